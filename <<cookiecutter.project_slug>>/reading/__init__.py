@@ -1,0 +1,7 @@
+"""From a file to a table of tokens, or to one sentence that says what is wrong with the file."""
+
+from .faults import DataError
+from .tables import read_table, row_name
+from .tokens import pad, tokenized
+
+__all__ = ["DataError", "pad", "read_table", "row_name", "tokenized"]

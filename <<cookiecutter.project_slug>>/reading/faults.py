@@ -1,0 +1,70 @@
+"""Find the line of a file that could not be read: the libraries that read in blocks do not say."""
+
+import csv
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+
+class DataError(ValueError):
+    """A data file that cannot be used: the message says what, where and what was expected."""
+
+
+def first_fault(path: Path, error: Exception) -> DataError:
+    """Name the first faulty line of a file whose reading ended in `error`."""
+    try:
+        for _ in records(path):
+            pass
+    except DataError as fault:
+        return fault
+    reason = str(error.__cause__ or error).strip().splitlines() or [type(error).__name__]
+    return DataError(f"{path}: cannot be read as {path.suffix[1:]} ({reason[0]})")
+
+
+def records(path: Path) -> Iterator[int]:
+    """Yield the line on which each record of a text format begins or, in CSV, ends.
+
+    Raises:
+        DataError: at the first line that is not UTF-8, not JSON, or wider than the header.
+    """
+    if path.suffix == ".jsonl":
+        for number, line in _lines(path):
+            if line.strip():
+                _check_object(path, number, line)
+                yield number
+    elif path.suffix in (".csv", ".tsv"):
+        yield from _csv_records(path, "\t" if path.suffix == ".tsv" else ",")
+    elif path.suffix == ".txt":
+        for number, _ in _lines(path):
+            yield number
+
+
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    with path.open("rb") as lines:
+        for number, line in enumerate(lines, 1):
+            try:
+                yield number, line.decode("utf-8")
+            except UnicodeDecodeError:
+                raise DataError(f"{path}:{number}: not UTF-8; save the file as UTF-8") from None
+
+
+def _check_object(path: Path, number: int, line: str) -> None:
+    try:
+        row = json.loads(line)
+    except ValueError as reason:
+        raise DataError(f"{path}:{number}: broken JSON ({reason}); expected one object") from None
+    if not isinstance(row, dict):
+        raise DataError(f"{path}:{number}: a JSON {type(row).__name__}; expected one object")
+
+
+def _csv_records(path: Path, delimiter: str) -> Iterator[int]:
+    rows = csv.reader((line for _, line in _lines(path)), delimiter=delimiter)
+    try:
+        width = len(next(rows, []))
+        for row in rows:
+            if len(row) > width:
+                raise DataError(f"{path}:{rows.line_num}: {len(row)} cells; expected {width}")
+            if row:
+                yield rows.line_num
+    except csv.Error as reason:
+        raise DataError(f"{path}:{rows.line_num}: broken CSV ({reason})") from None

@@ -1,0 +1,39 @@
+"""Tokenize a table once, in parallel and cached, and pad its rows into batches."""
+
+import os
+from collections.abc import Callable
+
+import datasets
+import torch
+from torch.nn.utils.rnn import pad_sequence
+from transformers import PreTrainedTokenizerBase
+
+ROWS_PER_PROCESS = 10_000
+
+
+def tokenized(
+    table: datasets.Dataset,
+    encode: Callable[[dict[str, list]], dict[str, list]],
+    tokenizer: PreTrainedTokenizerBase,
+) -> datasets.Dataset:
+    """Apply `encode` to batches of rows and keep only the columns it returns.
+
+    The result is cached by the table, the code of `encode` and all that it uses, and
+    memory-mapped: a second run, or a second process, finds it.
+    """
+    if tokenizer.is_fast:
+        # Truncation is kept inside the tokenizer, and would change the hash the cache goes by.
+        tokenizer.backend_tokenizer.no_truncation()
+        tokenizer.backend_tokenizer.no_padding()
+    processes = min(os.cpu_count() or 1, len(table) // ROWS_PER_PROCESS)
+    return table.map(
+        encode,
+        batched=True,
+        remove_columns=table.column_names,
+        num_proc=processes if processes > 1 else None,
+    )
+
+
+def pad(examples: list[dict[str, torch.Tensor]], key: str, value: int) -> torch.Tensor:
+    """Stack one key of the examples, filled up with `value` to the longest: (batch, length)."""
+    return pad_sequence([e[key] for e in examples], batch_first=True, padding_value=value)

@@ -1,0 +1,214 @@
+"""Train the model of `model/` on the data of `data/`.
+
+accelerate launch train.py                                          the first run, as it stands
+accelerate launch train.py --train_input my.jsonl --valid_input my_valid.jsonl --outdir run1
+accelerate launch train.py --restore_dir run1/last                  go on with a stopped run
+accelerate launch --multi_gpu --num_processes 2 train.py            two GPUs
+"""
+
+import argparse
+import json
+import math
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import nullcontext
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object, send_to_device
+from torch.optim.lr_scheduler import LambdaLR
+
+from model.configuration import BASE_MODEL, ModelConfig
+from model.dataset import COLUMNS, generate_dataset
+from model.modeling import Model
+from reading import DataError
+from training import RunError
+from training.arguments import parse_args
+from training.batches import Batches, MicroBatch
+from training.checkpoint import Checkpoints
+from training.launch import load_tokenizer, main_process_first, start
+from training.optimization import SCHEDULERS, build_optimizer, build_scheduler
+from training.progress import LossSum, progress_bar
+from training.randomness import seed_all
+from training.state import open_state
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description="Train the model of model/.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    data = parser.add_argument_group("data and model")
+    data.add_argument("--train_input", default="data/train.jsonl", help="file to learn from")
+    data.add_argument("--valid_input", default="data/valid.jsonl", help="file to choose best/ by")
+    for name, column in COLUMNS.items():
+        data.add_argument(f"--{name}", default=column, help="column of both files")
+    data.add_argument("--model_id", default=BASE_MODEL, help="base model: Hub id or folder")
+    data.add_argument("--max_len", type=int, default=128, help="most tokens in a text or block")
+    run = parser.add_argument_group("run")
+    run.add_argument("--outdir", default="outputs", help="folder for best/, last/ and log.json")
+    run.add_argument("--restore_dir", help="go on from this last/, with the arguments it had")
+    run.add_argument("--epochs", type=int, default=3)
+    run.add_argument("--max_steps", type=int, help="optimizer steps, instead of epochs")
+    run.add_argument("--save_steps", type=int, help="save last/ every so many steps, too")
+    run.add_argument("--seed", type=int, default=42)
+    run.add_argument("--num_workers", type=int, default=2, help="loader processes")
+    step = parser.add_argument_group("step")
+    step.add_argument("--batch_size", type=int, default=32, help="per process, forward pass")
+    step.add_argument("--accumulation", type=int, default=1, help="forward passes in a step")
+    step.add_argument("--eval_batch_size", type=int, default=64, help="per process, validation")
+    step.add_argument("--lr", type=float, default=1e-3)
+    step.add_argument("--lr_scheduler_type", choices=SCHEDULERS, default="linear")
+    step.add_argument("--lr_scheduler_kwargs", type=json.loads, help="its options, as JSON")
+    step.add_argument("--num_warmup_steps", type=int, default=0, help="optimizer steps")
+    step.add_argument("--weight_decay", type=float, default=0.01)
+    step.add_argument("--max_grad_norm", type=float, default=1.0)
+    return parser
+
+
+def train_step(
+    accelerator: Accelerator,
+    model: torch.nn.Module,
+    micro_batches: Iterator[tuple[dict[str, torch.Tensor], MicroBatch]],
+) -> tuple[torch.Tensor, MicroBatch]:
+    """Add up the gradients of a global batch; return this process's part of its loss."""
+    step_loss = torch.zeros((), device=accelerator.device)
+    for inputs, micro in micro_batches:
+        seed_all(*micro.seed)
+        inputs = send_to_device(inputs, accelerator.device, non_blocking=True)
+        with nullcontext() if micro.ends_step else accelerator.no_sync(model):
+            loss = model(**inputs, num_items_in_batch=micro.num_items).loss * micro.weight
+            # The loss is a sum over the processes, but their gradients are averaged.
+            accelerator.backward(loss * accelerator.num_processes)
+        step_loss += loss.detach()
+        if micro.ends_step:
+            break
+    return step_loss, micro
+
+
+def train(
+    accelerator: Accelerator,
+    model: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    scheduler: LambdaLR,
+    batches: Batches,
+    checkpoints: Checkpoints,
+    total_steps: int,
+    max_grad_norm: float,
+) -> dict[str, float]:
+    """Train to the end of the epoch, or of the run; return what log.json keeps of it."""
+    state = checkpoints.state
+    done = state.examples // batches.global_batch_size
+    losses = LossSum(state.train_loss)
+    micro_batches = batches.epoch(state.current_epoch, state.examples)
+    bar = progress_bar(accelerator, state.current_epoch, "TRAIN", len(batches), done)
+    model.train()
+    for _ in range(min(len(batches) - done, total_steps - state.step)):
+        loss, step = train_step(accelerator, model, micro_batches)
+        accelerator.clip_grad_norm_(model.parameters(), max_grad_norm)
+        lr = optimizer.param_groups[0]["lr"]
+        optimizer.step()
+        optimizer.zero_grad()
+        if not accelerator.optimizer_step_was_skipped:
+            scheduler.step()
+        losses.add(loss, step.num_items)
+        state.advance(step.num_examples, step.num_items, accelerator.optimizer_step_was_skipped)
+        bar.set_postfix(loss=losses.last, lr=lr, refresh=False)
+        bar.update()
+        checkpoints.save_if_due(losses)
+    bar.close()
+    state.train_loss = losses.total()
+    return {"loss": math.fsum(gather_object([state.train_loss])) / state.train_items}
+
+
+@torch.no_grad()
+def valid(
+    accelerator: Accelerator, model: torch.nn.Module, batches: Batches, epoch: int
+) -> dict[str, float]:
+    """Compute the loss over the whole validation set; return what log.json keeps of it."""
+    losses = LossSum()
+    bar = progress_bar(accelerator, epoch, "VALID", len(batches))
+    model.eval()
+    for inputs, micro in batches.epoch():
+        inputs = send_to_device(inputs, accelerator.device, non_blocking=True)
+        loss = model(**inputs, num_items_in_batch=micro.num_items).loss * micro.weight
+        losses.add(loss, micro.num_items)
+        bar.set_postfix(loss=losses.last, refresh=False)
+        bar.update()
+    bar.close()
+    count = int(batches.dataset.num_items.sum())
+    return {"loss": math.fsum(gather_object([losses.total()])) / count, "count": count}
+
+
+def main(argv: list[str] | None = None) -> None:
+    args, notes = parse_args(build_parser(), argv)
+    accelerator = start()
+    tokenizer = load_tokenizer(args.restore_dir or args.model_id)
+    columns = {name: getattr(args, name) for name in COLUMNS}
+    with main_process_first(accelerator):
+        train_set = generate_dataset(args.train_input, tokenizer, args.max_len, **columns)
+        valid_set = generate_dataset(args.valid_input, tokenizer, args.max_len, **train_set.schema)
+    rank, world = accelerator.process_index, accelerator.num_processes
+    state = open_state(args, train_set, rank, world)
+    processes = {"process_index": rank, "num_processes": world, "num_workers": args.num_workers}
+    train_batches = Batches(
+        train_set,
+        args.batch_size,
+        state.global_batch_size,
+        shuffle=True,
+        seed=args.seed,
+        **processes,
+    )
+    valid_batches = Batches(
+        valid_set, args.eval_batch_size, args.eval_batch_size * world, shuffle=False, **processes
+    )
+    total_steps = args.max_steps or args.epochs * len(train_batches)
+
+    seed_all(args.seed)
+    if args.restore_dir is None:
+        model = Model(ModelConfig(args.model_id, **train_set.schema))
+    else:
+        model = Model.from_pretrained(args.restore_dir, dtype=torch.float32)
+    optimizer = build_optimizer(model, args.lr, args.weight_decay)
+    model, optimizer = accelerator.prepare(model, optimizer)
+    checkpoints = Checkpoints(
+        accelerator, Path(args.outdir), model, optimizer, tokenizer, state, args.save_steps
+    )
+    if args.restore_dir is not None:
+        checkpoints.restore(Path(args.restore_dir))
+    scheduler = build_scheduler(
+        optimizer.optimizer,
+        args.lr_scheduler_type,
+        args.num_warmup_steps,
+        total_steps,
+        args.lr_scheduler_kwargs,
+        steps_done=state.scheduler_steps,
+    )
+    while state.step < total_steps or state.validated_step < state.step:
+        began = time.perf_counter()
+        train_log = train(
+            accelerator,
+            model,
+            optimizer,
+            scheduler,
+            train_batches,
+            checkpoints,
+            total_steps,
+            args.max_grad_norm,
+        )
+        valid_log = valid(accelerator, model, valid_batches, state.current_epoch)
+        is_best = state.record(train_log, valid_log, time.perf_counter() - began)
+        checkpoints.save(is_best)
+    accelerator.end_training()
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except (DataError, RunError) as error:
+        if os.environ.get("RANK", "0") == "0":
+            print(f"train.py: {error}", file=sys.stderr)
+        sys.exit(2)

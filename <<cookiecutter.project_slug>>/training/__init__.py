@@ -1,0 +1,5 @@
+"""The machinery: batches, checkpoints, progress. It knows no task, and nothing of `model/`."""
+
+
+class RunError(ValueError):
+    """A run that cannot start or go on: the message says what, where and what was expected."""

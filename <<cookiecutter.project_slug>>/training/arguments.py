@@ -1,0 +1,58 @@
+"""The arguments of a run: checked, and on going on, those that the run had before."""
+
+import argparse
+from pathlib import Path
+
+from . import RunError
+from .files import find_whole
+from .state import TrainingState
+
+# A resumed run may name these anew without being another run.
+PLACES = ("outdir", "restore_dir")
+AT_LEAST_ONE = (
+    "epochs",
+    "max_steps",
+    "save_steps",
+    "batch_size",
+    "accumulation",
+    "eval_batch_size",
+)
+
+
+def parse_args(
+    parser: argparse.ArgumentParser, argv: list[str] | None = None
+) -> tuple[argparse.Namespace, list[str]]:
+    """Parse the command line; with `--restore_dir`, what is not given is as it was.
+
+    Returns:
+        The arguments, where `restore_dir` is a checkpoint that has been found whole; and notes for
+        the screen on what has changed.
+
+    Raises:
+        RunError: `restore_dir` is no checkpoint, `outdir` holds another run, or a number is out
+            of its range.
+    """
+    args, notes = parser.parse_args(argv), []
+    if args.restore_dir is not None:
+        folder = find_whole(Path(args.restore_dir))
+        if folder != Path(args.restore_dir):
+            notes.append(f"{args.restore_dir} is damaged; going on from the one before, {folder}")
+        before = TrainingState.read(folder).args
+        here = {"outdir": str(Path(args.restore_dir).parent)}
+        parser.set_defaults(**{k: v for k, v in before.items() if k in args}, **here)
+        args = parser.parse_args(argv)
+        args.restore_dir = str(folder)
+        for name, value in vars(args).items():
+            if name not in PLACES and name in before and before[name] != value:
+                notes.append(f"--{name} is now {value}; it was {before[name]}")
+    elif any((Path(args.outdir) / name).exists() for name in ("last", "best", "log.json")):
+        raise RunError(
+            f"{args.outdir}: holds a run already; go on with it by --restore_dir "
+            f"{args.outdir}/last, or choose another --outdir"
+        )
+    for name in AT_LEAST_ONE:
+        if (value := getattr(args, name)) is not None and value < 1:
+            raise RunError(f"--{name} {value}: expected at least 1")
+    if args.max_len < 2:
+        raise RunError(f"--max_len {args.max_len}: expected at least 2")
+    return args, notes

@@ -1,0 +1,125 @@
+"""Files that are either whole or not there: written aside, flushed, and published in one step."""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from . import RunError
+
+MANIFEST = "manifest.json"
+STORE = ".checkpoints"
+
+
+def write_file(path: Path, text: str) -> None:
+    """Replace a file in one atomic step."""
+    aside = path.with_name(f".{path.name}.tmp")
+    aside.write_text(text, encoding="utf-8")
+    _flush(aside)
+    os.replace(aside, path)
+    _flush(path.parent)
+
+
+def publish(folder: Path, write: Callable[[Path], None], keep: int = 0) -> None:
+    """Make `folder` lead to what `write` writes, in one atomic step.
+
+    The content is written to a new folder beside the one in use, with a manifest written last;
+    `folder` is a link, which is then replaced. A process killed at any moment leaves `folder` as
+    it was or as it is to be.
+
+    Args:
+        write: Fills the empty folder that it is given.
+        keep: How many of the contents before this one to keep.
+    """
+    store = folder.parent / STORE
+    store.mkdir(parents=True, exist_ok=True)
+    versions = _versions(folder)
+    version = store / f"{folder.name}.{versions[-1][0] + 1 if versions else 0}"
+    aside = store / f"{version.name}.tmp"
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir()
+    write(aside)
+    for file in sorted(aside.iterdir()):
+        _flush(file)
+    manifest = {f.name: {"size": f.stat().st_size, "sha256": _sha256(f)} for f in aside.iterdir()}
+    write_file(aside / MANIFEST, json.dumps(manifest, indent=2, sort_keys=True))
+    os.rename(aside, version)
+    if folder.is_dir() and not folder.is_symlink():  # a copy of a run, made with its links followed
+        os.rename(folder, store / f"{folder.name}.copied.tmp")
+    _flush(store)
+    link = store / f"{folder.name}.link"
+    link.unlink(missing_ok=True)
+    link.symlink_to(Path(STORE) / version.name)
+    os.replace(link, folder)
+    _flush(folder.parent)
+    for _, old in versions[: len(versions) - keep]:
+        shutil.rmtree(old)
+
+
+def clean(outdir: Path) -> None:
+    """Remove what a killed save has left behind."""
+    for leftover in [*(outdir / STORE).glob("*.tmp"), *(outdir / STORE).glob("*.link")]:
+        leftover.unlink() if leftover.is_symlink() else shutil.rmtree(leftover)
+
+
+def find_whole(folder: Path) -> Path:
+    """The content of a published folder or, where that is damaged, the newest whole one before.
+
+    Raises:
+        RunError: `folder` is no checkpoint, or no whole one is left.
+    """
+    if not (folder / MANIFEST).is_file():
+        raise RunError(f"{folder}: no checkpoint here; expected a folder that a run saved")
+    fault = find_fault(folder)
+    if fault is None:
+        return folder
+    for _, version in reversed(_versions(folder)):
+        if find_fault(version) is None:
+            return version
+    raise RunError(f"{folder}: damaged, and no whole checkpoint before it ({fault})")
+
+
+def find_fault(folder: Path) -> str | None:
+    """Hold a checkpoint against its manifest; say what is wrong with it, if anything."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        for name, expected in manifest.items():
+            file = folder / name
+            if not file.is_file():
+                return f"{name} is missing"
+            if file.stat().st_size != expected["size"]:
+                return f"{name} has {file.stat().st_size} bytes, not {expected['size']}"
+            if _sha256(file) != expected["sha256"]:
+                return f"{name} has been altered"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return f"{MANIFEST} cannot be read"
+    return None
+
+
+def _versions(folder: Path) -> list[tuple[int, Path]]:
+    """All complete contents of a published folder, the oldest first."""
+    found = []
+    for path in (folder.parent / STORE).glob(f"{folder.name}.*"):
+        number = path.name.rpartition(".")[2]
+        if number.isdecimal():
+            found.append((int(number), path))
+    return sorted(found)
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _flush(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

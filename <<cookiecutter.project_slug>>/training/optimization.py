@@ -1,0 +1,54 @@
+"""The optimizer and its schedule, which is counted in optimizer steps."""
+
+import torch
+from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
+from transformers import SchedulerType, get_scheduler
+
+# Those whose learning rate is a function of the step; the other two follow a metric.
+SCHEDULERS = sorted({s.value for s in SchedulerType} - {"reduce_lr_on_plateau", "greedy"})
+
+
+def build_optimizer(model: nn.Module, lr: float, weight_decay: float) -> torch.optim.Optimizer:
+    """AdamW, fused, with weight decay on matrices only.
+
+    Biases and the weights of norms, whatever an architecture calls them, are the parameters of
+    one dimension.
+    """
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW([g for g in groups if g["params"]], lr=lr, fused=True)
+
+
+def build_scheduler(
+    optimizer: torch.optim.Optimizer,
+    name: str,
+    num_warmup_steps: int,
+    num_training_steps: int,
+    options: dict | None = None,
+    steps_done: int = 0,
+) -> LambdaLR:
+    """A schedule of `transformers.get_scheduler`, as it stands after `steps_done` steps.
+
+    Args:
+        options: What the named schedule takes besides. By default the last tenth of
+            `warmup_stable_decay` decays, and a schedule with a least rate goes to a tenth.
+    """
+    defaults: dict[str, dict] = {
+        "warmup_stable_decay": {"num_decay_steps": num_training_steps // 10},
+        "cosine_with_min_lr": {"min_lr_rate": 0.1},
+        "cosine_warmup_with_min_lr": {"min_lr_rate": 0.1},
+    }
+    options = {**defaults.get(name, {}), **(options or {})}
+    scheduler = get_scheduler(
+        name, optimizer, num_warmup_steps, num_training_steps, scheduler_specific_kwargs=options
+    )
+    scheduler.last_epoch = steps_done
+    for group, base_lr, factor in zip(
+        optimizer.param_groups, scheduler.base_lrs, scheduler.lr_lambdas, strict=True
+    ):
+        group["lr"] = base_lr * factor(steps_done)
+    return scheduler

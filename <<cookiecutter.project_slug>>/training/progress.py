@@ -1,0 +1,56 @@
+"""What a run shows while it goes on, and the losses it shows."""
+
+from collections import deque
+
+import torch
+from accelerate import Accelerator
+from tqdm import tqdm
+
+# On an accelerator, reading a number waits for all the work queued before it: read in groups.
+READ_EVERY = 16
+
+
+def progress_bar(
+    accelerator: Accelerator, epoch: int, phase: str, total: int, initial: int = 0
+) -> tqdm:
+    """`[Epoch 0] [TRAIN]:  12%|█▏        | 520/4387 [02:31<20:56,  3.08it/s, loss=2.56]`"""
+    return tqdm(
+        total=total,
+        initial=initial,
+        desc=f"[Epoch {epoch}] [{phase}]",
+        disable=not accelerator.is_main_process,
+        dynamic_ncols=True,
+    )
+
+
+class LossSum:
+    """Adds up losses that are still being computed, without waiting for each.
+
+    Attributes:
+        last: The newest loss that has been read, per label item.
+    """
+
+    def __init__(self, start: float = 0.0):
+        self._sum = start
+        self._pending: deque[tuple[torch.Tensor, int]] = deque()
+        self.last: float | None = None
+
+    def add(self, mean: torch.Tensor, num_items: int) -> None:
+        """Take note of a loss, a scalar, that is the mean of `num_items` label items."""
+        self._pending.append((mean.detach(), num_items))
+        if mean.device.type == "cpu" or len(self._pending) >= READ_EVERY:
+            self._read()
+
+    def total(self) -> float:
+        """The sum over all label items so far."""
+        self._read()
+        return self._sum
+
+    def _read(self) -> None:
+        if not self._pending:
+            return
+        means = torch.stack([mean for mean, _ in self._pending]).tolist()
+        for mean, (_, num_items) in zip(means, self._pending, strict=True):
+            self._sum += mean * num_items
+        self._pending.clear()
+        self.last = means[-1]

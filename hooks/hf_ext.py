@@ -1,0 +1,169 @@
+"""Jinja filters of this template: check refuses bad answers, lit quotes good ones.
+
+Cookiecutter loads this file as a local extension, before the first question and also with
+--accept-hooks no. It is not a hook itself.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import keyword
+import re
+import sys
+import unicodedata
+from importlib import metadata
+from pathlib import Path
+
+from cookiecutter.exceptions import FailedHookException
+from cookiecutter.find import find_template
+from jinja2 import Environment
+from jinja2.ext import Extension
+
+# Cookiecutter shows the text of an ImportError as one line, before the first question.
+if "env" not in inspect.signature(find_template).parameters:
+    # Not cookiecutter.__version__: it is wrong in 2.7.0.
+    raise ImportError(
+        "hf-template needs cookiecutter 2.6.0 or newer, this is "
+        f"{metadata.version('cookiecutter')}: pip install --upgrade cookiecutter"
+    )
+if sys.version_info < (3, 10):  # noqa: UP036 - cookiecutter 2.6 also runs on older ones
+    raise ImportError(
+        "hf-template needs Python 3.10 or newer, cookiecutter runs on "
+        f"{sys.version.split()[0]} here: install it into a newer one"
+    )
+
+MAX_TEXT = 200
+MAX_SLUG = 64
+MAX_HUB_ID = 96
+
+SLUG = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
+HUB_NAME = r"[A-Za-z0-9_]([A-Za-z0-9._-]*[A-Za-z0-9_])?"
+HUB_ID = re.compile(rf"({HUB_NAME}/)?{HUB_NAME}")
+TEMPLATE_MARKS = ("<<", ">>", "{{", "}}", "{%", "%}")
+
+# Characters that at least one of Python, TOML, YAML and JSON misreads, or that make a line look
+# like another one: DEL and C1, text direction, line and paragraph separators, byte order marks.
+UNSAFE = re.compile(r"[\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ufffe\uffff]")
+
+PACKAGES = """
+    accelerate bitsandbytes datasets deepspeed evaluate filelock fsspec huggingface_hub hypothesis
+    jinja2 matplotlib mypy numpy packaging pandas peft pip psutil pyarrow pytest regex requests ruff
+    safetensors scipy sentencepiece setuptools sympy tensorboard tokenizers torch torchaudio
+    torchvision tqdm transformers triton typing_extensions wandb wheel yaml
+"""
+PLACES = """
+    best build checkpoints configs configuration data dataset dist last model modeling models
+    outputs predict reading src templates test tests tiny train training
+"""
+DEVICES = """
+    aux con nul prn com0 com1 com2 com3 com4 com5 com6 com7 com8 com9
+    lpt0 lpt1 lpt2 lpt3 lpt4 lpt5 lpt6 lpt7 lpt8 lpt9
+"""
+
+# A project named like one of these would break imports, pip or the file system.
+TAKEN = {
+    "a Python keyword": set(keyword.kwlist),
+    "a module of the standard library": set(sys.stdlib_module_names),
+    "a package that the project uses": set(PACKAGES.split()),
+    "a file or folder of the project": set(PLACES.split()),
+    "a device on Windows": set(DEVICES.split()),
+}
+
+
+def text_problem(value: str) -> str | None:
+    """What is wrong with a line of free text, or None."""
+    expected = f"expected one line of 1 to {MAX_TEXT} printable characters"
+    if not value.strip():
+        return f"is empty; {expected}"
+    if len(value) > MAX_TEXT:
+        return f"has {len(value)} characters; {expected}"
+    for mark in TEMPLATE_MARKS:
+        if mark in value:
+            return f"holds the template mark {mark}; {expected} without such marks"
+    for char in value:
+        if UNSAFE.match(char) or unicodedata.category(char) in ("Cc", "Cs"):
+            return f"holds the character U+{ord(char):04X}; {expected}"
+    return None
+
+
+def slug_problem(value: str) -> str | None:
+    """What is wrong with the name of the project's folder and package, or None."""
+    if not SLUG.fullmatch(value) or len(value) > MAX_SLUG:
+        return (
+            "is not a project name; expected words of a-z and 0-9 joined by single hyphens, the"
+            f" first starting with a letter, at most {MAX_SLUG} characters, such as my-project"
+        )
+    for what, names in TAKEN.items():
+        if value.replace("-", "_") in names:
+            return f"is also {what}; expected another name, such as my-{value}"
+    return None
+
+
+def base_model_problem(value: str) -> str | None:
+    """What is wrong with a base model, or None. Right ones need no escaping in a string."""
+    if re.match(r"(/|\./|~/).", value):
+        if value != value.strip() or re.search(r"[\"'\\]", value):
+            return "is not a usable path; expected one without quotes, backslashes or outer spaces"
+        return text_problem(value)
+    odd = "--" in value or ".." in value or value.endswith(".git")
+    if len(value) > MAX_HUB_ID or odd or not HUB_ID.fullmatch(value):
+        return (
+            f"is not a base model; expected tiny, a Hub id (name or org/name, at most {MAX_HUB_ID}"
+            " characters) or a local folder that starts with /, ./ or ~/"
+        )
+    return None
+
+
+def task_problem(value: str) -> str | None:
+    """What is wrong with the task, or None. Only a replay file can hold a wrong one."""
+    questions = Path(__file__).resolve().parent.parent / "cookiecutter.json"
+    tasks = json.loads(questions.read_text(encoding="utf-8"))["task"]
+    return None if value in tasks else f"is not a task; expected one of {', '.join(tasks)}"
+
+
+PROBLEMS = {
+    "project_name": text_problem,
+    "project_slug": slug_problem,
+    "description": text_problem,
+    "author": text_problem,
+    "task": task_problem,
+    "base_model": base_model_problem,
+}
+
+
+def shown(value: object) -> str:
+    """The value as one short line that every console can print."""
+    text = repr(value)
+    if len(text) > 80:
+        text = f"{text[:76]}...{text[-1]}"
+    encoding = getattr(sys.stdout, "encoding", None) or "ascii"
+    return text.encode(encoding, "backslashreplace").decode(encoding)
+
+
+def check(value: object, name: str) -> object:
+    """Return the answer to question `name`, or stop cookiecutter with one sentence."""
+    problem = PROBLEMS[name](value) if isinstance(value, str) else "is not text; expected text"
+    if problem:
+        raise FailedHookException(f"{name} {shown(value)} {problem}.")
+    return value
+
+
+def lit(value: str) -> str:
+    """Quote a value so that Python, TOML, YAML and JSON all read it back unchanged."""
+    text = json.dumps(value, ensure_ascii=False)
+    return UNSAFE.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
+
+
+def usable_slug(slug: str) -> str:
+    """A slug that passes its own check: 123-go and torch get a word in front, "" becomes one."""
+    slug = slug[:MAX_SLUG].rstrip("-")
+    return f"project-{slug}"[:MAX_SLUG].rstrip("-") if slug_problem(slug) else slug
+
+
+class HFExtension(Extension):
+    """Adds the filters to Cookiecutter's environment."""
+
+    def __init__(self, environment: Environment) -> None:
+        super().__init__(environment)
+        environment.filters.update(check=check, lit=lit, usable_slug=usable_slug)

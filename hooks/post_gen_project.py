@@ -1,0 +1,20 @@
+"""Say what to do next. On stderr, and never in the way: a hook that fails undoes the project."""
+
+import contextlib
+import os
+import shlex
+import sys
+
+NEXT_STEPS = f"""
+<< cookiecutter.project_slug >> (<< cookiecutter.task >>) is ready:
+
+  cd {shlex.quote(os.getcwd())}
+  make train                      # sets up .venv, then trains on data/
+  make test                       # the project's own tests
+  accelerate launch train.py      # the same training, in an environment of your own
+"""
+
+if sys.stderr is not None:
+    # Not print: a stream that cannot be written to fails once more when Python exits.
+    with contextlib.suppress(OSError):
+        os.write(2, NEXT_STEPS.encode(sys.stderr.encoding, "backslashreplace"))

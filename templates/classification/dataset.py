@@ -1,0 +1,103 @@
+"""The data: a text and its label per example."""
+
+from pathlib import Path
+
+import datasets
+import numpy as np
+import torch
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from reading import DataError, pad, read_table, row_name, tokenized
+
+from .configuration import BASE_MODEL
+
+COLUMNS = {"text_column": "text", "label_column": "label"}
+
+
+class Dataset(torch.utils.data.Dataset):
+    """Tokenized examples.
+
+    Attributes:
+        lengths: Tokens of each example, shape (n,); like lengths are batched together.
+        num_items: Label items of each example, shape (n,); the loss is averaged over these.
+        schema: How the file was read. Given to `generate_dataset`, it reads another file in the
+            same way; given to `ModelConfig`, it tells the model the labels.
+    """
+
+    def __init__(self, rows: datasets.Dataset, schema: dict, pad_token_id: int | None):
+        self.rows = rows.select_columns(["input_ids", "labels"])
+        self.lengths = rows.data.column("length").to_numpy()
+        self.num_items = np.ones(len(rows), dtype=np.int64)
+        self.schema = schema
+        self.pad_token_id = pad_token_id or 0  # any id will do: the mask hides it
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: list[int]) -> list[dict[str, torch.Tensor]]:
+        rows = self.rows[indices]
+        return [
+            {
+                "input_ids": torch.tensor(ids),
+                "attention_mask": torch.ones(len(ids), dtype=torch.long),
+                "labels": torch.tensor(label),
+            }
+            for ids, label in zip(rows["input_ids"], rows["labels"], strict=True)
+        ]
+
+    def collate(self, examples: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+        """Pad to the longest: ids and mask of shape (batch, length), labels of shape (batch,)."""
+        return {
+            "input_ids": pad(examples, "input_ids", self.pad_token_id),
+            "attention_mask": pad(examples, "attention_mask", 0),
+            "labels": torch.stack([example["labels"] for example in examples]),
+        }
+
+
+def generate_dataset(
+    path: str | Path,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    max_len: int = 128,
+    *,
+    text_column: str = COLUMNS["text_column"],
+    label_column: str = COLUMNS["label_column"],
+    labels: list[str] | None = None,
+) -> Dataset:
+    """Read a file of labelled texts.
+
+    Args:
+        path: JSON lines, CSV, TSV or Parquet.
+        tokenizer: The base model's own when not given.
+        max_len: Longer texts are cut to this many tokens.
+        text_column: The column that holds the text.
+        label_column: The column that holds the label, text or number.
+        labels: The label names to expect, in the order of their ids; those found in the file,
+            sorted, when not given.
+
+    Raises:
+        DataError: the file cannot be read, or holds a label that is not one of `labels`.
+    """
+    tokenizer = tokenizer or AutoTokenizer.from_pretrained(BASE_MODEL)
+    table = read_table(path, [text_column, label_column])
+    found = table.unique(label_column)
+    if labels is None:
+        labels = sorted(found, key=lambda name: (not name.isdigit(), name.zfill(20)))
+    for name in set(found) - set(labels):
+        where = row_name(path, table[label_column].index(name))
+        raise DataError(f"{where}: unknown label {name!r}; expected one of {', '.join(labels)}")
+    label2id = {name: index for index, name in enumerate(labels)}
+
+    def encode(batch: dict[str, list]) -> dict[str, list]:
+        ids = tokenizer(batch[text_column], truncation=True, max_length=max_len)["input_ids"]
+        return {
+            "input_ids": ids,
+            "labels": [label2id[name] for name in batch[label_column]],
+            "length": [len(i) for i in ids],
+        }
+
+    rows = tokenized(table, encode, tokenizer)
+    schema = {"text_column": text_column, "label_column": label_column, "labels": labels}
+    return Dataset(rows, schema, tokenizer.pad_token_id)

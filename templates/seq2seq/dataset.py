@@ -1,0 +1,98 @@
+"""The data: a source text and a target text per example."""
+
+from pathlib import Path
+
+import datasets
+import torch
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from reading import pad, read_table, tokenized
+
+from .configuration import BASE_MODEL
+
+COLUMNS = {"source_column": "source", "target_column": "target"}
+
+
+class Dataset(torch.utils.data.Dataset):
+    """Tokenized examples.
+
+    Attributes:
+        lengths: Tokens of source and target, shape (n,); like lengths are batched together.
+        num_items: Target tokens of each example, shape (n,); the loss is averaged over these.
+        schema: How the file was read. Given to `generate_dataset`, it reads another file in the
+            same way; given to `ModelConfig`, it is kept with the model.
+    """
+
+    def __init__(self, rows: datasets.Dataset, schema: dict, pad_token_id: int | None):
+        self.rows = rows.select_columns(["input_ids", "labels"])
+        self.num_items = rows.data.column("num_items").to_numpy()
+        self.lengths = rows.data.column("length").to_numpy()
+        self.schema = schema
+        self.pad_token_id = pad_token_id or 0  # any id will do: the mask hides it
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: list[int]) -> list[dict[str, torch.Tensor]]:
+        rows = self.rows[indices]
+        return [
+            {
+                "input_ids": torch.tensor(ids),
+                "attention_mask": torch.ones(len(ids), dtype=torch.long),
+                "labels": torch.tensor(labels),
+            }
+            for ids, labels in zip(rows["input_ids"], rows["labels"], strict=True)
+        ]
+
+    def collate(self, examples: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+        """Pad sources and targets to their longest: three tensors of shape (batch, length)."""
+        return {
+            "input_ids": pad(examples, "input_ids", self.pad_token_id),
+            "attention_mask": pad(examples, "attention_mask", 0),
+            "labels": pad(examples, "labels", -100),
+        }
+
+
+def generate_dataset(
+    path: str | Path,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    max_len: int = 128,
+    *,
+    source_column: str = COLUMNS["source_column"],
+    target_column: str = COLUMNS["target_column"],
+) -> Dataset:
+    """Read a file of pairs.
+
+    Args:
+        path: JSON lines, CSV, TSV or Parquet.
+        tokenizer: The base model's own when not given.
+        max_len: Longer sources and targets are cut to this many tokens, the end mark included.
+        source_column: The column that holds the source text.
+        target_column: The column that holds the target text.
+
+    Raises:
+        DataError: the file cannot be read.
+    """
+    tokenizer = tokenizer or AutoTokenizer.from_pretrained(BASE_MODEL)
+    table = read_table(path, [source_column, target_column])
+    end = tokenizer.sep_token_id if tokenizer.eos_token_id is None else tokenizer.eos_token_id
+
+    def encode(batch: dict[str, list]) -> dict[str, list]:
+        cut = {"truncation": True, "max_length": max_len}
+        sources = tokenizer(batch[source_column], **cut)["input_ids"]
+        targets = tokenizer(text_target=batch[target_column], **cut)["input_ids"]
+        # A tokenizer that adds no end mark would teach the model never to stop.
+        targets = [ids if end in ids[-2:] else [*ids[: max_len - 1], end] for ids in targets]
+        return {
+            "input_ids": sources,
+            "labels": targets,
+            "length": [len(s) + len(t) for s, t in zip(sources, targets, strict=True)],
+            "num_items": [len(t) for t in targets],
+        }
+
+    rows = tokenized(table, encode, tokenizer)
+    schema = {"source_column": source_column, "target_column": target_column}
+    return Dataset(rows, schema, tokenizer.pad_token_id)

@@ -1,0 +1,81 @@
+"""Rendering for all tests: in this process, away from the user's own Cookiecutter settings."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+TEMPLATE = ROOT / "<<cookiecutter.project_slug>>"
+SLUG = "my-project"  # of a project rendered with the default answers
+TASKS: list[str] = json.loads((ROOT / "cookiecutter.json").read_text(encoding="utf-8"))["task"]
+CACHES = {"__pycache__", ".mypy_cache", ".pytest_cache", ".ruff_cache"}
+
+# Cookiecutter finds hooks/hf_ext.py like this while it renders; tests import it as well.
+sys.path.insert(0, str(ROOT))
+
+from cookiecutter.main import cookiecutter  # noqa: E402
+
+Render = Callable[..., Path]
+
+
+def bake(out: Path, answers: dict[str, str], hooks: bool = True) -> Path:
+    """Render a project into the folder `out`, without questions, and return the project."""
+    with tempfile.TemporaryDirectory() as private:
+        project = cookiecutter(
+            str(ROOT),
+            no_input=True,
+            extra_context=answers,
+            output_dir=str(out),
+            accept_hooks=hooks,
+            default_config={"replay_dir": private, "cookiecutters_dir": private},
+        )
+    return Path(project)
+
+
+def files_of(folder: Path) -> list[str]:
+    """The files below a folder, as sorted relative paths, without the caches of tools."""
+    paths = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
+    return sorted(path.as_posix() for path in paths if not CACHES.intersection(path.parts))
+
+
+@pytest.fixture(scope="session")
+def render(tmp_path_factory: pytest.TempPathFactory) -> Render:
+    """render(task="seq2seq", ...) gives a project that all tests share: do not write into it."""
+    shared = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared = shared.parent  # one level up, the workers meet
+    (shared / "rendered").mkdir(exist_ok=True)
+
+    def rendered(**answers: str) -> Path:
+        key = hashlib.sha256(json.dumps(answers, sort_keys=True).encode()).hexdigest()
+        target = shared / "rendered" / key[:16]
+        if not target.exists():
+            fresh = tmp_path_factory.mktemp("fresh")
+            bake(fresh, answers)
+            with contextlib.suppress(OSError):  # another worker was first
+                fresh.rename(target)
+        return target / answers.get("project_slug", SLUG)
+
+    return rendered
+
+
+@pytest.fixture(params=TASKS)
+def task(request: pytest.FixtureRequest) -> str:
+    """Each task in turn; @pytest.mark.parametrize("task", [...]) narrows it down."""
+    return request.param
+
+
+@pytest.fixture
+def project(task: str, render: Render, tmp_path: Path) -> Path:
+    """A project for the task that belongs to this one test."""
+    return Path(shutil.copytree(render(task=task), tmp_path / SLUG))

@@ -1,0 +1,520 @@
+"""Answers: odd ones come through unchanged, wrong ones are refused and leave nothing behind."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from cookiecutter.exceptions import FailedHookException
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from slugify import slugify
+
+from conftest import ROOT, SLUG, TASKS, Render, bake, files_of
+from hooks.hf_ext import PROBLEMS, check, lit, slug_problem, usable_slug
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+ODD_TEXTS = [
+    "plain",
+    'say "hello"',
+    "it's",
+    '"',
+    "'",
+    '"""',
+    "'''",
+    'ends in """',
+    "\\",
+    "\\\\",
+    "ends in \\",
+    'ends in \\"',
+    "\\n is no newline",
+    "\\u0041 \\x41 \\N{DASH} \\101",
+    "C:\\new\\table\\user",
+    "{",
+    "}",
+    "{name}",
+    "{0!r:>10}",
+    "%s %d %(name)s %%",
+    "$HOME ${HOME} $(id) $$",
+    "`id`",
+    "; rm -rf / #",
+    "a && b || c | d",
+    "> out < in",
+    "a < b > c",
+    "<b>bold</b> &amp; <!-- note -->",
+    "[link](http://example.org) **bold** _it_",
+    "# heading",
+    "- item",
+    "key: value",
+    "key = value",
+    "[table]",
+    "a, b; c",
+    "yes",
+    "null",
+    "1e3",
+    "0x10",
+    "007",
+    "-1",
+    "---",
+    "...",
+    "*anchor &ref !tag",
+    "@at ?what |pipe",
+    "~",
+    "  spaces around  ",
+    "日本語の　モデル",
+    "Žluťoučký kůň",
+    "مرحبا بالعالم",
+    "שלום",
+    "ไทย हिन्दी",
+    "e\u0301 combining",
+    "🤗 transformers",
+    "👩‍💻 joined, 🏳️‍🌈 too",
+    "no\u00a0break",
+    "zero\u200bwidth",
+    "soft\u00adhyphen",
+    "private \ue000 use",
+    "astral 𝕏 \U0010ffff",
+    "x" * 200,
+    "模" * 200,
+    "{ { % } }",
+    "{# comment #}",
+    "#}",
+    "import os",
+    "None",
+    "__import__('os').system('id')",
+    "'; DROP TABLE runs; --",
+    "../../etc/passwd",
+    "--help",
+    "\ufffd",
+]
+
+BAD_TEXTS = [
+    "",
+    " ",
+    "\u3000",
+    "\t",
+    "two\nlines",
+    "ends\n",
+    "carriage\rreturn",
+    "crlf\r\n",
+    "tab\tbed",
+    "nul\0",
+    "bell\a",
+    "escape \x1b[31m",
+    "unit\x1fseparator",
+    "delete\x7f",
+    "next line\x85",
+    "c1 \x9b",
+    "line\u2028separator",
+    "paragraph\u2029separator",
+    "right\u202eto left",
+    "isolate\u2066d",
+    "mark\u200f",
+    "left\u200e",
+    "arabic\u061cmark",
+    "\ufeffbyte order mark",
+    "non\ufffecharacter",
+    "lone \ud83d",
+    "lone \udc80",
+    "x" * 201,
+    "<< 7*7 >>",
+    "a << b",
+    "a >> b",
+    "<<% if x %>>",
+    "<<# note #>>",
+    "{{ 7*7 }}",
+    "{{",
+    "}}",
+    "{% raw %}",
+    "%}",
+    "{{{",
+]
+
+BAD_SLUGS = [
+    "",
+    " ",
+    ".",
+    "..",
+    "../esc",
+    "/etc",
+    "/",
+    "a/b",
+    "a\\b",
+    "~",
+    "~/x",
+    "C:\\x",
+    "-",
+    "-rf",
+    "--help",
+    "a-",
+    "a--b",
+    "a_b",
+    "_a",
+    "a b",
+    " a",
+    "a ",
+    "a.b",
+    "a,b",
+    "My-Project",
+    "ünder",
+    "模型",
+    "🤗",
+    "1a",
+    "123",
+    "a\n",
+    "a\nb",
+    "a\0",
+    "a'b",
+    'a"b',
+    "a;b",
+    "a$b",
+    "a*",
+    "a" * 65,
+    "a" * 300,
+    "{{ x }}",
+    "ａｂｃ",
+    "a١",
+    "class",
+    "import",
+    "lambda",
+    "os",
+    "json",
+    "random",
+    "logging",
+    "test",
+    "con",
+    "nul",
+    "aux",
+    "prn",
+    "com1",
+    "lpt9",
+    "torch",
+    "transformers",
+    "accelerate",
+    "datasets",
+    "numpy",
+    "safetensors",
+    "tqdm",
+    "matplotlib",
+    "tokenizers",
+    "huggingface-hub",
+    "pytest",
+    "ruff",
+    "mypy",
+    "model",
+    "training",
+    "train",
+    "tests",
+    "data",
+    "configs",
+    "tiny",
+    "outputs",
+]
+
+BAD_BASE_MODELS = [
+    "",
+    " ",
+    " tiny",
+    "tiny ",
+    "a/b/c",
+    "/",
+    "./",
+    "~/",
+    "org/",
+    "/\n",
+    "./a\0",
+    "./a\u202eb",
+    "./lone\udcff",
+    "../up",
+    "..",
+    ".",
+    "~user/x",
+    "a..b",
+    "a--b",
+    "org/a--b",
+    "org//a",
+    "-a",
+    "a-",
+    "org/-a",
+    ".hidden",
+    "a.",
+    "a.git",
+    "org/a.git",
+    "a b",
+    "a\nb",
+    "a:b",
+    "a@main",
+    "https://huggingface.co/org/name",
+    "C:\\models",
+    "org\\name",
+    "./it's",
+    './say "x"',
+    "./back\\slash",
+    "./outer space ",
+    "./{{ x }}",
+    "./{% x %}",
+    "模型",
+    "org/模型",
+    "a" * 97,
+    "org/" + "a" * 93,
+    "/" + "a" * 200,
+]
+
+GOOD_SLUGS = ["a", "a1", "my-project", "x-1-y", "torch-2", "my-torch", "tests-2", "a" * 64]
+
+GOOD_BASE_MODELS = [
+    "tiny",
+    "gpt2",
+    "google-t5/t5-small",
+    "org_1/Name.v2-x_y",
+    "a" * 96,
+    "/srv/models/bert",
+    "./models/a b",
+    "~/models/模型",
+    "./--odd..name",
+]
+
+
+def names(values: list[str]) -> list[str]:
+    return [ascii(value)[:40] for value in values]
+
+
+def assert_refused(folder: Path, name: str, value: str) -> None:
+    """One sentence that names the question and what was expected; nothing is created."""
+    with pytest.raises(FailedHookException) as refused:
+        check(value, name)
+    sentence = str(refused.value)
+    assert sentence.startswith(f"{name} ") and sentence.endswith("."), sentence
+    assert "expected" in sentence and sentence.isprintable() and len(sentence) < 300, sentence
+    if "<<" in value:
+        return  # cookiecutter renders given answers; only typed ones come as far as the check
+    with pytest.raises(FailedHookException) as refused:
+        bake(folder / "out", {name: value})
+    assert str(refused.value).startswith(f"{name} ")
+    assert list(folder.iterdir()) == []
+
+
+@pytest.mark.parametrize("text", ODD_TEXTS, ids=names(ODD_TEXTS))
+def test_odd_text_comes_through(text: str, tmp_path: Path) -> None:
+    task = TASKS[len(text) % len(TASKS)]
+    answers = {"project_name": text, "description": text, "author": text, "task": task}
+    project = bake(tmp_path, {"project_slug": SLUG, **answers}, hooks=False)
+    settings = tomllib.loads((project / "pyproject.toml").read_text(encoding="utf-8"))
+    assert settings["project"]["description"] == text
+    assert settings["project"]["authors"] == [{"name": text}]
+    for name in files_of(project):
+        if name.endswith(".py"):
+            ast.parse((project / name).read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("name", ["project_name", "description", "author"])
+@pytest.mark.parametrize("text", BAD_TEXTS, ids=names(BAD_TEXTS))
+def test_bad_text_is_refused(name: str, text: str, tmp_path: Path) -> None:
+    assert_refused(tmp_path, name, text)
+
+
+@pytest.mark.parametrize("slug", BAD_SLUGS, ids=names(BAD_SLUGS))
+def test_bad_slug_is_refused(slug: str, tmp_path: Path) -> None:
+    assert_refused(tmp_path, "project_slug", slug)
+
+
+@pytest.mark.parametrize("base_model", BAD_BASE_MODELS, ids=names(BAD_BASE_MODELS))
+def test_bad_base_model_is_refused(base_model: str, tmp_path: Path) -> None:
+    assert_refused(tmp_path, "base_model", base_model)
+
+
+def test_good_answers_pass() -> None:
+    for slug in GOOD_SLUGS:
+        assert check(slug, "project_slug") == slug
+    for base_model in GOOD_BASE_MODELS:
+        assert check(base_model, "base_model") == base_model
+        assert ast.literal_eval(f'"{base_model}"') == base_model  # as configuration.py has it
+    for task in TASKS:
+        assert check(task, "task") == task
+
+
+def test_no_text_at_all_is_refused() -> None:
+    wrong: list[object] = [None, 1, True, ["x"], {}]
+    for name in PROBLEMS:
+        for value in wrong:
+            with pytest.raises(FailedHookException, match=f"^{name} .*expected text"):
+                check(value, name)
+
+
+def test_projects_own_names_are_no_slugs(render: Render) -> None:
+    project = render()
+    for path in project.iterdir():
+        slug = path.stem.lower()
+        if path.is_dir() or path.suffix == ".py":
+            assert slug_problem(slug), slug
+
+
+@pytest.mark.parametrize(
+    ("name", "slug"),
+    [
+        ("My Project", "my-project"),
+        ("Žluť 模型", "zlut-mo-xing"),
+        ("123 go", "project-123-go"),
+        ("Torch", "project-torch"),
+        ("class", "project-class"),
+        ("🤗", "project"),
+        ("a " * 60, "a-" * 31 + "a"),
+    ],
+)
+def test_slug_made_from_the_name(name: str, slug: str, tmp_path: Path) -> None:
+    assert bake(tmp_path, {"project_name": name.strip()}, hooks=False).name == slug
+
+
+@settings(deadline=None)
+@given(st.text())
+def test_every_name_makes_a_good_slug(name: str) -> None:
+    assert slug_problem(usable_slug(slugify(name))) is None
+
+
+@settings(deadline=None)
+@given(st.text(st.characters(exclude_categories=["Cs"])))
+def test_lit_is_read_back_everywhere(text: str) -> None:
+    quoted = lit(text)
+    assert ast.literal_eval(quoted) == text
+    assert json.loads(quoted) == text
+    assert yaml.safe_load(quoted) == text
+    assert tomllib.loads(f"x = {quoted}")["x"] == text
+
+
+# From here on as a person runs it: the command, with its output.
+
+
+class Shell:
+    """Runs cookiecutter in an empty folder, with a home folder of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.here, self.home = folder / "here", folder / "home"
+        self.here.mkdir()
+        self.home.mkdir()
+
+    def run(
+        self, *arguments: str, typed: str = "", **environment: str
+    ) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "cookiecutter", str(ROOT), *arguments],
+            cwd=self.here,
+            env={**os.environ, "HOME": str(self.home), "COLUMNS": "200", **environment},
+            input=typed,
+            capture_output=True,
+            encoding="utf-8",
+        )
+
+    def assert_refused(self, done: subprocess.CompletedProcess[str], start: str) -> None:
+        assert done.returncode != 0
+        assert done.stdout.splitlines()[-1].startswith(start), done.stdout
+        assert list(self.here.iterdir()) == []
+
+
+@pytest.fixture
+def shell(tmp_path: Path) -> Shell:
+    return Shell(tmp_path)
+
+
+def test_no_input(task: str, shell: Shell) -> None:
+    done = shell.run("--no-input", f"task={task}")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == ""
+    assert f"cd {shell.here / SLUG}" in done.stderr
+    assert f'name = "{SLUG}"' in (shell.here / SLUG / "pyproject.toml").read_text("utf-8")
+
+
+def test_typed_answers(shell: Shell) -> None:
+    done = shell.run(typed='Title "x"\nmy-title\nIt\'s {x} \\ 日本語\nMe\n2\n\n')
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "seq2seq: turns a text into another text" in done.stdout
+    settings = tomllib.loads((shell.here / "my-title" / "pyproject.toml").read_text("utf-8"))
+    assert settings["project"]["description"] == "It's {x} \\ 日本語"
+    assert "(seq2seq) is ready" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "answer", ["project_slug=../esc", "base_model=a b", "author=", "author=}}"]
+)
+def test_bad_answer_on_the_command_line(answer: str, shell: Shell) -> None:
+    done = shell.run("--no-input", answer)
+    shell.assert_refused(done, answer.split("=")[0])
+    assert len(done.stdout.splitlines()) == 1
+    assert done.stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("typed", "start"),
+    [
+        ("a << b\n", "project_name 'a << b' holds the template mark <<"),
+        ("\n\n<< 7*7 >>\n", "description '<< 7*7 >>' holds the template mark <<"),
+        ("\n../esc\n", "project_slug '../esc' is not a project name"),
+        ("\n\n\n\n\ntorch torch\n", "base_model 'torch torch' is not a base model"),
+    ],
+)
+def test_bad_answer_stops_the_questions(typed: str, start: str, shell: Shell) -> None:
+    done = shell.run(typed=typed)
+    assert done.returncode != 0
+    # What was typed is not echoed here, so the last question and the sentence share a line.
+    assert f": {start}" in done.stdout.splitlines()[-1], done.stdout
+    assert "Traceback" not in done.stdout + done.stderr
+    assert list(shell.here.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("project_slug", "../esc"),
+        ("project_slug", "torch"),
+        ("project_name", "two\nlines"),
+        ("description", "<< 7*7 >>"),
+        ("author", 'x\n"""\nraise SystemExit'),
+        ("task", "vision"),
+        ("base_model", '"'),
+    ],
+)
+def test_replay_checks_again(name: str, value: str, shell: Shell) -> None:
+    assert shell.run("--no-input").returncode == 0
+    replay = shell.home / ".cookiecutter_replay" / f"{ROOT.name}.json"
+    answers = json.loads(replay.read_text(encoding="utf-8"))
+    answers["cookiecutter"][name] = value
+    replay.write_text(json.dumps(answers), encoding="utf-8")
+
+    before = files_of(shell.here.parent)
+    done = shell.run("--replay", "-o", "again")
+    assert done.returncode != 0
+    assert done.stdout.splitlines()[-1].startswith(f"{name} "), done.stdout
+    assert files_of(shell.here.parent) == before
+    assert not any((shell.here / "again").iterdir())
+
+
+def test_replay_of_good_answers(shell: Shell) -> None:
+    assert shell.run("--no-input", "description=again").returncode == 0
+    assert shell.run("--replay", "-o", "again").returncode == 0
+    first, second = shell.here / SLUG, shell.here / "again" / SLUG
+    for name in files_of(first):
+        assert (first / name).read_bytes() == (second / name).read_bytes()
+
+
+def test_next_steps_on_odd_consoles(shell: Shell) -> None:
+    done = shell.run("--no-input", "-o", "模型", PYTHONIOENCODING="ascii:strict", LC_ALL="C")
+    assert done.returncode == 0, done.stderr
+    assert "is ready" in done.stderr
+    command = [sys.executable, "-m", "cookiecutter", str(ROOT), "--no-input", "--default-config"]
+    script = 'exec "$@" 2>&-'
+    closed = subprocess.run(
+        ["sh", "-c", script, "sh", *command],
+        cwd=shell.here,
+        env={**os.environ, "HOME": str(shell.home)},
+    )
+    assert closed.returncode == 0
+    assert (shell.here / SLUG / "pyproject.toml").is_file()
