@@ -7,9 +7,7 @@ accelerate launch --multi_gpu --num_processes 2 train.py            two GPUs
 """
 
 import argparse
-import json
 import math
-import os
 import sys
 import time
 from collections.abc import Iterator
@@ -25,11 +23,10 @@ from model.configuration import BASE_MODEL, ModelConfig
 from model.dataset import COLUMNS, generate_dataset
 from model.modeling import Model
 from reading import DataError
-from training import RunError
 from training.arguments import parse_args
 from training.batches import Batches, MicroBatch
 from training.checkpoint import Checkpoints
-from training.launch import load_tokenizer, main_process_first, start
+from training.launch import load_tokenizer, main_process_first, run, start
 from training.optimization import SCHEDULERS, build_optimizer, build_scheduler
 from training.progress import LossSum, progress_bar
 from training.randomness import seed_all
@@ -62,7 +59,6 @@ def build_parser() -> argparse.ArgumentParser:
     step.add_argument("--eval_batch_size", type=int, default=64, help="per process, validation")
     step.add_argument("--lr", type=float, default=1e-3)
     step.add_argument("--lr_scheduler_type", choices=SCHEDULERS, default="linear")
-    step.add_argument("--lr_scheduler_kwargs", type=json.loads, help="its options, as JSON")
     step.add_argument("--num_warmup_steps", type=int, default=0, help="optimizer steps")
     step.add_argument("--weight_decay", type=float, default=0.01)
     step.add_argument("--max_grad_norm", type=float, default=1.0)
@@ -96,7 +92,6 @@ def train(
     scheduler: LambdaLR,
     batches: Batches,
     checkpoints: Checkpoints,
-    total_steps: int,
     max_grad_norm: float,
 ) -> dict[str, float]:
     """Train to the end of the epoch, or of the run; return what log.json keeps of it."""
@@ -106,7 +101,7 @@ def train(
     micro_batches = batches.epoch(state.current_epoch, state.examples)
     bar = progress_bar(accelerator, state.current_epoch, "TRAIN", len(batches), done)
     model.train()
-    for _ in range(min(len(batches) - done, total_steps - state.step)):
+    for _ in range(min(len(batches) - done, state.total_steps - state.step)):
         loss, step = train_step(accelerator, model, micro_batches)
         accelerator.clip_grad_norm_(model.parameters(), max_grad_norm)
         lr = optimizer.param_groups[0]["lr"]
@@ -151,21 +146,16 @@ def main(argv: list[str] | None = None) -> None:
     with main_process_first(accelerator):
         train_set = generate_dataset(args.train_input, tokenizer, args.max_len, **columns)
         valid_set = generate_dataset(args.valid_input, tokenizer, args.max_len, **train_set.schema)
-    rank, world = accelerator.process_index, accelerator.num_processes
-    state = open_state(args, train_set, rank, world)
-    processes = {"process_index": rank, "num_processes": world, "num_workers": args.num_workers}
+    state = open_state(args, train_set, accelerator)
+    load = {"accelerator": accelerator, "num_workers": args.num_workers}
     train_batches = Batches(
         train_set,
-        args.batch_size,
-        state.global_batch_size,
-        shuffle=True,
+        batch_size=args.batch_size,
         seed=args.seed,
-        **processes,
+        global_batch_size=state.global_batch_size,
+        **load,
     )
-    valid_batches = Batches(
-        valid_set, args.eval_batch_size, args.eval_batch_size * world, shuffle=False, **processes
-    )
-    total_steps = args.max_steps or args.epochs * len(train_batches)
+    valid_batches = Batches(valid_set, batch_size=args.eval_batch_size, **load)
 
     seed_all(args.seed)
     if args.restore_dir is None:
@@ -183,32 +173,18 @@ def main(argv: list[str] | None = None) -> None:
         optimizer.optimizer,
         args.lr_scheduler_type,
         args.num_warmup_steps,
-        total_steps,
-        args.lr_scheduler_kwargs,
-        steps_done=state.scheduler_steps,
+        state.total_steps,
+        state.scheduler_steps,
     )
-    while state.step < total_steps or state.validated_step < state.step:
+    while not state.is_over:
         began = time.perf_counter()
         train_log = train(
-            accelerator,
-            model,
-            optimizer,
-            scheduler,
-            train_batches,
-            checkpoints,
-            total_steps,
-            args.max_grad_norm,
+            accelerator, model, optimizer, scheduler, train_batches, checkpoints, args.max_grad_norm
         )
         valid_log = valid(accelerator, model, valid_batches, state.current_epoch)
         is_best = state.record(train_log, valid_log, time.perf_counter() - began)
         checkpoints.save(is_best)
-    accelerator.end_training()
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (DataError, RunError) as error:
-        if os.environ.get("RANK", "0") == "0":
-            print(f"train.py: {error}", file=sys.stderr)
-        sys.exit(2)
+    sys.exit(run(main, DataError))

@@ -7,8 +7,6 @@ from . import RunError
 from .files import find_whole
 from .state import TrainingState
 
-# A resumed run may name these anew without being another run.
-PLACES = ("outdir", "restore_dir")
 AT_LEAST_ONE = (
     "epochs",
     "max_steps",
@@ -38,12 +36,12 @@ def parse_args(
         if folder != Path(args.restore_dir):
             notes.append(f"{args.restore_dir} is damaged; going on from the one before, {folder}")
         before = TrainingState.read(folder).args
-        here = {"outdir": str(Path(args.restore_dir).parent)}
-        parser.set_defaults(**{k: v for k, v in before.items() if k in args}, **here)
+        before["outdir"] = str(Path(args.restore_dir).parent)  # the folder may have been moved
+        parser.set_defaults(**{name: value for name, value in before.items() if name in args})
         args = parser.parse_args(argv)
         args.restore_dir = str(folder)
         for name, value in vars(args).items():
-            if name not in PLACES and name in before and before[name] != value:
+            if name != "restore_dir" and name in before and before[name] != value:
                 notes.append(f"--{name} is now {value}; it was {before[name]}")
     elif any((Path(args.outdir) / name).exists() for name in ("last", "best", "log.json")):
         raise RunError(

@@ -1,7 +1,7 @@
 """Which examples a step takes, in which order, and which process works on which of them.
 
 The order is a function of (seed, epoch, global batch size) alone. How a global batch is cut into
-micro-batches depends on the processes at hand, but not what is computed: every micro-batch
+forward passes depends on the processes at hand, but not what is computed: every micro-batch
 carries the label items of its whole global batch, which is what its loss is divided by.
 """
 
@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from accelerate import Accelerator
 from torch.utils.data import DataLoader, Sampler
 
 from .randomness import seed_all
@@ -25,12 +26,12 @@ class MicroBatch:
     """One process's share of one forward pass.
 
     Attributes:
-        indices: The examples to take from the data set.
+        indices: The examples to take.
         seed: What all randomness of this forward pass follows from.
         num_items: Label items of the whole global batch, over all processes.
         num_examples: Examples of the whole global batch, over all processes.
-        weight: 1, or 0 where there are more processes than examples: a process without work
-            still takes part in the communication, on an example that then counts nothing.
+        weight: 1; or 0 where there are more processes than examples, and one without work takes
+            part in the communication on an example that then counts nothing.
         ends_step: Whether the global batch is complete after this one.
     """
 
@@ -45,14 +46,12 @@ class MicroBatch:
 def epoch_order(lengths: np.ndarray, global_batch_size: int, seed: int, epoch: int) -> np.ndarray:
     """Order the examples of an epoch: batches of like length, in random order.
 
-    Each run of `global_batch_size` indices is a global batch; what remains is the smaller last
-    one, drawn like any other example.
-
     Args:
         lengths: Tokens of each example, shape (n,).
 
     Returns:
-        A permutation of the n indices, shape (n,).
+        A permutation of the n indices. Each run of `global_batch_size` is a global batch; what
+        remains is the smaller last one, drawn like any other example.
     """
     rng = np.random.default_rng([seed, epoch])
     order = rng.permutation(len(lengths))
@@ -68,62 +67,56 @@ def epoch_order(lengths: np.ndarray, global_batch_size: int, seed: int, epoch: i
 
 def share(
     batch: np.ndarray, lengths: np.ndarray, batch_size: int, num_processes: int, turn: int
-) -> Iterator[list[np.ndarray]]:
-    """Cut a global batch into micro-batches for all processes: as many for each, of like length.
+) -> list[list[np.ndarray]]:
+    """Cut a global batch into as many forward passes for each process, of like length in each.
 
     Args:
         batch: Indices of the examples, in any number.
-        batch_size: The most examples in a micro-batch.
-        turn: Shifts the longest micro-batches from process to process.
+        batch_size: The most examples in a forward pass of one process.
+        turn: Shifts the longest texts from process to process.
 
-    Yields:
-        For each round of forward passes, the indices of each process.
+    Returns:
+        For each forward pass, the indices of each process.
     """
     batch = batch[np.argsort(lengths[batch], kind="stable")]
-    rounds = -(-len(batch) // (batch_size * num_processes))
-    cells = np.array_split(batch, rounds * num_processes)
-    for begin in range(0, len(cells), num_processes):
-        turned = begin + (np.arange(num_processes) + turn) % num_processes
-        yield [cells[cell] for cell in turned]
+    passes = -(-len(batch) // (batch_size * num_processes))
+    parts = np.array_split(batch, passes * num_processes)
+    ranks = (np.arange(num_processes) + turn) % num_processes
+    return [[parts[n * num_processes + rank] for rank in ranks] for n in range(passes)]
 
 
-class Batches:
-    """The micro-batches of one process, loaded by worker processes.
+class Batches(Sampler):
+    """The micro-batches of this process, made into tensors by worker processes.
 
     Args:
-        dataset: Has `lengths`, `num_items` and `collate`, see `model/dataset.py`.
+        dataset: Has `lengths`, `num_items` and `collate`: see `model/dataset.py`.
         batch_size: The most examples in a forward pass of one process.
-        global_batch_size: Examples in a step, over all processes.
-        shuffle: A new order in each epoch; else always the longest first.
+        global_batch_size: Examples in a step, over all processes; one forward pass of each when
+            not given.
+        seed: Gives each epoch an order of its own; without one, the longest come first.
     """
 
     def __init__(
         self,
         dataset,
+        accelerator: Accelerator,
         batch_size: int,
-        global_batch_size: int,
-        *,
-        shuffle: bool,
-        seed: int = 0,
-        process_index: int = 0,
-        num_processes: int = 1,
+        global_batch_size: int | None = None,
+        seed: int | None = None,
         num_workers: int = 0,
     ):
         self.dataset = dataset
+        self.rank, self.world = accelerator.process_index, accelerator.num_processes
         self.batch_size = batch_size
-        self.global_batch_size = global_batch_size
-        self.shuffle = shuffle
+        self.global_batch_size = global_batch_size or batch_size * self.world
         self.seed = seed
-        self.process_index = process_index
-        self.num_processes = num_processes
-        self.plan = _Plan(self)
+        self._epoch = self._start = 0
         # The tokens are made by now; forked workers must not inherit the tokenizer's threads.
         os.environ["TOKENIZERS_PARALLELISM"] = "false"
-        self.loader = DataLoader(
+        self._loader = DataLoader(
             _Fetch(dataset),
-            sampler=self.plan,
+            sampler=self,
             batch_size=None,
-            collate_fn=_unchanged,
             num_workers=num_workers,
             persistent_workers=num_workers > 0,
             pin_memory=torch.cuda.is_available(),
@@ -136,41 +129,30 @@ class Batches:
     def epoch(
         self, epoch: int = 0, start: int = 0
     ) -> Iterator[tuple[dict[str, torch.Tensor], MicroBatch]]:
-        """Load the micro-batches of an epoch, from the example `start` on, which costs nothing."""
-        self.plan.epoch, self.plan.start = epoch, start
-        return iter(self.loader)
-
-    def micro_batches(self, epoch: int, start: int) -> Iterator[MicroBatch]:
-        lengths, items = self.dataset.lengths, self.dataset.num_items
-        if self.shuffle:
-            order = epoch_order(lengths, self.global_batch_size, self.seed, epoch)
-        else:
-            order = np.argsort(-lengths, kind="stable")
-        for begin in range(start, len(order), self.global_batch_size):
-            step = begin // self.global_batch_size
-            batch = order[begin : begin + self.global_batch_size]
-            rounds = list(share(batch, lengths, self.batch_size, self.num_processes, step))
-            for number, cells in enumerate(rounds, 1):
-                mine = cells[self.process_index]
-                yield MicroBatch(
-                    indices=(mine if len(mine) else batch[:1]).tolist(),
-                    seed=(self.seed, epoch, step, self.process_index, number),
-                    num_items=int(items[batch].sum()),
-                    num_examples=len(batch),
-                    weight=float(len(mine) > 0),
-                    ends_step=number == len(rounds),
-                )
-
-
-class _Plan(Sampler):
-    """What `DataLoader` draws from; one loader, and its workers, serve all epochs."""
-
-    def __init__(self, batches: Batches):
-        self.batches = batches
-        self.epoch = self.start = 0
+        """Load an epoch from the example `start` on; those before it cost nothing."""
+        self._epoch, self._start = epoch, start
+        return iter(self._loader)
 
     def __iter__(self) -> Iterator[MicroBatch]:
-        return self.batches.micro_batches(self.epoch, self.start)
+        lengths = self.dataset.lengths
+        if self.seed is None:
+            order = np.argsort(-lengths, kind="stable")
+        else:
+            order = epoch_order(lengths, self.global_batch_size, self.seed, self._epoch)
+        for begin in range(self._start, len(order), self.global_batch_size):
+            step = begin // self.global_batch_size
+            batch = order[begin : begin + self.global_batch_size]
+            passes = share(batch, lengths, self.batch_size, self.world, turn=step)
+            for number, parts in enumerate(passes, 1):
+                mine = parts[self.rank]
+                yield MicroBatch(
+                    indices=(mine if len(mine) else batch[:1]).tolist(),
+                    seed=(self.seed or 0, self._epoch, step, self.rank, number),
+                    num_items=int(self.dataset.num_items[batch].sum()),
+                    num_examples=len(batch),
+                    weight=float(len(mine) > 0),
+                    ends_step=number == len(passes),
+                )
 
 
 class _Fetch(torch.utils.data.Dataset):
@@ -186,7 +168,3 @@ class _Fetch(torch.utils.data.Dataset):
         else:
             examples = [self.dataset[index] for index in micro.indices]
         return self.dataset.collate(examples), micro
-
-
-def _unchanged(item):
-    return item

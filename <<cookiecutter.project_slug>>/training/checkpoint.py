@@ -19,7 +19,6 @@ from .progress import LossSum
 from .state import TrainingState
 
 OPTIMIZER = "optimizer.safetensors"
-WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
 
 class Checkpoints:
@@ -64,7 +63,7 @@ class Checkpoints:
 
         def write_model(folder: Path) -> None:
             model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
-            model.save_pretrained(folder, state_dict=weights)
+            model.save_pretrained(folder, state_dict=dict(weights))  # it empties what it gets
             self.tokenizer.save_pretrained(folder)
             state.write(folder, train_losses)
 
@@ -82,19 +81,23 @@ class Checkpoints:
     def restore(self, folder: Path) -> None:
         """Load what `save` kept for going on; the model itself is loaded by `from_pretrained`."""
         tensors = load_file(folder / OPTIMIZER)
-        state_dict = get_optimizer_state_dict(self.model, self.optimizer, options=WHOLE)
-        for name, values in state_dict["state"].items():
-            for key in values:
-                values[key] = tensors[f"{name}/{key}"]
-        set_optimizer_state_dict(self.model, self.optimizer, state_dict, options=WHOLE)
+        # Names and hyperparameters of this run; the numbers are those of the checkpoint.
+        state_dict = get_optimizer_state_dict(self.model, self.optimizer)
+        state_dict["state"] = {
+            name: {key: tensors[f"{name}/{key}"] for key in values}
+            for name, values in state_dict["state"].items()
+        }
+        whole = StateDictOptions(full_state_dict=True)
+        set_optimizer_state_dict(self.model, self.optimizer, state_dict, options=whole)
         if self.accelerator.scaler is not None and self.state.scaler is not None:
             self.accelerator.scaler.load_state_dict(self.state.scaler)
 
     def _optimizer_tensors(self) -> dict[str, torch.Tensor]:
-        """The optimizer's tensors by the names of their parameters, whole, wherever they lie."""
-        state_dict = get_optimizer_state_dict(self.model, self.optimizer, options=WHOLE)
+        """The optimizer's tensors, whole, by the names of their parameters; on one process only."""
+        whole = StateDictOptions(full_state_dict=True, cpu_offload=True)
+        state_dict = get_optimizer_state_dict(self.model, self.optimizer, options=whole)
         return {
             f"{name}/{key}": torch.as_tensor(value).contiguous()
-            for name, values in state_dict["state"].items()
+            for name, values in state_dict.get("state", {}).items()
             for key, value in values.items()
         }

@@ -111,7 +111,7 @@ def _versions(folder: Path) -> list[tuple[int, Path]]:
 def _sha256(path: Path) -> str:
     digest = hashlib.sha256()
     with path.open("rb") as file:
-        while block := file.read(1 << 20):
+        while block := file.read(2**20):
             digest.update(block)
     return digest.hexdigest()
 

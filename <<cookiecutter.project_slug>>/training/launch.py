@@ -1,12 +1,15 @@
 """Starting a run: the processes, and whether they are those that were asked for."""
 
+import gc
 import os
-import warnings
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from pathlib import Path
 
 import psutil
+import torch
 import transformers
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
@@ -26,7 +29,6 @@ def start() -> Accelerator:
     """
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    warnings.filterwarnings("ignore", message=".*destroy_process_group.*")
     accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)])
     asked = max(int(os.environ.get("WORLD_SIZE", 1)), _asked_of_launcher())
     if asked != accelerator.num_processes:
@@ -36,6 +38,25 @@ def start() -> Accelerator:
             f"`ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes {asked}`"
         )
     return accelerator
+
+
+def run(main: Callable[[], None], *refusals: type[Exception]) -> int:
+    """Run `main` in all processes and return the exit code.
+
+    Returns:
+        0; or 2 after one of `refusals` or a `RunError`, which is told in one sentence.
+    """
+    try:
+        main()
+    except (RunError, *refusals) as error:
+        if os.environ.get("RANK", "0") == "0":
+            print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
+        return 2
+    # The model has to be gone first: DistributedDataParallel can hang if it outlives its group.
+    gc.collect()
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+    return 0
 
 
 def load_tokenizer(model_id: str) -> PreTrainedTokenizerBase:

@@ -28,23 +28,19 @@ def build_scheduler(
     name: str,
     num_warmup_steps: int,
     num_training_steps: int,
-    options: dict | None = None,
     steps_done: int = 0,
 ) -> LambdaLR:
     """A schedule of `transformers.get_scheduler`, as it stands after `steps_done` steps.
 
-    Args:
-        options: What the named schedule takes besides. By default the last tenth of
-            `warmup_stable_decay` decays, and a schedule with a least rate goes to a tenth.
+    The last tenth of `warmup_stable_decay` decays; a schedule with a least rate ends at a tenth.
     """
-    defaults: dict[str, dict] = {
+    options: dict[str, dict] = {
         "warmup_stable_decay": {"num_decay_steps": num_training_steps // 10},
         "cosine_with_min_lr": {"min_lr_rate": 0.1},
         "cosine_warmup_with_min_lr": {"min_lr_rate": 0.1},
     }
-    options = {**defaults.get(name, {}), **(options or {})}
     scheduler = get_scheduler(
-        name, optimizer, num_warmup_steps, num_training_steps, scheduler_specific_kwargs=options
+        name, optimizer, num_warmup_steps, num_training_steps, options.get(name)
     )
     scheduler.last_epoch = steps_done
     for group, base_lr, factor in zip(

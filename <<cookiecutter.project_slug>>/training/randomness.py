@@ -14,4 +14,4 @@ def seed_all(*key: int) -> None:
     state = np.random.SeedSequence(key).generate_state(2)
     random.seed(int(state[0]))
     np.random.seed(state[0])
-    torch.manual_seed(int(state[0]) << 32 | int(state[1]))
+    torch.manual_seed(int(state[0]) * 2**32 + int(state[1]))

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
+from accelerate import Accelerator
 
 from . import RunError
 
@@ -22,6 +23,7 @@ class TrainingState:
         args: The arguments of the run.
         data: What tells this training data from other data.
         global_batch_size: Examples in a step, over all processes.
+        total_steps: Optimizer steps in the whole run.
         current_epoch: The epoch that the next step belongs to; as many are complete.
         examples: Examples of the current epoch that have been learned from: the position.
         step: Optimizer steps since the beginning.
@@ -37,6 +39,7 @@ class TrainingState:
     args: dict
     data: dict
     global_batch_size: int
+    total_steps: int = 0
     current_epoch: int = 0
     examples: int = 0
     step: int = 0
@@ -47,6 +50,10 @@ class TrainingState:
     train_items: int = 0
     scaler: dict | None = None
     log: dict = field(default_factory=dict)
+
+    @property
+    def is_over(self) -> bool:
+        return self.step >= self.total_steps and self.validated_step == self.step
 
     def advance(self, num_examples: int, num_items: int, was_skipped: bool) -> None:
         """Count an optimizer step."""
@@ -93,9 +100,7 @@ class TrainingState:
         return state
 
 
-def open_state(
-    args: argparse.Namespace, dataset, process_index: int, num_processes: int
-) -> TrainingState:
+def open_state(args: argparse.Namespace, dataset, accelerator: Accelerator) -> TrainingState:
     """Begin a run, or take up the one in `args.restore_dir` as it stands.
 
     The global batch of a run stays what it was at its beginning, however many processes it goes on
@@ -104,16 +109,20 @@ def open_state(
     Raises:
         RunError: the run stands inside an epoch, and its data have changed.
     """
+    rank, world = accelerator.process_index, accelerator.num_processes
     lengths = np.ascontiguousarray(dataset.lengths, dtype=np.int64)
-    data = {"examples": len(dataset), "lengths_crc32": zlib.crc32(lengths)}
-    kept = {name: value for name, value in vars(args).items() if name != "restore_dir"}
+    data = {"examples": len(dataset), "lengths_crc32": zlib.crc32(lengths.tobytes())}
     if args.restore_dir is None:
-        return TrainingState(kept, data, args.batch_size * args.accumulation * num_processes)
-    state = TrainingState.read(Path(args.restore_dir), process_index, num_processes)
+        state = TrainingState({}, data, args.batch_size * args.accumulation * world)
+    else:
+        state = TrainingState.read(Path(args.restore_dir), rank, world)
     if state.examples and state.data != data:
         raise RunError(
             f"{args.train_input}: not the data that epoch {state.current_epoch} began with "
             f"({len(dataset)} examples, then {state.data['examples']}); expected the same file"
         )
-    state.args, state.data = kept, data
+    state.data = data
+    state.args = {name: value for name, value in vars(args).items() if name != "restore_dir"}
+    steps_per_epoch = -(-len(dataset) // state.global_batch_size)
+    state.total_steps = args.max_steps or args.epochs * steps_per_epoch
     return state

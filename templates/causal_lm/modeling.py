@@ -71,5 +71,5 @@ class Model(PreTrainedModel):
         return True
 
 
-ModelConfig.register_for_auto_class()
+AutoModelForCausalLM.register(ModelConfig, Model, exist_ok=True)
 Model.register_for_auto_class("AutoModelForCausalLM")

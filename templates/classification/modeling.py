@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import AutoModel, PreTrainedModel
+from transformers import AutoModel, AutoModelForSequenceClassification, PreTrainedModel
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from .configuration import ModelConfig
@@ -66,5 +66,5 @@ class Model(PreTrainedModel):
         return SequenceClassifierOutput(loss=loss, logits=logits)
 
 
-ModelConfig.register_for_auto_class()
+AutoModelForSequenceClassification.register(ModelConfig, Model, exist_ok=True)
 Model.register_for_auto_class("AutoModelForSequenceClassification")

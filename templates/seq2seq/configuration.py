@@ -37,3 +37,7 @@ class ModelConfig(PreTrainedConfig):
         folder = Path(self.base_model_id)
         weights = [*folder.glob("*.safetensors"), *folder.glob("*.bin")]
         return bool(weights) or not folder.is_dir()
+
+
+AutoConfig.register(ModelConfig.model_type, ModelConfig, exist_ok=True)
+ModelConfig.register_for_auto_class()

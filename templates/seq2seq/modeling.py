@@ -83,5 +83,5 @@ class Model(PreTrainedModel):
         return True
 
 
-ModelConfig.register_for_auto_class()
+AutoModelForSeq2SeqLM.register(ModelConfig, Model, exist_ok=True)
 Model.register_for_auto_class("AutoModelForSeq2SeqLM")

@@ -1,0 +1,55 @@
+"""Compute one step's gradients and the validation loss, in however many processes run this.
+
+python measure.py SAMPLE FOLDER BATCH_SIZE EVAL_BATCH_SIZE ...
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from safetensors.torch import save_file
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from model.configuration import ModelConfig  # noqa: E402
+from model.dataset import generate_dataset  # noqa: E402
+from model.modeling import Model  # noqa: E402
+from train import train_step, valid  # noqa: E402
+from training.batches import Batches  # noqa: E402
+from training.launch import load_tokenizer, run  # noqa: E402
+
+GLOBAL_BATCH_SIZE = 8
+
+
+def measure(sample: Path, folder: Path, batch_size: int, eval_batch_size: int) -> None:
+    accelerator = Accelerator()
+    tokenizer = load_tokenizer(str(sample / "tiny"))
+    dataset = generate_dataset(sample / "train.jsonl", tokenizer, 48)
+    torch.manual_seed(0)
+    model = accelerator.prepare(Model(ModelConfig(str(sample / "tiny"), **dataset.schema)))
+    batches = Batches(dataset, accelerator, batch_size, GLOBAL_BATCH_SIZE, seed=1)
+    loss, _ = train_step(accelerator, model, batches.epoch())
+    report = {
+        "loss": sum(gather_object([loss.item()])),
+        "valid": valid(accelerator, model, Batches(dataset, accelerator, eval_batch_size), 0),
+    }
+    if accelerator.is_main_process:
+        name = f"{accelerator.num_processes}-{batch_size}-{eval_batch_size}"
+        parameters = accelerator.unwrap_model(model).named_parameters()
+        gradients = {name: p.grad for name, p in parameters}
+        save_file(gradients, folder / f"{name}.safetensors")
+        (folder / f"{name}.json").write_text(json.dumps(report))
+
+
+def main() -> None:
+    sample, folder = map(Path, sys.argv[1:3])
+    sizes = list(map(int, sys.argv[3:]))
+    for batch_size, eval_batch_size in zip(sizes[::2], sizes[1::2], strict=True):
+        measure(sample, folder, batch_size, eval_batch_size)
+
+
+if __name__ == "__main__":
+    sys.exit(run(main))

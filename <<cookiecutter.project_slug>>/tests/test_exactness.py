@@ -1,0 +1,124 @@
+"""The result does not depend on how the work was cut up."""
+
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from conftest import ROOT, launch
+from measure import measure
+from training.batches import Batches, epoch_order
+from training.optimization import build_scheduler
+
+WHOLE, TWO_PROCESSES = (1, 8, 64), [(2, 2, 3), (2, 1, 64)]
+SPLITS = [(1, 2, 1), (1, 1, 3), (1, 3, 8), *TWO_PROCESSES]
+
+
+@pytest.fixture(scope="module")
+def measured(sample, tmp_path_factory):
+    """Gradients and losses by (processes, batch size, evaluation batch size)."""
+    folder = tmp_path_factory.mktemp("measured")
+    launched = [str(n) for split in TWO_PROCESSES for n in split[1:]]
+    process = launch(str(sample), str(folder), *launched, script=ROOT / "tests" / "measure.py")
+    assert process.returncode == 0, process.stderr
+    for processes, batch_size, eval_batch_size in [WHOLE, *SPLITS]:
+        if processes == 1:
+            measure(sample, folder, batch_size, eval_batch_size)
+    return {
+        (processes, *sizes): (
+            load_file(folder / f"{processes}-{sizes[0]}-{sizes[1]}.safetensors"),
+            json.loads((folder / f"{processes}-{sizes[0]}-{sizes[1]}.json").read_text()),
+        )
+        for processes, *sizes in [WHOLE, *SPLITS]
+    }
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_gradients_and_losses_do_not_depend_on_the_split(split, measured):
+    gradients, report = measured[split]
+    expected_gradients, expected = measured[WHOLE]
+    assert gradients.keys() == expected_gradients.keys()
+    for name, gradient in expected_gradients.items():
+        difference = (gradients[name] - gradient).norm() / gradient.norm().clamp(min=1e-6)
+        assert difference < 1e-5, name
+    assert report["loss"] == pytest.approx(expected["loss"], rel=1e-5)
+    assert report["valid"]["loss"] == pytest.approx(expected["valid"]["loss"], rel=1e-6)
+    assert report["valid"]["count"] == expected["valid"]["count"]
+
+
+class Numbers:
+    """A data set of examples of given lengths."""
+
+    def __init__(self, lengths):
+        self.lengths = self.num_items = np.asarray(lengths)
+
+    def __len__(self):
+        return len(self.lengths)
+
+    def __getitem__(self, index):
+        return torch.tensor(index)
+
+    def collate(self, examples):
+        return {"indices": torch.stack(examples)}
+
+
+def batches_of(dataset, rank: int, world: int, *sizes: int) -> Batches:
+    return Batches(
+        dataset, SimpleNamespace(process_index=rank, num_processes=world), *sizes, seed=0
+    )
+
+
+@pytest.mark.parametrize("count", [1, 7, 64, 1001])
+@pytest.mark.parametrize("processes", [1, 2, 3])
+def test_every_example_is_seen_once_in_the_same_steps(count, processes):
+    dataset = Numbers(np.random.default_rng(0).integers(1, 90, count))
+    steps: dict[int, list[int]] = {}
+    for rank in range(processes):
+        step = 0
+        for _, micro in batches_of(dataset, rank, processes, 3, 12).epoch(5):
+            assert len(micro.indices) <= 3
+            steps.setdefault(step, []).extend(micro.indices if micro.weight else [])
+            step += micro.ends_step
+    order = epoch_order(dataset.lengths, 12, 0, 5)
+    assert sorted(order) == list(range(count))
+    assert len(steps) == -(-count // 12)
+    for step, seen in steps.items():
+        assert sorted(seen) == sorted(order[12 * step : 12 * step + 12])
+
+
+def test_all_processes_make_as_many_forward_passes():
+    passes = [
+        [(m.ends_step, m.num_items, m.num_examples) for _, m in batches.epoch()]
+        for batches in (batches_of(Numbers([5] * 25), rank, 4, 2, 8) for rank in range(4))
+    ]
+    assert passes[0] == passes[1] == passes[2] == passes[3]
+
+
+def test_an_epoch_goes_on_from_any_step():
+    batches = batches_of(Numbers(range(1, 50)), 0, 1, 4, 8)
+    whole_epoch = [micro for _, micro in batches.epoch(3)]
+    assert [micro for _, micro in batches.epoch(3, start=16)] == whole_epoch[4:]
+
+
+def test_epochs_mix_the_examples_anew():
+    lengths = np.random.default_rng(0).integers(1, 90, 4096)
+    orders = [epoch_order(lengths, 32, 0, epoch) for epoch in range(2)]
+    first, second = ({frozenset(b) for b in order.reshape(-1, 32)} for order in orders)
+    assert not first & second
+
+
+@pytest.mark.parametrize("done", [0, 1, 5, 7, 10])
+def test_the_schedule_is_the_formula_wherever_a_run_is_taken_up(done):
+    """Linear, 4 steps of warm-up and 10 in all: lr * step / 4, then lr * (10 - step) / 6."""
+    parameter = torch.nn.Parameter(torch.zeros(2))
+    optimizer = torch.optim.AdamW([parameter], lr=6e-3)
+    scheduler = build_scheduler(optimizer, "linear", 4, 10, steps_done=done)
+    for step in range(done, 11):
+        expected = 6e-3 * (step / 4 if step < 4 else (10 - step) / 6)
+        assert optimizer.param_groups[0]["lr"] == pytest.approx(expected)
+        parameter.grad = torch.ones(2)
+        optimizer.step()
+        scheduler.step()

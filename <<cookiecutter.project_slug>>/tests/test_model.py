@@ -1,0 +1,80 @@
+"""What a rewritten `model/` must keep: the contract with the training loop, and with the hub."""
+
+import pytest
+import torch
+from torch.utils.data import DataLoader
+from transformers import AutoTokenizer
+
+from model.configuration import ModelConfig
+from model.dataset import generate_dataset
+from model.modeling import Model
+
+
+@pytest.fixture(scope="module")
+def dataset(sample, tokenizer):
+    return generate_dataset(sample / "train.jsonl", tokenizer, 48)
+
+
+@pytest.fixture(scope="module")
+def model(dataset, sample):
+    torch.manual_seed(0)
+    return Model(ModelConfig(str(sample / "tiny"), **dataset.schema)).eval()
+
+
+def test_the_loss_is_a_mean_that_backward_accepts(dataset, model):
+    batch = dataset.collate([dataset[0], dataset[1], dataset[2]])
+    outputs = model(**batch)
+    assert outputs.loss.ndim == 0
+    assert outputs.logits.shape[0] == 3
+    outputs.loss.backward()
+    assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
+    model.zero_grad()
+
+
+def test_the_loss_is_the_sum_over_num_items_in_batch(dataset, model):
+    indices = [0, 1, 2]
+    batch = dataset.collate([dataset[i] for i in indices])
+    items = int(dataset.num_items[indices].sum())
+    mean, share = model(**batch).loss, model(**batch, num_items_in_batch=10 * items).loss
+    torch.testing.assert_close(share, mean / 10)
+
+
+def test_padding_changes_nothing(dataset, model):
+    indices = list(range(len(dataset)))
+    together = model(**dataset.collate([dataset[i] for i in indices]), num_items_in_batch=1).loss
+    alone = sum(model(**dataset.collate([dataset[i]]), num_items_in_batch=1).loss for i in indices)
+    torch.testing.assert_close(together, alone, rtol=1e-5, atol=0)
+
+
+def test_the_data_set_tells_lengths_and_label_items(dataset):
+    assert len(dataset.lengths) == len(dataset.num_items) == len(dataset)
+    assert min(dataset.num_items) >= 1
+    assert min(dataset.lengths) >= 1
+
+
+def test_a_saved_model_comes_back_bit_for_bit(dataset, model, tokenizer, tmp_path):
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    loaded = Model.from_pretrained(tmp_path)
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, loaded.state_dict()[name]), name
+    batch = dataset.collate([dataset[0]])
+    assert torch.equal(model(**batch).logits, loaded.eval()(**batch).logits)
+    text = "Do you see it?"
+    assert AutoTokenizer.from_pretrained(tmp_path)(text).input_ids == tokenizer(text).input_ids
+
+
+def test_new_models_start_from_the_weights_of_their_base(model, tmp_path, dataset, tokenizer):
+    base = next(iter(model.children()))
+    base.save_pretrained(tmp_path)
+    torch.manual_seed(1)
+    again = next(iter(Model(ModelConfig(str(tmp_path), **dataset.schema)).children()))
+    for name, tensor in base.state_dict().items():
+        assert torch.equal(tensor, again.state_dict()[name]), name
+
+
+def test_a_data_set_feeds_a_plain_loader(sample, tokenizer, model):
+    loader = DataLoader(generate_dataset(sample / "valid.jsonl", tokenizer))
+    outputs = model(**next(iter(loader)))
+    outputs.loss.backward()
+    model.zero_grad()

@@ -1,0 +1,138 @@
+"""Runs of train.py: what they leave behind, how they go on, and in how many processes."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoTokenizer
+
+import train
+from conftest import ROOT, launch
+from model.modeling import Model
+
+
+class Killed(Exception):
+    pass
+
+
+def stop_after(monkeypatch, forward_passes: int) -> None:
+    """Let a run die in front of a forward pass: between steps, or within one."""
+    seed_all, passes = train.seed_all, 0
+
+    def dying(*key):
+        nonlocal passes
+        passes += len(key) > 1
+        if passes > forward_passes:
+            raise Killed
+        seed_all(*key)
+
+    monkeypatch.setattr(train, "seed_all", dying)
+
+
+def result(folder: Path) -> tuple[dict, dict, dict, dict]:
+    """All that a run is judged by, times aside."""
+    log = json.loads((folder / "log.json").read_text())
+    state = json.loads((folder / "last" / "training_state.json").read_text())
+    for entry in [*log.values(), *state["log"].values()]:
+        entry.pop("seconds")
+    state["args"].pop("outdir")
+    weights = load_file(folder / "last" / "model.safetensors")
+    return weights, load_file(folder / "last" / "optimizer.safetensors"), log, state
+
+
+def assert_same(one: Path, other: Path) -> None:
+    weights, moments, log, state = result(one)
+    other_weights, other_moments, other_log, other_state = result(other)
+    for tensors, others in ((weights, other_weights), (moments, other_moments)):
+        assert tensors.keys() == others.keys()
+        for name, tensor in tensors.items():
+            assert torch.equal(tensor, others[name]), name
+    assert (log, state) == (other_log, other_state)
+
+
+def test_a_run_leaves_best_last_and_log(arguments, tmp_path):
+    train.main([*arguments, "--num_workers", "2"])
+    run = tmp_path / "run"
+    log = json.loads((run / "log.json").read_text())
+    assert list(log) == ["Epoch 0", "Epoch 1"]
+    losses = [entry["valid_log"]["loss"] for entry in log.values()]
+    assert losses[1] < losses[0]
+    for name in ("best", "last"):
+        state = json.loads((run / name / "training_state.json").read_text())
+        assert state["args"]["max_len"] == 48
+        assert state["current_epoch"] == 2
+        assert state["min_valid_loss"] == min(losses)
+        model = Model.from_pretrained(run / name)
+        tokens = AutoTokenizer.from_pretrained(run / name)("Well then", return_tensors="pt")
+        assert next(model.parameters()).dtype == torch.float32
+        assert tokens["input_ids"].numel() > 0
+    assert not (run / "best" / "optimizer.safetensors").exists()
+
+
+@pytest.mark.parametrize("forward_passes", [3, 8, 9, 12, 13, 20])
+def test_a_stopped_run_ends_as_if_it_had_not_been(forward_passes, arguments, tmp_path, monkeypatch):
+    arguments += ["--batch_size", "4", "--accumulation", "2", "--save_steps", "1"]
+    whole = tmp_path / "whole"
+    train.main([*arguments, "--outdir", str(whole)])
+    with monkeypatch.context() as patch:
+        stop_after(patch, forward_passes)
+        with pytest.raises(Killed):
+            train.main(arguments)
+    train.main(["--restore_dir", str(tmp_path / "run" / "last")])
+    assert_same(tmp_path / "run", whole)
+
+
+def test_a_killed_run_ends_as_if_it_had_not_been(arguments, tmp_path):
+    arguments += ["--save_steps", "1"]
+    train.main([*arguments, "--outdir", str(tmp_path / "whole")])
+    last = tmp_path / "run" / "last"
+    process = subprocess.Popen(
+        [sys.executable, ROOT / "train.py", *arguments], cwd=ROOT, stderr=subprocess.DEVNULL
+    )
+    while not last.exists():
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    train.main(["--restore_dir", str(last)])
+    assert_same(tmp_path / "run", tmp_path / "whole")
+
+
+def test_two_processes_stop_and_go_on(arguments, tmp_path):
+    arguments += ["--batch_size", "4"]
+    constant = ["--lr_scheduler_type", "constant"]
+    whole, run = tmp_path / "whole", tmp_path / "run"
+    for steps in (
+        [*arguments, *constant, "--outdir", str(whole), "--save_steps", "4"],
+        [*arguments, *constant, "--max_steps", "8"],
+        ["--restore_dir", str(run / "last"), "--max_steps", "12"],
+    ):
+        launched = launch(*steps)
+        assert launched.returncode == 0, launched.stderr
+    weights, moments, *_ = result(run)
+    expected_weights, expected_moments, *_ = result(whole)
+    for name in weights:
+        assert torch.equal(weights[name], expected_weights[name]), name
+    for name in moments:
+        assert torch.equal(moments[name], expected_moments[name]), name
+    # Only one process writes: its bar is the only one, and so are its files.
+    assert launched.stderr.count("[Epoch 1] [TRAIN]: 100%") == 1
+
+
+def test_another_number_of_processes_gives_the_same_result(arguments, sample, tmp_path):
+    arguments += ["--model_id", str(sample / "tiny"), "--lr_scheduler_type", "constant"]
+    train.main([*arguments, "--outdir", str(tmp_path / "whole")])
+    run = tmp_path / "run"
+    launched = launch(*arguments, "--batch_size", "4", "--max_steps", "4")
+    assert launched.returncode == 0, launched.stderr
+    train.main(["--restore_dir", str(run / "last"), "--max_steps", "7", "--batch_size", "3"])
+    launched = launch("--restore_dir", str(run / "last"), "--max_steps", "12")
+    assert launched.returncode == 0, launched.stderr
+    weights, expected = result(run)[0], result(tmp_path / "whole")[0]
+    for name, tensor in weights.items():
+        torch.testing.assert_close(tensor, expected[name], rtol=1e-3, atol=1e-5)
