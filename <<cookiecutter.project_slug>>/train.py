@@ -21,6 +21,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from model.configuration import BASE_MODEL, ModelConfig
 from model.dataset import COLUMNS, generate_dataset
+from model.metrics import Scores
 from model.modeling import Model
 from reading import DataError
 from training.arguments import parse_args
@@ -28,7 +29,7 @@ from training.batches import Batches, MicroBatch
 from training.checkpoint import Checkpoints
 from training.launch import load_tokenizer, main_process_first, run, start
 from training.optimization import SCHEDULERS, build_optimizer, build_scheduler
-from training.progress import LossSum, progress_bar
+from training.progress import LossSum, announce, conclude, progress_bar
 from training.randomness import seed_all
 from training.state import open_state
 
@@ -123,19 +124,24 @@ def train(
 def valid(
     accelerator: Accelerator, model: torch.nn.Module, batches: Batches, epoch: int
 ) -> dict[str, float]:
-    """Compute the loss over the whole validation set; return what log.json keeps of it."""
-    losses = LossSum()
+    """Compute loss and scores of the whole validation set; return what log.json keeps of it."""
+    losses, count = LossSum(), int(batches.dataset.num_items.sum())
+    scores = Scores(accelerator.unwrap_model(model).config, accelerator.device)
     bar = progress_bar(accelerator, epoch, "VALID", len(batches))
     model.eval()
     for inputs, micro in batches.epoch():
         inputs = send_to_device(inputs, accelerator.device, non_blocking=True)
-        loss = model(**inputs, num_items_in_batch=micro.num_items).loss * micro.weight
-        losses.add(loss, micro.num_items)
+        outputs = model(**inputs, num_items_in_batch=micro.num_items)
+        losses.add(outputs.loss * micro.weight, micro.num_items)
+        if micro.weight:
+            scores.update(outputs, inputs)
         bar.set_postfix(loss=losses.last, refresh=False)
         bar.update()
+    loss = math.fsum(gather_object([losses.total()])) / count
+    log = {"loss": loss, **scores.compute(loss), "count": count}
+    bar.set_postfix(log)
     bar.close()
-    count = int(batches.dataset.num_items.sum())
-    return {"loss": math.fsum(gather_object([losses.total()])) / count, "count": count}
+    return log
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -147,15 +153,11 @@ def main(argv: list[str] | None = None) -> None:
         train_set = generate_dataset(args.train_input, tokenizer, args.max_len, **columns)
         valid_set = generate_dataset(args.valid_input, tokenizer, args.max_len, **train_set.schema)
     state = open_state(args, train_set, accelerator)
-    load = {"accelerator": accelerator, "num_workers": args.num_workers}
+    workers = args.num_workers
     train_batches = Batches(
-        train_set,
-        batch_size=args.batch_size,
-        seed=args.seed,
-        global_batch_size=state.global_batch_size,
-        **load,
+        train_set, accelerator, args.batch_size, state.global_batch_size, args.seed, workers
     )
-    valid_batches = Batches(valid_set, batch_size=args.eval_batch_size, **load)
+    valid_batches = Batches(valid_set, accelerator, args.eval_batch_size, num_workers=workers)
 
     seed_all(args.seed)
     if args.restore_dir is None:
@@ -176,6 +178,7 @@ def main(argv: list[str] | None = None) -> None:
         state.total_steps,
         state.scheduler_steps,
     )
+    announce(accelerator, state, model, notes)
     while not state.is_over:
         began = time.perf_counter()
         train_log = train(
@@ -184,6 +187,7 @@ def main(argv: list[str] | None = None) -> None:
         valid_log = valid(accelerator, model, valid_batches, state.current_epoch)
         is_best = state.record(train_log, valid_log, time.perf_counter() - began)
         checkpoints.save(is_best)
+    conclude(accelerator, state)
 
 
 if __name__ == "__main__":

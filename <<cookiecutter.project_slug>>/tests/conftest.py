@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from itertools import islice
@@ -16,8 +17,6 @@ import train  # noqa: E402
 from training.launch import load_tokenizer  # noqa: E402
 
 ROOT = Path(train.__file__).parent
-ACCELERATE = Path(sys.executable).with_name("accelerate")
-LAUNCH = [ACCELERATE, "launch", "--multi_gpu", "--num_processes", "2"]
 
 
 @pytest.fixture(scope="session")
@@ -56,7 +55,21 @@ def arguments(sample, tmp_path) -> list[str]:
     ]
 
 
-def launch(*arguments: str, script: Path = ROOT / "train.py") -> subprocess.CompletedProcess:
-    """Run a script in two processes."""
-    command = [*LAUNCH, script, *arguments]
-    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=300)
+def two_processes(*arguments: str, script: Path = ROOT / "train.py") -> list[tuple[int, str]]:
+    """Run a script in two processes, as a launcher starts them; gives (exit code, output)."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, script, *arguments],
+            env={**os.environ, **address, "WORLD_SIZE": "2", "RANK": rank, "LOCAL_RANK": rank},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            cwd=ROOT,
+        )
+        for rank in "01"
+    ]
+    outputs = [process.communicate(timeout=300)[0] for process in processes]
+    return [(p.returncode, output) for p, output in zip(processes, outputs, strict=True)]

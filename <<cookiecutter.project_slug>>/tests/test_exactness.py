@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from conftest import ROOT, launch
+from conftest import ROOT, two_processes
 from measure import measure
 from training.batches import Batches, epoch_order
 from training.optimization import build_scheduler
@@ -22,8 +22,9 @@ def measured(sample, tmp_path_factory):
     """Gradients and losses by (processes, batch size, evaluation batch size)."""
     folder = tmp_path_factory.mktemp("measured")
     launched = [str(n) for split in TWO_PROCESSES for n in split[1:]]
-    process = launch(str(sample), str(folder), *launched, script=ROOT / "tests" / "measure.py")
-    assert process.returncode == 0, process.stderr
+    script = ROOT / "tests" / "measure.py"
+    for code, output in two_processes(str(sample), str(folder), *launched, script=script):
+        assert code == 0, output
     for processes, batch_size, eval_batch_size in [WHOLE, *SPLITS]:
         if processes == 1:
             measure(sample, folder, batch_size, eval_batch_size)

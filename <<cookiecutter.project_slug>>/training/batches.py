@@ -85,8 +85,46 @@ def share(
     return [[parts[n * num_processes + rank] for rank in ranks] for n in range(passes)]
 
 
-class Batches(Sampler):
-    """The micro-batches of this process, made into tensors by worker processes.
+class Plan(Sampler):
+    """The micro-batches of one process, from a point in an epoch to its end."""
+
+    def __init__(
+        self,
+        dataset,
+        accelerator: Accelerator,
+        batch_size: int,
+        global_batch_size: int,
+        seed: int | None,
+    ):
+        self.lengths, self.num_items = dataset.lengths, dataset.num_items
+        self.rank, self.world = accelerator.process_index, accelerator.num_processes
+        self.batch_size, self.global_batch_size = batch_size, global_batch_size
+        self.seed = seed
+        self.epoch = self.start = 0
+
+    def __iter__(self) -> Iterator[MicroBatch]:
+        if self.seed is None:
+            order = np.argsort(-self.lengths, kind="stable")
+        else:
+            order = epoch_order(self.lengths, self.global_batch_size, self.seed, self.epoch)
+        for begin in range(self.start, len(order), self.global_batch_size):
+            step = begin // self.global_batch_size
+            batch = order[begin : begin + self.global_batch_size]
+            passes = share(batch, self.lengths, self.batch_size, self.world, turn=step)
+            for number, parts in enumerate(passes, 1):
+                mine = parts[self.rank]
+                yield MicroBatch(
+                    indices=(mine if len(mine) else batch[:1]).tolist(),
+                    seed=(self.seed or 0, self.epoch, step, self.rank, number),
+                    num_items=int(self.num_items[batch].sum()),
+                    num_examples=len(batch),
+                    weight=float(len(mine) > 0),
+                    ends_step=number == len(passes),
+                )
+
+
+class Batches:
+    """The batches of this process, made into tensors by worker processes.
 
     Args:
         dataset: Has `lengths`, `num_items` and `collate`: see `model/dataset.py`.
@@ -106,16 +144,13 @@ class Batches(Sampler):
         num_workers: int = 0,
     ):
         self.dataset = dataset
-        self.rank, self.world = accelerator.process_index, accelerator.num_processes
-        self.batch_size = batch_size
-        self.global_batch_size = global_batch_size or batch_size * self.world
-        self.seed = seed
-        self._epoch = self._start = 0
+        self.global_batch_size = global_batch_size or batch_size * accelerator.num_processes
+        self._plan = Plan(dataset, accelerator, batch_size, self.global_batch_size, seed)
         # The tokens are made by now; forked workers must not inherit the tokenizer's threads.
         os.environ["TOKENIZERS_PARALLELISM"] = "false"
         self._loader = DataLoader(
             _Fetch(dataset),
-            sampler=self,
+            sampler=self._plan,
             batch_size=None,
             num_workers=num_workers,
             persistent_workers=num_workers > 0,
@@ -130,29 +165,8 @@ class Batches(Sampler):
         self, epoch: int = 0, start: int = 0
     ) -> Iterator[tuple[dict[str, torch.Tensor], MicroBatch]]:
         """Load an epoch from the example `start` on; those before it cost nothing."""
-        self._epoch, self._start = epoch, start
+        self._plan.epoch, self._plan.start = epoch, start
         return iter(self._loader)
-
-    def __iter__(self) -> Iterator[MicroBatch]:
-        lengths = self.dataset.lengths
-        if self.seed is None:
-            order = np.argsort(-lengths, kind="stable")
-        else:
-            order = epoch_order(lengths, self.global_batch_size, self.seed, self._epoch)
-        for begin in range(self._start, len(order), self.global_batch_size):
-            step = begin // self.global_batch_size
-            batch = order[begin : begin + self.global_batch_size]
-            passes = share(batch, lengths, self.batch_size, self.world, turn=step)
-            for number, parts in enumerate(passes, 1):
-                mine = parts[self.rank]
-                yield MicroBatch(
-                    indices=(mine if len(mine) else batch[:1]).tolist(),
-                    seed=(self.seed or 0, self._epoch, step, self.rank, number),
-                    num_items=int(self.dataset.num_items[batch].sum()),
-                    num_examples=len(batch),
-                    weight=float(len(mine) > 0),
-                    ends_step=number == len(passes),
-                )
 
 
 class _Fetch(torch.utils.data.Dataset):

@@ -6,6 +6,8 @@ import torch
 from accelerate import Accelerator
 from tqdm import tqdm
 
+from .state import TrainingState
+
 # On an accelerator, reading a number waits for all the work queued before it: read in groups.
 READ_EVERY = 16
 
@@ -21,6 +23,29 @@ def progress_bar(
         disable=not accelerator.is_main_process,
         dynamic_ncols=True,
     )
+
+
+def announce(
+    accelerator: Accelerator, state: TrainingState, model: torch.nn.Module, notes: list[str]
+):
+    """Say what is about to be run."""
+    size = sum(parameter.numel() for parameter in model.parameters()) / 1e6
+    steps = f"{state.step} of {state.total_steps}" if state.step else f"{state.total_steps}"
+    accelerator.print(
+        f"{size:,.1f} M parameters from {state.args['model_id']}; "
+        f"{state.data['examples']:,} examples, {state.global_batch_size} in a step; {steps} steps",
+        *notes,
+        sep="\n",
+    )
+
+
+def conclude(accelerator: Accelerator, state: TrainingState) -> None:
+    """Say what was reached, and where it is."""
+    best = min(state.log, key=lambda epoch: state.log[epoch]["valid_log"]["loss"])
+    scores = state.log[best]["valid_log"].items()
+    reached = ", ".join(f"{name} {value:.4g}" for name, value in scores if name != "count")
+    outdir = state.args["outdir"]
+    accelerator.print(f"Best of {len(state.log)} epochs: {best}, {reached}: see {outdir}/best")
 
 
 class LossSum:
