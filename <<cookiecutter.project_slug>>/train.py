@@ -55,10 +55,10 @@ def build_parser() -> argparse.ArgumentParser:
     run.add_argument("--seed", type=int, default=42)
     run.add_argument("--num_workers", type=int, default=2, help="loader processes")
     step = parser.add_argument_group("step")
-    step.add_argument("--batch_size", type=int, default=32, help="per process, forward pass")
+    step.add_argument("--batch_size", type=int, default=16, help="per process, forward pass")
     step.add_argument("--accumulation", type=int, default=1, help="forward passes in a step")
     step.add_argument("--eval_batch_size", type=int, default=64, help="per process, validation")
-    step.add_argument("--lr", type=float, default=1e-3)
+    step.add_argument("--lr", type=float, help="5e-5, or 2e-3 from random weights, if not given")
     step.add_argument("--lr_scheduler_type", choices=SCHEDULERS, default="linear")
     step.add_argument("--num_warmup_steps", type=int, default=0, help="optimizer steps")
     step.add_argument("--weight_decay", type=float, default=0.01)
@@ -152,6 +152,9 @@ def main(argv: list[str] | None = None) -> None:
     with main_process_first(accelerator):
         train_set = generate_dataset(args.train_input, tokenizer, args.max_len, **columns)
         valid_set = generate_dataset(args.valid_input, tokenizer, args.max_len, **train_set.schema)
+    if args.restore_dir is None:
+        config = ModelConfig(args.model_id, **train_set.schema)
+        args.lr = args.lr or (5e-5 if config.base_has_weights else 2e-3)
     state = open_state(args, train_set, accelerator)
     workers = args.num_workers
     train_batches = Batches(
@@ -161,7 +164,7 @@ def main(argv: list[str] | None = None) -> None:
 
     seed_all(args.seed)
     if args.restore_dir is None:
-        model = Model(ModelConfig(args.model_id, **train_set.schema))
+        model = Model(config)
     else:
         model = Model.from_pretrained(args.restore_dir, dtype=torch.float32)
     optimizer = build_optimizer(model, args.lr, args.weight_decay)

@@ -22,12 +22,14 @@ else:
 FILES = [
     ".gitignore",
     "Makefile",
+    "README.md",
     "data/LICENSE.md",
     "data/train.jsonl",
     "data/valid.jsonl",
     "model/__init__.py",
     "model/configuration.py",
     "model/dataset.py",
+    "model/metrics.py",
     "model/modeling.py",
     "pyproject.toml",
     "reading/__init__.py",
@@ -37,6 +39,7 @@ FILES = [
     "tests/conftest.py",
     "tests/measure.py",
     "tests/test_exactness.py",
+    "tests/test_input.py",
     "tests/test_model.py",
     "tests/test_runs.py",
     "tiny/config.json",
@@ -61,10 +64,14 @@ TASK_OWNED = (
     "data/",
     "model/configuration.py",
     "model/dataset.py",
+    "model/metrics.py",
     "model/modeling.py",
-    "tests/test_model.py",
+    "pyproject.toml",
     "tiny/",
 )
+
+# Parts of a task's folder that README.md and pyproject.toml include among other lines.
+PARTS = ["dependencies.toml", "usage.md"]
 
 MODEL_CLASSES = {
     "classification": "ForSequenceClassification",
@@ -139,7 +146,7 @@ def test_task_folders_agree() -> None:
     assert folders == sorted(TASKS) == sorted(MODEL_CLASSES)
     included = sorted(includes().values())
     for task in TASKS:
-        assert files_of(ROOT / "templates" / task) == included
+        assert files_of(ROOT / "templates" / task) == sorted([*included, *PARTS])
 
 
 def test_included_files_keep_their_bytes(task: str, render: Render) -> None:

@@ -33,7 +33,7 @@ def records(path: Path) -> Iterator[int]:
                 _check_object(path, number, line)
                 yield number
     elif path.suffix in (".csv", ".tsv"):
-        yield from _csv_records(path, "\t" if path.suffix == ".tsv" else ",")
+        yield from _csv_records(path)
     elif path.suffix == ".txt":
         for number, _ in _lines(path):
             yield number
@@ -57,8 +57,18 @@ def _check_object(path: Path, number: int, line: str) -> None:
         raise DataError(f"{path}:{number}: a JSON {type(row).__name__}; expected one object")
 
 
-def _csv_records(path: Path, delimiter: str) -> Iterator[int]:
-    rows = csv.reader((line for _, line in _lines(path)), delimiter=delimiter)
+def header(path: Path) -> list[str]:
+    """The column names of a CSV or TSV file."""
+    return next(_csv_rows(path), [])
+
+
+def _csv_rows(path: Path):
+    lines = (line.removeprefix("\ufeff") for _, line in _lines(path))
+    return csv.reader(lines, delimiter="\t" if path.suffix == ".tsv" else ",")
+
+
+def _csv_records(path: Path) -> Iterator[int]:
+    rows = _csv_rows(path)
     try:
         width = len(next(rows, []))
         for row in rows:

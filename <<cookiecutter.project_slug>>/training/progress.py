@@ -27,7 +27,7 @@ def progress_bar(
 
 def announce(
     accelerator: Accelerator, state: TrainingState, model: torch.nn.Module, notes: list[str]
-):
+) -> None:
     """Say what is about to be run."""
     size = sum(parameter.numel() for parameter in model.parameters()) / 1e6
     steps = f"{state.step} of {state.total_steps}" if state.step else f"{state.total_steps}"

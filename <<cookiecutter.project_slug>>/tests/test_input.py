@@ -1,0 +1,109 @@
+"""Bad input ends in one sentence: what, where and what was expected; and nothing is written."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+import train
+from conftest import ROOT
+from model.dataset import COLUMNS, generate_dataset
+from reading import DataError
+from training import RunError
+
+GOOD = dict.fromkeys(COLUMNS.values(), "text")
+FIRST = next(iter(GOOD))
+
+
+def jsonl(*rows: object) -> bytes:
+    return "".join(json.dumps(row) + "\n" for row in rows).encode()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "sentence"),
+    [
+        ("none.jsonl", None, "none.jsonl: no such file"),
+        ("empty.jsonl", b"", "empty.jsonl: the file is empty"),
+        ("blank.jsonl", b"\n\n", "blank.jsonl"),
+        ("word.docx", b"text", "word.docx: unknown format"),
+        ("cut.jsonl", jsonl(GOOD, GOOD) + b'{"te', "cut.jsonl:3: broken JSON"),
+        ("list.jsonl", jsonl(GOOD) + b"[1]\n", "list.jsonl:2: a JSON list; expected one object"),
+        ("latin.jsonl", jsonl(GOOD) + b'{"a": "caf\xe9"}\n', "latin.jsonl:2: not UTF-8"),
+        ("other.jsonl", jsonl({"other": "text"}), f"other.jsonl:1: no column '{FIRST}'"),
+        ("gap.jsonl", jsonl(GOOD, {}, GOOD), f"gap.jsonl:2: no value for '{FIRST}'"),
+        ("null.jsonl", b"\n" + jsonl(GOOD, {**GOOD, FIRST: None}), "null.jsonl:3: no value"),
+        ("mixed.jsonl", jsonl(GOOD, {**GOOD, FIRST: [1]}), "mixed.jsonl"),
+        ("wide.csv", (",".join(GOOD) + "\n1,2,3,4\n").encode(), "wide.csv:2: 4 cells; expected"),
+        ("later.csv", (",".join(GOOD) + "\nx,y\n1,2,3,4\n").encode(), "later.csv:3: 4 cells"),
+        (
+            "latin.csv",
+            (",".join(GOOD) + "\ncaf\xe9,x\n").encode("latin-1"),
+            "latin.csv:2: not UTF-8",
+        ),
+        ("broken.parquet", b"PAR1 and no more", "broken.parquet: cannot be read as parquet"),
+    ],
+)
+def test_a_bad_file_is_named_in_one_sentence(name, content, sentence, tmp_path, arguments):
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    arguments += ["--train_input", str(tmp_path / name)]
+    with pytest.raises(DataError) as error:
+        train.main(arguments)
+    assert sentence in str(error.value)
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_every_format_gives_the_same_examples(tokenizer, tmp_path):
+    rows = [{column: f"{column} NA 1e5, {n}" for column in GOOD} for n in (1, 2)]
+    header, cells = list(GOOD), [list(row.values()) for row in rows]
+    (tmp_path / "a.jsonl").write_bytes(jsonl(*rows))
+    (tmp_path / "a.json").write_text(json.dumps(rows))
+    for name, separator, quote in (("a.csv", ",", '"'), ("a.tsv", "\t", "")):
+        lines = [
+            separator.join(f"{quote}{cell}{quote}" for cell in row) for row in [header, *cells]
+        ]
+        (tmp_path / name).write_text("\n".join(lines) + "\n")
+    expected = generate_dataset(tmp_path / "a.jsonl", tokenizer)
+    for name in ("a.json", "a.csv", "a.tsv"):
+        dataset = generate_dataset(tmp_path / name, tokenizer)
+        assert len(dataset) == len(expected)
+        for example, other in zip(dataset, expected, strict=True):
+            assert {k: v.tolist() for k, v in example.items()} == {
+                k: v.tolist() for k, v in other.items()
+            }, name
+
+
+@pytest.mark.parametrize(
+    ("extra", "sentence"),
+    [
+        (["--restore_dir", "data"], "data: no checkpoint here"),
+        (["--restore_dir", "nowhere"], "nowhere: no checkpoint here"),
+        (["--model_id", "./no-such-model"], "--model_id ./no-such-model: no tokenizer"),
+        (["--batch_size", "0"], "--batch_size 0: expected at least 1"),
+        (["--max_len", "1"], "--max_len 1: expected at least 2"),
+    ],
+)
+def test_bad_arguments_are_refused(extra, sentence, arguments, tmp_path):
+    with pytest.raises(RunError) as error:
+        train.main([*arguments, *extra])
+    assert sentence in str(error.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_is_not_overwritten(arguments, tmp_path):
+    train.main([*arguments, "--max_steps", "1"])
+    before = (tmp_path / "run" / "last" / "training_state.json").read_bytes()
+    with pytest.raises(RunError, match="holds a run already"):
+        train.main(arguments)
+    assert (tmp_path / "run" / "last" / "training_state.json").read_bytes() == before
+
+
+def test_the_exit_code_is_2_and_the_sentence_stands_alone(tmp_path):
+    paths = ["--train_input", "none.jsonl", "--outdir", str(tmp_path / "run")]
+    command = [sys.executable, "train.py", *paths]
+    process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert process.returncode == 2
+    assert process.stderr.count("\n") == 1
+    assert "none.jsonl: no such file" in process.stderr

@@ -1,0 +1,121 @@
+"""The rendered projects at work: their own tests, the launcher, and what the README promises."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from conftest import Render
+
+ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+ACCELERATE = Path(sys.executable).with_name("accelerate")
+
+
+def run(project: Path, *command: str | Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        list(map(str, command)),
+        cwd=project,
+        env={**ENVIRONMENT, **variables},
+        capture_output=True,
+        text=True,
+        timeout=900,
+    )
+
+
+def test_the_projects_own_tests_pass(project: Path) -> None:
+    done = run(project, sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider")
+    assert done.returncode == 0, done.stdout[-5000:]
+
+
+def test_two_processes_by_the_launcher_then_the_snippets(project: Path) -> None:
+    launch = [ACCELERATE, "launch", "--multi_gpu", "--num_processes", "2", "train.py"]
+    done = run(project, *launch, "--max_steps", "6", ACCELERATE_USE_CPU="true")
+    assert done.returncode == 0, done.stderr
+    bar = r"\[Epoch 0\] \[TRAIN\]: +\d+%\|.*\| 6/\d+ \[\d\d:\d\d<.*, loss=[\d.]+, lr=[\d.e-]+\]"
+    assert re.search(bar, done.stderr)
+    assert re.search(r"\[Epoch 0\] \[VALID\]: 100%\|.*\| \d+/\d+ \[.*loss=", done.stderr)
+    log = json.loads((project / "outputs" / "log.json").read_text())
+    assert log["Epoch 0"]["train_log"]["loss"] > 0
+    assert log["Epoch 0"]["valid_log"]["loss"] > 0
+    snippets = """
+from model.configuration import ModelConfig
+config = ModelConfig()
+from model.modeling import Model
+model = Model(config)
+outputs = model(**{'input_ids': ids, 'attention_mask': ids * 0 + 1, 'labels': labels})
+outputs.loss.backward()
+from model.dataset import generate_dataset
+from torch.utils.data import DataLoader
+train_dataset = generate_dataset(train_file_path)
+valid_dataset = generate_dataset(valid_file_path)
+train_loader = DataLoader(train_dataset)
+valid_loader = DataLoader(valid_dataset)
+from transformers import AutoTokenizer
+path = 'outputs/best'
+model = Model.from_pretrained(path)
+tokenizer = AutoTokenizer.from_pretrained(path)
+print(model(**next(iter(valid_loader))).loss.item())
+"""
+    given = "import torch; ids = torch.tensor([[5, 6, 7]]); labels = LABELS\n"
+    labels = "torch.tensor([1])" if "ForSequenceClassification" in _modeling(project) else "ids"
+    paths = "train_file_path, valid_file_path = 'data/train.jsonl', 'data/valid.jsonl'\n"
+    code = given.replace("LABELS", labels) + paths + snippets
+    done = run(project, sys.executable, "-c", code)
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) > 0
+
+
+def _modeling(project: Path) -> str:
+    return (project / "model" / "modeling.py").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("task", ["classification"])
+@pytest.mark.parametrize("flag", ["--multi_gpu", "--cpu"])
+def test_a_launch_that_formed_no_group_is_refused(flag: str, project: Path) -> None:
+    done = run(project, ACCELERATE, "launch", flag, "--num_processes", "2", "train.py")
+    assert done.returncode != 0
+    assert "train.py: 2 processes were asked for" in done.stderr
+    assert not (project / "outputs").exists()
+
+
+@pytest.mark.parametrize("task", ["classification"])
+def test_one_process_by_the_launcher(task: str, render: Render, project: Path) -> None:
+    done = run(project, ACCELERATE, "launch", "train.py", "--max_steps", "2")
+    assert done.returncode == 0, done.stderr
+    done = run(project, ACCELERATE, "launch", "-q", "train.py", "--train_input", "data/none.csv")
+    assert done.stderr.splitlines()[-1].startswith("train.py: data/none.csv: no such file")
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("task", ["classification"])
+def test_a_label_that_training_never_had_is_named(task: str, project: Path) -> None:
+    rows = [{"text": "Hello", "label": "ham"}, {"text": "Win", "label": "scam"}]
+    (project / "odd.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    done = run(project, sys.executable, "train.py", "--valid_input", "odd.jsonl")
+    assert done.returncode == 2
+    expected = "train.py: odd.jsonl:2: unknown label 'scam'; expected one of ham, spam\n"
+    assert done.stderr == expected
+
+
+@pytest.mark.parametrize("task", ["causal_lm"])
+def test_no_text_is_lost_between_blocks(task: str, project: Path) -> None:
+    code = """
+import json
+from model.dataset import generate_dataset
+from training.launch import load_tokenizer
+tokenizer = load_tokenizer("tiny")
+blocks = [block["input_ids"].tolist() for block in generate_dataset("data/valid.jsonl", max_len=50)]
+joined = blocks[0] + [token for block in blocks[1:] for token in block[1:]]
+rows = [json.loads(line)["text"] for line in open("data/valid.jsonl", encoding="utf-8")]
+expected = [t for row in rows for t in [*tokenizer(row).input_ids, tokenizer.eos_token_id]]
+assert joined == expected
+assert max(map(len, blocks)) == 50
+"""
+    done = run(project, sys.executable, "-c", code)
+    assert done.returncode == 0, done.stderr
