@@ -58,8 +58,16 @@ def _check_object(path: Path, number: int, line: str) -> None:
 
 
 def header(path: Path) -> list[str]:
-    """The column names of a CSV or TSV file."""
-    return next(_csv_rows(path), [])
+    """The column names of a CSV or TSV file.
+
+    Raises:
+        DataError: the first row is wider: pandas would take its first cells for row names.
+    """
+    rows = _csv_rows(path)
+    names, first = next(rows, []), next(rows, [])
+    if len(first) > len(names):
+        raise DataError(f"{path}: {len(first)} cells in the first row, {len(names)} in the header")
+    return names
 
 
 def _csv_rows(path: Path):
