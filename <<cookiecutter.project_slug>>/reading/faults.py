@@ -64,7 +64,8 @@ def header(path: Path) -> list[str]:
         DataError: the first row is wider: pandas would take its first cells for row names.
     """
     rows = _csv_rows(path)
-    names, first = next(rows, []), next(rows, [])
+    names: list[str] = next(rows, [])
+    first: list[str] = next(rows, [])
     if len(first) > len(names):
         raise DataError(f"{path}: {len(first)} cells in the first row, {len(names)} in the header")
     return names

@@ -66,10 +66,9 @@ class Numbers:
         return {"indices": torch.stack(examples)}
 
 
-def batches_of(dataset, rank: int, world: int, *sizes: int) -> Batches:
-    return Batches(
-        dataset, SimpleNamespace(process_index=rank, num_processes=world), *sizes, seed=0
-    )
+def batches_of(dataset, rank: int, world: int, batch_size: int, global_batch_size: int) -> Batches:
+    process = SimpleNamespace(process_index=rank, num_processes=world)
+    return Batches(dataset, process, batch_size, global_batch_size, seed=0)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("count", [1, 7, 64, 1001])

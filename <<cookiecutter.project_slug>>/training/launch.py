@@ -46,9 +46,10 @@ def run(main: Callable[[], None], *refusals: type[Exception]) -> int:
     Returns:
         0; or 2 after one of `refusals` or a `RunError`, which is told in one sentence.
     """
+    told: tuple[type[Exception], ...] = (RunError, *refusals)
     try:
         main()
-    except (RunError, *refusals) as error:
+    except told as error:
         if os.environ.get("RANK", "0") == "0":
             print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
         return 2

@@ -33,7 +33,9 @@ class ModelConfig(PreTrainedConfig):
         if isinstance(base_config, dict):
             base_config = AutoConfig.for_model(**base_config)
         self.base_model_id = base_model_id
-        self.base_config = base_config or AutoConfig.from_pretrained(base_model_id)
+        self.base_config: PreTrainedConfig = base_config or AutoConfig.from_pretrained(
+            base_model_id
+        )
         if classifier_dropout is None:
             layers = getattr(self.base_config, "dropout", 0.1)  # BERT and its kin name it otherwise
             classifier_dropout = getattr(self.base_config, "hidden_dropout_prob", layers)

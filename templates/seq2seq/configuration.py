@@ -28,7 +28,9 @@ class ModelConfig(PreTrainedConfig):
         if isinstance(base_config, dict):
             base_config = AutoConfig.for_model(**base_config)
         self.base_model_id = base_model_id
-        self.base_config = base_config or AutoConfig.from_pretrained(base_model_id)
+        self.base_config: PreTrainedConfig = base_config or AutoConfig.from_pretrained(
+            base_model_id
+        )
         kwargs.setdefault("is_encoder_decoder", True)
         super().__init__(**kwargs)
 
