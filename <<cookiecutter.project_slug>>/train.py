@@ -98,7 +98,7 @@ def train(
     """Train to the end of the epoch, or of the run; return what log.json keeps of it."""
     state = checkpoints.state
     done = state.examples // batches.global_batch_size
-    losses = LossSum(state.train_loss)
+    losses = LossSum(accelerator, state.train_loss)
     micro_batches = batches.epoch(state.current_epoch, state.examples)
     bar = progress_bar(accelerator, state.current_epoch, "TRAIN", len(batches), done)
     model.train()
@@ -125,7 +125,7 @@ def valid(
     accelerator: Accelerator, model: torch.nn.Module, batches: Batches, epoch: int
 ) -> dict[str, float]:
     """Compute loss and scores of the whole validation set; return what log.json keeps of it."""
-    losses, count = LossSum(), int(batches.dataset.num_items.sum())
+    losses, count = LossSum(accelerator), int(batches.dataset.num_items.sum())
     scores = Scores(accelerator.unwrap_model(model).config, accelerator.device)
     bar = progress_bar(accelerator, epoch, "VALID", len(batches))
     model.eval()

@@ -12,10 +12,10 @@ import os
 import platform
 import sys
 import tempfile
-import time
 from collections import Counter
+from contextlib import suppress
 from importlib.metadata import version
-from itertools import islice
+from itertools import islice, product
 from pathlib import Path
 from typing import Any
 
@@ -30,29 +30,30 @@ sys.path.insert(0, str(ROOT))  # Cookiecutter finds hooks/hf_ext.py like this
 
 import datasets  # noqa: E402
 import numpy as np  # noqa: E402
-import torchmetrics  # noqa: E402, F401  (once here, and not in every process)
+import torchmetrics  # noqa: E402, F401  (once here, not in every process)
 from cookiecutter.main import cookiecutter  # noqa: E402
+from peers import AcceleratePeer, OurModelInTrainer, TrainerPeer  # noqa: E402
 from processes import recorded, run_in  # noqa: E402
 from systems import (  # noqa: E402
+    ACCUMULATION,
     GLOBAL_BATCH_SIZE,
     MAX_LENGTH,
     SAVED_STEP,
     STEPS_PER_EPOCH,
-    AcceleratePeer,
     Fit,
     Ours,
-    OurModelInTrainer,
     System,
-    TrainerPeer,
 )
 from transformers import AutoTokenizer  # noqa: E402
 
 SYSTEMS = [Ours, TrainerPeer, AcceleratePeer, OurModelInTrainer]
+NAMES = [system.name for system in SYSTEMS]
 SPLITS = [(1, 8, 1), (1, 2, 4), (1, 1, 8), (2, 2, 2)]  # processes, micro-batch, accumulation
 VALID_EXAMPLES = 21
-VALID_SIZES = {Ours: [1, 3, 8, 64]}  # evaluation batch sizes of one process
-OTHER_VALID_SIZES = [1, 2, 4, 8]
-TOLERANCE = {"gradient": 1e-5, "valid": 1e-6}
+VALID_SIZES = {1: [1, 2, 3, 4, 8, 64], 2: [1, 2, 4]}  # by processes
+EXAMPLES = STEPS_PER_EPOCH * GLOBAL_BATCH_SIZE  # in an epoch of a run that is killed
+
+Results = dict[str, Any]
 
 
 def render(task: str, folder: Path) -> Path:
@@ -60,15 +61,16 @@ def render(task: str, folder: Path) -> Path:
         cookiecutter(
             str(ROOT),
             no_input=True,
-            extra_context={"task": task, "project_slug": task},
-            output_dir=str(folder),
+            extra_context={"task": task},
+            output_dir=str(folder / task),
+            accept_hooks=False,  # they only check the answers and say what to do next
             default_config={"replay_dir": str(folder), "cookiecutters_dir": str(folder)},
         )
     )
 
 
 def write_sample(task: str, project: Path, folder: Path) -> None:
-    """Write 48 examples to learn from, some to validate on, and the base model without weights."""
+    """Write as many examples as an epoch has, and the base model with and without dropout."""
     for name, dropout in (("tiny", 0.0), ("tiny-dropout", 0.1)):
         (folder / name).mkdir(parents=True)
         for file in (project / "tiny").iterdir():
@@ -76,84 +78,217 @@ def write_sample(task: str, project: Path, folder: Path) -> None:
         config = json.loads((folder / name / "config.json").read_text(encoding="utf-8"))
         config |= {key: dropout for key in config if "dropout" in key}
         (folder / name / "config.json").write_text(json.dumps(config), encoding="utf-8")
-    count = STEPS_PER_EPOCH * GLOBAL_BATCH_SIZE
     tokenizer = AutoTokenizer.from_pretrained(folder / "tiny")
     for part in ("train", "valid"):
         with (project / "data" / f"{part}.jsonl").open(encoding="utf-8") as lines:
-            rows = [json.loads(line) for line in islice(lines, 4 * count)]
+            rows = [json.loads(line) for line in islice(lines, 4 * EXAMPLES)]
         if task == "causal_lm":
-            # Texts of less than a block each, as many as fill 48 blocks and no 49th.
+            # Short texts, an end mark after each, as many as fill 48 blocks and no 49th.
             rows = [{"text": row["text"][: 2 * MAX_LENGTH]} for row in rows]
-            lengths = [len(tokenizer(row["text"])["input_ids"]) for row in rows]
-            whole = np.cumsum(lengths) <= count * (MAX_LENGTH - 1)
-            rows = rows[: int(whole.sum())]
+            lengths = [len(tokenizer(row["text"])["input_ids"]) + 1 for row in rows]
+            rows = rows[: int((np.cumsum(lengths) <= EXAMPLES * (MAX_LENGTH - 1)).sum())]
         else:
-            rows = rows[:count]
+            rows = rows[:EXAMPLES]
         text = "".join(json.dumps(row) + "\n" for row in rows)
         (folder / f"{part}.jsonl").write_text(text, encoding="utf-8")
 
 
-def compare_gradients(systems: list[System], log: Path) -> dict[str, dict[str, Any]]:
-    """For each system: the norms by split, and how far the others are from the first of them."""
-    results = {}
+def compare_gradients(systems: list[System], log: Path) -> Results:
+    """For each system: the gradient's norm by split, relative to the first split.
+
+    For our Model in Trainer, relative to the template's own loop, which trains the same model.
+    """
+    results: Results = {}
+    reference: dict[str, np.ndarray] = {}
     for system in systems:
-        gradients = {
-            f"{processes} x {batch_size} x {accumulation}": run_in(
-                processes, log, system.gradient, batch_size, accumulation
-            )
-            for processes, batch_size, accumulation in SPLITS
-        }
-        whole, *others = [vector.astype(np.float64) for vector in gradients.values()]
+        gradients = [run_in(split[0], log, system.gradient, *split[1:]) for split in SPLITS]
+        reference[system.name] = gradients[0]
+        whole = reference[Ours.name if isinstance(system, OurModelInTrainer) else system.name]
+        norm = np.linalg.norm(whole)
         results[system.name] = {
-            "norms": {split: float(np.linalg.norm(g)) for split, g in gradients.items()},
-            "difference": max(
-                float(np.linalg.norm(other - whole) / np.linalg.norm(whole)) for other in others
-            ),
+            "norms": [float(np.linalg.norm(g) / norm) for g in gradients],
+            "difference": max(float(np.linalg.norm(g - whole) / norm) for g in gradients),
         }
     return results
 
 
-def compare_valid_losses(systems: list[System], log: Path) -> dict[str, dict[str, float]]:
-    """For each system: the validation loss it gives by processes and evaluation batch size."""
-    results = {}
-    for system in systems:
-        sizes = {1: VALID_SIZES.get(type(system), OTHER_VALID_SIZES), 2: [2]}
-        results[system.name] = {
-            f"{processes} x {size}": loss
-            for processes in sizes
-            for size, loss in zip(
-                sizes[processes],
-                run_in(processes, log, system.valid_losses, sizes[processes], VALID_EXAMPLES),
-                strict=True,
-            )
+def compare_valid_losses(systems: list[System], log: Path) -> Results:
+    """For each system: the validation losses by number of processes, one for each batch size."""
+    return {
+        system.name: {
+            str(processes): run_in(processes, log, system.valid_losses, sizes, VALID_EXAMPLES)
+            for processes, sizes in VALID_SIZES.items()
+        }
+        for system in systems
+    }
+
+
+def compare_resumed(systems: list[System], folder: Path, log: Path) -> Results:
+    """For each system, by number of processes: what a kill and a resumption change.
+
+    The run is killed inside the step after the one that saved, in the middle of the last epoch.
+    """
+    results: Results = {system.name: {} for system in systems}
+    saved, epoch_start = SAVED_STEP * ACCUMULATION, STEPS_PER_EPOCH * ACCUMULATION
+    for system, processes in product(systems, (1, 2)):
+        place = folder / f"{system.name} {processes}"
+        batch_size = GLOBAL_BATCH_SIZE // ACCUMULATION // processes
+        whole = Fit(place / "whole", "whole", batch_size)
+        killed = Fit(place / "run", "killed", batch_size, last_pass=saved + 1)
+        resumed = Fit(place / "run", "resumed", batch_size, resume=True)
+        for fit in (whole, killed):
+            fit.folder.mkdir(parents=True)
+        expected = run_in(processes, log, system.fit, whole)
+        run_in(processes, log, system.fit, killed, killed=True)
+        weights = run_in(processes, log, system.fit, resumed)
+        passes = [
+            ids for rank in recorded(place / "run", "killed") for ids in rank[:saved][epoch_start:]
+        ]
+        passes += [ids for rank in recorded(place / "run", "resumed") for ids in rank]
+        seen = Counter(index for ids in passes for index in ids)
+        results[system.name][str(processes)] = {
+            "identical": bool(np.array_equal(weights, expected)),
+            "difference": float(np.abs(weights - expected).max()),
+            "seen_twice": sum(times > 1 for times in seen.values()),
+            "never_seen": EXAMPLES - len(seen),
         }
     return results
 
 
-def compare_resumed(systems: list[System], folder: Path, log: Path) -> dict[str, dict[str, Any]]:
-    """For each system: what a kill in the middle of the second epoch and a resumption change."""
-    results = {}
-    for system in systems:
-        for processes in (1, 2):
-            runs = folder / f"{system.name}-{processes}"
-            split = (GLOBAL_BATCH_SIZE // 2 // processes, 2)
-            saved = 2 * SAVED_STEP
-            killed = Fit(runs, "killed", *split, last_pass=saved + 1)
-            resumed = Fit(runs, "resumed", *split, resume=True)
-            whole = Fit(runs.with_suffix(".whole"), "whole", *split)
-            for run in (whole, killed):
-                run.folder.mkdir(parents=True)
-            expected = run_in(processes, log, system.fit, whole)
-            run_in(processes, log, system.fit, killed, killed=True)
-            weights = run_in(processes, log, system.fit, resumed)
-            seen: Counter[int] = Counter()
-            for rank, passes in enumerate(recorded(runs, "killed")):
-                epoch = passes[2 * STEPS_PER_EPOCH : saved] + recorded(runs, "resumed")[rank]
-                seen.update(index for ids in epoch for index in ids)
-            results[f"{system.name}, {processes}"] = {
-                "identical": bool(np.array_equal(weights, expected)),
-                "difference": float(np.abs(weights - expected).max()),
-                "twice": sum(times > 1 for times in seen.values()),
-                "never": STEPS_PER_EPOCH * GLOBAL_BATCH_SIZE - len(seen),
-            }
+def measure(folder: Path) -> Results:
+    """Run all comparisons for all tasks."""
+    log, results = folder / "log", {}
+    for task in json.loads((ROOT / "cookiecutter.json").read_text(encoding="utf-8"))["task"]:
+        project, sample = render(task, folder), folder / f"{task}-sample"
+        write_sample(task, project, sample)
+        systems = [system(task, project, sample) for system in SYSTEMS]
+        peers = [system for system in systems if not isinstance(system, OurModelInTrainer)]
+        results[task] = {
+            "gradient": compare_gradients(systems, log),
+            "resume": compare_resumed(peers, folder / f"{task}-runs", log),
+            "valid_loss": compare_valid_losses(systems, log),
+        }
+        print(f"{task}: done", file=sys.stderr)
     return results
+
+
+def cpu() -> str:
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def environment() -> dict[str, str]:
+    libraries = ("torch", "transformers", "accelerate")
+    return {
+        **{name: version(name) for name in libraries},
+        "Python": platform.python_version(),
+        "machine": f"{cpu()}, {os.cpu_count()} cores",
+    }
+
+
+def table(*head: str, rows: list[list[Any]]) -> str:
+    lines = [list(head), ["---"] * len(head), *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def is_exact(results: Results) -> bool:
+    """Whether the template keeps what it promises."""
+    return all(
+        task["gradient"][Ours.name]["difference"] < 1e-5
+        and all(
+            run["identical"] and run["seen_twice"] == run["never_seen"] == 0
+            for run in task["resume"][Ours.name].values()
+        )
+        and spread(sum(task["valid_loss"][Ours.name].values(), [])) < 1e-6
+        for task in results.values()
+    )
+
+
+def spread(losses: list[float]) -> float:
+    return (max(losses) - min(losses)) / min(losses)
+
+
+def resumed_cell(run: Results) -> str:
+    weights = "identical" if run["identical"] else f"differ by up to {run['difference']:.1e}"
+    return f"{weights}; {run['seen_twice']} / {run['never_seen']}"
+
+
+def markdown(results: Results, about: dict[str, str]) -> str:
+    gradients, resumed, losses = [], [], []
+    for task, parts in results.items():
+        for number, (processes, size, accumulation) in enumerate(SPLITS):
+            split = f"{processes} × {size} × {accumulation}"
+            norms = [f"{parts['gradient'][name]['norms'][number]:.3f}" for name in NAMES]
+            gradients.append([task, split, *norms])
+        differences = [f"{parts['gradient'][name]['difference']:.1e}" for name in NAMES]
+        gradients.append([task, "largest relative difference", *differences])
+        for count in map(str, VALID_SIZES):
+            runs = [run[count] for run in parts["resume"].values()]
+            resumed.append([task, count, *map(resumed_cell, runs)])
+            values = [parts["valid_loss"][name][count] for name in NAMES]
+            losses.append([task, count, *(f"{min(v):.6f} – {max(v):.6f}" for v in values)])
+        spreads = [spread(sum(parts["valid_loss"][name].values(), [])) for name in NAMES]
+        losses.append([task, "largest relative difference", *(f"{value:.1e}" for value in spreads)])
+    sizes = {processes: ", ".join(map(str, sizes)) for processes, sizes in VALID_SIZES.items()}
+    return f"""# Does the result depend on how it was run?
+
+Made by `python bench/exactness.py`. {"; ".join(f"{k} {v}" for k, v in about.items())}.
+
+Trainer is `transformers.Trainer` with its defaults. Accelerate's recipe is the loop that its guide
+and its `complete_nlp_example.py` show: `accumulate`, `save_state`, `load_state`,
+`skip_first_batches`. (The guide has a section apart on samples of variable size, where the loss is
+normalised by hand; that is not measured here.) Both train the stock model with the configuration of
+the template's own tiny base model. The last column is the template's Model in place of that.
+
+## The gradient of one step over the same {GLOBAL_BATCH_SIZE} examples
+
+The norm of the gradient by processes × micro-batch × accumulation, as a multiple of that of
+1 × 8 × 1; and how far the gradients are from that one, relative to its norm. For the Model in
+Trainer, that one is the gradient of the template's own loop. Dropout is off.
+
+{table("task", "split", *NAMES, rows=gradients)}
+## Killed in the middle of an epoch, and resumed
+
+The final weights, against those of a run that was not killed; and how many of the {EXAMPLES}
+examples of the epoch were learned from twice / never. Dropout is on.
+
+{table("task", "processes", *NAMES[:-1], rows=resumed)}
+## Validation loss by evaluation batch size
+
+The smallest and the largest loss reported for the same {VALID_EXAMPLES} examples and weights, over
+the evaluation batch sizes {sizes[1]} in one process and {sizes[2]} in two; and how far
+apart they are, relative to the smallest. The weights are random, not trained.
+
+{table("task", "processes", *NAMES, rows=losses)}"""
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Compare exactness with that of the peers.")
+    parser.add_argument("--json", type=Path, help="write all numbers here")
+    parser.add_argument("--markdown", type=Path, help="write the tables here")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        tempfile.tempdir = folder  # for what killed processes leave behind
+        datasets.config.HF_DATASETS_CACHE = Path(folder) / "cache"
+        results = measure(Path(folder))
+    about = environment()
+    text = markdown(results, about)
+    print(text)
+    if args.markdown:
+        args.markdown.write_text(text, encoding="utf-8")
+    if args.json:
+        report = {
+            "environment": about,
+            "splits": SPLITS,
+            "valid_sizes": VALID_SIZES,
+            "tasks": results,
+        }
+        args.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    return 0 if is_exact(results) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,7 +1,7 @@
-"""The systems under comparison. Each method runs in a fresh process, or in several at once."""
+"""What is compared, and on which examples; and a rendered project as the first of it."""
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,29 +11,11 @@ import torch
 from accelerate import Accelerator
 from processes import Recorder
 from safetensors.torch import load_file
-from torch.utils.data import DataLoader
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoModelForSeq2SeqLM,
-    AutoModelForSequenceClassification,
-    AutoTokenizer,
-    PreTrainedModel,
-    Trainer,
-    TrainerCallback,
-    TrainingArguments,
-    get_linear_schedule_with_warmup,
-    set_seed,
-)
+from transformers import AutoTokenizer, PreTrainedModel, set_seed
 
 SEED, LEARNING_RATE, MAX_LENGTH = 42, 1e-3, 48
 GLOBAL_BATCH_SIZE = 8  # examples in a step
-EPOCHS, STEPS_PER_EPOCH, SAVED_STEP = 2, 6, 9
-STOCK: dict[str, Any] = {
-    "classification": AutoModelForSequenceClassification,
-    "seq2seq": AutoModelForSeq2SeqLM,
-    "causal_lm": AutoModelForCausalLM,
-}
+EPOCHS, STEPS_PER_EPOCH, SAVED_STEP, ACCUMULATION = 2, 6, 9, 2  # of a run that is killed
 
 
 @dataclass(frozen=True)
@@ -44,7 +26,6 @@ class Fit:
         folder: For its checkpoints and records.
         phase: Names its records.
         batch_size: Examples in a forward pass of one process.
-        accumulation: Forward passes in a step.
         last_pass: The forward pass before which it is killed, if any.
         resume: Whether to go on from the checkpoint in `folder`.
     """
@@ -52,30 +33,27 @@ class Fit:
     folder: Path
     phase: str
     batch_size: int
-    accumulation: int
     last_pass: int | None = None
     resume: bool = False
 
 
 class Examples(torch.utils.data.Dataset):
-    """The first examples of a data set; blocks of text are cut to differing lengths.
+    """The first examples of a data set: as they are, or cut to differing lengths.
 
-    Has what the template's loop asks of a data set, and numbers each example for the others.
+    Has what the template's loop asks of a data set, and for the others each example's number.
     """
 
-    def __init__(self, dataset: Any, count: int, cut: bool = False, numbered: bool = False):
-        count = min(count, len(dataset))
+    def __init__(self, dataset: Any, count: int, cut: bool):
+        lengths = np.random.default_rng(SEED).integers(4, MAX_LENGTH, count)
         self.examples = [dataset[index] for index in range(count)]
-        self.lengths = np.asarray(dataset.lengths[:count])
-        self.num_items = np.asarray(dataset.num_items[:count])
+        self.lengths, self.num_items = dataset.lengths[:count], dataset.num_items[:count]
+        self._collate = dataset.collate
         if cut:
-            self.lengths = np.random.default_rng(SEED).integers(4, MAX_LENGTH, count)
-            self.num_items = self.lengths - 1
+            self.lengths, self.num_items = lengths, lengths - 1
             self.examples = [
                 {key: value[:length] for key, value in example.items()}
-                for example, length in zip(self.examples, self.lengths, strict=True)
+                for example, length in zip(self.examples, lengths, strict=True)
             ]
-        self._collate, self._numbered = dataset.collate, numbered
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -84,10 +62,10 @@ class Examples(torch.utils.data.Dataset):
         return {**self.examples[index], "ids": torch.tensor(index)}
 
     def collate(self, examples: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-        batch = self._collate(examples)
-        if self._numbered:
-            batch["ids"] = torch.stack([example["ids"] for example in examples])
-        return batch
+        return self._collate(examples)
+
+    def numbered(self, examples: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+        return {**self._collate(examples), "ids": torch.stack([e["ids"] for e in examples])}
 
 
 def flat(tensors: dict[str, torch.Tensor]) -> np.ndarray:
@@ -95,14 +73,15 @@ def flat(tensors: dict[str, torch.Tensor]) -> np.ndarray:
     return np.concatenate([tensors[name].detach().numpy().ravel() for name in sorted(tensors)])
 
 
-def gradient(model: torch.nn.Module) -> np.ndarray:
+def gradient_of(model: torch.nn.Module) -> np.ndarray:
     return flat({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
 
 
 class System:
-    """A way to train on the sample of a task.
+    """A way to train. Each method runs in a fresh process, or in several at once.
 
     Args:
+        task: The task of the project and the sample.
         project: The project rendered for the task; all systems read their data by its code.
         sample: Holds train.jsonl, valid.jsonl and the base model, without and with dropout.
     """
@@ -121,8 +100,25 @@ class System:
         tokenizer = AutoTokenizer.from_pretrained(self.sample / "tiny")
         return generate_dataset(self.sample / f"{part}.jsonl", tokenizer, MAX_LENGTH)
 
-    def examples(self, part: str, count: int, numbered: bool = False) -> Examples:
-        return Examples(self.dataset(part), count, self.task == "causal_lm", numbered)
+    def examples(self, part: str, count: int) -> Examples:
+        """Examples of differing lengths; blocks of text come all in one length."""
+        return Examples(self.dataset(part), count, cut=self.task == "causal_lm")
+
+    def model(self, dataset: Any, base: str = "tiny") -> PreTrainedModel:
+        """The model with its first weights, always the same."""
+        raise NotImplementedError
+
+    def gradient(self, batch_size: int, accumulation: int) -> np.ndarray:
+        """The gradient of one step over a global batch."""
+        raise NotImplementedError
+
+    def valid_losses(self, batch_sizes: list[int], count: int) -> list[float]:
+        """The validation loss by evaluation batch size."""
+        raise NotImplementedError
+
+    def fit(self, fit: Fit) -> np.ndarray:
+        """Train; the final weights."""
+        raise NotImplementedError
 
 
 class Ours(System):
@@ -138,10 +134,8 @@ class Ours(System):
         return Model(ModelConfig(str(self.sample / base), **dataset.schema))
 
     def gradient(self, batch_size: int, accumulation: int) -> np.ndarray:
-        examples, model = (
-            self.examples("train", GLOBAL_BATCH_SIZE),
-            self.model(self.dataset("train")),
-        )
+        examples = self.examples("train", GLOBAL_BATCH_SIZE)
+        model = self.model(self.dataset("train"))
         from train import train_step
         from training.batches import Batches
 
@@ -149,7 +143,7 @@ class Ours(System):
         prepared = accelerator.prepare(model)
         batches = Batches(examples, accelerator, batch_size, GLOBAL_BATCH_SIZE, seed=SEED)
         train_step(accelerator, prepared, batches.epoch())
-        return gradient(model)
+        return gradient_of(model)
 
     def valid_losses(self, batch_sizes: list[int], count: int) -> list[float]:
         examples, model = self.examples("valid", count), self.model(self.dataset("train"))
@@ -190,189 +184,10 @@ class Ours(System):
                 "epochs": EPOCHS,
                 "save_steps": SAVED_STEP,
                 "batch_size": fit.batch_size,
-                "accumulation": fit.accumulation,
+                "accumulation": ACCUMULATION,
                 "lr": LEARNING_RATE,
                 "seed": SEED,
                 "num_workers": 0,
             }
-            train.main(
-                [text for key, value in options.items() for text in (f"--{key}", str(value))]
-            )
+            train.main([f"--{name}={value}" for name, value in options.items()])
         return flat(load_file(fit.folder / "last" / "model.safetensors"))
-
-
-class Peer(System):
-    """A peer: it trains the stock model with the base model's configuration, on the same data."""
-
-    def model(self, dataset: Any, base: str = "tiny") -> PreTrainedModel:
-        labels = dataset.schema.get("labels")
-        sizes = {"num_labels": len(labels)} if labels else {}
-        config = AutoConfig.from_pretrained(self.sample / base, **sizes)
-        set_seed(SEED)
-        return STOCK[self.task].from_config(config)
-
-    def prepared(
-        self, part: str, count: int, record: Callable[[list[int]], None] | None = None
-    ) -> tuple[Examples, PreTrainedModel]:
-        """The examples, and a model that notes which of them it has been trained on."""
-        dataset, examples = self.dataset("train"), self.examples(part, count, numbered=True)
-        if record:  # a run; the data are those of the template, uncut
-            examples = Examples(dataset, count, numbered=True)
-        model = self.model(dataset, "tiny-dropout" if record else "tiny")
-
-        def take_ids(module: torch.nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
-            ids = kwargs.pop("ids")
-            if record and module.training:
-                record(ids.tolist())
-            return args, kwargs
-
-        model.register_forward_pre_hook(take_ids, with_kwargs=True)
-        return examples, model
-
-
-class KeepGradient(TrainerCallback):
-    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.gradient = gradient(kwargs["model"])
-
-
-class TrainerPeer(Peer):
-    """transformers.Trainer with its defaults."""
-
-    name = "Trainer"
-
-    def trainer(self, examples: Examples, model: Any, folder: Path, **options: Any) -> Trainer:
-        arguments = TrainingArguments(
-            output_dir=str(folder),
-            use_cpu=True,
-            disable_tqdm=True,
-            learning_rate=LEARNING_RATE,
-            seed=SEED,
-            remove_unused_columns=False,
-            **{"save_strategy": "no", "logging_strategy": "no", "report_to": "none", **options},
-        )
-        return Trainer(
-            model,
-            arguments,
-            data_collator=examples.collate,
-            train_dataset=examples,
-            eval_dataset=examples,
-        )
-
-    def gradient(self, batch_size: int, accumulation: int) -> np.ndarray:
-        examples, model = self.prepared("train", GLOBAL_BATCH_SIZE)
-        trainer = self.trainer(
-            examples,
-            model,
-            self.sample / "trainer",
-            max_steps=1,
-            max_grad_norm=0.0,  # not clipped
-            per_device_train_batch_size=batch_size,
-            gradient_accumulation_steps=accumulation,
-        )
-        kept = KeepGradient()
-        trainer.add_callback(kept)
-        trainer.train()
-        return kept.gradient
-
-    def valid_losses(self, batch_sizes: list[int], count: int) -> list[float]:
-        examples, model = self.prepared("valid", count)
-        folder = self.sample / "trainer"
-        return [
-            self.trainer(examples, model, folder, per_device_eval_batch_size=size).evaluate()[
-                "eval_loss"
-            ]
-            for size in batch_sizes
-        ]
-
-    def fit(self, fit: Fit) -> np.ndarray:
-        record = Recorder(fit.folder, fit.phase, fit.last_pass)
-        examples, model = self.prepared("train", STEPS_PER_EPOCH * GLOBAL_BATCH_SIZE, record)
-        trainer = self.trainer(
-            examples,
-            model,
-            fit.folder,
-            num_train_epochs=EPOCHS,
-            save_strategy="steps",
-            save_steps=SAVED_STEP,
-            per_device_train_batch_size=fit.batch_size,
-            gradient_accumulation_steps=fit.accumulation,
-        )
-        checkpoint = str(fit.folder / f"checkpoint-{SAVED_STEP}")
-        trainer.train(resume_from_checkpoint=checkpoint if fit.resume else None)
-        return flat(model.state_dict())
-
-
-class OurModelInTrainer(TrainerPeer):
-    """The rendered project's model under transformers.Trainer."""
-
-    name = "our Model in Trainer"
-    model = Ours.model
-
-
-class AcceleratePeer(Peer):
-    """The loop that Accelerate documents.
-
-    `accumulate` and the order of calls are those of its guide to gradient accumulation; saving,
-    restoring and skipping those of examples/complete_nlp_example.py; the validation loss that of
-    the run_*_no_trainer.py examples of transformers.
-    """
-
-    name = "Accelerate's recipe"
-
-    def gradient(self, batch_size: int, accumulation: int) -> np.ndarray:
-        accelerator = Accelerator(gradient_accumulation_steps=accumulation)
-        examples, original = self.prepared("train", GLOBAL_BATCH_SIZE)
-        loader = DataLoader(examples, batch_size, shuffle=True, collate_fn=examples.collate)
-        model, loader = accelerator.prepare(original, loader)
-        model.train()
-        for batch in loader:
-            with accelerator.accumulate(model):
-                accelerator.backward(model(**batch).loss)
-        return gradient(original)
-
-    @torch.no_grad()
-    def valid_losses(self, batch_sizes: list[int], count: int) -> list[float]:
-        accelerator = Accelerator()
-        examples, model = self.prepared("valid", count)
-        model, means = accelerator.prepare(model), []
-        model.eval()
-        for size in batch_sizes:
-            loader = accelerator.prepare(DataLoader(examples, size, collate_fn=examples.collate))
-            losses = [
-                accelerator.gather_for_metrics(model(**batch).loss.repeat(size)) for batch in loader
-            ]
-            means.append(torch.cat(losses).mean().item())
-        return means
-
-    def fit(self, fit: Fit) -> np.ndarray:
-        accelerator = Accelerator(gradient_accumulation_steps=fit.accumulation)
-        record = Recorder(fit.folder, fit.phase, fit.last_pass)
-        examples, original = self.prepared("train", STEPS_PER_EPOCH * GLOBAL_BATCH_SIZE, record)
-        loader = DataLoader(examples, fit.batch_size, shuffle=True, collate_fn=examples.collate)
-        optimizer = torch.optim.AdamW(original.parameters(), lr=LEARNING_RATE)
-        scheduler = get_linear_schedule_with_warmup(optimizer, 0, EPOCHS * STEPS_PER_EPOCH)
-        model, optimizer, loader, scheduler = accelerator.prepare(
-            original, optimizer, loader, scheduler
-        )
-        checkpoint_steps = SAVED_STEP * fit.accumulation  # the recipe counts forward passes
-        checkpoint = fit.folder / f"step_{checkpoint_steps}"
-        starting_epoch, overall_step, resume_step = 0, 0, 0
-        if fit.resume:
-            accelerator.load_state(str(checkpoint))
-            overall_step = checkpoint_steps
-            starting_epoch, resume_step = divmod(overall_step, len(loader))
-        for epoch in range(starting_epoch, EPOCHS):
-            model.train()
-            active_loader = loader
-            if fit.resume and epoch == starting_epoch:
-                active_loader = accelerator.skip_first_batches(loader, resume_step)
-            for batch in active_loader:
-                with accelerator.accumulate(model):
-                    accelerator.backward(model(**batch).loss)
-                    optimizer.step()
-                    scheduler.step()
-                    optimizer.zero_grad()
-                overall_step += 1
-                if overall_step == checkpoint_steps:
-                    accelerator.save_state(str(checkpoint))
-        return flat(original.state_dict())

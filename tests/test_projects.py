@@ -88,7 +88,17 @@ def test_a_launch_that_formed_no_group_is_refused(flag: str, project: Path) -> N
 def test_one_process_by_the_launcher(task: str, render: Render, project: Path) -> None:
     done = run(project, ACCELERATE, "launch", "train.py", "--max_steps", "2")
     assert done.returncode == 0, done.stderr
-    done = run(project, ACCELERATE, "launch", "-q", "train.py", "--train_input", "data/none.csv")
+    done = run(
+        project,
+        ACCELERATE,
+        "launch",
+        "-q",
+        "train.py",
+        "--train_input",
+        "data/none.csv",
+        "--outdir",
+        "o",
+    )
     assert done.stderr.splitlines()[-1].startswith("train.py: data/none.csv: no such file")
     assert "Traceback" not in done.stderr
 

@@ -113,7 +113,7 @@ def run_in_two_processes(*arguments: str) -> str:
 def test_two_processes_stop_and_go_on(arguments, tmp_path):
     whole, run = tmp_path / "whole", tmp_path / "run"
     arguments += ["--batch_size", "4", "--lr_scheduler_type", "constant"]
-    run_in_two_processes(*arguments, "--outdir", str(whole))
+    run_in_two_processes(*arguments, "--max_steps", "12", "--outdir", str(whole))
     run_in_two_processes(*arguments, "--max_steps", "8")
     output = run_in_two_processes("--restore_dir", str(run / "last"), "--max_steps", "12")
     assert "--max_steps is now 12; it was 8" in output
@@ -125,11 +125,16 @@ def test_two_processes_stop_and_go_on(arguments, tmp_path):
 
 def test_another_number_of_processes_gives_the_same_result(arguments, sample, tmp_path):
     arguments += ["--model_id", str(sample / "tiny"), "--lr_scheduler_type", "constant"]
-    train.main([*arguments, "--outdir", str(tmp_path / "whole")])
+    train.main([*arguments, "--max_steps", "12", "--outdir", str(tmp_path / "whole")])
     last = str(tmp_path / "run" / "last")
     train.main([*arguments, "--max_steps", "4", "--batch_size", "4", "--accumulation", "2"])
     run_in_two_processes("--restore_dir", last, "--max_steps", "9")
     train.main(["--restore_dir", last, "--max_steps", "12", "--batch_size", "3"])
-    weights, expected = result(tmp_path / "run")[0], result(tmp_path / "whole")[0]
-    for name, tensor in weights.items():
-        torch.testing.assert_close(tensor, expected[name], rtol=1e-3, atol=1e-5)
+    # Not the weights one by one: Adam makes whole steps of gradients that are zero but for rounding.
+    *_, log, state = result(tmp_path / "run")
+    *_, expected_log, expected_state = result(tmp_path / "whole")
+    for epoch, entry in expected_log.items():
+        for part in ("train_log", "valid_log"):
+            assert log[epoch][part]["loss"] == pytest.approx(entry[part]["loss"], rel=1e-4)
+    for place in ("step", "current_epoch", "examples", "train_items", "scheduler_steps"):
+        assert state[place] == expected_state[place]

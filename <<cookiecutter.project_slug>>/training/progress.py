@@ -52,11 +52,11 @@ class LossSum:
     """Adds up losses that are still being computed, without waiting for each.
 
     Attributes:
-        last: The newest loss that has been read, per label item.
+        last: The newest loss that has been read, scaled up from this process to all.
     """
 
-    def __init__(self, start: float = 0.0):
-        self._sum = start
+    def __init__(self, accelerator: Accelerator, start: float = 0.0):
+        self._sum, self._world = start, accelerator.num_processes
         self._pending: deque[tuple[torch.Tensor, int]] = deque()
         self.last: float | None = None
 
@@ -78,4 +78,4 @@ class LossSum:
         for mean, (_, num_items) in zip(means, self._pending, strict=True):
             self._sum += mean * num_items
         self._pending.clear()
-        self.last = means[-1]
+        self.last = means[-1] * self._world

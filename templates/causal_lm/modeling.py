@@ -61,10 +61,10 @@ class Model(PreTrainedModel):
             outputs.loss = loss / num_items_in_batch
         return outputs
 
-    def generate(self, *args, generation_config=None, **kwargs):
+    def generate(self, *args, **kwargs):
         """Continue a text: see `transformers.GenerationMixin.generate`."""
-        config = generation_config or self.generation_config
-        return self.lm.generate(*args, generation_config=config, **kwargs)
+        self.lm.generation_config = self.generation_config
+        return self.lm.generate(*args, **kwargs)
 
     @classmethod
     def can_generate(cls) -> bool:

@@ -73,10 +73,10 @@ class Model(PreTrainedModel):
         shifted[:, 0] = config.decoder_start_token_id
         return shifted.masked_fill(shifted == -100, config.pad_token_id)
 
-    def generate(self, *args, generation_config=None, **kwargs):
+    def generate(self, *args, **kwargs):
         """Generate targets: see `transformers.GenerationMixin.generate`."""
-        config = generation_config or self.generation_config
-        return self.seq2seq.generate(*args, generation_config=config, **kwargs)
+        self.seq2seq.generation_config = self.generation_config
+        return self.seq2seq.generate(*args, **kwargs)
 
     @classmethod
     def can_generate(cls) -> bool:
