@@ -130,7 +130,7 @@ def test_another_number_of_processes_gives_the_same_result(arguments, sample, tm
     train.main([*arguments, "--max_steps", "4", "--batch_size", "4", "--accumulation", "2"])
     run_in_two_processes("--restore_dir", last, "--max_steps", "9")
     train.main(["--restore_dir", last, "--max_steps", "12", "--batch_size", "3"])
-    # Not the weights one by one: Adam makes whole steps of gradients that are zero but for rounding.
+    # Not each weight: Adam makes whole steps of gradients that are zero but for rounding.
     *_, log, state = result(tmp_path / "run")
     *_, expected_log, expected_state = result(tmp_path / "whole")
     for epoch, entry in expected_log.items():

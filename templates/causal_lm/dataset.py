@@ -45,7 +45,9 @@ class Dataset(torch.utils.data.Dataset):
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         ids = torch.from_numpy(self._tokens(self.begins[index], self.lengths[index]))
-        return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids}
+        labels = ids.clone()
+        labels[0] = -100  # nothing stands before it; transformers.Trainer counts what is not -100
+        return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}
 
     def _tokens(self, begin: int, length: int) -> np.ndarray:
         """Read a slice of the joined texts, which lie in chunks, without leaving the disk map."""
