@@ -7,9 +7,13 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import Trainer, TrainingArguments
 
 from conftest import ROOT, two_processes
 from measure import measure
+from model.configuration import ModelConfig
+from model.dataset import generate_dataset
+from model.modeling import Model
 from training.batches import Batches, epoch_order
 from training.optimization import build_scheduler
 
@@ -50,6 +54,32 @@ def test_gradients_and_losses_do_not_depend_on_the_split(split, measured):
     assert report["loss"] == pytest.approx(expected["loss"], rel=1e-5)
     assert report["valid"]["loss"] == pytest.approx(expected["valid"]["loss"], rel=1e-6)
     assert report["valid"]["count"] == expected["valid"]["count"]
+
+
+def test_transformers_trainer_computes_the_same_gradient(sample, tokenizer, tmp_path, measured):
+    dataset = generate_dataset(sample / "train.jsonl", tokenizer, 48)
+    torch.manual_seed(0)
+    model = Model(ModelConfig(str(sample / "tiny"), **dataset.schema))
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    arguments = TrainingArguments(
+        str(tmp_path),
+        per_device_train_batch_size=2,
+        gradient_accumulation_steps=4,
+        max_steps=1,
+        optim="sgd",  # one step at a rate of 1 takes the gradient off the weights
+        learning_rate=1.0,
+        lr_scheduler_type="constant",
+        max_grad_norm=0.0,
+        remove_unused_columns=False,
+        save_strategy="no",
+    )
+    examples = [dataset[int(index)] for index in epoch_order(dataset.lengths, 8, 1, 0)[:8]]
+    Trainer(model, arguments, dataset.collate, examples).train()
+    expected = measured[WHOLE][0]
+    size = torch.stack([gradient.norm() for gradient in expected.values()]).norm()
+    for name, parameter in model.named_parameters():
+        difference = before[name] - parameter.detach() - expected[name]
+        assert difference.norm() < 1e-4 * size, name
 
 
 class Numbers:

@@ -1,6 +1,7 @@
 """Runs of train.py: what they leave behind, how they go on, and in how many processes."""
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -108,6 +109,32 @@ def run_in_two_processes(*arguments: str) -> str:
     assert (code, other_code) == (0, 0), output + other_output
     assert "Epoch" not in other_output  # only one process shows bars
     return output
+
+
+def rates(output: str) -> list[tuple[int, int, float]]:
+    """(step, all steps, learning rate) of all that the bars of training have shown."""
+    bar = r"\[Epoch (\d+)\] \[TRAIN\]: +\d+%\|.*?\| (\d+)/(\d+) \[.*?lr=([\d.e-]+)\]"
+    return [
+        (int(epoch) * int(total) + int(step) - 1, 2 * int(total), float(lr))
+        for epoch, step, total, lr in re.findall(bar, output.replace("\r", "\n"))
+    ]
+
+
+@pytest.mark.parametrize("accumulation", [1, 4])
+@pytest.mark.parametrize("processes", [1, 2])
+def test_the_schedule_counts_optimizer_steps(processes, accumulation, arguments, capfd):
+    batch_size = 8 // accumulation // processes
+    arguments += ["--accumulation", str(accumulation), "--batch_size", str(batch_size)]
+    arguments += ["--num_warmup_steps", "5", "--lr", "0.004"]
+    if processes == 1:
+        train.main(arguments)
+        shown = rates(capfd.readouterr().err)
+    else:
+        shown = rates(run_in_two_processes(*arguments))
+    assert {step for step, *_ in shown} >= {shown[0][1] // 2 - 1, shown[0][1] - 1}
+    for step, total, lr in shown:
+        expected = 0.004 * (step / 5 if step < 5 else (total - step) / (total - 5))
+        assert lr == pytest.approx(expected, rel=0.01)
 
 
 def test_two_processes_stop_and_go_on(arguments, tmp_path):
