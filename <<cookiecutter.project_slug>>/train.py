@@ -53,7 +53,7 @@ def build_parser() -> argparse.ArgumentParser:
     run.add_argument("--max_steps", type=int, help="optimizer steps, instead of epochs")
     run.add_argument("--save_steps", type=int, help="save last/ every so many steps, too")
     run.add_argument("--seed", type=int, default=42)
-    run.add_argument("--num_workers", type=int, default=2, help="loader processes")
+    run.add_argument("--num_workers", type=int, default=0, help="loader processes")
     step = parser.add_argument_group("step")
     step.add_argument("--batch_size", type=int, default=16, help="per process, forward pass")
     step.add_argument("--accumulation", type=int, default=1, help="forward passes in a step")

@@ -51,7 +51,7 @@ def arguments(sample, tmp_path) -> list[str]:
         *("--train_input", str(sample / "train.jsonl")),
         *("--valid_input", str(sample / "valid.jsonl")),
         *("--model_id", str(ROOT / "tiny"), "--outdir", str(tmp_path / "run")),
-        *("--max_len", "48", "--batch_size", "8", "--epochs", "2", "--num_workers", "0"),
+        *("--max_len", "48", "--batch_size", "8", "--epochs", "2"),
     ]
 
 

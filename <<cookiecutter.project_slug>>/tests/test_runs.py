@@ -58,7 +58,7 @@ def assert_same(one: Path, other: Path) -> None:
 
 
 def test_a_run_leaves_best_last_and_log(arguments, tmp_path):
-    train.main([*arguments, "--num_workers", "2"])
+    train.main(arguments)
     run = tmp_path / "run"
     log = json.loads((run / "log.json").read_text())
     assert list(log) == ["Epoch 0", "Epoch 1"]
@@ -87,6 +87,13 @@ def test_a_stopped_run_ends_as_if_it_had_not_been(forward_passes, arguments, tmp
             train.main(arguments)
     train.main(["--restore_dir", str(tmp_path / "run" / "last")])
     assert_same(tmp_path / "run", whole)
+
+
+def test_worker_processes_change_nothing(arguments, tmp_path):
+    train.main([*arguments, "--outdir", str(tmp_path / "whole")])
+    train.main([*arguments, "--num_workers", "2"])
+    for name, tensor in result(tmp_path / "run")[0].items():
+        assert torch.equal(tensor, result(tmp_path / "whole")[0][name]), name
 
 
 def test_a_killed_run_ends_as_if_it_had_not_been(arguments, tmp_path):

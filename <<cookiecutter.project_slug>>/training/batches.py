@@ -5,7 +5,6 @@ forward passes depends on the processes at hand, but not what is computed: every
 carries the label items of its whole global batch, which is what its loss is divided by.
 """
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -146,14 +145,14 @@ class Batches:
         self.dataset = dataset
         self.global_batch_size = global_batch_size or batch_size * accelerator.num_processes
         self._plan = Plan(dataset, accelerator, batch_size, self.global_batch_size, seed)
-        # The tokens are made by now; forked workers must not inherit the tokenizer's threads.
-        os.environ["TOKENIZERS_PARALLELISM"] = "false"
         self._loader = DataLoader(
             _Fetch(dataset),
             sampler=self._plan,
             batch_size=None,
             num_workers=num_workers,
             persistent_workers=num_workers > 0,
+            # A plain fork copies the locks that gloo's and autograd's threads hold: some hang.
+            multiprocessing_context="forkserver" if num_workers else None,
             pin_memory=torch.cuda.is_available(),
         )
 
