@@ -13,7 +13,7 @@ from reading import DataError
 from training import RunError
 
 GOOD = dict.fromkeys(COLUMNS.values(), "text")
-FIRST = next(iter(GOOD))
+FIRST, HEADER = next(iter(GOOD)), ",".join(GOOD) + "\n"
 
 
 def jsonl(*rows: object) -> bytes:
@@ -34,8 +34,8 @@ def jsonl(*rows: object) -> bytes:
         ("gap.jsonl", jsonl(GOOD, {}, GOOD), f"gap.jsonl:2: no value for '{FIRST}'"),
         ("null.jsonl", b"\n" + jsonl(GOOD, {**GOOD, FIRST: None}), "null.jsonl:3: no value"),
         ("mixed.jsonl", jsonl(GOOD, {**GOOD, FIRST: [1]}), "mixed.jsonl"),
-        ("wide.csv", (",".join(GOOD) + "\n1,2,3,4\n").encode(), "wide.csv:2: 4 cells; expected"),
-        ("later.csv", (",".join(GOOD) + "\nx,y\n1,2,3,4\n").encode(), "later.csv:3: 4 cells"),
+        ("wide.csv", (HEADER + "1,2,3,4\n").encode(), "wide.csv:2: 4 cells; expected"),
+        ("later.csv", (HEADER + ",".join(GOOD) + "\n1,2,3,4\n").encode(), "later.csv:3: 4 cells"),
         (
             "latin.csv",
             (",".join(GOOD) + "\ncaf\xe9,x\n").encode("latin-1"),
