@@ -74,7 +74,7 @@ class TrainingState:
             "seconds": round(seconds, 1),
         }
         self.validated_step = self.step
-        if self.examples == self.data["examples"]:
+        if self.examples >= self.data["examples"]:
             self.current_epoch += 1
             self.examples = self.train_items = 0
             self.train_loss = 0.0
