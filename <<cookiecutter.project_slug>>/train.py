@@ -28,7 +28,7 @@ from training.arguments import parse_args
 from training.batches import Batches, MicroBatch
 from training.checkpoint import Checkpoints
 from training.launch import load_tokenizer, main_process_first, run, start
-from training.optimization import SCHEDULERS, build_optimizer, build_scheduler
+from training.optimization import SCHEDULERS, build_optimizer, build_scheduler, take_step
 from training.progress import LossSum, announce, conclude, progress_bar
 from training.randomness import seed_all
 from training.state import open_state
@@ -106,12 +106,9 @@ def train(
         loss, step = train_step(accelerator, model, micro_batches)
         accelerator.clip_grad_norm_(model.parameters(), max_grad_norm)
         lr = optimizer.param_groups[0]["lr"]
-        optimizer.step()
-        optimizer.zero_grad()
-        if not accelerator.optimizer_step_was_skipped:
-            scheduler.step()
+        was_skipped = take_step(accelerator, optimizer, scheduler)
         losses.add(loss, step.num_items)
-        state.advance(step.num_examples, step.num_items, accelerator.optimizer_step_was_skipped)
+        state.advance(step.num_examples, step.num_items, was_skipped)
         bar.set_postfix(loss=losses.last, lr=lr, refresh=False)
         bar.update()
         checkpoints.save_if_due(losses)
@@ -175,7 +172,7 @@ def main(argv: list[str] | None = None) -> None:
     if args.restore_dir is not None:
         checkpoints.restore(Path(args.restore_dir))
     scheduler = build_scheduler(
-        optimizer.optimizer,
+        optimizer,
         args.lr_scheduler_type,
         args.num_warmup_steps,
         state.total_steps,

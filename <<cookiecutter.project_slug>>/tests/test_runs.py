@@ -144,6 +144,30 @@ def test_the_schedule_counts_optimizer_steps(processes, accumulation, arguments,
         assert lr == pytest.approx(expected, rel=0.01)
 
 
+def test_a_step_that_overflowed_does_not_move_the_schedule(arguments, tmp_path, monkeypatch):
+    begin, forward = train.start, Model.forward
+
+    def loud_forward(*inputs, **named):
+        outputs = forward(*inputs, **named)
+        if outputs.loss is not None:
+            outputs.loss = outputs.loss * 64
+        return outputs
+
+    def start_with_a_scaler():
+        accelerator = begin()
+        accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127)
+        return accelerator
+
+    monkeypatch.setattr(train, "start", start_with_a_scaler)
+    monkeypatch.setattr(Model, "forward", loud_forward)
+    train.main([*arguments, "--max_steps", "10"])
+    state = json.loads((tmp_path / "run" / "last" / "training_state.json").read_text())
+    skipped = state["step"] - state["scheduler_steps"]
+    assert state["step"] == 10
+    assert 0 < skipped < 10
+    assert state["scaler"]["scale"] == 2.0 ** (127 - skipped)
+
+
 def test_two_processes_stop_and_go_on(arguments, tmp_path):
     whole, run = tmp_path / "whole", tmp_path / "run"
     arguments += ["--batch_size", "4", "--lr_scheduler_type", "constant"]

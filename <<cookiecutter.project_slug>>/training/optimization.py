@@ -1,6 +1,7 @@
 """The optimizer and its schedule, which is counted in optimizer steps."""
 
 import torch
+from accelerate import Accelerator
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import SchedulerType, get_scheduler
@@ -48,3 +49,22 @@ def build_scheduler(
     ):
         group["lr"] = base_lr * factor(steps_done)
     return scheduler
+
+
+def take_step(
+    accelerator: Accelerator, optimizer: torch.optim.Optimizer, scheduler: LambdaLR
+) -> bool:
+    """Step, and move the schedule, unless half precision has overflowed.
+
+    Returns:
+        Whether the step was skipped. `Accelerator.optimizer_step_was_skipped` does not know of
+        it: a fused optimizer is always called, and skips by itself. The scale tells.
+    """
+    scaler = accelerator.scaler
+    scale = scaler.get_scale() if scaler is not None else 0.0
+    optimizer.step()
+    optimizer.zero_grad()
+    was_skipped = scaler is not None and scaler.get_scale() < scale
+    if not was_skipped:
+        scheduler.step()
+    return was_skipped
