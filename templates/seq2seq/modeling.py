@@ -28,6 +28,9 @@ class Model(PreTrainedModel):
             self.seq2seq = AutoModelForSeq2SeqLM.from_config(
                 config.base_config, dtype=torch.float32
             )
+        # An encoder-decoder of two encoders has a pooler that is not used, and
+        # DistributedDataParallel refuses parameters that get no gradient.
+        self.seq2seq.get_encoder().pooler = None
         self.generation_config = self.seq2seq.generation_config
         self.post_init()
 
