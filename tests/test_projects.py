@@ -129,3 +129,21 @@ assert max(map(len, blocks)) == 50
 """
     done = run(project, sys.executable, "-c", code)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("task", ["seq2seq", "causal_lm"])
+@pytest.mark.parametrize("pad_token", ["None", "tokenizer.eos_token"])
+def test_the_end_mark_stays_a_target_whatever_pads(pad_token: str, project: Path) -> None:
+    code = f"""
+from model.dataset import generate_dataset
+from training.launch import load_tokenizer
+tokenizer = load_tokenizer("tiny")
+tokenizer.pad_token = {pad_token}
+dataset = generate_dataset("data/valid.jsonl", tokenizer, 64)
+batch = dataset.collate([dataset[i] for i in range(len(dataset))])
+rows = open("data/valid.jsonl", encoding="utf-8").read().count("\\n")
+assert (batch["labels"] == tokenizer.eos_token_id).sum() == rows
+assert (batch["labels"] != -100).sum() == dataset.num_items.sum()
+"""
+    done = run(project, sys.executable, "-c", code)
+    assert done.returncode == 0, done.stderr
