@@ -34,7 +34,14 @@ def test_the_projects_own_tests_pass(project: Path) -> None:
 
 
 def test_two_processes_by_the_launcher_then_the_snippets(project: Path) -> None:
-    launch = [ACCELERATE, "launch", "--multi_gpu", "--num_processes", "2", "train.py"]
+    launch: list[str | Path] = [
+        ACCELERATE,
+        "launch",
+        "--multi_gpu",
+        "--num_processes",
+        "2",
+        "train.py",
+    ]
     done = run(project, *launch, "--max_steps", "6", ACCELERATE_USE_CPU="true")
     assert done.returncode == 0, done.stderr
     bar = r"\[Epoch 0\] \[TRAIN\]: +\d+%\|.*\| 6/\d+ \[\d\d:\d\d<.*, loss=[\d.]+, lr=[\d.e-]+\]"
