@@ -58,7 +58,7 @@ CONFIGURATIONS: dict[str, dict[str, dict]] = {
         "bart": BART,
         "marian": BART,
         "mbart": BART,
-        "m2m_100": BART,
+        "m2m_100": {**BART, "encoder_layerdrop": 0.9, "decoder_layerdrop": 0.9},
         "pegasus": BART,
         "encoder-decoder": {
             "encoder": {**SMALL, "model_type": "bert"},

@@ -31,6 +31,10 @@ class ModelConfig(PreTrainedConfig):
         self.base_config: PreTrainedConfig = base_config or AutoConfig.from_pretrained(
             base_model_id
         )
+        for name in ("encoder_layerdrop", "decoder_layerdrop"):
+            if hasattr(self.base_config, name):
+                # A layer left out at random gets no gradient: DistributedDataParallel refuses that.
+                setattr(self.base_config, name, 0.0)
         kwargs.setdefault("is_encoder_decoder", True)
         super().__init__(**kwargs)
 

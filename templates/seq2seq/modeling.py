@@ -22,7 +22,7 @@ class Model(PreTrainedModel):
         # from_pretrained builds on the meta device and fills in the checkpoint's weights itself.
         if config.base_has_weights and torch.get_default_device().type != "meta":
             self.seq2seq = AutoModelForSeq2SeqLM.from_pretrained(
-                config.base_model_id, dtype=torch.float32
+                config.base_model_id, config=config.base_config, dtype=torch.float32
             )
         else:
             self.seq2seq = AutoModelForSeq2SeqLM.from_config(
