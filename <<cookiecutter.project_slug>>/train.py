@@ -97,7 +97,7 @@ def train(
 ) -> dict[str, float]:
     """Train to the end of the epoch, or of the run; return what log.json keeps of it."""
     state = checkpoints.state
-    done = state.examples // batches.global_batch_size
+    done = -(-state.examples // batches.global_batch_size)  # the last step may be a smaller one
     losses = LossSum(accelerator, state.train_loss)
     micro_batches = batches.epoch(state.current_epoch, state.examples)
     bar = progress_bar(accelerator, state.current_epoch, "TRAIN", len(batches), done)
@@ -151,7 +151,8 @@ def main(argv: list[str] | None = None) -> None:
         valid_set = generate_dataset(args.valid_input, tokenizer, args.max_len, **train_set.schema)
     if args.restore_dir is None:
         config = ModelConfig(args.model_id, **train_set.schema)
-        args.lr = args.lr or (5e-5 if config.base_has_weights else 2e-3)
+        if args.lr is None:
+            args.lr = 5e-5 if config.base_has_weights else 2e-3
     state = open_state(args, train_set, accelerator)
     workers = args.num_workers
     train_batches = Batches(

@@ -154,3 +154,31 @@ assert (batch["labels"] != -100).sum() == dataset.num_items.sum()
 """
     done = run(project, sys.executable, "-c", code)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("task", ["classification"])
+def test_labels_are_in_order_and_keep_their_names(task: str, project: Path) -> None:
+    for labels in (["ham", "no", "spam"], ["-1", "b", "2", "10"]):
+        rows = [{"text": "Hello", "label": name} for name in reversed(labels)]
+        (project / "t.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        code = """
+from model.configuration import ModelConfig
+from model.dataset import generate_dataset
+print(list(ModelConfig(**generate_dataset("t.jsonl").schema).id2label.values()))
+"""
+        done = run(project, sys.executable, "-c", code)
+        assert done.stdout == f"{labels}\n", done.stderr
+
+
+@pytest.mark.parametrize("task", ["causal_lm"])
+def test_plain_text_is_one_document(task: str, project: Path) -> None:
+    text = "One line.\n\n  Another, with spaces. \nThe last"
+    (project / "t.txt").write_text(text)
+    code = """
+from model.dataset import generate_dataset
+from training.launch import load_tokenizer
+blocks = [block["input_ids"].tolist() for block in generate_dataset("t.txt", max_len=8)]
+print(repr(load_tokenizer("tiny").decode(blocks[0] + [t for b in blocks[1:] for t in b[1:]])))
+"""
+    done = run(project, sys.executable, "-c", code)
+    assert done.stdout == f"{text!r}\n", done.stderr

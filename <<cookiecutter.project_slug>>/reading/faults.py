@@ -5,6 +5,8 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+csv.field_size_limit(2**31 - 1)  # a cell may hold a whole document
+
 
 class DataError(ValueError):
     """A data file that cannot be used: the message says what, where and what was expected."""

@@ -1,14 +1,11 @@
 """Tokenize a table once, in parallel and cached, and pad its rows into batches."""
 
-import os
 from collections.abc import Callable
 
 import datasets
 import torch
 from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
-
-ROWS_PER_PROCESS = 10_000
 
 
 def tokenized(
@@ -25,13 +22,9 @@ def tokenized(
         # Truncation is kept inside the tokenizer, and would change the hash the cache goes by.
         tokenizer.backend_tokenizer.no_truncation()
         tokenizer.backend_tokenizer.no_padding()
-    processes = min(os.cpu_count() or 1, len(table) // ROWS_PER_PROCESS)
-    return table.map(
-        encode,
-        batched=True,
-        remove_columns=table.column_names,
-        num_proc=processes if processes > 1 else None,
-    )
+    # No `num_proc`: a fast tokenizer works on all cores by itself, and a fork beside the threads
+    # of a process group can hang.
+    return table.map(encode, batched=True, remove_columns=table.column_names)
 
 
 def pad(examples: list[dict[str, torch.Tensor]], key: str, value: int) -> torch.Tensor:

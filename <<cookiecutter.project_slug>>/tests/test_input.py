@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 
+import datasets
 import pytest
 
 import train
@@ -65,14 +66,38 @@ def test_every_format_gives_the_same_examples(tokenizer, tmp_path):
             separator.join(f"{quote}{cell}{quote}" for cell in row) for row in [header, *cells]
         ]
         (tmp_path / name).write_text("\n".join(lines) + "\n")
+    datasets.Dataset.from_list(rows).to_parquet(tmp_path / "a.parquet")
     expected = generate_dataset(tmp_path / "a.jsonl", tokenizer)
-    for name in ("a.json", "a.csv", "a.tsv"):
+    for name in ("a.json", "a.csv", "a.tsv", "a.parquet"):
         dataset = generate_dataset(tmp_path / name, tokenizer)
         assert len(dataset) == len(expected)
         for example, other in zip(dataset, expected, strict=True):
             assert {k: v.tolist() for k, v in example.items()} == {
                 k: v.tolist() for k, v in other.items()
             }, name
+
+
+def test_a_cell_may_hold_a_whole_document(tokenizer, tmp_path):
+    row = ",".join(["word " * 40_000] + ["b"] * (len(GOOD) - 1))
+    (tmp_path / "long.csv").write_text(f"{HEADER}{row}\n{row}\n")
+    assert len(generate_dataset(tmp_path / "long.csv", tokenizer)) >= 2
+
+
+def test_tokens_are_found_again_by_another_process(sample):
+    code = (
+        "import sys; from model.dataset import generate_dataset as g; "
+        "from training.launch import load_tokenizer as t; from pathlib import Path; "
+        "files = g(sys.argv[1], t('tiny'), 31).rows.cache_files; "
+        "print([(f['filename'], Path(f['filename']).stat().st_mtime_ns) for f in files])"
+    )
+    command = [sys.executable, "-c", code, str(sample / "train.jsonl")]
+    first, second = (
+        subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+        for _ in range(2)
+    )
+    assert first.returncode == 0, first.stderr
+    assert "cache-" in first.stdout
+    assert first.stdout == second.stdout
 
 
 @pytest.mark.parametrize(
@@ -97,6 +122,8 @@ def test_a_run_is_not_overwritten(arguments, tmp_path):
     before = (tmp_path / "run" / "last" / "training_state.json").read_bytes()
     with pytest.raises(RunError, match="holds a run already"):
         train.main(arguments)
+    with pytest.raises(RunError, match="expected a last/, not a best/"):
+        train.main(["--restore_dir", str(tmp_path / "run" / "best")])
     assert (tmp_path / "run" / "last" / "training_state.json").read_bytes() == before
 
 

@@ -16,6 +16,7 @@ from transformers import AutoTokenizer
 import train
 from conftest import ROOT, two_processes
 from model.modeling import Model
+from training.state import TrainingState
 
 
 class Killed(Exception):
@@ -89,6 +90,53 @@ def test_a_stopped_run_ends_as_if_it_had_not_been(forward_passes, arguments, tmp
     assert_same(tmp_path / "run", whole)
 
 
+def test_a_run_stopped_before_its_validation_goes_on_with_it(arguments, tmp_path, monkeypatch):
+    arguments += ["--save_steps", "1"]
+    train.main([*arguments, "--outdir", str(tmp_path / "whole")])
+
+    def dying(*_):
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "valid", dying)
+        with pytest.raises(Killed):
+            train.main(arguments)
+    train.main(["--restore_dir", str(tmp_path / "run" / "last")])
+    assert_same(tmp_path / "run", tmp_path / "whole")
+
+
+@pytest.mark.parametrize("damage", ["cut", "altered", "missing", "manifest"])
+def test_a_damaged_checkpoint_costs_only_the_work_since_the_one_before(
+    damage, arguments, tmp_path, monkeypatch, capfd
+):
+    arguments += ["--save_steps", "1"]
+    train.main([*arguments, "--outdir", str(tmp_path / "whole")])
+    with monkeypatch.context() as patch:
+        stop_after(patch, 4)
+        with pytest.raises(Killed):
+            train.main(arguments)
+    last = tmp_path / "run" / "last"
+    weights = last / "model.safetensors"
+    content = weights.read_bytes()
+    if damage == "cut":
+        weights.write_bytes(content[:-100])
+    elif damage == "altered":
+        weights.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    else:
+        (weights if damage == "missing" else last / "manifest.json").unlink()
+    train.main(["--restore_dir", str(last)])
+    assert "is damaged; going on from the one before" in capfd.readouterr().out
+    assert_same(tmp_path / "run", tmp_path / "whole")
+
+
+def test_a_loss_that_is_no_number_is_never_the_best():
+    state = TrainingState({}, {"examples": 8}, 8)
+    assert not state.record({"loss": 1.0}, {"loss": float("nan")}, 0.0)
+    assert state.record({"loss": 1.0}, {"loss": 2.0}, 0.0)
+    assert not state.record({"loss": 1.0}, {"loss": float("nan")}, 0.0)
+    assert state.min_valid_loss == 2.0
+
+
 def test_worker_processes_change_nothing(arguments, tmp_path):
     train.main([*arguments, "--outdir", str(tmp_path / "whole")])
     train.main([*arguments, "--num_workers", "2"])
@@ -104,6 +152,7 @@ def test_a_killed_run_ends_as_if_it_had_not_been(arguments, tmp_path):
         [sys.executable, ROOT / "train.py", *arguments], cwd=ROOT, stderr=subprocess.DEVNULL
     )
     while not last.exists():
+        assert process.poll() is None
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.wait()

@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from . import RunError
+from .checkpoint import OPTIMIZER
 from .files import find_whole
 from .state import TrainingState
 
@@ -35,6 +36,8 @@ def parse_args(
         folder = find_whole(Path(args.restore_dir))
         if folder != Path(args.restore_dir):
             notes.append(f"{args.restore_dir} is damaged; going on from the one before, {folder}")
+        if not (folder / OPTIMIZER).is_file():
+            raise RunError(f"{folder}: nothing to go on from here; expected a last/, not a best/")
         before = TrainingState.read(folder).args
         before["outdir"] = str(Path(args.restore_dir).parent)  # the folder may have been moved
         parser.set_defaults(**{name: value for name, value in before.items() if name in args})

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.utils import gather_object
 from safetensors.torch import load_file, save_file
 from torch.distributed.checkpoint.state_dict import (
@@ -29,7 +30,7 @@ class Checkpoints:
         accelerator: Accelerator,
         outdir: Path,
         model: torch.nn.Module,
-        optimizer: torch.optim.Optimizer,
+        optimizer: AcceleratedOptimizer,
         tokenizer: PreTrainedTokenizerBase,
         state: TrainingState,
         save_steps: int | None,
@@ -37,7 +38,7 @@ class Checkpoints:
         self.accelerator = accelerator
         self.outdir = outdir
         self.model = model
-        self.optimizer = getattr(optimizer, "optimizer", optimizer)
+        self.optimizer = optimizer.optimizer
         self.tokenizer = tokenizer
         self.state = state
         self.save_steps = save_steps

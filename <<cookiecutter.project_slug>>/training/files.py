@@ -70,7 +70,7 @@ def find_whole(folder: Path) -> Path:
     Raises:
         RunError: `folder` is no checkpoint, or no whole one is left.
     """
-    if not (folder / MANIFEST).is_file():
+    if not (folder / MANIFEST).is_file() and not _versions(folder):
         raise RunError(f"{folder}: no checkpoint here; expected a folder that a run saved")
     fault = find_fault(folder)
     if fault is None:

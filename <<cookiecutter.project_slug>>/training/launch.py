@@ -33,7 +33,7 @@ def start() -> Accelerator:
     asked = max(int(os.environ.get("WORLD_SIZE", 1)), _asked_of_launcher())
     if asked != accelerator.num_processes:
         raise RunError(
-            f"{asked} processes were asked for, but this one is alone in a group of "
+            f"{asked} processes were asked for, but this one is in a group of "
             f"{accelerator.num_processes}; without GPUs, launch with "
             f"`ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes {asked}`"
         )

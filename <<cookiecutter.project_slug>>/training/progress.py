@@ -41,11 +41,12 @@ def announce(
 
 def conclude(accelerator: Accelerator, state: TrainingState) -> None:
     """Say what was reached, and where it is."""
-    best = min(state.log, key=lambda epoch: state.log[epoch]["valid_log"]["loss"])
-    scores = state.log[best]["valid_log"].items()
-    reached = ", ".join(f"{name} {value:.4g}" for name, value in scores if name != "count")
-    outdir = state.args["outdir"]
-    accelerator.print(f"Best of {len(state.log)} epochs: {best}, {reached}: see {outdir}/best")
+    if not state.best:
+        accelerator.print("No validation loss was a number: there is no best/")
+        return
+    scores = [(name, value) for name, value in state.best.items() if name not in ("epoch", "count")]
+    reached = ", ".join(f"{name} {value:.4g}" for name, value in scores)
+    accelerator.print(f"Best: {state.best['epoch']}, {reached}: see {state.args['outdir']}/best")
 
 
 class LossSum:
@@ -63,7 +64,8 @@ class LossSum:
     def add(self, mean: torch.Tensor, num_items: int) -> None:
         """Take note of a loss, a scalar, that is the mean of `num_items` label items."""
         self._pending.append((mean.detach(), num_items))
-        if mean.device.type == "cpu" or len(self._pending) >= READ_EVERY:
+        is_first = self.last is None
+        if is_first or mean.device.type == "cpu" or len(self._pending) >= READ_EVERY:
             self._read()
 
     def total(self) -> float:

@@ -30,6 +30,7 @@ class TrainingState:
         scheduler_steps: Those that moved the schedule; half precision may skip one.
         validated_step: The step of the latest validation.
         min_valid_loss: The lowest validation loss so far, the one of `best/`.
+        best: What validation gave then, and in which epoch.
         train_loss: This process's sum of the losses in the current epoch.
         train_items: The label items, of all processes, that belong to it.
         scaler: The state of the loss scaler, in half precision.
@@ -46,6 +47,7 @@ class TrainingState:
     scheduler_steps: int = 0
     validated_step: int = 0
     min_valid_loss: float | None = None
+    best: dict = field(default_factory=dict)
     train_loss: float = 0.0
     train_items: int = 0
     scaler: dict | None = None
@@ -68,7 +70,8 @@ class TrainingState:
         Returns:
             Whether the validation loss is the lowest so far.
         """
-        self.log[f"Epoch {self.current_epoch}"] = {
+        epoch, loss = f"Epoch {self.current_epoch}", valid_log["loss"]
+        self.log[epoch] = {
             "train_log": train_log,
             "valid_log": valid_log,
             "seconds": round(seconds, 1),
@@ -78,9 +81,10 @@ class TrainingState:
             self.current_epoch += 1
             self.examples = self.train_items = 0
             self.train_loss = 0.0
-        is_best = self.min_valid_loss is None or valid_log["loss"] < self.min_valid_loss
+        # Nothing is less than a loss that is not a number, and that is not less than anything.
+        is_best = loss < (math.inf if self.min_valid_loss is None else self.min_valid_loss)
         if is_best:
-            self.min_valid_loss = valid_log["loss"]
+            self.min_valid_loss, self.best = loss, {"epoch": epoch, **valid_log}
         return is_best
 
     def write(self, folder: Path, train_losses: list[float]) -> None:

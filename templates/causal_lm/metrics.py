@@ -1,7 +1,5 @@
 """What validation reports beside the loss."""
 
-import math
-
 import torch
 
 from .configuration import ModelConfig
@@ -18,4 +16,4 @@ class Scores:
 
     def compute(self, loss: float) -> dict[str, float]:
         """Give the scores, by name; `loss` is the mean over all label items."""
-        return {"perplexity": math.exp(loss)}
+        return {"perplexity": torch.tensor(loss, dtype=torch.float64).exp().item()}

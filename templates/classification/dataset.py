@@ -84,7 +84,7 @@ def generate_dataset(
     table = read_table(path, [text_column, label_column])
     found = table.unique(label_column)
     if labels is None:
-        labels = sorted(found, key=lambda name: (not name.isdigit(), name.zfill(20)))
+        labels = sorted(found, key=lambda name: (int(name) if name.isdecimal() else -1, name))
     for name in set(found) - set(labels):
         where = row_name(path, table[label_column].index(name))
         raise DataError(f"{where}: unknown label {name!r}; expected one of {', '.join(labels)}")
