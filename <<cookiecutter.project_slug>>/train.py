@@ -10,12 +10,13 @@ import argparse
 import math
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.utils import gather_object, send_to_device
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -27,18 +28,19 @@ from reading import DataError
 from training.arguments import parse_args
 from training.batches import Batches, MicroBatch
 from training.checkpoint import Checkpoints
-from training.launch import load_tokenizer, main_process_first, run, start
-from training.optimization import SCHEDULERS, build_optimizer, build_scheduler, take_step
+from training.interruption import Interruption
+from training.launch import run, start
+from training.loading import load_model, load_tokenizer
+from training.lock import locked
+from training.optimization import SCHEDULERS, Guard, build_optimizer, build_scheduler, take_step
+from training.peers import Peers
 from training.progress import LossSum, announce, conclude, progress_bar
 from training.randomness import seed_all
 from training.state import open_state
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description="Train the model of model/.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
+    parser = argparse.ArgumentParser(formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     data = parser.add_argument_group("data and model")
     data.add_argument("--train_input", default="data/train.jsonl", help="file to learn from")
     data.add_argument("--valid_input", default="data/valid.jsonl", help="file to choose best/ by")
@@ -48,10 +50,11 @@ def build_parser() -> argparse.ArgumentParser:
     data.add_argument("--max_len", type=int, default=128, help="most tokens in a text or block")
     run = parser.add_argument_group("run")
     run.add_argument("--outdir", default="outputs", help="folder for best/, last/ and log.json")
-    run.add_argument("--restore_dir", help="go on from this last/, with the arguments it had")
+    run.add_argument("--restore_dir", help="go on from this last/; auto: from outdir's, if any")
     run.add_argument("--epochs", type=int, default=3)
     run.add_argument("--max_steps", type=int, help="optimizer steps, instead of epochs")
     run.add_argument("--save_steps", type=int, help="save last/ every so many steps, too")
+    run.add_argument("--patience", type=int, help="end after so many epochs without a better loss")
     run.add_argument("--seed", type=int, default=42)
     run.add_argument("--num_workers", type=int, default=0, help="loader processes")
     step = parser.add_argument_group("step")
@@ -89,105 +92,107 @@ def train_step(
 def train(
     accelerator: Accelerator,
     model: torch.nn.Module,
-    optimizer: torch.optim.Optimizer,
+    optimizer: AcceleratedOptimizer,
     scheduler: LambdaLR,
     batches: Batches,
     checkpoints: Checkpoints,
     max_grad_norm: float,
 ) -> dict[str, float]:
     """Train to the end of the epoch, or of the run; return what log.json keeps of it."""
-    state = checkpoints.state
+    state, guard = checkpoints.state, Guard(accelerator, optimizer)
     done = -(-state.examples // batches.global_batch_size)  # the last step may be a smaller one
     losses = LossSum(accelerator, state.train_loss)
     micro_batches = batches.epoch(state.current_epoch, state.examples)
-    bar = progress_bar(accelerator, state.current_epoch, "TRAIN", len(batches), done)
     model.train()
-    for _ in range(min(len(batches) - done, state.total_steps - state.step)):
-        loss, step = train_step(accelerator, model, micro_batches)
-        accelerator.clip_grad_norm_(model.parameters(), max_grad_norm)
-        lr = optimizer.param_groups[0]["lr"]
-        was_skipped = take_step(accelerator, optimizer, scheduler)
-        losses.add(loss, step.num_items)
-        state.advance(step.num_examples, step.num_items, was_skipped)
-        bar.set_postfix(loss=losses.last, lr=lr, refresh=False)
-        bar.update()
-        checkpoints.save_if_due(losses)
-    bar.close()
-    state.train_loss = losses.total()
-    return {"loss": math.fsum(gather_object([state.train_loss])) / state.train_items}
+    with progress_bar(accelerator, state.current_epoch, "TRAIN", len(batches), done) as bar:
+        for _ in range(min(len(batches) - done, state.total_steps - state.step)):
+            loss, step = train_step(accelerator, model, micro_batches)
+            grad_norm = accelerator.clip_grad_norm_(model.parameters(), max_grad_norm)
+            losses.add(guard.check(loss, grad_norm), step)
+            lr = optimizer.param_groups[0]["lr"]
+            was_skipped = take_step(accelerator, optimizer, scheduler)
+            state.advance(len(step.global_batch), step.num_items, was_skipped)
+            bar.set_postfix(loss=losses.last, lr=lr, refresh=False)
+            bar.update()
+            checkpoints.after_step(losses)
+    return {"loss": checkpoints.sum_up(losses) / state.train_items}
 
 
 @torch.no_grad()
 def valid(
-    accelerator: Accelerator, model: torch.nn.Module, batches: Batches, epoch: int
+    accelerator: Accelerator,
+    model: torch.nn.Module,
+    batches: Batches,
+    epoch: int,
+    after_batch: Callable[[], None] = lambda: None,
 ) -> dict[str, float]:
     """Compute loss and scores of the whole validation set; return what log.json keeps of it."""
     losses, count = LossSum(accelerator), int(batches.dataset.num_items.sum())
     scores = Scores(accelerator.unwrap_model(model).config, accelerator.device)
-    bar = progress_bar(accelerator, epoch, "VALID", len(batches))
     model.eval()
-    for inputs, micro in batches.epoch():
-        inputs = send_to_device(inputs, accelerator.device, non_blocking=True)
-        outputs = model(**inputs, num_items_in_batch=micro.num_items)
-        losses.add(outputs.loss * micro.weight, micro.num_items)
-        if micro.weight:
-            scores.update(outputs, inputs)
-        bar.set_postfix(loss=losses.last, refresh=False)
-        bar.update()
-    loss = math.fsum(gather_object([losses.total()])) / count
-    log = {"loss": loss, **scores.compute(loss), "count": count}
-    bar.set_postfix(log)
-    bar.close()
+    with progress_bar(accelerator, epoch, "VALID", len(batches)) as bar:
+        for inputs, micro in batches.epoch():
+            inputs = send_to_device(inputs, accelerator.device, non_blocking=True)
+            outputs = model(**inputs, num_items_in_batch=micro.num_items)
+            losses.add(outputs.loss * micro.weight, micro)
+            if micro.weight:
+                scores.update(outputs, inputs)
+            bar.set_postfix(loss=losses.last, refresh=False)
+            bar.update()
+            after_batch()
+        loss = math.fsum(gather_object([losses.total()])) / count
+        log = {"loss": loss, **scores.compute(loss), "count": count}
+        bar.set_postfix(log)
     return log
 
 
 def main(argv: list[str] | None = None) -> None:
     args, notes = parse_args(build_parser(), argv)
     accelerator = start()
+    peers = Peers(accelerator)
     tokenizer = load_tokenizer(args.restore_dir or args.model_id)
     columns = {name: getattr(args, name) for name in COLUMNS}
-    with main_process_first(accelerator):
+    with peers.local_main_first():
         train_set = generate_dataset(args.train_input, tokenizer, args.max_len, **columns)
         valid_set = generate_dataset(args.valid_input, tokenizer, args.max_len, **train_set.schema)
     if args.restore_dir is None:
         config = ModelConfig(args.model_id, **train_set.schema)
         if args.lr is None:
             args.lr = 5e-5 if config.base_has_weights else 2e-3
-    state = open_state(args, train_set, accelerator)
-    workers = args.num_workers
-    train_batches = Batches(
-        train_set, accelerator, args.batch_size, state.global_batch_size, args.seed, workers
-    )
-    valid_batches = Batches(valid_set, accelerator, args.eval_batch_size, num_workers=workers)
-
-    seed_all(args.seed)
-    if args.restore_dir is None:
-        model = Model(config)
-    else:
-        model = Model.from_pretrained(args.restore_dir, dtype=torch.float32)
-    optimizer = build_optimizer(model, args.lr, args.weight_decay)
-    model, optimizer = accelerator.prepare(model, optimizer)
-    checkpoints = Checkpoints(
-        accelerator, Path(args.outdir), model, optimizer, tokenizer, state, args.save_steps
-    )
-    if args.restore_dir is not None:
-        checkpoints.restore(Path(args.restore_dir))
-    scheduler = build_scheduler(
-        optimizer,
-        args.lr_scheduler_type,
-        args.num_warmup_steps,
-        state.total_steps,
-        state.scheduler_steps,
-    )
-    announce(accelerator, state, model, notes)
-    while not state.is_over:
-        began = time.perf_counter()
-        train_log = train(
-            accelerator, model, optimizer, scheduler, train_batches, checkpoints, args.max_grad_norm
+    with locked(peers, Path(args.outdir)), Interruption(peers) as interruption:
+        state = open_state(args, train_set, accelerator)
+        seed_all(args.seed)
+        model = Model(config) if args.restore_dir is None else load_model(Model, args.restore_dir)
+        optimizer = build_optimizer(model, args.lr, args.weight_decay)
+        model, optimizer = accelerator.prepare(model, optimizer)
+        checkpoints = Checkpoints(
+            accelerator, interruption, state, train_set, model, optimizer, tokenizer
         )
-        valid_log = valid(accelerator, model, valid_batches, state.current_epoch)
-        is_best = state.record(train_log, valid_log, time.perf_counter() - began)
-        checkpoints.save(is_best)
+        if args.restore_dir is not None:
+            checkpoints.restore(Path(args.restore_dir))
+        scheduler = build_scheduler(optimizer, args.lr_scheduler_type, args.num_warmup_steps, state)
+        workers = args.num_workers
+        train_batches = Batches(
+            train_set, accelerator, args.batch_size, state.global_batch_size, args.seed, workers
+        )
+        valid_batches = Batches(valid_set, accelerator, args.eval_batch_size, num_workers=workers)
+        announce(accelerator, state, model, notes)
+        while not state.is_over:
+            began = time.perf_counter()
+            train_log = train(
+                accelerator,
+                model,
+                optimizer,
+                scheduler,
+                train_batches,
+                checkpoints,
+                args.max_grad_norm,
+            )
+            valid_log = valid(
+                accelerator, model, valid_batches, state.current_epoch, checkpoints.stop_if_due
+            )
+            is_best = state.record(train_log, valid_log, time.perf_counter() - began)
+            checkpoints.save(is_best)
     conclude(accelerator, state)
 
 

@@ -125,7 +125,7 @@ def test_no_text_is_lost_between_blocks(task: str, project: Path) -> None:
     code = """
 import json
 from model.dataset import generate_dataset
-from training.launch import load_tokenizer
+from training.loading import load_tokenizer
 tokenizer = load_tokenizer("tiny")
 blocks = [block["input_ids"].tolist() for block in generate_dataset("data/valid.jsonl", max_len=50)]
 joined = blocks[0] + [token for block in blocks[1:] for token in block[1:]]
@@ -143,7 +143,7 @@ assert max(map(len, blocks)) == 50
 def test_the_end_mark_stays_a_target_whatever_pads(pad_token: str, project: Path) -> None:
     code = f"""
 from model.dataset import generate_dataset
-from training.launch import load_tokenizer
+from training.loading import load_tokenizer
 tokenizer = load_tokenizer("tiny")
 tokenizer.pad_token = {pad_token}
 dataset = generate_dataset("data/valid.jsonl", tokenizer, 64)
@@ -176,7 +176,7 @@ def test_plain_text_is_one_document(task: str, project: Path) -> None:
     (project / "t.txt").write_text(text)
     code = """
 from model.dataset import generate_dataset
-from training.launch import load_tokenizer
+from training.loading import load_tokenizer
 blocks = [block["input_ids"].tolist() for block in generate_dataset("t.txt", max_len=8)]
 print(repr(load_tokenizer("tiny").decode(blocks[0] + [t for b in blocks[1:] for t in b[1:]])))
 """

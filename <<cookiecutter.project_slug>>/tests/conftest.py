@@ -14,7 +14,7 @@ import pytest
 os.environ.update(HF_HUB_OFFLINE="1", OMP_NUM_THREADS="1", ACCELERATE_USE_CPU="true")
 
 import train  # noqa: E402
-from training.launch import load_tokenizer  # noqa: E402
+from training.loading import load_tokenizer  # noqa: E402
 
 ROOT = Path(train.__file__).parent
 

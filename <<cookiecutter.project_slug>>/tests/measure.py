@@ -19,7 +19,8 @@ from model.dataset import generate_dataset  # noqa: E402
 from model.modeling import Model  # noqa: E402
 from train import train_step, valid  # noqa: E402
 from training.batches import Batches  # noqa: E402
-from training.launch import load_tokenizer, run  # noqa: E402
+from training.launch import run  # noqa: E402
+from training.loading import load_tokenizer  # noqa: E402
 
 GLOBAL_BATCH_SIZE = 8
 

@@ -16,6 +16,7 @@ from model.dataset import generate_dataset
 from model.modeling import Model
 from training.batches import Batches, epoch_order
 from training.optimization import build_scheduler
+from training.state import TrainingState
 
 WHOLE, TWO_PROCESSES = (1, 8, 64), [(2, 2, 3), (2, 1, 64)]
 SPLITS = [(1, 2, 1), (1, 1, 3), (1, 3, 8), *TWO_PROCESSES]
@@ -122,7 +123,7 @@ def test_every_example_is_seen_once_in_the_same_steps(count, processes):
 
 def test_all_processes_make_as_many_forward_passes():
     passes = [
-        [(m.ends_step, m.num_items, m.num_examples) for _, m in batches.epoch()]
+        [(m.ends_step, m.num_items, len(m.global_batch)) for _, m in batches.epoch()]
         for batches in (batches_of(Numbers([5] * 25), rank, 4, 2, 8) for rank in range(4))
     ]
     assert passes[0] == passes[1] == passes[2] == passes[3]
@@ -146,7 +147,8 @@ def test_the_schedule_is_the_formula_wherever_a_run_is_taken_up(done):
     """Linear, 4 steps of warm-up and 10 in all: lr * step / 4, then lr * (10 - step) / 6."""
     parameter = torch.nn.Parameter(torch.zeros(2))
     optimizer = torch.optim.AdamW([parameter], lr=6e-3)
-    scheduler = build_scheduler(optimizer, "linear", 4, 10, steps_done=done)
+    state = TrainingState({}, {}, 8, total_steps=10, scheduler_steps=done)
+    scheduler = build_scheduler(optimizer, "linear", 4, state)
     for step in range(done, 11):
         expected = 6e-3 * (step / 4 if step < 4 else (10 - step) / 6)
         assert optimizer.param_groups[0]["lr"] == pytest.approx(expected)

@@ -86,7 +86,7 @@ def test_a_cell_may_hold_a_whole_document(tokenizer, tmp_path):
 def test_tokens_are_found_again_by_another_process(sample):
     code = (
         "import sys; from model.dataset import generate_dataset as g; "
-        "from training.launch import load_tokenizer as t; from pathlib import Path; "
+        "from training.loading import load_tokenizer as t; from pathlib import Path; "
         "files = g(sys.argv[1], t('tiny'), 31).rows.cache_files; "
         "print([(f['filename'], Path(f['filename']).stat().st_mtime_ns) for f in files])"
     )
@@ -105,7 +105,7 @@ def test_tokens_are_found_again_by_another_process(sample):
     [
         (["--restore_dir", "data"], "data: no checkpoint here"),
         (["--restore_dir", "nowhere"], "nowhere: no checkpoint here"),
-        (["--model_id", "./no-such-model"], "--model_id ./no-such-model: no tokenizer"),
+        (["--model_id", "./no-such-model"], "./no-such-model: no tokenizer"),
         (["--batch_size", "0"], "--batch_size 0: expected at least 1"),
         (["--max_len", "1"], "--max_len 1: expected at least 2"),
     ],

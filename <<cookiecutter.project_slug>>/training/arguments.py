@@ -5,9 +5,11 @@ from pathlib import Path
 
 from . import RunError
 from .checkpoint import OPTIMIZER
-from .files import find_whole
+from .files import find_whole, is_published
 from .state import TrainingState
 
+AUTO = "auto"
+RESULTS = ("last", "best", "log.json")
 AT_LEAST_ONE = (
     "epochs",
     "max_steps",
@@ -15,6 +17,7 @@ AT_LEAST_ONE = (
     "batch_size",
     "accumulation",
     "eval_batch_size",
+    "patience",
 )
 
 
@@ -32,10 +35,15 @@ def parse_args(
             of its range.
     """
     args, notes = parser.parse_args(argv), []
+    if is_automatic := args.restore_dir == AUTO:
+        last = Path(args.outdir) / "last"
+        args.restore_dir = str(last) if is_published(last) else None
     if args.restore_dir is not None:
-        folder = find_whole(Path(args.restore_dir))
-        if folder != Path(args.restore_dir):
-            notes.append(f"{args.restore_dir} is damaged; going on from the one before, {folder}")
+        folder, fault = find_whole(Path(args.restore_dir))
+        if fault is not None:
+            notes.append(
+                f"{args.restore_dir} is damaged ({fault}); going on from the one before, {folder}"
+            )
         if not (folder / OPTIMIZER).is_file():
             raise RunError(f"{folder}: nothing to go on from here; expected a last/, not a best/")
         before = TrainingState.read(folder).args
@@ -46,10 +54,10 @@ def parse_args(
         for name, value in vars(args).items():
             if name != "restore_dir" and name in before and before[name] != value:
                 notes.append(f"--{name} is now {value}; it was {before[name]}")
-    elif any((Path(args.outdir) / name).exists() for name in ("last", "best", "log.json")):
+    elif not is_automatic and any((Path(args.outdir) / name).exists() for name in RESULTS):
         raise RunError(
-            f"{args.outdir}: holds a run already; go on with it by --restore_dir "
-            f"{args.outdir}/last, or choose another --outdir"
+            f"{args.outdir}: holds a run already; go on with it by --restore_dir {AUTO}, or choose "
+            "another --outdir"
         )
     for name in AT_LEAST_ONE:
         if (value := getattr(args, name)) is not None and value < 1:

@@ -28,7 +28,7 @@ class MicroBatch:
         indices: The examples to take.
         seed: What all randomness of this forward pass follows from.
         num_items: Label items of the whole global batch, over all processes.
-        num_examples: Examples of the whole global batch, over all processes.
+        global_batch: The examples of the whole global batch, over all processes.
         weight: 1; or 0 where there are more processes than examples, and one without work takes
             part in the communication on an example that then counts nothing.
         ends_step: Whether the global batch is complete after this one.
@@ -37,7 +37,7 @@ class MicroBatch:
     indices: list[int]
     seed: tuple[int, ...]
     num_items: int
-    num_examples: int
+    global_batch: list[int]
     weight: float
     ends_step: bool
 
@@ -109,14 +109,15 @@ class Plan(Sampler):
         for begin in range(self.start, len(order), self.global_batch_size):
             step = begin // self.global_batch_size
             batch = order[begin : begin + self.global_batch_size]
+            members = batch.tolist()
             passes = share(batch, self.lengths, self.batch_size, self.world, turn=step)
             for number, parts in enumerate(passes, 1):
                 mine = parts[self.rank]
                 yield MicroBatch(
-                    indices=(mine if len(mine) else batch[:1]).tolist(),
+                    indices=mine.tolist() or members[:1],
                     seed=(self.seed or 0, self.epoch, step, self.rank, number),
                     num_items=int(self.num_items[batch].sum()),
-                    num_examples=len(batch),
+                    global_batch=members,
                     weight=float(len(mine) > 0),
                     ends_step=number == len(passes),
                 )

@@ -1,12 +1,13 @@
 """Saving and restoring a run: `best/` is to be used, `last/` is to go on from."""
 
 import json
+import math
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
-from accelerate.utils import gather_object
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
@@ -15,7 +16,10 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from transformers import PreTrainedTokenizerBase
 
-from .files import clean, publish, write_file
+from . import RunError
+from .batches import MicroBatch
+from .files import clean, publish, saving, write_file
+from .interruption import Interruption
 from .progress import LossSum
 from .state import TrainingState
 
@@ -28,70 +32,151 @@ class Checkpoints:
     def __init__(
         self,
         accelerator: Accelerator,
-        outdir: Path,
+        interruption: Interruption,
+        state: TrainingState,
+        dataset,
         model: torch.nn.Module,
         optimizer: AcceleratedOptimizer,
         tokenizer: PreTrainedTokenizerBase,
-        state: TrainingState,
-        save_steps: int | None,
     ):
         self.accelerator = accelerator
-        self.outdir = outdir
+        self.interruption, self.peers = interruption, interruption.peers
+        self.state = state
+        self.outdir = Path(state.args["outdir"])
+        self.dataset = dataset
         self.model = model
         self.optimizer = optimizer.optimizer
         self.tokenizer = tokenizer
-        self.state = state
-        self.save_steps = save_steps
-        if accelerator.is_main_process:
-            clean(outdir)
+        if self.peers.is_main:
+            clean(self.outdir)
 
-    def save_if_due(self, losses: LossSum) -> None:
-        """Save `last/` inside an epoch, every `save_steps` steps."""
-        if self.save_steps and self.state.step % self.save_steps == 0:
-            self.state.train_loss = losses.total()
+    def after_step(self, losses: LossSum) -> None:
+        """Save `last/` inside an epoch: every `save_steps` steps, and when the run is to stop.
+
+        Raises:
+            Stopped: a process was signalled.
+            RunError: see `sum_up` and `save`.
+        """
+        is_to_stop = self.interruption.is_due(losses.bad is not None)
+        save_steps = self.state.args["save_steps"]
+        if is_to_stop or (save_steps and self.state.step % save_steps == 0):
+            self.sum_up(losses)
             self.save()
+        if is_to_stop:
+            self.interruption.stop(str(self.outdir))
+
+    def stop_if_due(self) -> None:
+        """Save `last/` as it stands before the validation, if the run is to stop now.
+
+        Raises:
+            Stopped: a process was signalled.
+        """
+        if self.interruption.is_due():
+            self.save()
+            self.interruption.stop(str(self.outdir))
+
+    def sum_up(self, losses: LossSum) -> float:
+        """Take the losses of the epoch into the state; give their sum over all processes.
+
+        Raises:
+            RunError: one was not finite; what reproduces it has been saved as `bad_batch/`.
+        """
+        self.state.train_loss = losses.total()
+        reports = self.peers.gather((self.state.train_loss, losses.bad))
+        if bad := [batch for _, batch in reports if batch is not None]:
+            self._stop_before(min(bad, key=lambda batch: batch.seed))
+        return math.fsum(loss for loss, _ in reports)
 
     def save(self, is_best: bool = False) -> None:
         """Save `last/` and, before it, `best/`; and bring log.json up to date.
 
         In this order, so that a `last/` that knows of a best loss always has its `best/`.
+
+        Raises:
+            RunError: there is no room, or something else prevents it.
         """
         state, scaler = self.state, self.accelerator.scaler
         state.scaler = scaler.state_dict() if scaler is not None else None
-        train_losses = gather_object([state.train_loss])
+        train_losses = self.peers.gather(state.train_loss)
         weights = self.accelerator.get_state_dict(self.model)
         optimizer_tensors = self._optimizer_tensors()
 
         def write_model(folder: Path) -> None:
-            model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
-            model.save_pretrained(folder, state_dict=dict(weights))  # it empties what it gets
-            self.tokenizer.save_pretrained(folder)
+            self._write_model(folder, weights)
             state.write(folder, train_losses)
 
         def write_all(folder: Path) -> None:
             write_model(folder)
             save_file(optimizer_tensors, folder / OPTIMIZER)
 
-        if self.accelerator.is_main_process:
-            if is_best:
-                publish(self.outdir / "best", write_model)
-            publish(self.outdir / "last", write_all, keep=1)
-            write_file(self.outdir / "log.json", json.dumps(state.log, indent=4))
-        self.accelerator.wait_for_everyone()
+        def write() -> None:
+            size = _size(weights) * (1 + is_best) + _size(optimizer_tensors)
+            with saving(self.outdir, size):
+                if is_best:
+                    publish(self.outdir / "best", write_model)
+                publish(self.outdir / "last", write_all, keep=1)
+                self.write_log()
+
+        self.peers.main_does(write)
+
+    def write_log(self) -> None:
+        write_file(self.outdir / "log.json", json.dumps(self.state.log, indent=4))
 
     def restore(self, folder: Path) -> None:
-        """Load what `save` kept for going on; the model itself is loaded by `from_pretrained`."""
-        tensors = load_file(folder / OPTIMIZER)
+        """Load what `save` kept for going on; the model itself is loaded by `from_pretrained`.
+
+        Raises:
+            RunError: the optimizer's file is not that of this model.
+        """
         # Names and hyperparameters of this run; the numbers are those of the checkpoint.
         state_dict = get_optimizer_state_dict(self.model, self.optimizer)
-        state_dict["state"] = {
-            name: {key: tensors[f"{name}/{key}"] for key in values}
-            for name, values in state_dict["state"].items()
-        }
+        try:
+            tensors = load_file(folder / OPTIMIZER)
+            state_dict["state"] = {
+                name: {key: tensors[f"{name}/{key}"] for key in values}
+                for name, values in state_dict["state"].items()
+            }
+        except (OSError, SafetensorError, KeyError) as error:
+            raise RunError(f"{folder}: not the optimizer of this model ({error})") from None
         whole = StateDictOptions(full_state_dict=True)
         set_optimizer_state_dict(self.model, self.optimizer, state_dict, options=whole)
         if self.accelerator.scaler is not None and self.state.scaler is not None:
             self.accelerator.scaler.load_state_dict(self.state.scaler)
+        if self.peers.is_main:
+            self.write_log()  # the run may have been killed between its last save and this
+
+    def _stop_before(self, bad: MicroBatch) -> None:
+        weights = self.accelerator.get_state_dict(self.model)
+        _, epoch, step, *_ = bad.seed
+        examples = bad.global_batch
+        folder = self.outdir / "bad_batch"
+
+        def write_all(aside: Path) -> None:
+            self._write_model(aside, weights)
+            batch = self.dataset.collate([self.dataset[index] for index in examples])
+            save_file(batch, aside / "batch.safetensors")
+            about = {"epoch": epoch, "step": step, "examples": examples}
+            write_file(aside / "batch.json", json.dumps(about))
+
+        def write() -> None:
+            with saving(self.outdir, _size(weights)):
+                publish(folder, write_all)
+
+        try:
+            self.peers.main_does(write)
+            place = f"{folder} holds them, and the weights before this step"
+        except RunError as error:
+            place = str(error)
+        names = ", ".join(map(str, examples[:8])) + ", ..." * (len(examples) > 8)
+        raise RunError(
+            f"epoch {epoch}, step {step}: the loss or its gradient is not a finite number, on the "
+            f"examples {names} (the first is 0); {place}"
+        )
+
+    def _write_model(self, folder: Path, weights: dict[str, torch.Tensor]) -> None:
+        model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
+        model.save_pretrained(folder, state_dict=dict(weights))  # it empties what it gets
+        self.tokenizer.save_pretrained(folder)
 
     def _optimizer_tensors(self) -> dict[str, torch.Tensor]:
         """The optimizer's tensors, whole, by the names of their parameters; on one process only."""
@@ -102,3 +187,8 @@ class Checkpoints:
             for name, values in state_dict.get("state", {}).items()
             for key, value in values.items()
         }
+
+
+def _size(tensors: dict[str, torch.Tensor]) -> int:
+    """In bytes."""
+    return sum(tensor.nbytes for tensor in tensors.values())

@@ -4,13 +4,37 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from safetensors import SafetensorError
 
 from . import RunError
 
 MANIFEST = "manifest.json"
 STORE = ".checkpoints"
+
+
+@contextmanager
+def saving(folder: Path, size: int) -> Iterator[None]:
+    """Save something into a folder, if there is room, and say in a sentence what prevents it.
+
+    Args:
+        size: How much is to be written, in bytes.
+
+    Raises:
+        RunError: the disk is too full, or the folder cannot be written to.
+    """
+    try:
+        if (free := shutil.disk_usage(folder).free) < size:
+            raise OSError(f"{free:,} bytes are free; it takes {size:,}")
+        yield
+    except Exception as error:
+        # To safetensors a full disk is an error of its own, to tokenizers a bare Exception.
+        if not isinstance(error, (OSError, SafetensorError)) and type(error) is not Exception:
+            raise
+        raise RunError(f"{folder}: not saved ({error}); the saves before are untouched") from None
 
 
 def write_file(path: Path, text: str) -> None:
@@ -34,18 +58,18 @@ def publish(folder: Path, write: Callable[[Path], None], keep: int = 0) -> None:
         keep: How many of the contents before this one to keep.
     """
     store = folder.parent / STORE
-    store.mkdir(parents=True, exist_ok=True)
+    store.mkdir(exist_ok=True)
     versions = _versions(folder)
     version = store / f"{folder.name}.{versions[-1][0] + 1 if versions else 0}"
     aside = store / f"{version.name}.tmp"
     shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir()
-    write(aside)
-    for file in sorted(aside.iterdir()):
-        _flush(file)
-    manifest = {f.name: {"size": f.stat().st_size, "sha256": _sha256(f)} for f in aside.iterdir()}
-    write_file(aside / MANIFEST, json.dumps(manifest, indent=2, sort_keys=True))
-    os.rename(aside, version)
+    try:
+        aside.mkdir()
+        write(aside)
+        _seal(aside)
+        os.rename(aside, version)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
     if folder.is_dir() and not folder.is_symlink():  # a copy of a run, made with its links followed
         os.rename(folder, store / f"{folder.name}.copied.tmp")
     _flush(store)
@@ -55,7 +79,16 @@ def publish(folder: Path, write: Callable[[Path], None], keep: int = 0) -> None:
     os.replace(link, folder)
     _flush(folder.parent)
     for _, old in versions[: len(versions) - keep]:
-        shutil.rmtree(old)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _seal(folder: Path) -> None:
+    """Flush the files of a folder to the disk, and write down what they are."""
+    manifest = {}
+    for file in sorted(folder.iterdir()):
+        _flush(file)
+        manifest[file.name] = {"size": file.stat().st_size, "sha256": _sha256(file)}
+    write_file(folder / MANIFEST, json.dumps(manifest, indent=2))
 
 
 def clean(outdir: Path) -> None:
@@ -64,20 +97,28 @@ def clean(outdir: Path) -> None:
         leftover.unlink() if leftover.is_symlink() else shutil.rmtree(leftover)
 
 
-def find_whole(folder: Path) -> Path:
+def is_published(folder: Path) -> bool:
+    """Whether something has been saved under this name, be it whole or damaged."""
+    return (folder / MANIFEST).is_file() or bool(_versions(folder))
+
+
+def find_whole(folder: Path) -> tuple[Path, str | None]:
     """The content of a published folder or, where that is damaged, the newest whole one before.
+
+    Returns:
+        The folder that is whole, and what is wrong with `folder` if it is another one.
 
     Raises:
         RunError: `folder` is no checkpoint, or no whole one is left.
     """
-    if not (folder / MANIFEST).is_file() and not _versions(folder):
+    if not is_published(folder):
         raise RunError(f"{folder}: no checkpoint here; expected a folder that a run saved")
     fault = find_fault(folder)
     if fault is None:
-        return folder
+        return folder, None
     for _, version in reversed(_versions(folder)):
         if find_fault(version) is None:
-            return version
+            return version, fault
     raise RunError(f"{folder}: damaged, and no whole checkpoint before it ({fault})")
 
 

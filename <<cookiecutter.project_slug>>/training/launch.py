@@ -3,22 +3,19 @@
 import gc
 import os
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from datetime import timedelta
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
 import torch
 import transformers
 from accelerate import Accelerator
-from accelerate.utils import InitProcessGroupKwargs
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from . import RunError
+from . import RunError, Stopped
 
-# One process reads and tokenizes while the others wait; torch would give up after 10 minutes.
-PATIENCE = timedelta(hours=12)
+REFUSED = 2
+STOPPED = 75  # EX_TEMPFAIL of sysexits.h: to be tried again
+LAUNCHERS = ("accelerate", "accelerate-launch", "torchrun", "accelerate.commands.launch")
 
 
 def start() -> Accelerator:
@@ -29,7 +26,7 @@ def start() -> Accelerator:
     """
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)])
+    accelerator = Accelerator()
     asked = max(int(os.environ.get("WORLD_SIZE", 1)), _asked_of_launcher())
     if asked != accelerator.num_processes:
         raise RunError(
@@ -44,33 +41,33 @@ def run(main: Callable[[], None], *refusals: type[Exception]) -> int:
     """Run `main` in all processes and return the exit code.
 
     Returns:
-        0; or 2 after one of `refusals` or a `RunError`, which is told in one sentence.
+        0; 2 after one of `refusals` or a `RunError`, 75 after `Stopped`: told in one sentence.
     """
-    told: tuple[type[Exception], ...] = (RunError, *refusals)
+    refused: tuple[type[Exception], ...] = (RunError, *refusals)
     try:
         main()
-    except told as error:
-        if os.environ.get("RANK", "0") == "0":
-            print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
-        return 2
+        code, words = 0, ""
+    except refused as error:
+        code, words = REFUSED, str(error)
+    except Stopped as error:
+        code, words = STOPPED, str(error)
     # The model has to be gone first: DistributedDataParallel can hang if it outlives its group.
     gc.collect()
-    if torch.distributed.is_initialized():
+    if words and os.environ.get("RANK", "0") == "0":
+        print(f"{Path(sys.argv[0]).name}: {words}", file=sys.stderr)
+    if code != REFUSED and torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
-    return 0
+    return code
 
 
-def load_tokenizer(model_id: str) -> PreTrainedTokenizerBase:
-    """Load the tokenizer of a base model, or of a checkpoint.
-
-    Raises:
-        RunError: there is none.
-    """
+def launcher_command() -> list[str]:
+    """The command of the launcher that started this process, if one did."""
     try:
-        return AutoTokenizer.from_pretrained(model_id)
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise RunError(f"--model_id {model_id}: no tokenizer to be had there ({reason})") from None
+        command = psutil.Process(os.getppid()).cmdline()
+    except psutil.Error:
+        return []
+    names = (Path(word).name for word in command[:4])
+    return command if any(name in LAUNCHERS for name in names) else []
 
 
 def _asked_of_launcher() -> int:
@@ -78,10 +75,7 @@ def _asked_of_launcher() -> int:
 
     `accelerate launch --cpu --num_processes 2` starts one process and tells it nothing.
     """
-    try:
-        command = psutil.Process(os.getppid()).cmdline()
-    except psutil.Error:
-        return 1
+    command = launcher_command()
     for position, word in enumerate(command):
         name, _, value = word.partition("=")
         if name in ("--num_processes", "--num-processes"):
@@ -90,18 +84,3 @@ def _asked_of_launcher() -> int:
         if word.endswith(".py"):  # what follows are the script's own arguments
             break
     return 1
-
-
-@contextmanager
-def main_process_first(accelerator: Accelerator) -> Iterator[None]:
-    """Let one process of each machine go first, and the others find what it has cached.
-
-    Accelerator's own leaves the others waiting when the first one fails.
-    """
-    if not accelerator.is_local_main_process:
-        accelerator.wait_for_everyone()
-    try:
-        yield
-    finally:
-        if accelerator.is_local_main_process:
-            accelerator.wait_for_everyone()

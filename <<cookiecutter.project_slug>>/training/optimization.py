@@ -2,9 +2,13 @@
 
 import torch
 from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
 from torch import nn
+from torch.distributed.tensor import DTensor
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import SchedulerType, get_scheduler
+
+from .state import TrainingState
 
 # Those whose learning rate is a function of the step; the other two follow a metric.
 SCHEDULERS = sorted({s.value for s in SchedulerType} - {"reduce_lr_on_plateau", "greedy"})
@@ -25,30 +29,47 @@ def build_optimizer(model: nn.Module, lr: float, weight_decay: float) -> torch.o
 
 
 def build_scheduler(
-    optimizer: torch.optim.Optimizer,
-    name: str,
-    num_warmup_steps: int,
-    num_training_steps: int,
-    steps_done: int = 0,
+    optimizer: torch.optim.Optimizer, name: str, num_warmup_steps: int, state: TrainingState
 ) -> LambdaLR:
-    """A schedule of `transformers.get_scheduler`, as it stands after `steps_done` steps.
+    """A schedule of `transformers.get_scheduler`, as it stands after the steps done so far.
 
     The last tenth of `warmup_stable_decay` decays; a schedule with a least rate ends at a tenth.
     """
     options: dict[str, dict] = {
-        "warmup_stable_decay": {"num_decay_steps": num_training_steps // 10},
+        "warmup_stable_decay": {"num_decay_steps": state.total_steps // 10},
         "cosine_with_min_lr": {"min_lr_rate": 0.1},
         "cosine_warmup_with_min_lr": {"min_lr_rate": 0.1},
     }
     scheduler = get_scheduler(
-        name, optimizer, num_warmup_steps, num_training_steps, options.get(name)
+        name, optimizer, num_warmup_steps, state.total_steps, options.get(name)
     )
-    scheduler.last_epoch = steps_done
+    scheduler.last_epoch = state.scheduler_steps
     for group, base_lr, factor in zip(
         optimizer.param_groups, scheduler.base_lrs, scheduler.lr_lambdas, strict=True
     ):
-        group["lr"] = base_lr * factor(steps_done)
+        group["lr"] = base_lr * factor(state.scheduler_steps)
     return scheduler
+
+
+class Guard:
+    """Keeps the weights from a step that is not finite, and from all steps after it.
+
+    Without reading anything back: a fused optimizer looks at `found_inf` on the device and, where
+    it is set, changes nothing. A loss scaler sets it by itself, and expects gradients to overflow.
+    """
+
+    def __init__(self, accelerator: Accelerator, optimizer: AcceleratedOptimizer):
+        self._has_scaler = accelerator.scaler is not None
+        self._found = torch.zeros((), device=accelerator.device)
+        if not self._has_scaler and optimizer.defaults.get("fused"):
+            optimizer.optimizer.found_inf = self._found
+
+    def check(self, loss: torch.Tensor, grad_norm: torch.Tensor) -> torch.Tensor:
+        """Return the loss, or NaN if it or the gradient, now or before, was not finite."""
+        grad_norm = grad_norm.full_tensor() if isinstance(grad_norm, DTensor) else grad_norm
+        is_finite = torch.isfinite(loss if self._has_scaler else loss + grad_norm)
+        torch.maximum(self._found, (~is_finite).float(), out=self._found)
+        return torch.where(self._found > 0, torch.nan, loss)
 
 
 def take_step(

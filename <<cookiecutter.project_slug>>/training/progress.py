@@ -1,11 +1,13 @@
 """What a run shows while it goes on, and the losses it shows."""
 
+import math
 from collections import deque
 
 import torch
 from accelerate import Accelerator
 from tqdm import tqdm
 
+from .batches import MicroBatch
 from .state import TrainingState
 
 # On an accelerator, reading a number waits for all the work queued before it: read in groups.
@@ -41,6 +43,8 @@ def announce(
 
 def conclude(accelerator: Accelerator, state: TrainingState) -> None:
     """Say what was reached, and where it is."""
+    if state.is_stuck and state.step < state.total_steps:
+        accelerator.print(f"Ended early: no better loss in {state.args['patience']} epochs")
     if not state.best:
         accelerator.print("No validation loss was a number: there is no best/")
         return
@@ -54,16 +58,18 @@ class LossSum:
 
     Attributes:
         last: The newest loss that has been read, scaled up from this process to all.
+        bad: The end of the first step, of those read, whose loss is not a finite number.
     """
 
     def __init__(self, accelerator: Accelerator, start: float = 0.0):
         self._sum, self._world = start, accelerator.num_processes
-        self._pending: deque[tuple[torch.Tensor, int]] = deque()
+        self._pending: deque[tuple[torch.Tensor, MicroBatch]] = deque()
         self.last: float | None = None
+        self.bad: MicroBatch | None = None
 
-    def add(self, mean: torch.Tensor, num_items: int) -> None:
-        """Take note of a loss, a scalar, that is the mean of `num_items` label items."""
-        self._pending.append((mean.detach(), num_items))
+    def add(self, mean: torch.Tensor, micro: MicroBatch) -> None:
+        """Take note of a loss, a scalar, that is the mean of `micro.num_items` label items."""
+        self._pending.append((mean.detach(), micro))
         is_first = self.last is None
         if is_first or mean.device.type == "cpu" or len(self._pending) >= READ_EVERY:
             self._read()
@@ -77,7 +83,9 @@ class LossSum:
         if not self._pending:
             return
         means = torch.stack([mean for mean, _ in self._pending]).tolist()
-        for mean, (_, num_items) in zip(means, self._pending, strict=True):
-            self._sum += mean * num_items
+        for mean, (_, micro) in zip(means, self._pending, strict=True):
+            self._sum += mean * micro.num_items
+            if self.bad is None and not math.isfinite(mean):
+                self.bad = micro
         self._pending.clear()
         self.last = means[-1] * self._world

@@ -54,8 +54,16 @@ class TrainingState:
     log: dict = field(default_factory=dict)
 
     @property
+    def is_stuck(self) -> bool:
+        """Whether the loss has not become better in `patience` epochs."""
+        patience, epochs = self.args["patience"], list(self.log)
+        since = epochs.index(self.best["epoch"]) + 1 if self.best else 0
+        return patience is not None and len(epochs) - since >= patience
+
+    @property
     def is_over(self) -> bool:
-        return self.step >= self.total_steps and self.validated_step == self.step
+        is_validated = self.validated_step == self.step
+        return is_validated and (self.step >= self.total_steps or self.is_stuck)
 
     def advance(self, num_examples: int, num_items: int, was_skipped: bool) -> None:
         """Count an optimizer step."""
@@ -95,9 +103,16 @@ class TrainingState:
 
     @classmethod
     def read(cls, folder: Path, process_index: int = 0, num_processes: int = 1) -> "TrainingState":
-        """Read what `write` wrote, as one of any number of processes."""
-        state = cls(**json.loads((folder / FILE_NAME).read_text(encoding="utf-8")))
-        losses: list[float] = state.train_loss  # type: ignore[assignment]
+        """Read what `write` wrote, as one of any number of processes.
+
+        Raises:
+            RunError: it is something else.
+        """
+        try:
+            state = cls(**json.loads((folder / FILE_NAME).read_text(encoding="utf-8")))
+            losses: list[float] = list(state.train_loss)  # type: ignore[call-overload]
+        except (OSError, ValueError, TypeError) as error:
+            raise RunError(f"{folder / FILE_NAME}: not the state of a run ({error})") from None
         if len(losses) != num_processes:
             losses = [math.fsum(losses)] + [0.0] * (num_processes - 1)
         state.train_loss = losses[process_index]

@@ -1,0 +1,42 @@
+"""Load what a checkpoint or a base model holds: nothing in it is executed or unpickled."""
+
+import torch
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from . import RunError
+
+
+def load_tokenizer(model_id: str) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of a base model, or of a checkpoint.
+
+    Raises:
+        RunError: there is none.
+    """
+    try:
+        return AutoTokenizer.from_pretrained(model_id)
+    except Exception as error:  # of many kinds, one for each kind of file
+        raise RunError(f"{model_id}: no tokenizer to be had there ({_reason(error)})") from None
+
+
+def load_model(model_class: type[PreTrainedModel], folder: str) -> PreTrainedModel:
+    """Load a model to be trained on: in float32, whatever it was saved in.
+
+    Raises:
+        RunError: a file cannot be read, or the weights are not those of `model_class`.
+    """
+    try:
+        model, report = model_class.from_pretrained(
+            folder, dtype=torch.float32, use_safetensors=True, output_loading_info=True
+        )
+    except Exception as error:
+        raise RunError(f"{folder}: the model cannot be loaded ({_reason(error)})") from None
+    # transformers itself goes on, with random weights for what is missing.
+    for fault in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        if names := sorted(map(str, report[fault])):
+            reason = fault.replace("_", " ")
+            raise RunError(f"{folder}: not weights of this model ({reason}: {', '.join(names)})")
+    return model
+
+
+def _reason(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
