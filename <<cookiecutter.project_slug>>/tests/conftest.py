@@ -10,13 +10,12 @@ from pathlib import Path
 
 import pytest
 
+ROOT = Path(__file__).parent.parent
 # Before torch is imported: two processes on two cores must not fight for them.
 os.environ.update(HF_HUB_OFFLINE="1", OMP_NUM_THREADS="1", ACCELERATE_USE_CPU="true")
+os.environ["PYTHONPATH"] = f"{ROOT}{os.pathsep}{ROOT / 'tests'}"  # for processes that tests start
 
-import train  # noqa: E402
 from training.loading import load_tokenizer  # noqa: E402
-
-ROOT = Path(train.__file__).parent
 
 
 @pytest.fixture(scope="session")

@@ -2,20 +2,17 @@
 
 import json
 import re
-import signal
-import subprocess
-import sys
-import time
-from pathlib import Path
+from collections.abc import Callable
+from itertools import count
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
 import train
-from conftest import ROOT, two_processes
 from model.modeling import Model
+from outcome import assert_same, result
+from processes import ROOT, Run
 from training.state import TrainingState
 
 
@@ -35,27 +32,6 @@ def stop_after(monkeypatch, forward_passes: int) -> None:
         seed_all(*key)
 
     monkeypatch.setattr(train, "seed_all", dying)
-
-
-def result(folder: Path) -> tuple[dict, dict, dict, dict]:
-    """All that a run is judged by, times aside."""
-    log = json.loads((folder / "log.json").read_text())
-    state = json.loads((folder / "last" / "training_state.json").read_text())
-    for entry in [*log.values(), *state["log"].values()]:
-        entry.pop("seconds")
-    state["args"].pop("outdir")
-    weights = load_file(folder / "last" / "model.safetensors")
-    return weights, load_file(folder / "last" / "optimizer.safetensors"), log, state
-
-
-def assert_same(one: Path, other: Path) -> None:
-    weights, moments, log, state = result(one)
-    other_weights, other_moments, other_log, other_state = result(other)
-    for tensors, others in ((weights, other_weights), (moments, other_moments)):
-        assert tensors.keys() == others.keys()
-        for name, tensor in tensors.items():
-            assert torch.equal(tensor, others[name]), name
-    assert (log, state) == (other_log, other_state)
 
 
 def test_a_run_leaves_best_last_and_log(arguments, tmp_path):
@@ -144,27 +120,16 @@ def test_worker_processes_change_nothing(arguments, tmp_path):
         assert torch.equal(tensor, result(tmp_path / "whole")[0][name]), name
 
 
-def test_a_killed_run_ends_as_if_it_had_not_been(arguments, tmp_path):
-    arguments += ["--save_steps", "1"]
-    train.main([*arguments, "--outdir", str(tmp_path / "whole")])
-    last = tmp_path / "run" / "last"
-    process = subprocess.Popen(
-        [sys.executable, ROOT / "train.py", *arguments], cwd=ROOT, stderr=subprocess.DEVNULL
-    )
-    while not last.exists():
-        assert process.poll() is None
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    train.main(["--restore_dir", str(last)])
-    assert_same(tmp_path / "run", tmp_path / "whole")
+@pytest.fixture
+def in_two_processes(tmp_path) -> Callable[..., str]:
+    def run(*arguments: str) -> str:
+        both = Run(list(arguments), tmp_path / f"output{next(numbers)}", processes=2)
+        assert both.wait() == [0, 0], both.output() + both.output(1)
+        assert "Epoch" not in both.output(1)  # only one process shows bars
+        return both.output()
 
-
-def run_in_two_processes(*arguments: str) -> str:
-    (code, output), (other_code, other_output) = two_processes(*arguments)
-    assert (code, other_code) == (0, 0), output + other_output
-    assert "Epoch" not in other_output  # only one process shows bars
-    return output
+    numbers = count()
+    return run
 
 
 def rates(output: str) -> list[tuple[int, int, float]]:
@@ -178,7 +143,7 @@ def rates(output: str) -> list[tuple[int, int, float]]:
 
 @pytest.mark.parametrize("accumulation", [1, 4])
 @pytest.mark.parametrize("processes", [1, 2])
-def test_the_schedule_counts_optimizer_steps(processes, accumulation, arguments, capfd):
+def test_the_schedule_counts_optimizer_steps(processes, accumulation, arguments, capfd, in_two_processes):
     batch_size = 8 // accumulation // processes
     arguments += ["--accumulation", str(accumulation), "--batch_size", str(batch_size)]
     arguments += ["--num_warmup_steps", "5", "--lr", "0.004"]
@@ -186,7 +151,7 @@ def test_the_schedule_counts_optimizer_steps(processes, accumulation, arguments,
         train.main(arguments)
         shown = rates(capfd.readouterr().err)
     else:
-        shown = rates(run_in_two_processes(*arguments))
+        shown = rates(in_two_processes(*arguments))
     assert {step for step, *_ in shown} >= {shown[0][1] // 2 - 1, shown[0][1] - 1}
     for step, total, lr in shown:
         expected = 0.004 * (step / 5 if step < 5 else (total - step) / (total - 5))
@@ -217,12 +182,12 @@ def test_a_step_that_overflowed_does_not_move_the_schedule(arguments, tmp_path, 
     assert state["scaler"]["scale"] == 2.0 ** (127 - skipped)
 
 
-def test_two_processes_stop_and_go_on(arguments, tmp_path):
+def test_two_processes_stop_and_go_on(arguments, tmp_path, in_two_processes):
     whole, run = tmp_path / "whole", tmp_path / "run"
     arguments += ["--batch_size", "4", "--lr_scheduler_type", "constant"]
-    run_in_two_processes(*arguments, "--max_steps", "12", "--outdir", str(whole))
-    run_in_two_processes(*arguments, "--max_steps", "8")
-    output = run_in_two_processes("--restore_dir", str(run / "last"), "--max_steps", "12")
+    in_two_processes(*arguments, "--max_steps", "12", "--outdir", str(whole))
+    in_two_processes(*arguments, "--max_steps", "8")
+    output = in_two_processes("--restore_dir", str(run / "last"), "--max_steps", "12")
     assert "--max_steps is now 12; it was 8" in output
     for tensors, expected in zip(result(run)[:2], result(whole)[:2], strict=True):
         assert tensors.keys() == expected.keys()
@@ -230,12 +195,14 @@ def test_two_processes_stop_and_go_on(arguments, tmp_path):
             assert torch.equal(tensor, expected[name]), name
 
 
-def test_another_number_of_processes_gives_the_same_result(arguments, sample, tmp_path):
+def test_another_number_of_processes_gives_the_same_result(
+    arguments, sample, tmp_path, in_two_processes
+):
     arguments += ["--model_id", str(sample / "tiny"), "--lr_scheduler_type", "constant"]
     train.main([*arguments, "--max_steps", "12", "--outdir", str(tmp_path / "whole")])
     last = str(tmp_path / "run" / "last")
     train.main([*arguments, "--max_steps", "4", "--batch_size", "4", "--accumulation", "2"])
-    run_in_two_processes("--restore_dir", last, "--max_steps", "9")
+    in_two_processes("--restore_dir", last, "--max_steps", "9")
     train.main(["--restore_dir", last, "--max_steps", "12", "--batch_size", "3"])
     # Not each weight: Adam makes whole steps of gradients that are zero but for rounding.
     *_, log, state = result(tmp_path / "run")
