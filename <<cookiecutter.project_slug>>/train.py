@@ -81,8 +81,8 @@ def train_step(
         inputs = send_to_device(inputs, accelerator.device, non_blocking=True)
         with nullcontext() if micro.ends_step else accelerator.no_sync(model):
             loss = model(**inputs, num_items_in_batch=micro.num_items).loss * micro.weight
-            # The loss is a sum over the processes, but their gradients are averaged.
-            accelerator.backward(loss * accelerator.num_processes)
+            # Gradients will be averaged, so times as many; and NaN for all if one is not finite.
+            accelerator.backward(loss * (accelerator.num_processes + 0 * loss.detach()))
         step_loss += loss.detach()
         if micro.ends_step:
             break

@@ -38,13 +38,17 @@ class Run:
             process.start()
             self.processes.append(process)
 
-    def wait(self) -> list[int]:
-        """The exit codes of all processes; what a signal has ended has a negative one."""
+    def wait(self, timeout: float = TIMEOUT) -> list[int]:
+        """The exit codes of all processes; what a signal has ended has a negative one.
+
+        Raises:
+            TimeoutError: one of them hangs; all have been killed.
+        """
         for process in self.processes:
-            process.join(TIMEOUT)
+            process.join(timeout)
             if process.exitcode is None:
                 self.kill()
-                raise TimeoutError(f"a process hangs:\n{self.output()}")
+                raise TimeoutError(f"a process hangs:\n{self.output()[-2000:]}")
         return [process.exitcode or 0 for process in self.processes]
 
     def kill(self) -> None:

@@ -90,7 +90,7 @@ class Checkpoints:
     def save(self, is_best: bool = False) -> None:
         """Save `last/` and, before it, `best/`; and bring log.json up to date.
 
-        In this order, so that a `last/` that knows of a best loss always has its `best/`.
+        Published in this order, so that a `last/` that knows of a best loss always has its `best/`.
 
         Raises:
             RunError: there is no room, or something else prevents it.
@@ -109,12 +109,12 @@ class Checkpoints:
             write_model(folder)
             save_file(optimizer_tensors, folder / OPTIMIZER)
 
+        best = {"best": write_model} if is_best else {}
+
         def write() -> None:
             size = _size(weights) * (1 + is_best) + _size(optimizer_tensors)
             with saving(self.outdir, size):
-                if is_best:
-                    publish(self.outdir / "best", write_model)
-                publish(self.outdir / "last", write_all, keep=1)
+                publish(self.outdir, {**best, "last": write_all})
                 self.write_log()
 
         self.peers.main_does(write)
@@ -149,7 +149,6 @@ class Checkpoints:
         weights = self.accelerator.get_state_dict(self.model)
         _, epoch, step, *_ = bad.seed
         examples = bad.global_batch
-        folder = self.outdir / "bad_batch"
 
         def write_all(aside: Path) -> None:
             self._write_model(aside, weights)
@@ -160,11 +159,11 @@ class Checkpoints:
 
         def write() -> None:
             with saving(self.outdir, _size(weights)):
-                publish(folder, write_all)
+                publish(self.outdir, {"bad_batch": write_all})
 
         try:
             self.peers.main_does(write)
-            place = f"{folder} holds them, and the weights before this step"
+            place = f"{self.outdir}/bad_batch holds them, and the weights before this step"
         except RunError as error:
             place = str(error)
         names = ", ".join(map(str, examples[:8])) + ", ..." * (len(examples) > 8)

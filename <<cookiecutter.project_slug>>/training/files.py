@@ -14,6 +14,7 @@ from . import RunError
 
 MANIFEST = "manifest.json"
 STORE = ".checkpoints"
+KEPT = {"last": 1}  # contents before the present one, for the case that it is damaged
 
 
 @contextmanager
@@ -46,40 +47,49 @@ def write_file(path: Path, text: str) -> None:
     _flush(path.parent)
 
 
-def publish(folder: Path, write: Callable[[Path], None], keep: int = 0) -> None:
-    """Make `folder` lead to what `write` writes, in one atomic step.
+def publish(outdir: Path, contents: dict[str, Callable[[Path], None]]) -> None:
+    """Make names in a folder lead to what is written for them, each in one atomic step.
 
-    The content is written to a new folder beside the one in use, with a manifest written last;
-    `folder` is a link, which is then replaced. A process killed at any moment leaves `folder` as
-    it was or as it is to be.
+    A content is written to a new folder beside the one in use, with a manifest written last; the
+    name is a link, which is then replaced. A process killed at any moment leaves every name as it
+    was or as it is to be; an error while something is written leaves all names as they were.
 
     Args:
-        write: Fills the empty folder that it is given.
-        keep: How many of the contents before this one to keep.
+        contents: For each name, what fills the empty folder that it is given.
     """
-    store = folder.parent / STORE
+    store = outdir / STORE
     store.mkdir(exist_ok=True)
-    versions = _versions(folder)
-    version = store / f"{folder.name}.{versions[-1][0] + 1 if versions else 0}"
-    aside = store / f"{version.name}.tmp"
-    shutil.rmtree(aside, ignore_errors=True)
+    older = {name: _versions(outdir / name) for name in contents}
+    numbers = {name: found[-1][0] + 1 if found else 0 for name, found in older.items()}
+    versions = {name: store / f"{name}.{number}" for name, number in numbers.items()}
+    asides = {name: store / f"{name}.{number}.tmp" for name, number in numbers.items()}
     try:
-        aside.mkdir()
-        write(aside)
-        _seal(aside)
-        os.rename(aside, version)
+        for name, write in contents.items():
+            shutil.rmtree(asides[name], ignore_errors=True)
+            asides[name].mkdir()
+            write(asides[name])
+            _seal(asides[name])
+        for name in contents:
+            os.rename(asides[name], versions[name])
+            _flush(store)
+            _link(outdir / name, versions[name])
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
-    if folder.is_dir() and not folder.is_symlink():  # a copy of a run, made with its links followed
-        os.rename(folder, store / f"{folder.name}.copied.tmp")
-    _flush(store)
-    link = store / f"{folder.name}.link"
-    link.unlink(missing_ok=True)
-    link.symlink_to(Path(STORE) / version.name)
-    os.replace(link, folder)
-    _flush(folder.parent)
-    for _, old in versions[: len(versions) - keep]:
-        shutil.rmtree(old, ignore_errors=True)
+        for aside in asides.values():
+            shutil.rmtree(aside, ignore_errors=True)
+    for name, found in older.items():
+        for _, version in found[: len(found) - KEPT.get(name, 0)]:
+            shutil.rmtree(version, ignore_errors=True)
+
+
+def _link(link: Path, target: Path) -> None:
+    """Replace a link in one step."""
+    if link.is_dir() and not link.is_symlink():  # a copy of a run, made with its links followed
+        os.rename(link, target.parent / f"{link.name}.copied.tmp")
+    aside = target.parent / f"{link.name}.link"
+    aside.unlink(missing_ok=True)
+    aside.symlink_to(Path(STORE) / target.name)
+    os.replace(aside, link)
+    _flush(link.parent)
 
 
 def _seal(folder: Path) -> None:

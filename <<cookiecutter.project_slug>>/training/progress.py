@@ -11,7 +11,7 @@ from .batches import MicroBatch
 from .state import TrainingState
 
 # On an accelerator, reading a number waits for all the work queued before it: read in groups.
-READ_EVERY = 16
+READ_EVERY = {"cpu": 1, "other": 16}
 
 
 def progress_bar(
@@ -70,8 +70,8 @@ class LossSum:
     def add(self, mean: torch.Tensor, micro: MicroBatch) -> None:
         """Take note of a loss, a scalar, that is the mean of `micro.num_items` label items."""
         self._pending.append((mean.detach(), micro))
-        is_first = self.last is None
-        if is_first or mean.device.type == "cpu" or len(self._pending) >= READ_EVERY:
+        patience = READ_EVERY.get(mean.device.type, READ_EVERY["other"])
+        if self.last is None or len(self._pending) >= patience:
             self._read()
 
     def total(self) -> float:
