@@ -37,11 +37,20 @@ FILES = [
     "reading/tables.py",
     "reading/tokens.py",
     "tests/conftest.py",
+    "tests/killing.py",
     "tests/measure.py",
+    "tests/outcome.py",
+    "tests/processes.py",
+    "tests/test_divergence.py",
     "tests/test_exactness.py",
+    "tests/test_faults.py",
+    "tests/test_hostile_data.py",
     "tests/test_input.py",
+    "tests/test_interruption.py",
+    "tests/test_kills.py",
     "tests/test_model.py",
     "tests/test_runs.py",
+    "tests/test_trust.py",
     "tiny/config.json",
     "tiny/tokenizer.json",
     "tiny/tokenizer_config.json",
@@ -51,8 +60,12 @@ FILES = [
     "training/batches.py",
     "training/checkpoint.py",
     "training/files.py",
+    "training/interruption.py",
     "training/launch.py",
+    "training/loading.py",
+    "training/lock.py",
     "training/optimization.py",
+    "training/peers.py",
     "training/progress.py",
     "training/randomness.py",
     "training/state.py",
@@ -81,7 +94,7 @@ MODEL_CLASSES = {
 
 # Lines a file may have: the first entry that fits its path.
 MAX_LINES = {"train.py": 200, "model/": 119, "": 199}
-MAX_LINES_IN_ALL = 1199  # of code
+MAX_LINES_IN_ALL = 1399  # of code
 MAX_LINES_OF_FUNCTION = 60
 MAX_NESTING = 3
 

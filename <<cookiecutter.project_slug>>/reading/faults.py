@@ -53,7 +53,7 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
 def _check_object(path: Path, number: int, line: str) -> None:
     try:
         row = json.loads(line)
-    except ValueError as reason:
+    except (ValueError, RecursionError) as reason:
         raise DataError(f"{path}:{number}: broken JSON ({reason}); expected one object") from None
     if not isinstance(row, dict):
         raise DataError(f"{path}:{number}: a JSON {type(row).__name__}; expected one object")

@@ -21,9 +21,9 @@ if __name__ == "__main__":
     os.environ["PYTHONPATH"] = f"{ROOT}{os.pathsep}{ROOT / 'tests'}"
     sys.path.insert(0, str(ROOT))
 
-from outcome import assert_same
-from processes import Run
-from training.files import STORE, find_fault
+from outcome import assert_same  # noqa: E402
+from processes import Run  # noqa: E402
+from training.files import STORE, find_fault  # noqa: E402
 
 
 @dataclass
@@ -66,7 +66,7 @@ def kill_again_and_again(
     lives = count()
     for number in count():
         if figures.kills >= kills:
-            return figures
+            break
         outdir = folder / f"run{number}"
         again = [*arguments, "--outdir", str(outdir), "--restore_dir", "auto"]
         is_over = False
@@ -83,6 +83,7 @@ def kill_again_and_again(
             look_at(outdir)
         figures.runs += 1
         assert_same(outdir, folder / "whole")
+    return figures
 
 
 def is_done(run: Run, figures: Figures) -> bool:
@@ -115,7 +116,11 @@ def main() -> None:
         short = Path(folder) / "train.jsonl"
         lines = (data / "train.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
         short.write_text("".join(lines[:256]), encoding="utf-8")
-        arguments = [f"--train_input={short}", f"--valid_input={data / 'valid.jsonl'}", "--save_steps=1"]
+        arguments = [
+            f"--train_input={short}",
+            f"--valid_input={data / 'valid.jsonl'}",
+            "--save_steps=1",
+        ]
         arguments += [f"--model_id={ROOT / 'tiny'}", "--epochs=2", "--max_len=64"]
         figures = kill_again_and_again(
             arguments, Path(folder), args.kills, args.processes, args.seed

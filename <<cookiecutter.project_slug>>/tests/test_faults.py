@@ -48,7 +48,7 @@ class Watch:
             self.hook("fsync", (os.readlink(f"/proc/self/fd/{descriptor}"),))
             self.fsync(descriptor)
 
-        self.folder, self.on_write, os.fsync = folder, on_write, fsync
+        self.folder, self.on_write, os.fsync = folder, on_write, fsync  # type: ignore[assignment]
         try:
             yield
         finally:

@@ -11,6 +11,8 @@ def test_a_run_that_is_killed_again_and_again_ends_as_if_it_had_not_been(
 ):
     outdir = arguments.index("--outdir")
     arguments[outdir : outdir + 2] = ["--save_steps", "1", "--epochs", "3"]
-    figures = kill_again_and_again(arguments, tmp_path, kills=5, processes=processes, seed=processes)
+    figures = kill_again_and_again(
+        arguments, tmp_path, kills=5, processes=processes, seed=processes
+    )
     assert figures.kills >= 5
     assert figures.runs >= 1

@@ -12,7 +12,7 @@ from transformers import AutoTokenizer
 import train
 from model.modeling import Model
 from outcome import assert_same, result
-from processes import ROOT, Run
+from processes import Run
 from training.state import TrainingState
 
 
@@ -143,7 +143,9 @@ def rates(output: str) -> list[tuple[int, int, float]]:
 
 @pytest.mark.parametrize("accumulation", [1, 4])
 @pytest.mark.parametrize("processes", [1, 2])
-def test_the_schedule_counts_optimizer_steps(processes, accumulation, arguments, capfd, in_two_processes):
+def test_the_schedule_counts_optimizer_steps(
+    processes, accumulation, arguments, capfd, in_two_processes
+):
     batch_size = 8 // accumulation // processes
     arguments += ["--accumulation", str(accumulation), "--batch_size", str(batch_size)]
     arguments += ["--num_warmup_steps", "5", "--lr", "0.004"]
