@@ -22,7 +22,7 @@ if __name__ == "__main__":
     sys.path.insert(0, str(ROOT))
 
 from outcome import assert_same  # noqa: E402
-from processes import Run  # noqa: E402
+from real_runs import Run  # noqa: E402
 from training.files import STORE, find_fault  # noqa: E402
 
 

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 import train
 from model.dataset import generate_dataset
 from model.modeling import Model
-from processes import Run
+from real_runs import Run
 from training import RunError, progress
 from training.files import find_fault
 

@@ -12,7 +12,7 @@ import pytest
 
 import train
 from outcome import assert_same
-from processes import TIMEOUT, Run
+from real_runs import TIMEOUT, Run
 from training import RunError, interruption
 from training.checkpoint import Checkpoints
 

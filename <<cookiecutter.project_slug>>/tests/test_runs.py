@@ -12,7 +12,7 @@ from transformers import AutoTokenizer
 import train
 from model.modeling import Model
 from outcome import assert_same, result
-from processes import Run
+from real_runs import Run
 from training.state import TrainingState
 
 
