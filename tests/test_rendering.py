@@ -36,17 +36,6 @@ FILES = [
     "reading/faults.py",
     "reading/tables.py",
     "reading/tokens.py",
-
-# What may differ between the tasks; a folder ends in a slash. The rest is the same, byte for byte.
-    "README.md",
-TASK_OWNED = (
-]
-    "data/",
-    "model/configuration.py",
-    "model/dataset.py",
-    "model/metrics.py",
-    "model/modeling.py",
-    "pyproject.toml",
     "tests/conftest.py",
     "tests/killing.py",
     "tests/measure.py",
@@ -62,7 +51,6 @@ TASK_OWNED = (
     "tests/test_model.py",
     "tests/test_runs.py",
     "tests/test_trust.py",
-    "tiny/",
     "tiny/config.json",
     "tiny/tokenizer.json",
     "tiny/tokenizer_config.json",
@@ -81,6 +69,18 @@ TASK_OWNED = (
     "training/progress.py",
     "training/randomness.py",
     "training/state.py",
+]
+
+# What may differ between the tasks; a folder ends in a slash. The rest is the same, byte for byte.
+TASK_OWNED = (
+    "README.md",
+    "data/",
+    "model/configuration.py",
+    "model/dataset.py",
+    "model/metrics.py",
+    "model/modeling.py",
+    "pyproject.toml",
+    "tiny/",
 )
 
 # Parts of a task's folder that README.md and pyproject.toml include among other lines.
