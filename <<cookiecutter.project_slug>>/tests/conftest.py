@@ -15,6 +15,7 @@ ROOT = Path(__file__).parent.parent
 os.environ.update(HF_HUB_OFFLINE="1", OMP_NUM_THREADS="1", ACCELERATE_USE_CPU="true")
 os.environ["PYTHONPATH"] = f"{ROOT}{os.pathsep}{ROOT / 'tests'}"  # for processes that tests start
 
+from model.dataset import generate_dataset  # noqa: E402
 from training.loading import load_tokenizer  # noqa: E402
 
 
@@ -43,9 +44,15 @@ def tokenizer():
     return load_tokenizer(str(ROOT / "tiny"))
 
 
+@pytest.fixture(scope="session")
+def steps(sample, tokenizer) -> int:
+    """Steps in an epoch of the run below."""
+    return -(-len(generate_dataset(sample / "train.jsonl", tokenizer, 48)) // 8)
+
+
 @pytest.fixture
 def arguments(sample, tmp_path) -> list[str]:
-    """Arguments of a short run with dropout: 6 steps an epoch, the last of them smaller."""
+    """Arguments of a short run with dropout; the last step of an epoch is a smaller one."""
     return [
         *("--train_input", str(sample / "train.jsonl")),
         *("--valid_input", str(sample / "valid.jsonl")),

@@ -17,10 +17,8 @@ from real_runs import Run
 from training import RunError, progress
 from training.files import find_fault
 
-STEP = 8  # of 12
 
-
-def poison(how: str, rank: int, stack: ExitStack) -> None:
+def poison(how: str, rank: int, step: int, stack: ExitStack) -> None:
     """Spoil one step of one process: its loss, or its gradient alone, or its loss alone."""
     if os.environ.get("RANK", "0") != str(rank):
         return
@@ -28,7 +26,7 @@ def poison(how: str, rank: int, stack: ExitStack) -> None:
 
     def poisoned(self, *inputs, **named):
         outputs = forward(self, *inputs, **named)
-        if self.training and next(passes) == STEP:
+        if self.training and next(passes) == step:
             if how == "loss":
                 outputs.loss = outputs.loss * torch.inf
             elif how == "gradient":  # the square root has none at zero
@@ -40,22 +38,22 @@ def poison(how: str, rank: int, stack: ExitStack) -> None:
     stack.enter_context(mock.patch.object(Model, "forward", poisoned))
 
 
-def poison_late(how: str, rank: int, stack: ExitStack) -> None:
+def poison_late(how: str, rank: int, step: int, stack: ExitStack) -> None:
     """Read losses as late as on an accelerator: some steps have been done since the bad one."""
     stack.enter_context(mock.patch.dict(progress.READ_EVERY, {"cpu": 4}))
-    poison(how, rank, stack)
+    poison(how, rank, step, stack)
 
 
 @pytest.mark.parametrize("how", ["loss", "gradient", "loss alone"])
 @pytest.mark.parametrize(("processes", "rank"), [(1, 0), (2, 1)])
 @pytest.mark.parametrize("patch", [poison, poison_late])
 def test_a_run_ends_before_its_weights_are_spoiled(
-    how, processes, rank, patch, arguments, tmp_path
+    how, processes, rank, patch, arguments, steps, tmp_path
 ):
     arguments += ["--batch_size", str(8 // processes), "--lr_scheduler_type", "constant"]
-    before = [*arguments, "--max_steps", str(STEP), "--outdir", str(tmp_path / "before")]
+    before = [*arguments, "--max_steps", str(steps + 2), "--outdir", str(tmp_path / "before")]
     assert Run(before, tmp_path / "output", processes).wait() == [0] * processes
-    run = Run(arguments, tmp_path / "output", processes, partial(patch, how, rank))
+    run = Run(arguments, tmp_path / "output", processes, partial(patch, how, rank, steps + 2))
     assert run.wait() == [2] * processes, run.output()
     assert run.output().count("epoch 1, step 2: the loss or its gradient is not a finite") == 1
     assert "Traceback" not in run.output()
@@ -65,15 +63,15 @@ def test_a_run_ends_before_its_weights_are_spoiled(
     for folder in ("best", "last"):
         assert find_fault(tmp_path / "run" / folder) is None
         state = json.loads((tmp_path / "run" / folder / "training_state.json").read_text())
-        assert state["step"] == 6  # the end of the first epoch
+        assert state["step"] == steps
 
 
-def test_nothing_is_saved_between_a_bad_step_and_the_end(arguments, tmp_path):
+def test_nothing_is_saved_between_a_bad_step_and_the_end(arguments, steps, tmp_path):
     arguments += ["--save_steps", "1"]
-    run = Run(arguments, tmp_path / "output", patch=partial(poison_late, "gradient", 0))
+    run = Run(arguments, tmp_path / "output", patch=partial(poison_late, "gradient", 0, steps + 2))
     assert run.wait() == [2], run.output()
     state = json.loads((tmp_path / "run" / "last" / "training_state.json").read_text())
-    assert state["step"] == STEP
+    assert state["step"] == steps + 2
 
 
 def test_the_bad_batch_reproduces_it(arguments, tmp_path, monkeypatch, tokenizer):

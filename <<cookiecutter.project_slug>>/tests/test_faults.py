@@ -80,16 +80,16 @@ class Failing:
 
 
 def whole(run: Path) -> dict[str, int]:
-    """The step of `best/` and of `last/`, which have to be complete."""
-    steps = {}
+    """The epochs that `best/` and `last/` know of; both have to be complete."""
+    epochs = {}
     for name in ("best", "last"):
         assert files.find_fault(run / name) is None
         assert {"config.json", "tokenizer.json"} < {file.name for file in (run / name).iterdir()}
         state = json.loads((run / name / "training_state.json").read_text())
         load_file(run / name / "model.safetensors")
-        steps[name] = state["step"]
+        epochs[name] = state["current_epoch"]
     json.loads((run / "log.json").read_text())
-    return steps
+    return epochs
 
 
 @pytest.fixture
@@ -100,7 +100,7 @@ def second_save(arguments, tmp_path, monkeypatch):
         save, run = Checkpoints.save, tmp_path / "run"
 
         def attempting(self, is_best=False):
-            if self.state.step == 12:
+            if self.state.current_epoch == 2:
                 before = {**vars(self.state), "log": dict(self.state.log)}
                 attempt(lambda: save(self, True), run)
                 assert vars(self.state) == before
@@ -118,7 +118,7 @@ def second_save(arguments, tmp_path, monkeypatch):
 @pytest.mark.parametrize("fault", [OSError(errno.ENOSPC, "No space left on device"), Killed()])
 def test_every_operation_of_a_save_may_fail(fault, second_save, capsys):
     def attempt(save: Callable[[], None], run: Path) -> None:
-        assert whole(run) == {"best": 6, "last": 6}
+        assert whole(run) == {"best": 1, "last": 1}
         for number in count(1):
             failing, before = Failing(number, fault), whole(run)
             with WATCH.watching(run, failing):
@@ -132,7 +132,7 @@ def test_every_operation_of_a_save_may_fail(fault, second_save, capsys):
             if not failing.is_reached:
                 break
             after = whole(run)
-            assert after in (before, {"best": 12, "last": before["last"]}, {"best": 12, "last": 12})
+            assert after in (before, {"best": 2, "last": before["last"]}, {"best": 2, "last": 2})
             files.clean(run)
             assert whole(run) == after
         assert number > 50
@@ -164,7 +164,7 @@ def test_links_lead_to_something_whole_at_every_instant(second_save):
         seen = []
         with WATCH.watching(run, lambda *_: seen.append(whole(run))):
             save()
-        assert {steps["last"] for steps in seen} == {6, 12}
+        assert {epochs["last"] for epochs in seen} == {1, 2}
 
     second_save(attempt)
 
@@ -201,7 +201,7 @@ def test_a_save_that_does_not_fit_is_not_begun(second_save, monkeypatch):
             ):
                 save()
         assert not written
-        assert whole(run) == {"best": 6, "last": 6}
+        assert whole(run) == {"best": 1, "last": 1}
 
     second_save(attempt)
 

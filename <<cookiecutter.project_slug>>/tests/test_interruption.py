@@ -17,7 +17,6 @@ from training import RunError, interruption
 from training.checkpoint import Checkpoints
 
 STOPPED = 75
-STEP = 8  # in the second epoch
 
 
 def send(signals: list[int], rank: int, step: int, stack: ExitStack) -> None:
@@ -46,14 +45,14 @@ def send_in_validation(rank: int, stack: ExitStack) -> None:
         stack.enter_context(mock.patch.object(train.Scores, "update", signalled))
 
 
-def press_twice(stack: ExitStack) -> None:
+def press_twice(step: int, stack: ExitStack) -> None:
     """Ctrl-C in front of a step, and again in the save that it asked for."""
     stack.enter_context(mock.patch.object(interruption, "SAME_KEYSTROKE", 0.0))
-    send([signal.SIGINT], 0, STEP, stack)
+    send([signal.SIGINT], 0, step, stack)
     save = Checkpoints.save
 
     def signalled(self, *arguments):
-        if self.state.step >= STEP:
+        if self.state.step >= step:
             os.kill(os.getpid(), signal.SIGINT)
         save(self, *arguments)
 
@@ -80,46 +79,48 @@ def go_on(arguments, tmp_path, processes: int = 1) -> None:
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGUSR1"])
 @pytest.mark.parametrize(("processes", "rank"), [(1, 0), (2, 0), (2, 1)])
-def test_a_signal_to_one_process_stops_all(name, processes, rank, arguments, tmp_path, whole):
+def test_a_signal_to_one_process_stops_all(
+    name, processes, rank, arguments, steps, tmp_path, whole
+):
     arguments += ["--batch_size", str(8 // processes)]
-    patch = partial(send, [signal.Signals[name]], rank, STEP)
+    patch = partial(send, [signal.Signals[name]], rank, steps + 2)
     run = Run(arguments, tmp_path / "output", processes, patch)
     assert run.wait() == [STOPPED] * processes, run.output()
     sentence = f"stopped by {name} and saved; go on with --restore_dir {tmp_path}/run/last"
     assert run.output().count(sentence) == 1
     assert "Traceback" not in run.output()
     state = json.loads((tmp_path / "run" / "last" / "training_state.json").read_text())
-    assert STEP <= state["step"] <= STEP + 1
+    assert steps + 2 <= state["step"] <= steps + 3
     go_on(arguments, tmp_path, processes)
     assert_same(tmp_path / "run", whole(processes))
 
 
 @pytest.mark.parametrize(("processes", "rank"), [(1, 0), (2, 1)])
 def test_a_signal_in_validation_does_not_wait_for_its_end(
-    processes, rank, arguments, tmp_path, whole
+    processes, rank, arguments, steps, tmp_path, whole
 ):
     arguments += ["--eval_batch_size", "2", "--batch_size", str(8 // processes)]
     run = Run(arguments, tmp_path / "output", processes, partial(send_in_validation, rank))
     assert run.wait() == [STOPPED] * processes, run.output()
     state = json.loads((tmp_path / "run" / "last" / "training_state.json").read_text())
-    assert state["step"] == 6
+    assert state["step"] == steps
     assert state["log"] == {}
     go_on(arguments, tmp_path, processes)
     assert_same(tmp_path / "run", whole(processes))
 
 
-def test_one_keystroke_that_comes_twice_is_one(arguments, tmp_path):
-    patch = partial(send, [signal.SIGINT, signal.SIGINT], 0, STEP)
+def test_one_keystroke_that_comes_twice_is_one(arguments, steps, tmp_path):
+    patch = partial(send, [signal.SIGINT, signal.SIGINT], 0, steps + 2)
     run = Run(arguments, tmp_path / "output", patch=patch)
     assert run.wait() == [STOPPED]
 
 
-def test_a_second_keystroke_stops_at_once_and_loses_no_save(arguments, tmp_path, whole):
-    run = Run(arguments, tmp_path / "output", patch=press_twice)
+def test_a_second_keystroke_stops_at_once_and_loses_no_save(arguments, steps, tmp_path, whole):
+    run = Run(arguments, tmp_path / "output", patch=partial(press_twice, steps + 2))
     assert run.wait() == [-signal.SIGINT]
     assert "Traceback" not in run.output()
     state = json.loads((tmp_path / "run" / "last" / "training_state.json").read_text())
-    assert state["step"] == 6  # the end of the first epoch
+    assert state["step"] == steps
     go_on(arguments, tmp_path)
     assert_same(tmp_path / "run", whole(1))
 
