@@ -5,16 +5,26 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 
 from conftest import Render
 
 ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
 ACCELERATE = Path(sys.executable).with_name("accelerate")
+TWO_PROCESSES = [ACCELERATE, "launch", "--multi_gpu", "--num_processes", "2"]
+FOR_SIGNALS = {  # as the project's README says
+    "PET_SIGNALS_TO_HANDLE": "SIGTERM,SIGINT,SIGUSR1",
+    "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "60",
+    "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
+}
 
 
 def run(project: Path, *command: str | Path, **variables: str) -> subprocess.CompletedProcess[str]:
@@ -34,15 +44,8 @@ def test_the_projects_own_tests_pass(project: Path) -> None:
 
 
 def test_two_processes_by_the_launcher_then_the_snippets(project: Path) -> None:
-    launch: list[str | Path] = [
-        ACCELERATE,
-        "launch",
-        "--multi_gpu",
-        "--num_processes",
-        "2",
-        "train.py",
-    ]
-    done = run(project, *launch, "--max_steps", "6", ACCELERATE_USE_CPU="true")
+    launch = [*TWO_PROCESSES, "train.py", "--max_steps", "6"]
+    done = run(project, *launch, ACCELERATE_USE_CPU="true")
     assert done.returncode == 0, done.stderr
     bar = r"\[Epoch 0\] \[TRAIN\]: +\d+%\|.*\| 6/\d+ \[\d\d:\d\d<.*, loss=[\d.]+, lr=[\d.e-]+\]"
     assert re.search(bar, done.stderr)
@@ -76,6 +79,72 @@ print(model(**next(iter(valid_loader))).loss.item())
     done = run(project, sys.executable, "-c", code)
     assert done.returncode == 0, done.stderr
     assert float(done.stdout) > 0
+
+
+def launched(project: Path, *command: str | Path) -> subprocess.Popen[str]:
+    """A launcher whose run has saved, and would go on for hours."""
+    endless = ["--epochs", "999", "--save_steps", "1", "--restore_dir", "auto"]
+    launcher = subprocess.Popen(
+        [str(word) for word in [*command, "train.py", *endless]],
+        cwd=project,
+        env={**ENVIRONMENT, **FOR_SIGNALS, "ACCELERATE_USE_CPU": "true"},
+        stdout=subprocess.DEVNULL,
+        stderr=(project / "stderr.txt").open("w"),
+        text=True,
+    )
+    wait_for(lambda: (project / "outputs" / "last").exists())
+    return launcher
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    until = time.monotonic() + 180
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.05)
+
+
+def workers_of(launcher: subprocess.Popen[str]) -> list[psutil.Process]:
+    children = psutil.Process(launcher.pid).children()
+    return [child for child in children if "train.py" in child.cmdline()]
+
+
+@pytest.mark.parametrize("task", ["classification"])
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGUSR1"])
+def test_a_signal_to_the_launcher_saves_the_run(name: str, project: Path) -> None:
+    launcher = launched(project, *TWO_PROCESSES)
+    workers = workers_of(launcher)
+    assert len(workers) == 2
+    launcher.send_signal(signal.Signals[name])
+    launcher.wait(timeout=120)
+    assert not any(worker.is_running() for worker in workers)
+    assert f"train.py: stopped by {name} and saved" in (project / "stderr.txt").read_text()
+
+
+@pytest.mark.parametrize("task", ["classification"])
+def test_a_launcher_of_one_process_that_dies_lets_the_run_save(project: Path) -> None:
+    launcher = launched(project, ACCELERATE, "launch")
+    (worker,) = workers_of(launcher)
+    launcher.terminate()
+    launcher.wait(timeout=120)
+    worker.wait(timeout=120)
+    expected = "train.py: stopped by the end of its launcher and saved"
+    assert expected in (project / "stderr.txt").read_text()
+
+
+@pytest.mark.parametrize("task", ["classification"])
+def test_the_launcher_brings_a_run_back(project: Path) -> None:
+    def step() -> int:
+        state = project / "outputs" / "last" / "training_state.json"
+        return json.loads(state.read_text())["step"]
+
+    launcher = launched(project, *TWO_PROCESSES, "--rdzv_backend", "c10d", "--max_restarts", "1")
+    dead = workers_of(launcher)
+    dead[1].kill()
+    wait_for(lambda: not any(process.is_running() for process in dead))
+    before = step()
+    wait_for(lambda: step() > before + 1)
+    launcher.terminate()
+    launcher.wait(timeout=120)
 
 
 def _modeling(project: Path) -> str:

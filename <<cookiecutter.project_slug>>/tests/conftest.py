@@ -1,10 +1,7 @@
-"""What the tests share: a few real examples, the tiny base model, and a way to run train.py."""
+"""What the tests share: a few real examples, and the arguments of a short run on them."""
 
 import json
 import os
-import socket
-import subprocess
-import sys
 from itertools import islice
 from pathlib import Path
 
@@ -59,23 +56,3 @@ def arguments(sample, tmp_path) -> list[str]:
         *("--model_id", str(ROOT / "tiny"), "--outdir", str(tmp_path / "run")),
         *("--max_len", "48", "--batch_size", "8", "--epochs", "2"),
     ]
-
-
-def two_processes(*arguments: str, script: Path = ROOT / "train.py") -> list[tuple[int, str]]:
-    """Run a script in two processes, as a launcher starts them; gives (exit code, output)."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, script, *arguments],
-            env={**os.environ, **address, "WORLD_SIZE": "2", "RANK": rank, "LOCAL_RANK": rank},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            cwd=ROOT,
-        )
-        for rank in "01"
-    ]
-    outputs = [process.communicate(timeout=300)[0] for process in processes]
-    return [(p.returncode, output) for p, output in zip(processes, outputs, strict=True)]

@@ -1,6 +1,6 @@
 """Compute one step's gradients and the validation loss, in however many processes run this.
 
-python measure.py SAMPLE FOLDER BATCH_SIZE EVAL_BATCH_SIZE ...
+`main` takes SAMPLE FOLDER BATCH_SIZE EVAL_BATCH_SIZE ... from the command line.
 """
 
 import json
@@ -12,15 +12,12 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from safetensors.torch import save_file
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
-
-from model.configuration import ModelConfig  # noqa: E402
-from model.dataset import generate_dataset  # noqa: E402
-from model.modeling import Model  # noqa: E402
-from train import train_step, valid  # noqa: E402
-from training.batches import Batches  # noqa: E402
-from training.launch import run  # noqa: E402
-from training.loading import load_tokenizer  # noqa: E402
+from model.configuration import ModelConfig
+from model.dataset import generate_dataset
+from model.modeling import Model
+from train import train_step, valid
+from training.batches import Batches
+from training.loading import load_tokenizer
 
 GLOBAL_BATCH_SIZE = 8
 
@@ -50,7 +47,3 @@ def main() -> None:
     sizes = list(map(int, sys.argv[3:]))
     for batch_size, eval_batch_size in zip(sizes[::2], sizes[1::2], strict=True):
         measure(sample, folder, batch_size, eval_batch_size)
-
-
-if __name__ == "__main__":
-    sys.exit(run(main))

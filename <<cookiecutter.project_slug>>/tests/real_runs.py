@@ -1,6 +1,7 @@
-"""Runs of train.py in real processes, forked from one that has already imported everything."""
+"""Runs in real processes, forked from one that has already imported everything."""
 
 import contextlib
+import importlib
 import multiprocessing
 import os
 import socket
@@ -21,9 +22,17 @@ class Run:
     Args:
         output: A folder for what they print.
         patch: A function to call in each before the run begins: it has to be importable.
+        module: Whose `main` is run.
     """
 
-    def __init__(self, arguments: list[str], output: Path, processes: int = 1, patch=None):
+    def __init__(
+        self,
+        arguments: list[str],
+        output: Path,
+        processes: int = 1,
+        patch=None,
+        module: str = "train",
+    ):
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = str(free.getsockname()[1])
@@ -34,7 +43,7 @@ class Run:
             place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes)}
             address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
             environment = {**place, **address} if processes > 1 else {}
-            process = FORKS.Process(target=_run, args=(arguments, environment, file, patch))
+            process = FORKS.Process(target=_run, args=(module, arguments, environment, file, patch))
             process.start()
             self.processes.append(process)
 
@@ -61,20 +70,21 @@ class Run:
         return text.replace("\r", "\n")
 
 
-def _run(arguments: list[str], environment: dict[str, str], output: Path, patch) -> None:
+def _run(
+    module: str, arguments: list[str], environment: dict[str, str], output: Path, patch
+) -> None:
     """What a process does that a launcher has started."""
     os.environ.update(environment)
     os.chdir(ROOT)
     with output.open("a") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
-    sys.argv = ["train.py", *arguments]
-    import train
+    sys.argv = [f"{module}.py", *arguments]
     from reading import DataError
     from training.launch import run
 
     with contextlib.ExitStack() as stack:
         if patch is not None:
             patch(stack)
-        code = run(train.main, DataError)
+        code = run(importlib.import_module(module).main, DataError)
     sys.exit(code)

@@ -9,11 +9,11 @@ import torch
 from safetensors.torch import load_file
 from transformers import Trainer, TrainingArguments
 
-from conftest import ROOT, two_processes
 from measure import measure
 from model.configuration import ModelConfig
 from model.dataset import generate_dataset
 from model.modeling import Model
+from real_runs import Run
 from training.batches import Batches, epoch_order
 from training.optimization import build_scheduler
 from training.state import TrainingState
@@ -27,9 +27,8 @@ def measured(sample, tmp_path_factory):
     """Gradients and losses by (processes, batch size, evaluation batch size)."""
     folder = tmp_path_factory.mktemp("measured")
     launched = [str(n) for split in TWO_PROCESSES for n in split[1:]]
-    script = ROOT / "tests" / "measure.py"
-    for code, output in two_processes(str(sample), str(folder), *launched, script=script):
-        assert code == 0, output
+    run = Run([str(sample), str(folder), *launched], folder / "output", 2, module="measure")
+    assert run.wait() == [0, 0], run.output() + run.output(1)
     for processes, batch_size, eval_batch_size in [WHOLE, *SPLITS]:
         if processes == 1:
             measure(sample, folder, batch_size, eval_batch_size)
