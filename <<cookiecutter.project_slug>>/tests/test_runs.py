@@ -81,6 +81,15 @@ def test_a_run_stopped_before_its_validation_goes_on_with_it(arguments, tmp_path
     assert_same(tmp_path / "run", tmp_path / "whole")
 
 
+def test_a_run_killed_before_it_wrote_its_log_has_one_in_the_end(arguments, tmp_path):
+    train.main(arguments)
+    log = tmp_path / "run" / "log.json"
+    expected = log.read_text()
+    log.unlink()
+    train.main(["--restore_dir", str(tmp_path / "run" / "last")])
+    assert log.read_text() == expected
+
+
 @pytest.mark.parametrize("damage", ["cut", "altered", "missing", "manifest"])
 def test_a_damaged_checkpoint_costs_only_the_work_since_the_one_before(
     damage, arguments, tmp_path, monkeypatch, capfd
