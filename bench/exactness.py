@@ -9,12 +9,9 @@ documents on the same examples. Needs no network and no GPU.
 import argparse
 import json
 import os
-import platform
 import sys
 import tempfile
 from collections import Counter
-from contextlib import suppress
-from importlib.metadata import version
 from itertools import islice, product
 from pathlib import Path
 from typing import Any
@@ -25,13 +22,11 @@ os.environ.update(
     ACCELERATE_USE_CPU="true",
     TOKENIZERS_PARALLELISM="false",
 )
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))  # Cookiecutter finds hooks/hf_ext.py like this
 
 import datasets  # noqa: E402
 import numpy as np  # noqa: E402
 import torchmetrics  # noqa: E402, F401  (once here, not in every process)
-from cookiecutter.main import cookiecutter  # noqa: E402
+from common import TASKS, environment, render, table  # noqa: E402
 from peers import AcceleratePeer, OurModelInTrainer, TrainerPeer  # noqa: E402
 from processes import recorded, run_in  # noqa: E402
 from systems import (  # noqa: E402
@@ -54,19 +49,6 @@ VALID_SIZES = {1: [1, 2, 3, 4, 8, 64], 2: [1, 2, 4]}  # by processes
 EXAMPLES = STEPS_PER_EPOCH * GLOBAL_BATCH_SIZE  # in an epoch of a run that is killed
 
 Results = dict[str, Any]
-
-
-def render(task: str, folder: Path) -> Path:
-    return Path(
-        cookiecutter(
-            str(ROOT),
-            no_input=True,
-            extra_context={"task": task},
-            output_dir=str(folder / task),
-            accept_hooks=False,  # they only check the answers and say what to do next
-            default_config={"replay_dir": str(folder), "cookiecutters_dir": str(folder)},
-        )
-    )
 
 
 def write_sample(task: str, project: Path, folder: Path) -> None:
@@ -158,7 +140,7 @@ def compare_resumed(systems: list[System], folder: Path, log: Path) -> Results:
 def measure(folder: Path) -> Results:
     """Run all comparisons for all tasks."""
     log, results = folder / "log", {}
-    for task in json.loads((ROOT / "cookiecutter.json").read_text(encoding="utf-8"))["task"]:
+    for task in TASKS:
         project, sample = render(task, folder), folder / f"{task}-sample"
         write_sample(task, project, sample)
         systems = [system(task, project, sample) for system in SYSTEMS]
@@ -170,28 +152,6 @@ def measure(folder: Path) -> Results:
         }
         print(f"{task}: done", file=sys.stderr)
     return results
-
-
-def cpu() -> str:
-    with suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
-
-
-def environment() -> dict[str, str]:
-    libraries = ("torch", "transformers", "accelerate")
-    return {
-        **{name: version(name) for name in libraries},
-        "Python": platform.python_version(),
-        "machine": f"{cpu()}, {os.cpu_count()} cores",
-    }
-
-
-def table(*head: str, rows: list[list[Any]]) -> str:
-    lines = [list(head), ["---"] * len(head), *rows]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 def is_exact(results: Results) -> bool:

@@ -1,0 +1,72 @@
+"""Runs that are killed at random moments, for every task, in one process and two.
+
+python bench/kills.py [--kills 35] [--markdown FILE]
+
+Renders a project for each task and runs its own `tests/killing.py`, which kills one process of a
+run with SIGKILL, goes on with the run, kills it again, and compares the end with that of a run
+that was left alone, bit for bit. Takes about ten minutes on two cores.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from common import TASKS, environment, render, table
+
+COLUMNS = {
+    "kills": "kills",
+    "in_saves": "inside a save",
+    "in_start": "while others waited to begin",
+    "resumed": "resumed",
+    "runs": "runs brought to their end, bit-identical",
+}
+
+
+def kill(project: Path, kills: int, processes: int, seed: int) -> dict[str, int]:
+    """Return the figures of one call of the project's `tests/killing.py`."""
+    command = [sys.executable, "tests/killing.py", f"--kills={kills}"]
+    command += [f"--processes={processes}", f"--seed={seed}"]
+    done = subprocess.run(command, cwd=project, check=True, stdout=subprocess.PIPE, text=True)
+    return json.loads(done.stdout)
+
+
+def markdown(results: list[dict]) -> str:
+    rows = [[r["task"], r["processes"], *(r[name] for name in COLUMNS)] for r in results]
+    rows.append(["all", "", *(sum(r[name] for r in results) for name in COLUMNS)])
+    return f"""# Killed again and again
+
+Made by `python bench/kills.py`. {"; ".join(f"{k} {v}" for k, v in environment().items())}.
+
+One process of a run, chosen at random, gets SIGKILL at a random moment; the run goes on with
+`--restore_dir auto`, and is killed again, until it comes to its end. It saves after every step.
+After each kill `last/`, `best/` and `log.json` have to be whole, and in the end weights, optimizer
+state and log have to be those of a run that was left alone, in every bit.
+
+{table("task", "processes", *COLUMNS.values(), rows=rows)}"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Kill runs, and look at what they come to.")
+    parser.add_argument("--kills", type=int, default=35, help="for each task and process count")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--markdown", type=Path, help="write the table here")
+    args = parser.parse_args()
+    results = []
+    with tempfile.TemporaryDirectory() as folder:
+        for task in TASKS:
+            project = render(task, Path(folder))
+            for processes in (1, 2):
+                figures = kill(project, args.kills, processes, args.seed)
+                results.append({"task": task, "processes": processes, **figures})
+                print(results[-1], file=sys.stderr)
+    text = markdown(results)
+    print(text)
+    if args.markdown:
+        args.markdown.write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
