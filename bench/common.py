@@ -49,4 +49,4 @@ def environment() -> dict[str, str]:
 
 def table(*head: str, rows: list[list[Any]]) -> str:
     lines = [list(head), ["---"] * len(head), *rows]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    return "".join(f"| {' | '.join(map(str, line))} |\n" for line in lines)

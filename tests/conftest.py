@@ -9,6 +9,7 @@ import os
 import shutil
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -46,6 +47,14 @@ def files_of(folder: Path) -> list[str]:
     """The files below a folder, as sorted relative paths, without the caches of tools."""
     paths = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
     return sorted(path.as_posix() for path in paths if not CACHES.intersection(path.parts))
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    """Wait for what other processes do, three minutes at most."""
+    until = time.monotonic() + 180
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.05)
 
 
 @pytest.fixture(scope="session")

@@ -8,18 +8,16 @@ import re
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import psutil
 import pytest
 
-from conftest import Render
+from conftest import Render, wait_for
 
 ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
 ACCELERATE = Path(sys.executable).with_name("accelerate")
-TWO_PROCESSES = [ACCELERATE, "launch", "--multi_gpu", "--num_processes", "2"]
+TWO_PROCESSES: list[str | Path] = [ACCELERATE, "launch", "--multi_gpu", "--num_processes", "2"]
 FOR_SIGNALS = {  # as the project's README says
     "PET_SIGNALS_TO_HANDLE": "SIGTERM,SIGINT,SIGUSR1",
     "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "60",
@@ -94,13 +92,6 @@ def launched(project: Path, *command: str | Path) -> subprocess.Popen[str]:
     )
     wait_for(lambda: (project / "outputs" / "last").exists())
     return launcher
-
-
-def wait_for(condition: Callable[[], bool]) -> None:
-    until = time.monotonic() + 180
-    while not condition():
-        assert time.monotonic() < until
-        time.sleep(0.05)
 
 
 def workers_of(launcher: subprocess.Popen[str]) -> list[psutil.Process]:

@@ -36,6 +36,7 @@ FILES = [
     "reading/faults.py",
     "reading/tables.py",
     "reading/tokens.py",
+    "slurm.sh",
     "tests/conftest.py",
     "tests/killing.py",
     "tests/measure.py",
