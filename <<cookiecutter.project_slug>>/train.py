@@ -21,7 +21,7 @@ from accelerate.utils import gather_object, send_to_device
 from torch.optim.lr_scheduler import LambdaLR
 
 from model.configuration import BASE_MODEL, ModelConfig
-from model.dataset import COLUMNS, generate_dataset
+from model.dataset import OPTIONS, generate_dataset
 from model.metrics import Scores
 from model.modeling import Model
 from reading import DataError
@@ -30,7 +30,7 @@ from training.batches import Batches, MicroBatch
 from training.checkpoint import Checkpoints
 from training.interruption import Interruption
 from training.launch import run, start
-from training.loading import load_model, load_tokenizer
+from training.loading import load_model, load_tokenizer, set_up
 from training.lock import locked
 from training.optimization import SCHEDULERS, Guard, build_optimizer, build_scheduler, take_step
 from training.peers import Peers
@@ -44,8 +44,8 @@ def build_parser() -> argparse.ArgumentParser:
     data = parser.add_argument_group("data and model")
     data.add_argument("--train_input", default="data/train.jsonl", help="file to learn from")
     data.add_argument("--valid_input", default="data/valid.jsonl", help="file to choose best/ by")
-    for name, column in COLUMNS.items():
-        data.add_argument(f"--{name}", default=column, help="column of both files")
+    for name, option in OPTIONS.items():
+        data.add_argument(f"--{name}", **option)
     data.add_argument("--model_id", default=BASE_MODEL, help="base model: Hub id or folder")
     data.add_argument("--max_len", type=int, default=128, help="most tokens in a text or block")
     run = parser.add_argument_group("run")
@@ -56,7 +56,11 @@ def build_parser() -> argparse.ArgumentParser:
     run.add_argument("--save_steps", type=int, help="save last/ every so many steps, too")
     run.add_argument("--patience", type=int, help="end after so many epochs without a better loss")
     run.add_argument("--seed", type=int, default=42)
-    run.add_argument("--num_workers", type=int, default=0, help="loader processes")
+    speed = parser.add_argument_group("speed and memory")
+    speed.add_argument("--compile", action="store_true", help="compile the model for speed")
+    speed.add_argument("--gradient_checkpointing", action="store_true", help="save memory")
+    speed.add_argument("--attn_implementation", help="such as flex_attention or eager")
+    speed.add_argument("--num_workers", type=int, default=0, help="loader processes")
     step = parser.add_argument_group("step")
     step.add_argument("--batch_size", type=int, default=16, help="per process, forward pass")
     step.add_argument("--accumulation", type=int, default=1, help="forward passes in a step")
@@ -96,12 +100,11 @@ def train(
     scheduler: LambdaLR,
     batches: Batches,
     checkpoints: Checkpoints,
-    max_grad_norm: float,
 ) -> dict[str, float]:
     """Train to the end of the epoch, or of the run; return what log.json keeps of it."""
     state, guard = checkpoints.state, Guard(accelerator, optimizer)
     done = -(-state.examples // batches.global_batch_size)  # the last step may be a smaller one
-    losses = LossSum(accelerator, state.train_loss)
+    losses, max_grad_norm = LossSum(accelerator, state.train_loss), state.args["max_grad_norm"]
     micro_batches = batches.epoch(state.current_epoch, state.examples)
     model.train()
     with progress_bar(accelerator, state.current_epoch, "TRAIN", len(batches), done) as bar:
@@ -151,9 +154,9 @@ def main(argv: list[str] | None = None) -> None:
     accelerator = start()
     peers = Peers(accelerator)
     tokenizer = load_tokenizer(args.restore_dir or args.model_id)
-    columns = {name: getattr(args, name) for name in COLUMNS}
+    options = {name: getattr(args, name) for name in OPTIONS}
     with peers.local_main_first():
-        train_set = generate_dataset(args.train_input, tokenizer, args.max_len, **columns)
+        train_set = generate_dataset(args.train_input, tokenizer, args.max_len, **options)
         valid_set = generate_dataset(args.valid_input, tokenizer, args.max_len, **train_set.schema)
     if args.restore_dir is None:
         config = ModelConfig(args.model_id, **train_set.schema)
@@ -163,6 +166,7 @@ def main(argv: list[str] | None = None) -> None:
         state = open_state(args, train_set, accelerator)
         seed_all(args.seed)
         model = Model(config) if args.restore_dir is None else load_model(Model, args.restore_dir)
+        set_up(model, args)
         optimizer = build_optimizer(model, args.lr, args.weight_decay)
         model, optimizer = accelerator.prepare(model, optimizer)
         checkpoints = Checkpoints(
@@ -179,15 +183,7 @@ def main(argv: list[str] | None = None) -> None:
         announce(accelerator, state, model, notes)
         while not state.is_over:
             began = time.perf_counter()
-            train_log = train(
-                accelerator,
-                model,
-                optimizer,
-                scheduler,
-                train_batches,
-                checkpoints,
-                args.max_grad_norm,
-            )
+            train_log = train(accelerator, model, optimizer, scheduler, train_batches, checkpoints)
             valid_log = valid(
                 accelerator, model, valid_batches, state.current_epoch, checkpoints.stop_if_due
             )

@@ -108,7 +108,7 @@ count = lambda m: len({p.data_ptr() for p in m.parameters()})
 assert count(model) == count(loaded), "ties lost"
 assert torch.equal(model.eval()(**batch).logits, loaded.eval()(**batch).logits)
 if model.can_generate():
-    one = {"input_ids": batch["input_ids"][:1], "attention_mask": batch["attention_mask"][:1]}
+    one = {"input_ids": batch["input_ids"][:1], "attention_mask": torch.ones_like(batch["input_ids"][:1])}
     assert loaded.generate(**one, max_new_tokens=4, pad_token_id=0).ndim == 2
 """
 
@@ -128,3 +128,60 @@ def test_architecture(task: str, kind: str, render: Render, tmp_path: Path) -> N
         timeout=300,
     )
     assert done.returncode == 0, done.stderr[-3000:]
+
+
+LINEAR_HEAD = """
+import json, sys, torch
+from transformers import AutoConfig
+from model import loss
+from model.configuration import ModelConfig
+from model.dataset import generate_dataset
+from model.modeling import Model
+kind, options, out = sys.argv[1], json.loads(sys.argv[2]), sys.argv[3]
+AutoConfig.for_model(kind, **options).save_pretrained(out + "/base")
+dataset = generate_dataset("data/valid.jsonl", max_len=48)
+batch = dataset.collate([dataset[0], dataset[1], dataset[len(dataset) - 1]])
+model = Model(ModelConfig(out + "/base", **dataset.schema))
+loss.LOGITS_AT_ONCE = 10 * 1024  # several parts
+for module in model.modules():
+    if isinstance(module, torch.nn.Dropout):
+        module.p = 0.0
+
+def results(train):
+    model.train(train).zero_grad()
+    outputs = model(**batch, num_items_in_batch=100)
+    outputs.loss.backward()
+    return outputs.loss, {name: p.grad.clone() for name, p in model.named_parameters()}
+
+(with_head, head_grads), (whole, grads) = results(True), results(False)
+torch.testing.assert_close(with_head, whole)
+torch.testing.assert_close(head_grads, grads, rtol=1e-4, atol=1e-7)
+assert (model.train()(**batch).logits is None) == model.config.has_linear_head
+print(model.config.has_linear_head)
+"""
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "has_linear_head"),
+    [
+        ("gpt2", GPT2, True),
+        ("qwen2", {**DECODER, "tie_word_embeddings": True}, True),
+        ("gptj", {**GPT2, "rotary_dim": 8}, True),  # with a bias
+        ("gemma2", {**DECODER, "head_dim": 16, "final_logit_softcapping": 0.1}, False),
+        ("granite", {**DECODER, "logits_scaling": 2.0}, False),
+        ("bert", {**SMALL, "is_decoder": True}, False),  # with a layer of its own
+    ],
+)
+def test_the_loss_that_holds_no_logits_is_the_same(
+    kind: str, options: dict, has_linear_head: bool, render: Render, tmp_path: Path
+) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", LINEAR_HEAD, kind, json.dumps(options), str(tmp_path)],
+        cwd=render(task="causal_lm"),
+        env={**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.splitlines()[-1] == str(has_linear_head)

@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 
 from conftest import ROOT
 from model.configuration import ModelConfig
-from model.dataset import COLUMNS, generate_dataset
+from model.dataset import OPTIONS, generate_dataset
 from model.modeling import Model
 from reading import DataError
 
-NAMES = list(COLUMNS.values())
+NAMES = [option["default"] for name, option in OPTIONS.items() if name.endswith("_column")]
 HEADER = ",".join(NAMES).encode() + b"\n"
 MANY = "x" * 10**6
 

@@ -9,11 +9,12 @@ import pytest
 
 import train
 from conftest import ROOT
-from model.dataset import COLUMNS, generate_dataset
+from model.dataset import OPTIONS, generate_dataset
 from reading import DataError
 from training import RunError
 
-GOOD = dict.fromkeys(COLUMNS.values(), "text")
+COLUMNS = [option["default"] for name, option in OPTIONS.items() if name.endswith("_column")]
+GOOD = dict.fromkeys(COLUMNS, "text")
 FIRST, HEADER = next(iter(GOOD)), ",".join(GOOD) + "\n"
 
 

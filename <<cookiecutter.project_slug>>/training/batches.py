@@ -116,7 +116,7 @@ class Plan(Sampler):
                 yield MicroBatch(
                     indices=mine.tolist() or members[:1],
                     seed=(self.seed or 0, self.epoch, step, self.rank, number),
-                    num_items=int(self.num_items[batch].sum()),
+                    num_items=max(1, int(self.num_items[batch].sum())),
                     global_batch=members,
                     weight=float(len(mine) > 0),
                     ends_step=number == len(passes),

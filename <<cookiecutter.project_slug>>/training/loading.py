@@ -1,5 +1,7 @@
 """Load what a checkpoint or a base model holds: nothing in it is executed or unpickled."""
 
+import argparse
+
 import torch
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -36,6 +38,24 @@ def load_model(model_class: type[PreTrainedModel], folder: str) -> PreTrainedMod
             reason = fault.replace("_", " ")
             raise RunError(f"{folder}: not weights of this model ({reason}: {', '.join(names)})")
     return model
+
+
+def set_up(model: PreTrainedModel, args: argparse.Namespace) -> None:
+    """Choose how the model computes: what it computes stays the same.
+
+    Raises:
+        RunError: the model cannot do what was asked for.
+    """
+    try:
+        if args.attn_implementation is not None:
+            model.set_attn_implementation(args.attn_implementation)
+        if args.gradient_checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+    except (ImportError, ValueError) as error:
+        raise RunError(f"{args.model_id}: {_reason(error)}") from None
+    if args.compile:
+        # In place: the names of the weights stay as they are. For any lengths: one graph serves all.
+        model.compile(dynamic=True)
 
 
 def _reason(error: Exception) -> str:

@@ -14,6 +14,8 @@ class ModelConfig(PreTrainedConfig):
         base_model_id: A Hub id or a local folder. A folder that holds a configuration but no
             weights is trained from random ones.
         base_config: The base model's own configuration; read from `base_model_id` when not given.
+        has_linear_head: Whether logits are a linear function of the last hidden state; the model
+            finds out when it is made.
     """
 
     model_type = "custom_causal_lm"
@@ -23,11 +25,13 @@ class ModelConfig(PreTrainedConfig):
         self,
         base_model_id: str = BASE_MODEL,
         base_config: PreTrainedConfig | dict | None = None,
+        has_linear_head: bool = False,
         **kwargs,
     ):
         if isinstance(base_config, dict):
             base_config = AutoConfig.for_model(**base_config)
         self.base_model_id = base_model_id
+        self.has_linear_head = has_linear_head
         self.base_config: PreTrainedConfig = base_config or AutoConfig.from_pretrained(
             base_model_id
         )

@@ -11,7 +11,11 @@ from reading import DataError, pad, read_table, tokenized
 
 from .configuration import BASE_MODEL
 
-COLUMNS = {"text_column": "text"}
+# Arguments of generate_dataset that train.py offers on its command line.
+OPTIONS: dict[str, dict] = {
+    "text_column": {"default": "text", "help": "column of both files"},
+    "separate_documents": {"action": "store_true", "help": "hide a document's text from the next"},
+}
 
 
 class Dataset(torch.utils.data.Dataset):
@@ -23,13 +27,10 @@ class Dataset(torch.utils.data.Dataset):
     Attributes:
         lengths: Tokens of each block, shape (n,); like lengths are batched together.
         num_items: Tokens to predict in each block, shape (n,); the loss is averaged over these.
-        schema: How the file was read. Given to `generate_dataset`, it reads another file in the
-            same way; given to `ModelConfig`, it is kept with the model.
+        schema: How the file was read, to read another alike, and for `ModelConfig` to keep.
     """
 
-    def __init__(
-        self, rows: datasets.Dataset, schema: dict, pad_token_id: int | None, max_len: int
-    ):
+    def __init__(self, rows: datasets.Dataset, schema: dict, pad_id: int | None, max_len: int):
         self.rows = rows
         chunks = rows.data.column("input_ids").chunks
         self.starts = np.cumsum([0] + [len(chunk.flatten()) for chunk in chunks])
@@ -37,35 +38,45 @@ class Dataset(torch.utils.data.Dataset):
         self.begins = np.arange(0, tokens - 1, max_len - 1)
         self.lengths = np.minimum(self.begins + max_len, tokens) - self.begins
         self.num_items = self.lengths - 1
+        self.documents = np.empty(0, dtype=np.int64)  # where those begin that are to be separate
+        if schema["separate_documents"]:
+            lengths = [chunk.value_lengths().to_numpy() for chunk in chunks]
+            self.documents = np.cumsum(np.concatenate([[0], *lengths]))[:-1]
+            blocks = (self.documents[1:] - 1) // (max_len - 1)  # whose targets they would be
+            self.num_items -= np.bincount(blocks, minlength=len(self.begins))
         self.schema = schema
-        self.pad_token_id = pad_token_id or 0  # any id will do: the mask hides it
+        self.fill = {"input_ids": pad_id or 0, "labels": -100, "position_ids": 0}
 
     def __len__(self) -> int:
         return len(self.begins)
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        ids = torch.from_numpy(self._tokens(self.begins[index], self.lengths[index]))
+        begin, length = self.begins[index], self.lengths[index]
+        ids = torch.from_numpy(self._tokens(begin, length))
         labels = ids.clone()
         labels[0] = -100  # nothing stands before it; transformers.Trainer counts what is not -100
-        return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}
+        if not self.schema["separate_documents"]:
+            return {"input_ids": ids, "labels": labels}
+        first, last = np.searchsorted(self.documents, [begin + 1, begin + length])
+        starts = np.concatenate([[0], self.documents[first:last] - begin])
+        labels[starts] = -100
+        # Where positions begin again, transformers lets attention begin again.
+        positions = np.arange(length)
+        positions -= np.repeat(starts, np.diff(starts, append=length))
+        return {"input_ids": ids, "labels": labels, "position_ids": torch.from_numpy(positions)}
 
     def _tokens(self, begin: int, length: int) -> np.ndarray:
         """Read a slice of the joined texts, which lie in chunks, without leaving the disk map."""
         column, parts = self.rows.data.column("input_ids"), []
         chunk = int(np.searchsorted(self.starts, begin, side="right")) - 1
         while length > 0:
-            part = column.chunk(chunk).flatten()[begin - self.starts[chunk] :][:length].to_numpy()
-            parts.append(part)
-            begin, length, chunk = begin + len(part), length - len(part), chunk + 1
+            parts.append(column.chunk(chunk).flatten()[begin - self.starts[chunk] :][:length])
+            begin, length, chunk = begin + len(parts[-1]), length - len(parts[-1]), chunk + 1
         return np.concatenate(parts).astype(np.int64)
 
     def collate(self, examples: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-        """Stack the blocks, a short last one padded: three tensors of shape (batch, length)."""
-        return {
-            "input_ids": pad(examples, "input_ids", self.pad_token_id),
-            "attention_mask": pad(examples, "attention_mask", 0),
-            "labels": pad(examples, "labels", -100),
-        }
+        """Stack the blocks: (batch, length). A short one is padded where nothing looks."""
+        return {key: pad(examples, key, self.fill[key]) for key in examples[0]}
 
 
 def generate_dataset(
@@ -73,7 +84,8 @@ def generate_dataset(
     tokenizer: PreTrainedTokenizerBase | None = None,
     max_len: int = 128,
     *,
-    text_column: str = COLUMNS["text_column"],
+    text_column: str = OPTIONS["text_column"]["default"],
+    separate_documents: bool = False,
 ) -> Dataset:
     """Read a file of texts: an end mark follows each, and all are joined and cut into blocks.
 
@@ -83,9 +95,10 @@ def generate_dataset(
         tokenizer: The base model's own when not given.
         max_len: Tokens in a block, at least 2.
         text_column: The column that holds the text.
+        separate_documents: Whether each sees itself alone, from its second token on predicted.
 
     Raises:
-        DataError: the file cannot be read, or holds fewer than two tokens.
+        DataError: the file cannot be read, or holds no token to predict.
     """
     tokenizer = tokenizer or AutoTokenizer.from_pretrained(BASE_MODEL)
     table = read_table(path, [text_column])
@@ -99,7 +112,8 @@ def generate_dataset(
         return {"input_ids": [i if i[-1:] == [end] else [*i, end] for i in texts["input_ids"]]}
 
     rows = tokenized(table, encode, tokenizer)
-    dataset = Dataset(rows, {"text_column": text_column}, tokenizer.pad_token_id, max_len)
-    if len(dataset) == 0:
+    schema = {"text_column": text_column, "separate_documents": separate_documents}
+    dataset = Dataset(rows, schema, tokenizer.pad_token_id, max_len)
+    if dataset.num_items.sum() == 0:
         raise DataError(f"{path}: fewer than two tokens; expected text to learn from")
     return dataset

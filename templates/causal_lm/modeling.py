@@ -1,12 +1,14 @@
-"""The model: a decoder and its loss."""
+"""The model: a decoder."""
+
+import inspect
 
 import torch
-from torch import Tensor
-from torch.nn import functional as F
+from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from .configuration import ModelConfig
+from .loss import cross_entropy, linear_cross_entropy
 
 
 class Model(PreTrainedModel):
@@ -26,6 +28,12 @@ class Model(PreTrainedModel):
             )
         else:
             self.lm = AutoModelForCausalLM.from_config(config.base_config, dtype=torch.float32)
+        positions = inspect.signature(self.lm.forward).parameters.get("position_ids")
+        if getattr(config, "separate_documents", False) and positions is None:
+            name = type(self.lm).__name__
+            raise ValueError(f"separate_documents: {name} takes no position_ids")
+        if torch.get_default_device().type != "meta":
+            config.has_linear_head = self._has_linear_head()
         self.generation_config = self.lm.generation_config
         self.post_init()
 
@@ -49,17 +57,34 @@ class Model(PreTrainedModel):
 
         Returns:
             `loss`, a scalar if `labels` were given, and `logits`, shape (batch, length,
-            vocabulary), with what the base model returns beside them.
+            vocabulary), with what the base model returns beside them. In training `loss` alone,
+            where the model allows it: the logits of all tokens would fill the memory.
         """
-        outputs = self.lm(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
-        if labels is not None:
-            targets = labels[:, 1:]
-            if num_items_in_batch is None:
-                num_items_in_batch = (targets != -100).sum()
-            logits = outputs.logits[:, :-1].flatten(0, 1)
-            loss = F.cross_entropy(logits, targets.flatten(), reduction="sum")
-            outputs.loss = loss / num_items_in_batch
+        kwargs.update(input_ids=input_ids, attention_mask=attention_mask)
+        if labels is None:
+            return self.lm(**kwargs)
+        if self.training and self.config.has_linear_head:
+            hidden = self.lm.base_model(**kwargs).last_hidden_state
+            head = self.lm.get_output_embeddings()
+            loss = linear_cross_entropy(hidden, head, labels, num_items_in_batch)
+            return CausalLMOutputWithPast(loss=loss)
+        outputs = self.lm(**kwargs)
+        outputs.loss = cross_entropy(outputs.logits, labels, num_items_in_batch)
         return outputs
+
+    @torch.no_grad()
+    def _has_linear_head(self) -> bool:
+        """Whether the head alone makes the logits: no soft cap, no scale, no layer between."""
+        was_training = self.lm.training
+        ids, head = torch.tensor([[1, 2]]), self.lm.eval().get_output_embeddings()
+        hidden = self.lm.base_model(input_ids=ids).last_hidden_state
+        is_linear = (
+            isinstance(head, nn.Linear)
+            and hidden.shape[-1] == head.in_features
+            and torch.allclose(self.lm(input_ids=ids).logits, head(hidden))
+        )
+        self.lm.train(was_training)
+        return is_linear
 
     def generate(self, *args, **kwargs):
         """Continue a text: see `transformers.GenerationMixin.generate`."""

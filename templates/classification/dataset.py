@@ -11,7 +11,11 @@ from reading import DataError, pad, read_table, row_name, tokenized
 
 from .configuration import BASE_MODEL
 
-COLUMNS = {"text_column": "text", "label_column": "label"}
+# Arguments of generate_dataset that train.py offers on its command line.
+OPTIONS: dict[str, dict] = {
+    "text_column": {"default": "text", "help": "column of both files"},
+    "label_column": {"default": "label", "help": "column of both files"},
+}
 
 
 class Dataset(torch.utils.data.Dataset):
@@ -62,8 +66,8 @@ def generate_dataset(
     tokenizer: PreTrainedTokenizerBase | None = None,
     max_len: int = 128,
     *,
-    text_column: str = COLUMNS["text_column"],
-    label_column: str = COLUMNS["label_column"],
+    text_column: str = OPTIONS["text_column"]["default"],
+    label_column: str = OPTIONS["label_column"]["default"],
     labels: list[str] | None = None,
 ) -> Dataset:
     """Read a file of labelled texts.

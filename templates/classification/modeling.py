@@ -2,11 +2,11 @@
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from transformers import AutoModel, AutoModelForSequenceClassification, PreTrainedModel
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from .configuration import ModelConfig
+from .loss import cross_entropy
 
 
 class Model(PreTrainedModel):
@@ -58,11 +58,7 @@ class Model(PreTrainedModel):
         mask = attention_mask.unsqueeze(-1).to(hidden.dtype)
         mean = (hidden * mask).sum(dim=1) / mask.sum(dim=1)
         logits = self.classifier(self.dropout(mean))
-        loss = None
-        if labels is not None:
-            if num_items_in_batch is None:
-                num_items_in_batch = (labels != -100).sum()
-            loss = F.cross_entropy(logits, labels, reduction="sum") / num_items_in_batch
+        loss = None if labels is None else cross_entropy(logits, labels, num_items_in_batch)
         return SequenceClassifierOutput(loss=loss, logits=logits)
 
 

@@ -10,7 +10,11 @@ from reading import pad, read_table, tokenized
 
 from .configuration import BASE_MODEL
 
-COLUMNS = {"source_column": "source", "target_column": "target"}
+# Arguments of generate_dataset that train.py offers on its command line.
+OPTIONS: dict[str, dict] = {
+    "source_column": {"default": "source", "help": "column of both files"},
+    "target_column": {"default": "target", "help": "column of both files"},
+}
 
 
 class Dataset(torch.utils.data.Dataset):
@@ -61,8 +65,8 @@ def generate_dataset(
     tokenizer: PreTrainedTokenizerBase | None = None,
     max_len: int = 128,
     *,
-    source_column: str = COLUMNS["source_column"],
-    target_column: str = COLUMNS["target_column"],
+    source_column: str = OPTIONS["source_column"]["default"],
+    target_column: str = OPTIONS["target_column"]["default"],
 ) -> Dataset:
     """Read a file of pairs.
 

@@ -1,12 +1,12 @@
-"""The model: an encoder-decoder and its loss."""
+"""The model: an encoder-decoder."""
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 from transformers import AutoModelForSeq2SeqLM, PreTrainedModel
 from transformers.modeling_outputs import Seq2SeqLMOutput
 
 from .configuration import ModelConfig
+from .loss import cross_entropy
 
 
 class Model(PreTrainedModel):
@@ -59,11 +59,7 @@ class Model(PreTrainedModel):
             kwargs.setdefault("decoder_input_ids", self.shift_right(labels))
         outputs = self.seq2seq(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
         if labels is not None:
-            if num_items_in_batch is None:
-                num_items_in_batch = (labels != -100).sum()
-            logits = outputs.logits.flatten(0, 1)
-            loss = F.cross_entropy(logits, labels.flatten(), reduction="sum")
-            outputs.loss = loss / num_items_in_batch
+            outputs.loss = cross_entropy(outputs.logits, labels, num_items_in_batch)
         return outputs
 
     def shift_right(self, labels: Tensor) -> Tensor:
