@@ -1,0 +1,227 @@
+"""One training run of one system, measured from the first import to its last step.
+
+python one_run.py SYSTEM SPEC.json      (called by speed.py; prints one line of JSON)
+"""
+
+import json
+import os
+import resource
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+BEGAN = float(os.environ.get("BENCH_BEGAN", time.time()))  # when the command was given
+
+
+class Meter:
+    """Notes when each training pass begins, and the tokens in it: real ones, and padding too."""
+
+    def __init__(self) -> None:
+        self.times: list[float] = []
+        self.tokens: list[tuple[int, int]] = []
+
+    def attach(self, model: Any) -> Any:
+        model.register_forward_pre_hook(self._note, with_kwargs=True)
+        return model
+
+    def _note(self, module: Any, args: tuple, kwargs: dict) -> None:
+        if not module.training:
+            return
+        ids, mask, labels = (kwargs.get(k) for k in ("input_ids", "attention_mask", "labels"))
+        real = int(mask.sum()) if mask is not None else ids.numel()
+        computed = ids.numel()
+        if module.config.is_encoder_decoder or "seq2seq" in module.config.model_type:
+            real += int((labels != -100).sum())
+            computed += labels.numel()
+        if ids.is_cuda:
+            import torch
+
+            torch.cuda.synchronize()
+        self.times.append(time.time())
+        self.tokens.append((real, computed))
+
+    def report(self, warmup: int) -> dict[str, float]:
+        """Rates from the pass after the warm-up to the beginning of the last one."""
+        import torch
+
+        real, computed = (sum(part) for part in zip(*self.tokens[warmup:-1], strict=True))
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        if torch.cuda.is_available():
+            peak = torch.cuda.max_memory_allocated()
+        return {
+            "tokens_per_second": real / (self.times[-1] - self.times[warmup]),
+            "padding": 1 - real / computed,
+            "peak_bytes": peak,
+            "first_step_seconds": self.times[1] - BEGAN,
+            "passes": len(self.times),
+        }
+
+
+def ours(spec: dict, meter: Meter) -> None:
+    """The rendered project, by its own train.py."""
+    sys.path.insert(0, spec["project"])
+    import train
+
+    build = train.Model.__init__
+
+    def measured(self: Any, config: Any) -> None:
+        build(self, config)
+        meter.attach(self)
+
+    train.Model.__init__ = measured
+    train.main(our_arguments(spec))
+
+
+def our_arguments(spec: dict) -> list[str]:
+    names = ("train_input", "valid_input", "batch_size", "max_len", "lr", "seed", "max_steps")
+    arguments = [f"--{name}={spec[name]}" for name in names]
+    return [*arguments, f"--model_id={spec['base']}", f"--outdir={spec['outdir']}", *spec["flags"]]
+
+
+def limit(spec: dict, meter: Meter) -> None:
+    """Forward, backward, fused step; over the batches of `ours`, which lie ready."""
+    sys.path.insert(0, spec["project"])
+    import torch
+    from accelerate import Accelerator
+
+    import train
+    from training.batches import Batches
+
+    args = train.build_parser().parse_args(our_arguments(spec))
+    tokenizer = train.load_tokenizer(args.model_id)
+    dataset = train.generate_dataset(args.train_input, tokenizer, args.max_len)
+    accelerator = Accelerator()
+    batches = Batches(dataset, accelerator, args.batch_size, seed=args.seed)
+    model = train.Model(train.ModelConfig(args.model_id, **dataset.schema)).to(accelerator.device)
+    train.set_up(model, args)
+    ready = []
+    for (inputs, micro), _ in zip(batches.epoch(), range(args.max_steps), strict=False):
+        on_device = {name: tensor.to(accelerator.device) for name, tensor in inputs.items()}
+        ready.append((on_device, micro.num_items))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, fused=True)
+    meter.attach(model).train()
+    for inputs, num_items in ready:
+        model(**inputs, num_items_in_batch=num_items).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def stock(spec: dict) -> tuple[Any, Any, Any, Any]:
+    """Model, tokenizer, data and collator as the documentation of transformers makes them."""
+    import transformers as hf
+    from datasets import load_dataset
+
+    tokenizer = hf.AutoTokenizer.from_pretrained(spec["base"])
+    config = hf.AutoConfig.from_pretrained(spec["base"])
+    hf.set_seed(spec["seed"])
+    rows = load_dataset("json", data_files=spec["train_input"], split="train")
+    options = {"truncation": True, "max_length": spec["max_len"]}
+
+    def encode(batch: dict) -> dict:
+        if spec["task"] == "seq2seq":
+            encoded = tokenizer(batch["source"], text_target=batch["target"], **options)
+        else:
+            encoded = tokenizer(batch["text"], **options)
+            encoded["labels"] = batch["label"]
+        return encoded
+
+    def blocks(batch: dict) -> dict:
+        """As examples/pytorch/language-modeling/run_clm.py does it."""
+        joined = sum(tokenizer(batch["text"])["input_ids"], [])
+        size = spec["max_len"]
+        ids = [joined[i : i + size] for i in range(0, len(joined) - size + 1, size)]
+        return {"input_ids": ids, "labels": ids, "attention_mask": [[1] * size for _ in ids]}
+
+    function = blocks if spec["task"] == "causal_lm" else encode
+    data = rows.map(function, batched=True, remove_columns=rows.column_names)
+    if spec["task"] == "classification":
+        model = hf.AutoModelForSequenceClassification.from_config(config)
+        collate: Any = hf.DataCollatorWithPadding(tokenizer)
+    elif spec["task"] == "seq2seq":
+        model = hf.AutoModelForSeq2SeqLM.from_config(config)
+        collate = hf.DataCollatorForSeq2Seq(tokenizer, model)
+    else:
+        model = hf.AutoModelForCausalLM.from_config(config)
+        collate = hf.default_data_collator
+    return model, tokenizer, data, collate
+
+
+def trainer(spec: dict, meter: Meter, **options: Any) -> None:
+    """transformers.Trainer as documented."""
+    import transformers as hf
+
+    model, tokenizer, data, collate = stock(spec)
+    arguments = hf.TrainingArguments(
+        output_dir=spec["outdir"],
+        per_device_train_batch_size=spec["batch_size"],
+        max_steps=spec["max_steps"],
+        learning_rate=spec["lr"],
+        seed=spec["seed"],
+        save_strategy="no",
+        report_to="none",
+        **options,
+    )
+    meter.attach(model)
+    hf.Trainer(
+        model, arguments, train_dataset=data, data_collator=collate, processing_class=tokenizer
+    ).train()
+
+
+def tuned_trainer(spec: dict, meter: Meter) -> None:
+    """transformers.Trainer by someone who has read all of its documentation."""
+    options: dict[str, Any] = {"optim": "adamw_torch_fused"}
+    if spec["task"] != "causal_lm":  # blocks are of one length
+        options["train_sampling_strategy"] = "group_by_length"
+    options["dataloader_num_workers"] = spec["workers"]
+    options["dataloader_persistent_workers"] = spec["workers"] > 0
+    trainer(spec, meter, **options)
+
+
+def accelerate_example(spec: dict, meter: Meter) -> None:
+    """The loop of Accelerate's examples/complete_nlp_example.py."""
+    import torch
+    from accelerate import Accelerator
+    from torch.utils.data import DataLoader
+    from transformers import get_linear_schedule_with_warmup
+
+    accelerator = Accelerator()
+    model, _, data, collate = stock(spec)
+    loader = DataLoader(data, shuffle=True, collate_fn=collate, batch_size=spec["batch_size"])
+    model = model.to(accelerator.device)
+    optimizer = torch.optim.AdamW(params=model.parameters(), lr=spec["lr"])
+    schedule = get_linear_schedule_with_warmup(
+        optimizer=optimizer, num_warmup_steps=0, num_training_steps=len(loader)
+    )
+    meter.attach(model)
+    model, optimizer, loader, schedule = accelerator.prepare(model, optimizer, loader, schedule)
+    model.train()
+    for step, batch in enumerate(loader):
+        if step == spec["max_steps"]:
+            break
+        batch.to(accelerator.device) if hasattr(batch, "to") else None
+        loss = model(**batch).loss
+        accelerator.backward(loss)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+
+
+SYSTEMS = {
+    "hf-template": ours,
+    "Trainer": trainer,
+    "Trainer, tuned": tuned_trainer,
+    "Accelerate's example": accelerate_example,
+    "limit": limit,
+}
+
+
+def main() -> None:
+    system, spec = sys.argv[1], json.loads(Path(sys.argv[2]).read_text(encoding="utf-8"))
+    meter = Meter()
+    SYSTEMS[system](spec, meter)
+    print(json.dumps(meter.report(spec["warmup"])))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,252 @@
+"""How fast is training? This template beside its peers, and beside the limit.
+
+python bench/speed.py [--rounds 3] [--device cuda] [--write FOLDER]
+
+Renders a project for each task, and trains it and its peers on the same texts, each run in a
+process of its own, in turns, so that a noisy machine is fair to all. Needs no network.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from common import TASKS, environment, render, table
+
+SYSTEMS = ["hf-template", "Trainer", "Trainer, tuned", "Accelerate's example", "limit"]
+HERE = Path(__file__).parent
+VOCABULARY = {"classification": 8000, "seq2seq": 8000, "causal_lm": 50_000}
+BERT = {
+    "model_type": "bert",
+    "hidden_size": 256,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "intermediate_size": 1024,
+    "max_position_embeddings": 512,
+}
+BART = {
+    "model_type": "bart",
+    "d_model": 256,
+    "encoder_layers": 2,
+    "decoder_layers": 2,
+    "encoder_attention_heads": 4,
+    "decoder_attention_heads": 4,
+    "encoder_ffn_dim": 1024,
+    "decoder_ffn_dim": 1024,
+    "max_position_embeddings": 1024,
+    "decoder_start_token_id": 1,
+    "forced_eos_token_id": None,
+}
+GPT2 = {"model_type": "gpt2", "n_embd": 256, "n_layer": 4, "n_head": 4, "n_positions": 1024}
+CPU = {
+    "classification": {"config": BERT, "batch_size": 32, "max_len": 512, "max_steps": 64},
+    "seq2seq": {"config": BART, "batch_size": 32, "max_len": 512, "max_steps": 64},
+    "causal_lm": {"config": GPT2, "batch_size": 8, "max_len": 256, "max_steps": 12},
+}
+BASE_BERT = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12}
+BASE_BART = {"d_model": 768, "encoder_layers": 6, "decoder_layers": 6}
+BASE_BART |= {"encoder_attention_heads": 12, "decoder_attention_heads": 12}
+BASE_BART |= {"encoder_ffn_dim": 3072, "decoder_ffn_dim": 3072}
+GPT2_SMALL = {"n_embd": 768, "n_layer": 12, "n_head": 12}
+GPU = {
+    "classification": {
+        "config": {**BERT, **BASE_BERT, "intermediate_size": 3072},
+        "batch_size": 32,
+        "max_len": 512,
+        "max_steps": 300,
+    },
+    "seq2seq": {
+        "config": {**BART, **BASE_BART},
+        "batch_size": 32,
+        "max_len": 512,
+        "max_steps": 300,
+    },
+    "causal_lm": {
+        "config": {**GPT2, **GPT2_SMALL},
+        "batch_size": 16,
+        "max_len": 1024,
+        "max_steps": 60,
+    },
+}
+MEDIAN, SIGMA = 37, 0.8  # tokens in a text, log-normal
+WARMUP = 3  # passes that are not counted
+
+
+def write_base(task: str, config: dict, folder: Path) -> None:
+    """A base model without weights, and a tokenizer that makes one token of each word."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import AutoConfig, PreTrainedTokenizerFast
+
+    words = [f"w{number}" for number in range(VOCABULARY[task] - 3)]
+    names = {"pad_token": "[PAD]", "eos_token": "[EOS]", "unk_token": "[UNK]"}
+    vocabulary = {word: index for index, word in enumerate([*names.values(), *words])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names).save_pretrained(folder)
+    options = {"vocab_size": VOCABULARY[task], "pad_token_id": 0, "eos_token_id": 1}
+    AutoConfig.for_model(**config, **options).save_pretrained(folder)
+
+
+def write_texts(task: str, count: int, path: Path, seed: int = 0) -> None:
+    """Texts of random words; a target is about as long as its source."""
+    rng = np.random.default_rng(seed)
+    lengths = np.clip(rng.lognormal(np.log(MEDIAN), SIGMA, count), 3, 510).astype(int)
+    ratios = rng.lognormal(0, 0.2, count)
+
+    def text(length: int) -> str:
+        return " ".join(f"w{number}" for number in rng.integers(0, VOCABULARY[task] - 3, length))
+
+    with path.open("w", encoding="utf-8") as file:
+        for length, ratio in zip(lengths, ratios, strict=True):
+            row: dict[str, Any] = {"text": text(length), "label": int(length) % 2}
+            if task == "seq2seq":
+                target = int(np.clip(length * ratio, 3, 510))
+                row = {"source": text(length), "target": text(target)}
+            file.write(json.dumps(row) + "\n")
+
+
+def run(system: str, spec: dict, folder: Path) -> dict[str, float]:
+    """Measure one run, in a process of its own."""
+    spec = {**spec, "outdir": tempfile.mkdtemp(dir=folder) + "/run"}
+    (folder / "spec.json").write_text(json.dumps(spec), encoding="utf-8")
+    variables = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(folder / "cache")}
+    if spec["device"] == "cpu":
+        variables["ACCELERATE_USE_CPU"] = "true"
+    else:
+        variables["ACCELERATE_MIXED_PRECISION"] = "bf16"
+    done = subprocess.run(
+        [sys.executable, str(HERE / "one_run.py"), system, str(folder / "spec.json")],
+        env={**os.environ, **variables, "BENCH_BEGAN": str(time.time())},
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode:
+        raise RuntimeError(f"{system}: {done.stderr[-3000:]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def measure(task: str, size: dict, args: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """Run all systems in turns; the medians of the rounds."""
+    folder.mkdir()
+    write_base(task, size["config"], folder / "base")
+    count = size["max_steps"] * size["batch_size"]
+    if task == "causal_lm":
+        count = (size["max_steps"] + 1) * size["batch_size"] * size["max_len"] // MEDIAN
+    write_texts(task, count, folder / "train.jsonl")
+    write_texts(task, 32, folder / "valid.jsonl", seed=1)
+    spec = {
+        **size,
+        "task": task,
+        "project": str(render(task, folder)),
+        "base": str(folder / "base"),
+        "train_input": str(folder / "train.jsonl"),
+        "valid_input": str(folder / "valid.jsonl"),
+        "lr": 1e-4,
+        "warmup": WARMUP,
+        "workers": args.workers,
+        "device": args.device,
+        "flags": args.flags.split(),
+    }
+    rounds: dict[str, list[dict]] = {system: [] for system in SYSTEMS}
+    for number in range(args.rounds):
+        for system in SYSTEMS:
+            rounds[system].append(run(system, {**spec, "seed": number}, folder))
+            print(task, number, system, rounds[system][-1], file=sys.stderr)
+    return {
+        system: {name: statistics.median(result[name] for result in results) for name in results[0]}
+        for system, results in rounds.items()
+    }
+
+
+def markdown(results: dict[str, Any], args: argparse.Namespace, about: dict[str, str]) -> str:
+    rows = []
+    for task, systems in results.items():
+        best = systems["hf-template"]["tokens_per_second"]
+        for system, r in systems.items():
+            rows.append(
+                [
+                    task,
+                    system,
+                    f"{r['tokens_per_second']:,.0f}",
+                    f"{best / r['tokens_per_second']:.2f}",
+                    f"{r['padding']:.1%}",
+                    f"{r['peak_bytes'] / 2**20:,.0f}",
+                    f"{r['first_step_seconds']:.1f}",
+                ]
+            )
+    columns = ["task", "system", "real tokens/s", "hf-template is × as fast", "padding"]
+    columns += ["peak memory, MiB", "start to first step, s"]
+    return f"""# How fast is training?
+
+Made by `python bench/speed.py`. {"; ".join(f"{k} {v}" for k, v in about.items())}.
+Device {args.device}; medians of {args.rounds} rounds, in which the systems take turns.
+
+Texts of random words, log-normal in length (median {MEDIAN}, sigma {SIGMA}); a 4-layer BERT and a
+2 + 2-layer BART (width 256, vocabulary 8,000, batches of 32), and a 4-layer GPT-2 (vocabulary
+50,000, batches of 8 blocks of 256) on a CPU; BERT-base, BART-base and GPT-2 124M on a GPU. Real
+tokens: padding not counted. The first step is that of a start that finds its tokens cached. The
+limit is a bare loop (forward, backward, fused step) over the template's own batches, made before.
+Trainer, tuned: fused AdamW, `group_by_length`, {args.workers} worker(s).
+
+{table(*columns, rows=rows)}"""
+
+
+def draw(results: dict[str, Any], path: Path) -> None:
+    """Bars of real tokens per second, as multiples of Trainer's."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(8, 3.2), layout="constrained")
+    width = 0.8 / len(SYSTEMS)
+    colours = ["#d95f02", "#a6cee3", "#1f78b4", "#b2df8a", "#bbbbbb"]
+    for number, (system, colour) in enumerate(zip(SYSTEMS, colours, strict=True)):
+        rates = [
+            systems[system]["tokens_per_second"] / systems["Trainer"]["tokens_per_second"]
+            for systems in results.values()
+        ]
+        places = np.arange(len(rates)) + number * width
+        bars = axes.bar(places, rates, width * 0.92, label=system, color=colour)
+        axes.bar_label(bars, fmt="%.2f", fontsize=7)
+    axes.set_xticks(np.arange(len(results)) + 2 * width, list(results))
+    axes.set_ylabel("real tokens per second,\nas a multiple of Trainer's")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=8, ncols=3, loc="upper right")
+    figure.savefig(path, metadata={"Date": None})
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Compare speed with that of the peers.")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--task", choices=TASKS, action="append", help="only this one")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--workers", type=int, default=1, help="of the tuned Trainer")
+    parser.add_argument("--flags", default="", help="more arguments for the template's train.py")
+    parser.add_argument("--write", type=Path, help="write speed.md, .json and .svg here")
+    args = parser.parse_args()
+    sizes = GPU if args.device == "cuda" else CPU
+    with tempfile.TemporaryDirectory() as folder:
+        results = {
+            task: measure(task, sizes[task], args, Path(folder) / task)
+            for task in args.task or TASKS
+        }
+    about = environment()
+    text = markdown(results, args, about)
+    print(text)
+    if args.write:
+        (args.write / "speed.md").write_text(text, encoding="utf-8")
+        report = {"environment": about, "rounds": args.rounds, "tasks": results}
+        (args.write / "speed.json").write_text(json.dumps(report, indent=2) + "\n", "utf-8")
+        draw(results, args.write / "speed.svg")
+
+
+if __name__ == "__main__":
+    main()
