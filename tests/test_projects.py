@@ -242,3 +242,49 @@ print(repr(load_tokenizer("tiny").decode(blocks[0] + [t for b in blocks[1:] for 
 """
     done = run(project, sys.executable, "-c", code)
     assert done.stdout == f"{text!r}\n", done.stderr
+
+
+@pytest.mark.parametrize("task", ["causal_lm"])
+def test_separate_documents_do_not_see_one_another(task: str, project: Path) -> None:
+    code = """
+import json, torch
+from model.configuration import ModelConfig
+from model.dataset import generate_dataset
+from model.modeling import Model
+texts = ["It was late.", "", "She looked at him for a long while, and said nothing.", "No.", "Yes!"]
+
+def read(texts, max_len):
+    with open("t.jsonl", "w") as file:
+        file.writelines(json.dumps({"text": text}) + "\\n" for text in texts)
+    return generate_dataset("t.jsonl", max_len=max_len, separate_documents=True)
+
+together = read(texts, 100)
+model = Model(ModelConfig(**together.schema)).eval()
+assert model.config.separate_documents
+def loss(dataset):
+    return model(**dataset.collate([dataset[i] for i in range(len(dataset))]), num_items_in_batch=1)
+alone = sum(loss(read([text], 100)).loss.item() for text in texts if text)
+assert len(together) == 1 and together.num_items[0] == together.lengths[0] - len(texts)
+assert abs(loss(together).loss.item() - alone) < 1e-4 * alone
+
+blocks = read(texts, 6)
+assert len(blocks) > 3
+targets = [int((blocks[i]["labels"] != -100).sum()) for i in range(len(blocks))]
+assert targets == blocks.num_items.tolist() and sum(targets) == together.num_items[0]
+"""
+    done = run(project, sys.executable, "-c", code)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("task", ["causal_lm"])
+@pytest.mark.parametrize("processes", [1, 2])
+def test_separate_documents_by_the_launcher(processes: int, project: Path) -> None:
+    launch = TWO_PROCESSES if processes == 2 else [ACCELERATE, "launch"]
+    options = ["--max_steps", "4", "--separate_documents", "--gradient_checkpointing"]
+    done = run(project, *launch, "train.py", *options, ACCELERATE_USE_CPU="true")
+    assert done.returncode == 0, done.stderr
+    state = json.loads((project / "outputs" / "last" / "training_state.json").read_text())
+    assert state["args"]["separate_documents"]
+    assert json.loads((project / "outputs" / "last" / "config.json").read_text())[
+        "separate_documents"
+    ]

@@ -63,6 +63,7 @@ class Model(PreTrainedModel):
         kwargs.update(input_ids=input_ids, attention_mask=attention_mask)
         if labels is None:
             return self.lm(**kwargs)
+        kwargs.setdefault("use_cache", False)  # with one, documents would see one another
         if self.training and self.config.has_linear_head:
             hidden = self.lm.base_model(**kwargs).last_hidden_state
             head = self.lm.get_output_embeddings()

@@ -57,6 +57,7 @@ class Model(PreTrainedModel):
         """
         if labels is not None:
             kwargs.setdefault("decoder_input_ids", self.shift_right(labels))
+            kwargs.setdefault("use_cache", False)
         outputs = self.seq2seq(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
         if labels is not None:
             outputs.loss = cross_entropy(outputs.logits, labels, num_items_in_batch)
