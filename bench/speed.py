@@ -46,8 +46,8 @@ BART = {
 }
 GPT2 = {"model_type": "gpt2", "n_embd": 256, "n_layer": 4, "n_head": 4, "n_positions": 1024}
 CPU = {
-    "classification": {"config": BERT, "batch_size": 32, "max_len": 512, "max_steps": 64},
-    "seq2seq": {"config": BART, "batch_size": 32, "max_len": 512, "max_steps": 64},
+    "classification": {"config": BERT, "batch_size": 32, "max_len": 512, "max_steps": 50},
+    "seq2seq": {"config": BART, "batch_size": 32, "max_len": 512, "max_steps": 50},
     "causal_lm": {"config": GPT2, "batch_size": 8, "max_len": 256, "max_steps": 12},
 }
 BASE_BERT = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12}
@@ -76,6 +76,7 @@ GPU = {
     },
 }
 MEDIAN, SIGMA = 37, 0.8  # tokens in a text, log-normal
+EPOCH = 640  # batches in the texts, of which `max_steps` are learned from
 WARMUP = 3  # passes that are not counted
 
 
@@ -136,7 +137,7 @@ def measure(task: str, size: dict, args: argparse.Namespace, folder: Path) -> di
     """Run all systems in turns; the medians of the rounds."""
     folder.mkdir()
     write_base(task, size["config"], folder / "base")
-    count = size["max_steps"] * size["batch_size"]
+    count = EPOCH * size["batch_size"]
     if task == "causal_lm":
         count = (size["max_steps"] + 1) * size["batch_size"] * size["max_len"] // MEDIAN
     write_texts(task, count, folder / "train.jsonl")

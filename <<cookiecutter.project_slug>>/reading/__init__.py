@@ -2,6 +2,6 @@
 
 from .faults import DataError
 from .tables import read_table, row_name
-from .tokens import pad, tokenized
+from .tokens import pad, tensors, tokenized
 
-__all__ = ["DataError", "pad", "read_table", "row_name", "tokenized"]
+__all__ = ["DataError", "pad", "read_table", "row_name", "tensors", "tokenized"]

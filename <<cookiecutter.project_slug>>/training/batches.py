@@ -15,9 +15,9 @@ from torch.utils.data import DataLoader, Sampler
 
 from .randomness import seed_all
 
-# Examples are sorted by length inside windows of this many global batches: wide enough to leave
-# little padding, narrow enough to mix the batches anew in every epoch.
-WINDOW = 64
+# Examples are sorted by length inside windows of this many global batches, or of half an epoch:
+# wide enough to leave little padding, narrow enough to mix the batches anew in every epoch.
+WINDOW = 256
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def epoch_order(lengths: np.ndarray, global_batch_size: int, seed: int, epoch: i
     rng = np.random.default_rng([seed, epoch])
     order = rng.permutation(len(lengths))
     whole = len(order) - len(order) % global_batch_size
-    window = WINDOW * global_batch_size
+    window = max(1, min(WINDOW, whole // global_batch_size // 2)) * global_batch_size
     for begin in range(0, whole, window):
         part = order[begin : min(begin + window, whole)]
         part[:] = part[np.argsort(lengths[part], kind="stable")]

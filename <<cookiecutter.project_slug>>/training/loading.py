@@ -54,7 +54,7 @@ def set_up(model: PreTrainedModel, args: argparse.Namespace) -> None:
     except (ImportError, ValueError) as error:
         raise RunError(f"{args.model_id}: {_reason(error)}") from None
     if args.compile:
-        # In place: the names of the weights stay as they are. For any lengths: one graph serves all.
+        # In place: the names of the weights stay as they are. One graph serves all lengths.
         model.compile(dynamic=True)
 
 

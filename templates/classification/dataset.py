@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from reading import DataError, pad, read_table, row_name, tokenized
+from reading import DataError, pad, read_table, row_name, tensors, tokenized
 
 from .configuration import BASE_MODEL
 
@@ -29,7 +29,7 @@ class Dataset(torch.utils.data.Dataset):
     """
 
     def __init__(self, rows: datasets.Dataset, schema: dict, pad_token_id: int | None):
-        self.rows = rows.select_columns(["input_ids", "labels"])
+        self.rows = rows.select_columns(["input_ids", "labels"]).with_format("arrow")
         self.lengths = rows.data.column("length").to_numpy()
         self.num_items = np.ones(len(rows), dtype=np.int64)
         self.schema = schema
@@ -45,11 +45,13 @@ class Dataset(torch.utils.data.Dataset):
         rows = self.rows[indices]
         return [
             {
-                "input_ids": torch.tensor(ids),
-                "attention_mask": torch.ones(len(ids), dtype=torch.long),
+                "input_ids": ids,
+                "attention_mask": torch.ones_like(ids),
                 "labels": torch.tensor(label),
             }
-            for ids, label in zip(rows["input_ids"], rows["labels"], strict=True)
+            for ids, label in zip(
+                tensors(rows, "input_ids"), rows["labels"].to_pylist(), strict=True
+            )
         ]
 
     def collate(self, examples: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:

@@ -6,7 +6,7 @@ import datasets
 import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from reading import pad, read_table, tokenized
+from reading import pad, read_table, tensors, tokenized
 
 from .configuration import BASE_MODEL
 
@@ -28,7 +28,7 @@ class Dataset(torch.utils.data.Dataset):
     """
 
     def __init__(self, rows: datasets.Dataset, schema: dict, pad_token_id: int | None):
-        self.rows = rows.select_columns(["input_ids", "labels"])
+        self.rows = rows.select_columns(["input_ids", "labels"]).with_format("arrow")
         self.num_items = rows.data.column("num_items").to_numpy()
         self.lengths = rows.data.column("length").to_numpy()
         self.schema = schema
@@ -43,12 +43,8 @@ class Dataset(torch.utils.data.Dataset):
     def __getitems__(self, indices: list[int]) -> list[dict[str, torch.Tensor]]:
         rows = self.rows[indices]
         return [
-            {
-                "input_ids": torch.tensor(ids),
-                "attention_mask": torch.ones(len(ids), dtype=torch.long),
-                "labels": torch.tensor(labels),
-            }
-            for ids, labels in zip(rows["input_ids"], rows["labels"], strict=True)
+            {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}
+            for ids, labels in zip(tensors(rows, "input_ids"), tensors(rows, "labels"), strict=True)
         ]
 
     def collate(self, examples: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
