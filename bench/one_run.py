@@ -51,6 +51,7 @@ class Meter:
             peak = torch.cuda.max_memory_allocated()
         return {
             "tokens_per_second": real / (self.times[-1] - self.times[warmup]),
+            "computed_tokens": computed,
             "padding": 1 - real / computed,
             "peak_bytes": peak,
             "first_step_seconds": self.times[1] - BEGAN,

@@ -118,6 +118,7 @@ def run(system: str, spec: dict, folder: Path) -> dict[str, float]:
     spec = {**spec, "outdir": tempfile.mkdtemp(dir=folder) + "/run"}
     (folder / "spec.json").write_text(json.dumps(spec), encoding="utf-8")
     variables = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(folder / "cache")}
+    variables |= spec.get("variables", {})
     if spec["device"] == "cpu":
         variables["ACCELERATE_USE_CPU"] = "true"
     else:

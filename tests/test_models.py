@@ -108,7 +108,8 @@ count = lambda m: len({p.data_ptr() for p in m.parameters()})
 assert count(model) == count(loaded), "ties lost"
 assert torch.equal(model.eval()(**batch).logits, loaded.eval()(**batch).logits)
 if model.can_generate():
-    one = {"input_ids": batch["input_ids"][:1], "attention_mask": torch.ones_like(batch["input_ids"][:1])}
+    ids = batch["input_ids"][:1]
+    one = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     assert loaded.generate(**one, max_new_tokens=4, pad_token_id=0).ndim == 2
 """
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from safetensors import safe_open
 
 from conftest import Render, wait_for
 
@@ -288,3 +289,20 @@ def test_separate_documents_by_the_launcher(processes: int, project: Path) -> No
     assert json.loads((project / "outputs" / "last" / "config.json").read_text())[
         "separate_documents"
     ]
+
+
+@pytest.mark.parametrize("task", ["causal_lm"])  # without dropout, which compiling draws otherwise
+def test_compiling_changes_neither_the_result_nor_the_names(task: str, project: Path) -> None:
+    results = []
+    for flags in ([], ["--compile"]):
+        outdir = project / f"run{len(results)}"
+        command = ["train.py", "--max_steps", "3", "--outdir", outdir, *flags]
+        done = run(project, sys.executable, *command, TORCH_LOGS="recompiles")
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert done.stderr.count("Recompiling") <= 1  # training, then validation
+        with safe_open(outdir / "last" / "model.safetensors", "pt") as weights:
+            names = sorted(weights.keys())
+        log = json.loads((outdir / "log.json").read_text())
+        results.append((names, log["Epoch 0"]["valid_log"]["loss"]))
+    assert results[0][0] == results[1][0]
+    assert results[0][1] == pytest.approx(results[1][1], rel=1e-4)
