@@ -141,7 +141,7 @@ def valid(
             if micro.weight:
                 scores.update(outputs, inputs)
             bar.set_postfix(loss=losses.last, refresh=False)
-            bar.update()
+            bar.update(micro.ends_step)
             after_batch()
         loss = math.fsum(gather_object([losses.total()])) / count
         log = {"loss": loss, **scores.compute(loss), "count": count}

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from common import environment, render, table
-from speed import BERT, CPU, WARMUP, run, write_base, write_texts
+from speed import BERT, CPU, run, write_base, write_texts
 
 SMALL_BERT = {
     **BERT,
@@ -74,7 +74,7 @@ def spec_of(task: str, config: dict, count: int, folder: Path, **options: Any) -
         "max_steps": 50,
         "lr": 1e-4,
         "seed": 0,
-        "warmup": WARMUP,
+        "warmup": 0,
         "device": "cpu",
         "flags": [],
         **options,
@@ -165,7 +165,7 @@ def measure_flags(folder: Path, rounds: int) -> list[list[str]]:
         results: dict[str, list[dict]] = {name: [] for name in variants}
         for _ in range(rounds):
             for name, (flags, variables) in variants.items():
-                warmup = 20 if "--compile" in flags and task == "classification" else WARMUP
+                warmup = 20 if "--compile" in flags and task == "classification" else 3
                 with_flags = {**spec, "flags": flags, "variables": variables, "warmup": warmup}
                 results[name].append(run("hf-template", with_flags, place))
         plain = medians(results["none"])

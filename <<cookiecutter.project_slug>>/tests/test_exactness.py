@@ -14,7 +14,7 @@ from model.configuration import ModelConfig
 from model.dataset import generate_dataset
 from model.modeling import Model
 from real_runs import Run
-from training.batches import Batches, epoch_order
+from training.batches import MAX_TOKENS, Batches, epoch_order
 from training.optimization import build_scheduler
 from training.state import TrainingState
 
@@ -98,7 +98,8 @@ class Numbers:
 
 
 def batches_of(dataset, rank: int, world: int, batch_size: int, global_batch_size: int) -> Batches:
-    process = SimpleNamespace(process_index=rank, num_processes=world)
+    device = torch.device("cpu")
+    process = SimpleNamespace(process_index=rank, num_processes=world, device=device)
     return Batches(dataset, process, batch_size, global_batch_size, seed=0)  # type: ignore[arg-type]
 
 
@@ -118,6 +119,13 @@ def test_every_example_is_seen_once_in_the_same_steps(count, processes):
     assert len(steps) == -(-count // 12)
     for step, seen in steps.items():
         assert sorted(seen) == sorted(order[12 * step : 12 * step + 12])
+
+
+def test_no_forward_pass_takes_more_than_its_tokens():
+    lengths = np.random.default_rng(0).integers(1, 5000, 200)
+    for _, micro in batches_of(Numbers(lengths), 0, 1, 32, 32).epoch():
+        padded = len(micro.indices) * lengths[micro.indices].max()
+        assert padded <= MAX_TOKENS["cpu"] or len(micro.indices) == 1
 
 
 def test_all_processes_make_as_many_forward_passes():

@@ -18,6 +18,9 @@ from .randomness import seed_all
 # Examples are sorted by length inside windows of this many global batches, or of half an epoch:
 # wide enough to leave little padding, narrow enough to mix the batches anew in every epoch.
 WINDOW = 256
+# The most tokens in a forward pass, padding included. What a CPU computes on has to fit its caches:
+# measured, long texts go a quarter faster. An accelerator likes large passes.
+MAX_TOKENS = {"cpu": 2048}
 
 
 @dataclass(frozen=True)
@@ -65,19 +68,27 @@ def epoch_order(lengths: np.ndarray, global_batch_size: int, seed: int, epoch: i
 
 
 def share(
-    batch: np.ndarray, lengths: np.ndarray, batch_size: int, num_processes: int, turn: int
+    batch: np.ndarray,
+    lengths: np.ndarray,
+    batch_size: int,
+    max_tokens: int | None,
+    num_processes: int,
+    turn: int,
 ) -> list[list[np.ndarray]]:
     """Cut a global batch into as many forward passes for each process, of like length in each.
 
     Args:
         batch: Indices of the examples, in any number.
         batch_size: The most examples in a forward pass of one process.
+        max_tokens: The most tokens in it, padding included, if it is more than one example.
         turn: Shifts the longest texts from process to process.
 
     Returns:
         For each forward pass, the indices of each process.
     """
     batch = batch[np.argsort(lengths[batch], kind="stable")]
+    if max_tokens is not None:
+        batch_size = min(batch_size, max(1, max_tokens // int(lengths[batch[-1]])))
     passes = -(-len(batch) // (batch_size * num_processes))
     parts = np.array_split(batch, passes * num_processes)
     ranks = (np.arange(num_processes) + turn) % num_processes
@@ -98,6 +109,7 @@ class Plan(Sampler):
         self.lengths, self.num_items = dataset.lengths, dataset.num_items
         self.rank, self.world = accelerator.process_index, accelerator.num_processes
         self.batch_size, self.global_batch_size = batch_size, global_batch_size
+        self.max_tokens = MAX_TOKENS.get(accelerator.device.type)
         self.seed = seed
         self.epoch = self.start = 0
 
@@ -110,7 +122,9 @@ class Plan(Sampler):
             step = begin // self.global_batch_size
             batch = order[begin : begin + self.global_batch_size]
             members = batch.tolist()
-            passes = share(batch, self.lengths, self.batch_size, self.world, turn=step)
+            passes = share(
+                batch, self.lengths, self.batch_size, self.max_tokens, self.world, turn=step
+            )
             for number, parts in enumerate(passes, 1):
                 mine = parts[self.rank]
                 yield MicroBatch(
