@@ -32,6 +32,8 @@ FILES = [
     "model/loss.py",
     "model/metrics.py",
     "model/modeling.py",
+    "model/prediction.py",
+    "predict.py",
     "pyproject.toml",
     "reading/__init__.py",
     "reading/faults.py",
@@ -51,6 +53,7 @@ FILES = [
     "tests/test_interruption.py",
     "tests/test_kills.py",
     "tests/test_model.py",
+    "tests/test_predict.py",
     "tests/test_runs.py",
     "tests/test_trust.py",
     "tiny/config.json",
@@ -82,6 +85,7 @@ TASK_OWNED = (
     "model/loss.py",
     "model/metrics.py",
     "model/modeling.py",
+    "model/prediction.py",
     "pyproject.toml",
     "tiny/",
 )
@@ -97,7 +101,7 @@ MODEL_CLASSES = {
 
 # Lines a file may have: the first entry that fits its path.
 MAX_LINES = {"train.py": 200, "model/": 119, "": 199}
-MAX_LINES_IN_ALL = 1399  # of code
+MAX_LINES_IN_ALL = 1599  # of code
 MAX_LINES_OF_FUNCTION = 60
 MAX_NESTING = 3
 

@@ -1,0 +1,99 @@
+"""Use a checkpoint: a file in, a file out, in the same order; or a line at a time.
+
+python predict.py --input new.jsonl --output predictions.jsonl
+accelerate launch --multi_gpu --num_processes 2 predict.py --input new.jsonl    two GPUs
+python predict.py                                    asks for a line, answers it, asks again
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from tqdm import tqdm
+
+from model.modeling import Model
+from model.prediction import OPTIONS, Predictor
+from reading import DataError, read_table
+from training import RunError
+from training.files import saving, write_file
+from training.launch import run, start
+from training.loading import load_model, load_tokenizer
+from training.state import TrainingState
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("--checkpoint", default="outputs/best", help="folder that a run saved")
+    parser.add_argument("--input", help="file to read; if not given, lines from the terminal")
+    parser.add_argument("--output", default="predictions.jsonl", help="file to write")
+    parser.add_argument("--column", help="column to read, if not that of training")
+    parser.add_argument("--batch_size", type=int, default=32, help="per process")
+    parser.add_argument("--max_len", type=int, help="most tokens in a text, if not as in training")
+    for name, option in OPTIONS.items():
+        parser.add_argument(f"--{name}", **option)
+    return parser
+
+
+def predict(
+    accelerator: Accelerator, predictor: Predictor, texts: list[str], batch_size: int
+) -> list[dict]:
+    """Predict all texts, those of like length together, in all processes.
+
+    Returns:
+        The predictions, in the order of the texts.
+    """
+    order = np.argsort([-len(text) for text in texts], kind="stable")
+    batches = [order[begin : begin + batch_size] for begin in range(0, len(order), batch_size)]
+    mine = batches[accelerator.process_index :: accelerator.num_processes]
+    found: list[tuple[int, dict]] = []
+    for batch in tqdm(mine, desc="[PREDICT]", disable=not accelerator.is_main_process):
+        found += zip(batch.tolist(), predictor([texts[i] for i in batch]), strict=True)
+    by_index = dict(gather_object(found))
+    return [by_index[index] for index in range(len(texts))]
+
+
+def converse(predictor: Predictor, lines: Iterable[str]) -> None:
+    """Answer each line as it comes."""
+    print("> ", end="", flush=True)
+    for line in lines:
+        (prediction,) = predictor([line.rstrip("\n")])
+        print(json.dumps(prediction, ensure_ascii=False), end="\n> ", flush=True)
+    print()
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = build_parser().parse_args(argv)
+    output = Path(args.output)
+    if args.batch_size < 1:
+        raise RunError(f"--batch_size {args.batch_size}: expected at least 1")
+    if not output.parent.is_dir():
+        raise RunError(f"--output {output}: there is no folder {output.parent}")
+    accelerator = start()
+    if args.input is None and accelerator.num_processes > 1:
+        raise RunError("several processes: expected a file to share, by --input")
+    tokenizer = load_tokenizer(args.checkpoint)
+    model = load_model(Model, args.checkpoint).to(accelerator.device).eval()
+    max_len = args.max_len or TrainingState.read(Path(args.checkpoint)).args["max_len"]
+    options = {name: getattr(args, name) for name in OPTIONS}
+    predictor = Predictor(model, tokenizer, max_len, **options)
+    if args.input is None:
+        converse(predictor, sys.stdin)
+        return
+    column = args.column or predictor.column
+    texts = read_table(args.input, [column])[column][:]
+    predictions = predict(accelerator, predictor, texts, args.batch_size)
+    if accelerator.is_main_process:
+        rows = ({column: text, **found} for text, found in zip(texts, predictions, strict=True))
+        lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        with saving(output.parent, len(lines)):
+            write_file(output, lines)
+        print(f"{len(texts):,} predictions: see {output}")
+
+
+if __name__ == "__main__":
+    sys.exit(run(main, DataError))

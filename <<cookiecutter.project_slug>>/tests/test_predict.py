@@ -1,0 +1,66 @@
+"""predict.py: whatever the batches and processes, the same answers in the order of the input."""
+
+import io
+import json
+import os
+
+import pytest
+
+import predict
+from model.prediction import OPTIONS
+from real_runs import Run
+from training import RunError
+
+SHORT = ["--max_new_tokens", "5"] if "max_new_tokens" in OPTIONS else []
+
+
+@pytest.fixture(scope="module")
+def checkpoint(sample, tmp_path_factory) -> str:
+    folder = tmp_path_factory.mktemp("checkpoint")
+    arguments = [f"--{part}_input={sample / f'{part}.jsonl'}" for part in ("train", "valid")]
+    arguments += [f"--model_id={sample / 'tiny'}", f"--outdir={folder / 'run'}"]
+    assert Run([*arguments, "--max_steps=2", "--max_len=48"], folder).wait() == [0]
+    return str(folder / "run" / "best")
+
+
+def predicted(checkpoint, sample, output, *arguments: str, processes: int = 1) -> list[dict]:
+    output.mkdir()
+    command = ["--checkpoint", checkpoint, "--input", str(sample / "valid.jsonl"), *SHORT]
+    command += ["--output", str(output / "out.jsonl"), *arguments]
+    run = Run(command, output, processes, module="predict")
+    assert run.wait() == [0] * processes, run.output()
+    return [json.loads(line) for line in (output / "out.jsonl").read_text("utf-8").splitlines()]
+
+
+def test_batches_and_processes_change_no_answer_and_no_order(checkpoint, sample, tmp_path):
+    lines = (sample / "valid.jsonl").read_text(encoding="utf-8").splitlines()
+    together = predicted(checkpoint, sample, tmp_path / "a", "--batch_size", "8")
+    column = next(iter(together[0]))
+    assert [row[column] for row in together] == [json.loads(line)[column] for line in lines]
+    alone = predicted(checkpoint, sample, tmp_path / "b", "--batch_size", "1")
+    by_two = predicted(checkpoint, sample, tmp_path / "c", "--batch_size", "4", processes=2)
+    for row, other, third in zip(together, alone, by_two, strict=True):
+        assert row["prediction"] == other["prediction"] == third["prediction"]
+        for name, score in row.get("scores", {}).items():
+            assert score == pytest.approx(other["scores"][name], abs=1e-5)
+
+
+def test_lines_are_answered_as_they_come(checkpoint, monkeypatch, capsys):
+    monkeypatch.setattr("sys.stdin", io.StringIO("Do you see it?\n\n"))
+    predict.main(["--checkpoint", checkpoint, *SHORT])
+    answers = capsys.readouterr().out.split("> ")[1:-1]
+    assert len(answers) == 2
+    assert all("prediction" in json.loads(answer) for answer in answers)
+
+
+def test_what_cannot_be_right_is_refused_before_anything_is_computed(checkpoint, sample, tmp_path):
+    for arguments, words in (
+        (["--checkpoint", str(tmp_path / "none")], "no tokenizer"),
+        (["--input", str(tmp_path / "none.jsonl")], "no such file"),
+        (["--input", str(sample / "valid.jsonl"), "--column", "other"], "no column 'other'"),
+        (["--output", str(tmp_path / "none" / "out.jsonl")], "there is no folder"),
+        (["--batch_size", "0"], "expected at least 1"),
+    ):
+        with pytest.raises((RunError, predict.DataError), match=words):
+            predict.main(["--checkpoint", checkpoint, *arguments])
+    assert os.listdir(tmp_path) == []
