@@ -45,50 +45,42 @@ class MicroBatch:
     ends_step: bool
 
 
-def epoch_order(lengths: np.ndarray, global_batch_size: int, seed: int, epoch: int) -> np.ndarray:
+def epoch_order(keys: np.ndarray, global_batch_size: int, seed: int, epoch: int) -> np.ndarray:
     """Order the examples of an epoch: batches of like length, in random order.
 
     Args:
-        lengths: Tokens of each example, shape (n,).
+        keys: Alike where lengths are alike, shape (n,).
 
     Returns:
         A permutation of the n indices. Each run of `global_batch_size` is a global batch; what
         remains is the smaller last one, drawn like any other example.
     """
     rng = np.random.default_rng([seed, epoch])
-    order = rng.permutation(len(lengths))
+    order = rng.permutation(len(keys))
     whole = len(order) - len(order) % global_batch_size
     window = max(1, min(WINDOW, whole // global_batch_size // 2)) * global_batch_size
     for begin in range(0, whole, window):
         part = order[begin : min(begin + window, whole)]
-        part[:] = part[np.argsort(lengths[part], kind="stable")]
+        part[:] = part[np.argsort(keys[part], kind="stable")]
     batches = order[:whole].reshape(-1, global_batch_size)
     order[:whole] = batches[rng.permutation(len(batches))].ravel()
     return order
 
 
 def share(
-    batch: np.ndarray,
-    lengths: np.ndarray,
-    batch_size: int,
-    max_tokens: int | None,
-    num_processes: int,
-    turn: int,
+    batch: np.ndarray, keys: np.ndarray, batch_size: int, num_processes: int, turn: int
 ) -> list[list[np.ndarray]]:
     """Cut a global batch into as many forward passes for each process, of like length in each.
 
     Args:
         batch: Indices of the examples, in any number.
         batch_size: The most examples in a forward pass of one process.
-        max_tokens: The most tokens in it, padding included, if it is more than one example.
         turn: Shifts the longest texts from process to process.
 
     Returns:
         For each forward pass, the indices of each process.
     """
-    batch = batch[np.argsort(lengths[batch], kind="stable")]
-    if max_tokens is not None:
-        batch_size = min(batch_size, max(1, max_tokens // int(lengths[batch[-1]])))
+    batch = batch[np.argsort(keys[batch], kind="stable")]
     passes = -(-len(batch) // (batch_size * num_processes))
     parts = np.array_split(batch, passes * num_processes)
     ranks = (np.arange(num_processes) + turn) % num_processes
@@ -107,6 +99,7 @@ class Plan(Sampler):
         seed: int | None,
     ):
         self.lengths, self.num_items = dataset.lengths, dataset.num_items
+        self.keys = getattr(dataset, "sort_keys", dataset.lengths)
         self.rank, self.world = accelerator.process_index, accelerator.num_processes
         self.batch_size, self.global_batch_size = batch_size, global_batch_size
         self.max_tokens = MAX_TOKENS.get(accelerator.device.type)
@@ -115,16 +108,17 @@ class Plan(Sampler):
 
     def __iter__(self) -> Iterator[MicroBatch]:
         if self.seed is None:
-            order = np.argsort(-self.lengths, kind="stable")
+            order = np.argsort(-self.keys, kind="stable")
         else:
-            order = epoch_order(self.lengths, self.global_batch_size, self.seed, self.epoch)
+            order = epoch_order(self.keys, self.global_batch_size, self.seed, self.epoch)
         for begin in range(self.start, len(order), self.global_batch_size):
             step = begin // self.global_batch_size
             batch = order[begin : begin + self.global_batch_size]
             members = batch.tolist()
-            passes = share(
-                batch, self.lengths, self.batch_size, self.max_tokens, self.world, turn=step
-            )
+            size = self.batch_size
+            if self.max_tokens is not None:
+                size = min(size, max(1, self.max_tokens // int(self.lengths[batch].max())))
+            passes = share(batch, self.keys, size, self.world, turn=step)
             for number, parts in enumerate(passes, 1):
                 mine = parts[self.rank]
                 yield MicroBatch(

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import datasets
+import numpy as np
 import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
@@ -21,7 +22,9 @@ class Dataset(torch.utils.data.Dataset):
     """Tokenized examples.
 
     Attributes:
-        lengths: Tokens of source and target, shape (n,); like lengths are batched together.
+        lengths: Tokens of source and target, shape (n,).
+        sort_keys: Near one another where both parts are alike in length, shape (n,): these
+            examples are batched together.
         num_items: Target tokens of each example, shape (n,); the loss is averaged over these.
         schema: How the file was read. Given to `generate_dataset`, it reads another file in the
             same way; given to `ModelConfig`, it is kept with the model.
@@ -31,6 +34,9 @@ class Dataset(torch.utils.data.Dataset):
         self.rows = rows.select_columns(["input_ids", "labels"]).with_format("arrow")
         self.num_items = rows.data.column("num_items").to_numpy()
         self.lengths = rows.data.column("length").to_numpy()
+        # Sources within a tenth of one another, by the target; up and down in turns.
+        bucket = np.floor(np.log(self.lengths - self.num_items + 1) / np.log(1.1)).astype(np.int64)
+        self.sort_keys = 2**32 * bucket + np.where(bucket % 2, -self.num_items, self.num_items)
         self.schema = schema
         self.pad_token_id = pad_token_id or 0  # any id will do: the mask hides it
 
