@@ -7,11 +7,12 @@ TASK ?= classification
 BIN := $(abspath $(VENV))/bin
 STAMP := $(VENV)/.made-by-make
 
-.PHONY: help demo test lint clean
+.PHONY: help demo test bench lint clean
 
 help:
 	@echo "make demo    render a project into demo/ and train it; TASK=classification, seq2seq or causal_lm"
 	@echo "make test    run all tests"
+	@echo "make bench   measure speed beside other trainers, into bench/results/ (half an hour)"
 	@echo "make lint    check style, format and types"
 	@echo "make clean   remove the environment and the caches (demo/ is yours and stays)"
 	@echo
@@ -39,6 +40,10 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	"$(BIN)/python" -m pytest -n 2
+
+bench: $(STAMP)
+	"$(BIN)/python" -m pip install -q -c constraints.txt -e '.[bench]'
+	"$(BIN)/python" bench/speed.py --write bench/results
 
 # --config: the settings of <<cookiecutter.project_slug>>/pyproject.toml are for rendered projects.
 lint: $(STAMP)

@@ -205,7 +205,7 @@ Trainer, tuned: fused AdamW, `group_by_length`, {args.workers} worker(s).
 
 
 def draw(results: dict[str, Any], path: Path) -> None:
-    """Bars of real tokens per second, as multiples of Trainer's."""
+    """Draw bars: real tokens per second, as multiples of those of Trainer."""
     import matplotlib
 
     matplotlib.use("svg")
@@ -245,6 +245,10 @@ def main() -> None:
             for task in args.task or TASKS
         }
     about = environment()
+    kept = args.write / "speed.json" if args.write else Path()
+    if args.task and kept.is_file():  # measured apart, and shown together
+        results = json.loads(kept.read_text(encoding="utf-8"))["tasks"] | results
+        results = {task: results[task] for task in TASKS if task in results}
     text = markdown(results, args, about)
     print(text)
     if args.write:
