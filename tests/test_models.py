@@ -106,7 +106,7 @@ for name, tensor in saved_state.items():
     assert torch.equal(tensor, loaded_state[name]), name
 count = lambda m: len({p.data_ptr() for p in m.parameters()})
 assert count(model) == count(loaded), "ties lost"
-assert torch.equal(model.eval()(**batch).logits, loaded.eval()(**batch).logits)
+assert torch.equal(model.eval()(**batch).loss, loaded.eval()(**batch).loss)
 if model.can_generate():
     ids = batch["input_ids"][:1]
     one = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
@@ -148,16 +148,18 @@ for module in model.modules():
     if isinstance(module, torch.nn.Dropout):
         module.p = 0.0
 
-def results(train):
-    model.train(train).zero_grad()
-    outputs = model(**batch, num_items_in_batch=100)
+def results(**options):
+    model.zero_grad()
+    outputs = model(**batch, num_items_in_batch=100, **options)
     outputs.loss.backward()
     return outputs.loss, {name: p.grad.clone() for name, p in model.named_parameters()}
 
-(with_head, head_grads), (whole, grads) = results(True), results(False)
+(with_head, head_grads), (whole, grads) = results(), results(return_logits=True)
 torch.testing.assert_close(with_head, whole)
 torch.testing.assert_close(head_grads, grads, rtol=1e-4, atol=1e-7)
-assert (model.train()(**batch).logits is None) == model.config.has_linear_head
+assert (model(**batch).logits is None) == model.config.has_linear_head
+with torch.no_grad():
+    torch.testing.assert_close(model(**batch, num_items_in_batch=100).loss, whole)
 print(model.config.has_linear_head)
 """
 

@@ -36,7 +36,9 @@ def linear_cross_entropy(
     if num_items_in_batch is None:
         num_items_in_batch = (targets != -100).sum()
     hidden = hidden[:, :-1].flatten(0, 1)
-    loss = _LinearCrossEntropy.apply(hidden, head.weight, head.bias, targets)
+    loss = _LinearCrossEntropy.apply(
+        hidden, head.weight, head.bias, targets, torch.is_grad_enabled()
+    )
     return loss / num_items_in_batch
 
 
@@ -48,27 +50,30 @@ class _LinearCrossEntropy(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, hidden, weight, bias, targets):
+    def forward(ctx, hidden, weight, bias, targets, needs_grad):
         total = torch.zeros((), device=hidden.device)
-        grads = [torch.zeros_like(x) if x is not None else None for x in (hidden, weight, bias)]
+        grad_hidden, grad_weight = torch.zeros_like(hidden), torch.zeros_like(weight)
+        grad_bias = None if bias is None else torch.zeros_like(bias)
         rows = max(1, LOGITS_AT_ONCE // len(weight))
-        parts = zip(hidden.split(rows), targets.split(rows), grads[0].split(rows), strict=True)
+        parts = zip(hidden.split(rows), targets.split(rows), grad_hidden.split(rows), strict=True)
         for x, target, grad_x in parts:
             ignored = (target == -100).unsqueeze(1)
             index = target.unsqueeze(1).masked_fill(ignored, 0)
             log_probs = F.linear(x, weight, bias).float().log_softmax(-1)
             total -= log_probs.gather(1, index).masked_fill(ignored, 0).sum()
+            if not needs_grad:
+                continue
             grad = log_probs.exp_()  # in place: these are the large tensors
             grad.scatter_add_(1, index, torch.full_like(index, -1, dtype=grad.dtype))
             grad = grad.masked_fill_(ignored, 0).to(x.dtype)
             grad_x.copy_(grad @ weight)
             if ctx.needs_input_grad[1]:
-                grads[1] += grad.T @ x
-            if bias is not None:
-                grads[2] += grad.sum(0)
-        ctx.save_for_backward(*grads)
+                grad_weight += grad.T @ x
+            if grad_bias is not None:
+                grad_bias += grad.sum(0)
+        ctx.save_for_backward(grad_hidden, grad_weight, grad_bias)
         return total
 
     @staticmethod
     def backward(ctx, grad_total):
-        return *(g * grad_total if g is not None else None for g in ctx.saved_tensors), None
+        return *(g * grad_total if g is not None else None for g in ctx.saved_tensors), None, None

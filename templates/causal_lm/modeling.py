@@ -43,6 +43,7 @@ class Model(PreTrainedModel):
         attention_mask: Tensor | None = None,
         labels: Tensor | None = None,
         num_items_in_batch: Tensor | int | None = None,
+        return_logits: bool = False,
         **kwargs,
     ) -> CausalLMOutputWithPast:
         """Predict each token from those before it.
@@ -54,17 +55,18 @@ class Model(PreTrainedModel):
                 the shift by one is done here, so the first column is never a target.
             num_items_in_batch: What to divide the summed loss by: the targets of the whole global
                 batch. Those given here when left out, which makes the loss their mean.
+            return_logits: Whether to make the logits of a labelled batch as well.
 
         Returns:
             `loss`, a scalar if `labels` were given, and `logits`, shape (batch, length,
-            vocabulary), with what the base model returns beside them. In training `loss` alone,
-            where the model allows it: the logits of all tokens would fill the memory.
+            vocabulary), with what the base model returns beside them. Of labelled batches the
+            loss alone, where the head allows it: the logits of all tokens would fill the memory.
         """
         kwargs.update(input_ids=input_ids, attention_mask=attention_mask)
         if labels is None:
             return self.lm(**kwargs)
         kwargs.setdefault("use_cache", False)  # with one, documents would see one another
-        if self.training and self.config.has_linear_head:
+        if self.config.has_linear_head and not return_logits:
             hidden = self.lm.base_model(**kwargs).last_hidden_state
             head = self.lm.get_output_embeddings()
             loss = linear_cross_entropy(hidden, head, labels, num_items_in_batch)
