@@ -96,16 +96,20 @@ def limit(spec: dict, meter: Meter) -> None:
     batches = Batches(dataset, accelerator, args.batch_size, seed=args.seed)
     model = train.Model(train.ModelConfig(args.model_id, **dataset.schema)).to(accelerator.device)
     train.set_up(model, args)
-    ready = []
-    for (inputs, micro), _ in zip(batches.epoch(), range(args.max_steps), strict=False):
+    ready, steps = [], 0
+    for inputs, micro in batches.epoch():
         on_device = {name: tensor.to(accelerator.device) for name, tensor in inputs.items()}
-        ready.append((on_device, micro.num_items))
+        ready.append((on_device, micro))
+        steps += micro.ends_step
+        if steps == args.max_steps:
+            break
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, fused=True)
     meter.attach(model).train()
-    for inputs, num_items in ready:
-        model(**inputs, num_items_in_batch=num_items).loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
+    for inputs, micro in ready:
+        model(**inputs, num_items_in_batch=micro.num_items).loss.backward()
+        if micro.ends_step:
+            optimizer.step()
+            optimizer.zero_grad()
 
 
 def stock(spec: dict) -> tuple[Any, Any, Any, Any]:

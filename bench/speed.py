@@ -167,6 +167,7 @@ def measure(task: str, size: dict, args: argparse.Namespace, folder: Path) -> di
     return {
         system: {name: statistics.median(result[name] for result in results) for name in results[0]}
         for system, results in rounds.items()
+        if results
     }
 
 

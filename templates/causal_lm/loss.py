@@ -54,9 +54,11 @@ class _LinearCrossEntropy(torch.autograd.Function):
         total = torch.zeros((), device=hidden.device)
         grad_hidden, grad_weight = torch.zeros_like(hidden), torch.zeros_like(weight)
         grad_bias = None if bias is None else torch.zeros_like(bias)
-        rows = max(1, LOGITS_AT_ONCE // len(weight))
-        parts = zip(hidden.split(rows), targets.split(rows), grad_hidden.split(rows), strict=True)
-        for x, target, grad_x in parts:
+        parts = -(-len(hidden) * len(weight) // LOGITS_AT_ONCE)
+        rows = -(-len(hidden) // parts)  # in parts of one size: a small last one costs as much
+        for x, target, grad_x in zip(
+            hidden.split(rows), targets.split(rows), grad_hidden.split(rows), strict=True
+        ):
             ignored = (target == -100).unsqueeze(1)
             index = target.unsqueeze(1).masked_fill(ignored, 0)
             log_probs = F.linear(x, weight, bias).float().log_softmax(-1)
