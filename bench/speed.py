@@ -159,7 +159,7 @@ def measure(task: str, size: dict, args: argparse.Namespace, folder: Path) -> di
     }
     rounds: dict[str, list[dict]] = {system: [] for system in SYSTEMS}
     for number in range(args.rounds):
-        for system in SYSTEMS:
+        for system in args.system or SYSTEMS:
             if number and system in SLOW and task != "causal_lm":
                 continue
             rounds[system].append(run(system, {**spec, "seed": number}, folder))
@@ -234,6 +234,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Compare speed with that of the peers.")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--task", choices=TASKS, action="append", help="only this one")
+    parser.add_argument("--system", choices=SYSTEMS, action="append", help="only this one, too")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--workers", type=int, default=1, help="of the tuned Trainer")
     parser.add_argument("--flags", default="", help="more arguments for the template's train.py")
