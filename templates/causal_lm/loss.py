@@ -55,7 +55,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         grad_hidden, grad_weight = torch.zeros_like(hidden), torch.zeros_like(weight)
         grad_bias = None if bias is None else torch.zeros_like(bias)
         parts = max(1, -(-len(hidden) * len(weight) // LOGITS_AT_ONCE))
-        rows = max(1, -(-len(hidden) // parts))  # in parts of one size: a small last one costs as much
+        rows = max(1, -(-len(hidden) // parts))  # all of one size
         for x, target, grad_x in zip(
             hidden.split(rows), targets.split(rows), grad_hidden.split(rows), strict=True
         ):
