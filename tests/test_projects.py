@@ -291,10 +291,10 @@ def test_separate_documents_by_the_launcher(project: Path) -> None:
 
 @pytest.mark.parametrize("task", ["causal_lm"])  # without dropout, which compiling draws otherwise
 def test_compiling_changes_neither_the_result_nor_the_names(task: str, project: Path) -> None:
-    results = []
+    results: list[tuple[list[str], float]] = []
     for flags in ([], ["--compile"]):
         outdir = project / f"run{len(results)}"
-        command = ["train.py", "--max_steps", "3", "--outdir", outdir, *flags]
+        command = ["train.py", "--max_steps", "3", "--outdir", str(outdir), *flags]
         done = run(project, sys.executable, *command, TORCH_LOGS="recompiles")
         assert done.returncode == 0, done.stderr[-3000:]
         assert done.stderr.count("Recompiling") <= 1  # training, then validation
