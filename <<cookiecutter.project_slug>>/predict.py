@@ -9,6 +9,7 @@ import argparse
 import json
 import sys
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -60,17 +61,19 @@ def predict(
 def converse(predictor: Predictor, lines: Iterable[str]) -> None:
     """Answer each line as it comes."""
     print("> ", end="", flush=True)
-    for line in lines:
-        (prediction,) = predictor([line.rstrip("\n")])
-        print(json.dumps(prediction, ensure_ascii=False), end="\n> ", flush=True)
+    with suppress(KeyboardInterrupt):
+        for line in lines:
+            (prediction,) = predictor([line.rstrip("\n")])
+            print(json.dumps(prediction, ensure_ascii=False), end="\n> ", flush=True)
     print()
 
 
 def main(argv: list[str] | None = None) -> None:
     args = build_parser().parse_args(argv)
     output = Path(args.output)
-    if args.batch_size < 1:
-        raise RunError(f"--batch_size {args.batch_size}: expected at least 1")
+    for name in ("batch_size", "max_len", *OPTIONS):
+        if (value := getattr(args, name)) is not None and value <= 0:
+            raise RunError(f"--{name} {value}: expected more than 0")
     if not output.parent.is_dir():
         raise RunError(f"--output {output}: there is no folder {output.parent}")
     accelerator = start()

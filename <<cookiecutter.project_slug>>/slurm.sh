@@ -17,6 +17,7 @@
 set -uo pipefail
 export PATH="$PWD/.venv/bin:$PATH" # where make has made it; else what sbatch was called in
 MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1} # srun does not take it over from sbatch
 export MASTER_ADDR MASTER_PORT=$((20000 + SLURM_JOB_ID % 10000)) WORLD_SIZE=$SLURM_NTASKS
 
 # scancel sends SIGTERM to this shell as well, and wants no new start. A time limit that is near

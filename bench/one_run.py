@@ -15,9 +15,14 @@ BEGAN = float(os.environ.get("BENCH_BEGAN", time.time()))  # when the command wa
 
 
 class Meter:
-    """Notes when each training pass begins, and the tokens in it: real ones, and padding too."""
+    """Notes when each training pass begins, and the tokens in it: real ones, and padding too.
 
-    def __init__(self) -> None:
+    Args:
+        has_targets: Whether labels are texts of their own, and count as well.
+    """
+
+    def __init__(self, has_targets: bool) -> None:
+        self.has_targets = has_targets
         self.times: list[float] = []
         self.tokens: list[tuple[int, int]] = []
 
@@ -31,7 +36,7 @@ class Meter:
         ids, mask, labels = (kwargs.get(k) for k in ("input_ids", "attention_mask", "labels"))
         real = int(mask.sum()) if mask is not None else ids.numel()
         computed = ids.numel()
-        if module.config.is_encoder_decoder or "seq2seq" in module.config.model_type:
+        if self.has_targets:
             real += int((labels != -100).sum())
             computed += labels.numel()
         if ids.is_cuda:
@@ -121,35 +126,38 @@ def stock(spec: dict) -> tuple[Any, Any, Any, Any]:
     config = hf.AutoConfig.from_pretrained(spec["base"])
     hf.set_seed(spec["seed"])
     rows = load_dataset("json", data_files=spec["train_input"], split="train")
-    options = {"truncation": True, "max_length": spec["max_len"]}
+    size = spec["max_len"]
+    options = {"truncation": True, "max_length": size}
 
-    def encode(batch: dict) -> dict:
-        if spec["task"] == "seq2seq":
-            encoded = tokenizer(batch["source"], text_target=batch["target"], **options)
-        else:
-            encoded = tokenizer(batch["text"], **options)
-            encoded["labels"] = batch["label"]
-        return encoded
+    def labelled(batch: dict) -> dict:
+        return {**tokenizer(batch["text"], **options), "labels": batch["label"]}
 
-    def blocks(batch: dict) -> dict:
+    def paired(batch: dict) -> dict:
+        return tokenizer(batch["source"], text_target=batch["target"], **options)
+
+    def joined(batch: dict) -> dict:
         """As examples/pytorch/language-modeling/run_clm.py does it."""
-        joined = sum(tokenizer(batch["text"])["input_ids"], [])
-        size = spec["max_len"]
-        ids = [joined[i : i + size] for i in range(0, len(joined) - size + 1, size)]
-        return {"input_ids": ids, "labels": ids, "attention_mask": [[1] * size for _ in ids]}
+        ids = sum(tokenizer(batch["text"])["input_ids"], [])
+        blocks = [ids[i : i + size] for i in range(0, len(ids) - size + 1, size)]
+        masks = [[1] * size for _ in blocks]
+        return {"input_ids": blocks, "labels": blocks, "attention_mask": masks}
 
-    function = blocks if spec["task"] == "causal_lm" else encode
-    data = rows.map(function, batched=True, remove_columns=rows.column_names)
-    if spec["task"] == "classification":
-        model = hf.AutoModelForSequenceClassification.from_config(config)
-        collate: Any = hf.DataCollatorWithPadding(tokenizer)
-    elif spec["task"] == "seq2seq":
-        model = hf.AutoModelForSeq2SeqLM.from_config(config)
-        collate = hf.DataCollatorForSeq2Seq(tokenizer, model)
-    else:
-        model = hf.AutoModelForCausalLM.from_config(config)
-        collate = hf.default_data_collator
-    return model, tokenizer, data, collate
+    encode, auto, collator = {
+        "classification": (
+            labelled,
+            hf.AutoModelForSequenceClassification,
+            lambda _: hf.DataCollatorWithPadding(tokenizer),
+        ),
+        "seq2seq": (
+            paired,
+            hf.AutoModelForSeq2SeqLM,
+            lambda model: hf.DataCollatorForSeq2Seq(tokenizer, model),
+        ),
+        "causal_lm": (joined, hf.AutoModelForCausalLM, lambda _: hf.default_data_collator),
+    }[spec["task"]]
+    data = rows.map(encode, batched=True, remove_columns=rows.column_names)
+    model = auto.from_config(config)
+    return model, tokenizer, data, collator(model)
 
 
 def trainer(spec: dict, meter: Meter, **options: Any) -> None:
@@ -175,12 +183,14 @@ def trainer(spec: dict, meter: Meter, **options: Any) -> None:
 
 def tuned_trainer(spec: dict, meter: Meter) -> None:
     """transformers.Trainer by someone who has read all of its documentation."""
-    options: dict[str, Any] = {"optim": "adamw_torch_fused"}
-    if spec["task"] != "causal_lm":  # blocks are of one length
-        options["train_sampling_strategy"] = "group_by_length"
-    options["dataloader_num_workers"] = spec["workers"]
-    options["dataloader_persistent_workers"] = spec["workers"] > 0
-    trainer(spec, meter, **options)
+    trainer(
+        spec,
+        meter,
+        optim="adamw_torch_fused",
+        train_sampling_strategy=spec["sampling"],
+        dataloader_num_workers=spec["workers"],
+        dataloader_persistent_workers=spec["workers"] > 0,
+    )
 
 
 def accelerate_example(spec: dict, meter: Meter) -> None:
@@ -223,7 +233,7 @@ SYSTEMS = {
 
 def main() -> None:
     system, spec = sys.argv[1], json.loads(Path(sys.argv[2]).read_text(encoding="utf-8"))
-    meter = Meter()
+    meter = Meter(spec["has_targets"])
     SYSTEMS[system](spec, meter)
     print(json.dumps(meter.report(spec["warmup"])))
 

@@ -65,6 +65,7 @@ def spec_of(task: str, config: dict, count: int, folder: Path, **options: Any) -
     write_texts(task, 32, folder / "valid.jsonl", seed=1)
     return {
         "task": task,
+        "has_targets": False,
         "project": str(render(task, folder)),
         "base": str(folder / "base"),
         "train_input": str(folder / "train.jsonl"),

@@ -21,7 +21,6 @@ import numpy as np
 from common import TASKS, environment, render, table
 
 SYSTEMS = ["hf-template", "Trainer", "Trainer, tuned", "Accelerate's example", "limit"]
-SLOW = {"Trainer", "Accelerate's example"}  # several times: one round tells, with padded texts
 HERE = Path(__file__).parent
 VOCABULARY = {"classification": 8000, "seq2seq": 8000, "causal_lm": 50_000}
 BERT = {
@@ -46,38 +45,43 @@ BART = {
     "forced_eos_token_id": None,
 }
 GPT2 = {"model_type": "gpt2", "n_embd": 256, "n_layer": 4, "n_head": 4, "n_positions": 1024}
-CPU = {
-    "classification": {"config": BERT, "batch_size": 32, "max_len": 512, "max_steps": 50},
-    "seq2seq": {"config": BART, "batch_size": 32, "max_len": 512, "max_steps": 50},
-    "causal_lm": {"config": GPT2, "batch_size": 8, "max_len": 256, "max_steps": 12},
+BATCHES = 640  # in the texts of varying length, of which `max_steps` are learned from
+VARYING = {"batch_size": 32, "max_len": 512, "texts": 32 * BATCHES, "sampling": "group_by_length"}
+# Several times as slow as the others: one round tells.
+VARYING["in_first_round_only"] = ["Trainer", "Accelerate's example"]
+BLOCKS = {"sampling": "random", "in_first_round_only": []}
+CPU: dict[str, dict] = {
+    "classification": {**VARYING, "config": BERT, "has_targets": False, "max_steps": 50},
+    "seq2seq": {**VARYING, "config": BART, "has_targets": True, "max_steps": 50},
+    "causal_lm": {
+        **BLOCKS,
+        "config": GPT2,
+        "has_targets": False,
+        "batch_size": 8,
+        "max_len": 256,
+        "max_steps": 12,
+        "texts": 13 * 8 * 256 // 37,
+    },
 }
 BASE_BERT = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12}
+BASE_BERT["intermediate_size"] = 3072
 BASE_BART = {"d_model": 768, "encoder_layers": 6, "decoder_layers": 6}
 BASE_BART |= {"encoder_attention_heads": 12, "decoder_attention_heads": 12}
 BASE_BART |= {"encoder_ffn_dim": 3072, "decoder_ffn_dim": 3072}
 GPT2_SMALL = {"n_embd": 768, "n_layer": 12, "n_head": 12}
-GPU = {
-    "classification": {
-        "config": {**BERT, **BASE_BERT, "intermediate_size": 3072},
-        "batch_size": 32,
-        "max_len": 512,
-        "max_steps": 300,
-    },
-    "seq2seq": {
-        "config": {**BART, **BASE_BART},
-        "batch_size": 32,
-        "max_len": 512,
-        "max_steps": 300,
-    },
+GPU: dict[str, dict] = {
+    "classification": {**CPU["classification"], "config": {**BERT, **BASE_BERT}, "max_steps": 300},
+    "seq2seq": {**CPU["seq2seq"], "config": {**BART, **BASE_BART}, "max_steps": 300},
     "causal_lm": {
+        **CPU["causal_lm"],
         "config": {**GPT2, **GPT2_SMALL},
         "batch_size": 16,
         "max_len": 1024,
         "max_steps": 60,
+        "texts": 61 * 16 * 1024 // 37,
     },
 }
 MEDIAN, SIGMA = 37, 0.8  # tokens in a text, log-normal
-EPOCH = 640  # batches in the texts, of which `max_steps` are learned from
 WARMUP = {"cpu": 0, "cuda": 3}  # passes that are not counted
 
 
@@ -107,10 +111,9 @@ def write_texts(task: str, count: int, path: Path, seed: int = 0) -> None:
 
     with path.open("w", encoding="utf-8") as file:
         for length, ratio in zip(lengths, ratios, strict=True):
-            row: dict[str, Any] = {"text": text(length), "label": int(length) % 2}
-            if task == "seq2seq":
-                target = int(np.clip(length * ratio, 3, 510))
-                row = {"source": text(length), "target": text(target)}
+            source = text(length)
+            target = text(int(np.clip(length * ratio, 3, 510)))
+            row = {"text": source, "label": int(length) % 2, "source": source, "target": target}
             file.write(json.dumps(row) + "\n")
 
 
@@ -139,10 +142,7 @@ def measure(task: str, size: dict, args: argparse.Namespace, folder: Path) -> di
     """Run all systems in turns; the medians of the rounds."""
     folder.mkdir()
     write_base(task, size["config"], folder / "base")
-    count = EPOCH * size["batch_size"]
-    if task == "causal_lm":
-        count = (size["max_steps"] + 1) * size["batch_size"] * size["max_len"] // MEDIAN
-    write_texts(task, count, folder / "train.jsonl")
+    write_texts(task, size["texts"], folder / "train.jsonl")
     write_texts(task, 32, folder / "valid.jsonl", seed=1)
     spec = {
         **size,
@@ -159,15 +159,14 @@ def measure(task: str, size: dict, args: argparse.Namespace, folder: Path) -> di
     }
     rounds: dict[str, list[dict]] = {system: [] for system in SYSTEMS}
     for number in range(args.rounds):
-        for system in args.system or SYSTEMS:
-            if number and system in SLOW and task != "causal_lm":
+        for system in SYSTEMS:
+            if number and system in size["in_first_round_only"]:
                 continue
             rounds[system].append(run(system, {**spec, "seed": number}, folder))
             print(task, number, system, rounds[system][-1], file=sys.stderr)
     return {
         system: {name: statistics.median(result[name] for result in results) for name in results[0]}
         for system, results in rounds.items()
-        if results
     }
 
 
@@ -234,7 +233,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Compare speed with that of the peers.")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--task", choices=TASKS, action="append", help="only this one")
-    parser.add_argument("--system", choices=SYSTEMS, action="append", help="only this one, too")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--workers", type=int, default=1, help="of the tuned Trainer")
     parser.add_argument("--flags", default="", help="more arguments for the template's train.py")

@@ -100,7 +100,10 @@ def test_a_job_that_is_cancelled_saves_and_does_not_queue_again(
 
 def can_mount() -> bool:
     command = ["unshare", "-rm", "mount", "-t", "tmpfs", "none", "/mnt"]
-    return shutil.which("unshare") is not None and not subprocess.run(command).returncode
+    return (
+        shutil.which("unshare") is not None
+        and not subprocess.run(command, capture_output=True).returncode
+    )
 
 
 FULL = """

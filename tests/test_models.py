@@ -170,7 +170,7 @@ print(model.config.has_linear_head)
         ("gpt2", GPT2, True),
         ("qwen2", {**DECODER, "tie_word_embeddings": True}, True),
         ("gptj", {**GPT2, "rotary_dim": 8}, True),  # with a bias
-        ("gemma2", {**DECODER, "head_dim": 16, "final_logit_softcapping": 0.1}, False),
+        ("gemma2", {**DECODER, "head_dim": 16, "final_logit_softcapping": 30.0}, False),
         ("granite", {**DECODER, "logits_scaling": 2.0}, False),
         ("bert", {**SMALL, "is_decoder": True}, False),  # with a layer of its own
     ],

@@ -59,7 +59,9 @@ def test_what_cannot_be_right_is_refused_before_anything_is_computed(checkpoint,
         (["--input", str(tmp_path / "none.jsonl")], "no such file"),
         (["--input", str(sample / "valid.jsonl"), "--column", "other"], "no column 'other'"),
         (["--output", str(tmp_path / "none" / "out.jsonl")], "there is no folder"),
-        (["--batch_size", "0"], "expected at least 1"),
+        (["--batch_size", "0"], "expected more than 0"),
+        (["--max_len", "-3"], "expected more than 0"),
+        *((["--" + name, "0"], "expected more than 0") for name in OPTIONS if name != "do_sample"),
     ):
         with pytest.raises((RunError, predict.DataError), match=words):
             predict.main(["--checkpoint", checkpoint, *arguments])

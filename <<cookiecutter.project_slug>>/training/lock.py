@@ -4,7 +4,7 @@ import fcntl
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import TextIO
@@ -17,7 +17,7 @@ FILE_NAME = ".lock"
 
 @contextmanager
 def locked(peers: Peers, outdir: Path) -> Iterator[None]:
-    """Keep other runs out of a folder, which is made if need be.
+    """Keep other runs out of a folder, which is made if need be, and goes if nothing came of it.
 
     The kernel holds the lock, and lets go of it with the process: a run that was killed is in
     nobody's way.
@@ -31,6 +31,9 @@ def locked(peers: Peers, outdir: Path) -> Iterator[None]:
         yield
     finally:
         for file in held:
+            with suppress(OSError):  # of what remains, or is not there any more
+                (outdir / FILE_NAME).unlink()
+                outdir.rmdir()
             file.close()
 
 
@@ -47,6 +50,8 @@ def _lock(outdir: Path) -> TextIO:
         raise RunError(f"{outdir}: {file.read()} is at work here; wait for it to end") from None
     except OSError:  # a file system without locks
         pass
+    if os.fstat(file.fileno()).st_nlink == 0:
+        return _lock(outdir)  # the run before has ended in between, and taken its file away
     file.truncate(0)
     now = datetime.now().isoformat(" ", "minutes")
     file.write(f"the run of {now}, process {os.getpid()} on {socket.gethostname()},")

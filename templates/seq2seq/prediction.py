@@ -9,7 +9,7 @@ OPTIONS: dict[str, dict] = {
     "num_beams": {"type": int, "help": "beams to search with"},
     "do_sample": {"action": "store_const", "const": True, "help": "draw tokens at random"},
     "temperature": {"type": float, "help": "of drawing: below 1, likely ones more often"},
-    "top_p": {"type": float, "help": "draw from the likeliest ones, of this much in all"},
+    "top_p": {"type": float, "help": "of drawing: from the likeliest ones, of this much in all"},
 }
 
 
