@@ -225,7 +225,7 @@ def draw(results: dict[str, Any], path: Path) -> None:
     axes.set_xticks(np.arange(len(results)) + 2 * width, list(results))
     axes.set_ylabel("real tokens per second,\nas a multiple of Trainer's")
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize=8, ncols=3, loc="upper right")
+    figure.legend(frameon=False, fontsize=8, ncols=5, loc="outside upper center")
     figure.savefig(path, metadata={"Date": None})
 
 
