@@ -7,11 +7,31 @@ import json
 import os
 import resource
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
 
 BEGAN = float(os.environ.get("BENCH_BEGAN", time.time()))  # when the command was given
+
+
+class Memory(threading.Thread):
+    """Watches the memory that is a process's own: without files that are mapped into it.
+
+    Those count as resident too, but their pages are the system's to take back.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.peak = 0  # in bytes
+        self.start()
+
+    def run(self) -> None:
+        while True:
+            for line in Path("/proc/self/status").read_text().splitlines():
+                if line.startswith("RssAnon:"):
+                    self.peak = max(self.peak, int(line.split()[1]) * 1024)
+            time.sleep(0.02)
 
 
 class Meter:
@@ -25,6 +45,7 @@ class Meter:
         self.has_targets = has_targets
         self.times: list[float] = []
         self.tokens: list[tuple[int, int]] = []
+        self.memory = Memory()
 
     def attach(self, model: Any) -> Any:
         model.register_forward_pre_hook(self._note, with_kwargs=True)
@@ -59,6 +80,7 @@ class Meter:
             "computed_tokens": computed,
             "padding": 1 - real / computed,
             "peak_bytes": peak,
+            "own_bytes": self.memory.peak,
             "first_step_seconds": self.times[1] - BEGAN,
             "passes": len(self.times),
         }

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from common import environment, render, table
+from one_run import our_arguments
 from speed import BERT, CPU, run, write_base, write_texts
 
 SMALL_BERT = {
@@ -55,6 +56,34 @@ began = time.perf_counter()
 epoch_order(lengths, 256, 0, 0)
 print(time.perf_counter() - began)
 """
+# What a loop has to do, timed inside one run: no noise of the machine lies between the two.
+LOOP = """
+import contextlib, sys, time
+from collections import Counter
+import torch
+from accelerate import Accelerator
+import train
+seconds = Counter()
+def timed(owner, name, key):
+    call = getattr(owner, name)
+    def wrapper(*args, **kwargs):
+        began = time.perf_counter()
+        try:
+            return call(*args, **kwargs)
+        finally:
+            seconds[key] += time.perf_counter() - began
+    setattr(owner, name, wrapper)
+timed(train.Model, "forward", "limit")
+timed(torch.Tensor, "backward", "limit")
+timed(torch.optim.AdamW, "step", "limit")
+timed(torch.optim.AdamW, "zero_grad", "limit")
+timed(Accelerator, "clip_grad_norm_", "clipping")
+timed(train, "train", "loop")
+with contextlib.redirect_stdout(sys.stderr):
+    train.main(sys.argv[1:])
+limit, clipping, loop = (seconds[key] for key in ("limit", "clipping", "loop"))
+print(1000 * limit / %d, clipping / limit, (loop - limit - clipping) / limit)
+"""
 
 
 def spec_of(task: str, config: dict, count: int, folder: Path, **options: Any) -> dict[str, Any]:
@@ -92,7 +121,7 @@ def in_project(spec: dict, code: str, *arguments: str) -> list[float]:
         stdout=subprocess.PIPE,
         text=True,
     )
-    return [float(line) for line in done.stdout.split()]
+    return [float(word) for word in done.stdout.split()]
 
 
 def measure_data(examples: int, folder: Path) -> list[list[str]]:
@@ -102,10 +131,24 @@ def measure_data(examples: int, folder: Path) -> list[list[str]]:
         spec = spec_of("classification", SMALL_BERT, count, folder / str(count), max_steps=20)
         first, second = (run("hf-template", spec, folder / str(count)) for _ in range(2))
         begin, deep = in_project(spec, DEEP, spec["train_input"], spec["base"])
-        peaks = (f"{r['peak_bytes'] / 2**20:,.0f}" for r in (first, second))
+        kinds = ("own_bytes", "peak_bytes")
+        peaks = (f"{r[k] / 2**20:,.0f}" for k in kinds for r in (first, second))
         starts = (f"{r['first_step_seconds']:.1f}" for r in (first, second))
         rows.append([f"{count:,}", *peaks, *starts, f"{begin:.3f}", f"{deep:.3f}"])
         shutil.rmtree(folder / str(count))
+    return rows
+
+
+def measure_loop(folder: Path) -> list[list[str]]:
+    """What the loop takes beside forward, backward and optimizer step."""
+    rows = []
+    for config, steps in ((SMALL_BERT, 1000), (BERT, 200)):
+        size = config["hidden_size"]
+        spec = spec_of("classification", config, 32 * 640, folder / str(size), max_len=512)
+        spec |= {"max_steps": steps, "outdir": str(folder / str(size) / "run")}
+        step, clipping, rest = in_project(spec, LOOP % steps, *our_arguments(spec))
+        name = f"{config['num_hidden_layers']} layers, width {size}"
+        rows.append([name, f"{step:.0f}", f"{clipping:.1%}", f"{rest:.1%}"])
     return rows
 
 
@@ -193,9 +236,11 @@ def main() -> None:
         data = measure_data(args.examples, folder / "data")
         any_project = {"project": str(render("classification", folder / "plan"))}
         (planned,) = in_project(any_project, PLAN, str(PLANNED))
+        loop = measure_loop(folder / "loop")
         processes = measure_processes(folder / "processes", args.rounds)
         flags = measure_flags(folder / "flags", args.rounds)
-    columns = ["examples", "peak memory at the first start, MiB", "at the second"]
+    columns = ["examples", "peak memory of its own at the first start, MiB", "at the second"]
+    columns += ["with mapped files at the first", "at the second"]
     columns += ["first start to first step, s", "second", "first batch of an epoch, s"]
     data_table = table(*columns, "first batch at 99 % of it, s", rows=data)
     two = ["one process, tokens/s", "two", "efficiency", "largest difference in tokens"]
@@ -207,10 +252,17 @@ A 2-layer BERT of width 128 for the data, else the models of [speed.md](speed.md
 ## By the number of examples
 
 At the first start the texts are read and tokenized; at the second their tokens are found cached.
+The pages of a mapped file are the system's to take back: they fill what memory is free.
 
 {data_table}
 The order of an epoch of {PLANNED:,} examples is made in {planned:.1f} s.
 
+## The loop itself
+
+Beside the time of forward pass, backward pass and fused optimizer step in the same run: that of
+gradient clipping, and that of all the rest (batches, seeds, schedule, bar, log).
+
+{table("BERT", "a step, ms", "clipping", "the rest", rows=loop)}
 ## Two processes, a thread each, against one
 
 Classification, batches of 32 over all processes. Tokens are those computed, padding included.

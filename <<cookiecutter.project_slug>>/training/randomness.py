@@ -14,4 +14,7 @@ def seed_all(*key: int) -> None:
     state = np.random.SeedSequence(key).generate_state(2)
     random.seed(int(state[0]))
     np.random.seed(state[0])
-    torch.manual_seed(int(state[0]) * 2**32 + int(state[1]))
+    # For devices that are absent, torch.manual_seed writes down a stack trace each time: slow.
+    has_accelerator = torch.accelerator.is_available()
+    seed_torch = torch.manual_seed if has_accelerator else torch.default_generator.manual_seed
+    seed_torch(int(state[0]) * 2**32 + int(state[1]))

@@ -130,7 +130,7 @@ def open_state(args: argparse.Namespace, dataset, accelerator: Accelerator) -> T
     """
     rank, world = accelerator.process_index, accelerator.num_processes
     lengths = np.ascontiguousarray(dataset.lengths, dtype=np.int64)
-    data = {"examples": len(dataset), "lengths_crc32": zlib.crc32(lengths.tobytes())}
+    data = {"examples": len(dataset), "lengths_crc32": zlib.crc32(lengths)}
     if args.restore_dir is None:
         state = TrainingState({}, data, args.batch_size * args.accumulation * world)
     else:

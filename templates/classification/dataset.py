@@ -31,7 +31,7 @@ class Dataset(torch.utils.data.Dataset):
     def __init__(self, rows: datasets.Dataset, schema: dict, pad_token_id: int | None):
         self.rows = rows.select_columns(["input_ids", "labels"]).with_format("arrow")
         self.lengths = rows.data.column("length").to_numpy()
-        self.num_items = np.ones(len(rows), dtype=np.int64)
+        self.num_items = np.broadcast_to(np.int64(1), len(rows))
         self.schema = schema
         self.pad_token_id = pad_token_id or 0  # any id will do: the mask hides it
 
@@ -43,15 +43,10 @@ class Dataset(torch.utils.data.Dataset):
 
     def __getitems__(self, indices: list[int]) -> list[dict[str, torch.Tensor]]:
         rows = self.rows[indices]
+        labels = torch.tensor(rows["labels"].to_numpy())
         return [
-            {
-                "input_ids": ids,
-                "attention_mask": torch.ones_like(ids),
-                "labels": torch.tensor(label),
-            }
-            for ids, label in zip(
-                tensors(rows, "input_ids"), rows["labels"].to_pylist(), strict=True
-            )
+            {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": label}
+            for ids, label in zip(tensors(rows, "input_ids"), labels, strict=True)
         ]
 
     def collate(self, examples: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
