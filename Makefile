@@ -42,7 +42,6 @@ test: $(STAMP)
 	"$(BIN)/python" -m pytest -n 2
 
 bench: $(STAMP)
-	"$(BIN)/python" -m pip install -q -c constraints.txt -e '.[bench]'
 	"$(BIN)/python" bench/speed.py --write bench/results
 
 # --config: the settings of <<cookiecutter.project_slug>>/pyproject.toml are for rendered projects.

@@ -22,19 +22,22 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from model.configuration import BASE_MODEL, ModelConfig
 from model.dataset import OPTIONS, generate_dataset
+from model.metrics import OPTIONS as SCORE_OPTIONS
 from model.metrics import Scores
 from model.modeling import Model
 from reading import DataError
-from training.arguments import parse_args
+from reporting.preview import preview
+from reporting.report import Report
+from training.arguments import add_arguments, parse_args
 from training.batches import Batches, MicroBatch
 from training.checkpoint import Checkpoints
 from training.interruption import Interruption
 from training.launch import run, start
 from training.loading import load_model, load_tokenizer, set_up
 from training.lock import locked
-from training.optimization import SCHEDULERS, Guard, build_optimizer, build_scheduler, take_step
+from training.optimization import Guard, build_optimizer, build_scheduler, take_step
 from training.peers import Peers
-from training.progress import LossSum, announce, conclude, progress_bar
+from training.progress import LossSum, progress_bar
 from training.randomness import seed_all
 from training.state import open_state
 
@@ -44,32 +47,11 @@ def build_parser() -> argparse.ArgumentParser:
     data = parser.add_argument_group("data and model")
     data.add_argument("--train_input", default="data/train.jsonl", help="file to learn from")
     data.add_argument("--valid_input", default="data/valid.jsonl", help="file to choose best/ by")
-    for name, option in OPTIONS.items():
+    for name, option in {**OPTIONS, **SCORE_OPTIONS}.items():
         data.add_argument(f"--{name}", **option)
     data.add_argument("--model_id", default=BASE_MODEL, help="base model: Hub id or folder")
     data.add_argument("--max_len", type=int, default=128, help="most tokens in a text or block")
-    run = parser.add_argument_group("run")
-    run.add_argument("--outdir", default="outputs", help="folder for best/, last/ and log.json")
-    run.add_argument("--restore_dir", help="go on from this last/; auto: from outdir's, if any")
-    run.add_argument("--epochs", type=int, default=3)
-    run.add_argument("--max_steps", type=int, help="optimizer steps, instead of epochs")
-    run.add_argument("--save_steps", type=int, help="save last/ every so many steps, too")
-    run.add_argument("--patience", type=int, help="end after so many epochs without a better loss")
-    run.add_argument("--seed", type=int, default=42)
-    speed = parser.add_argument_group("speed and memory")
-    speed.add_argument("--compile", action="store_true", help="compile the model for speed")
-    speed.add_argument("--gradient_checkpointing", action="store_true", help="save memory")
-    speed.add_argument("--attn_implementation", help="such as flex_attention or eager")
-    speed.add_argument("--num_workers", type=int, default=0, help="loader processes")
-    step = parser.add_argument_group("step")
-    step.add_argument("--batch_size", type=int, default=16, help="per process, forward pass")
-    step.add_argument("--accumulation", type=int, default=1, help="forward passes in a step")
-    step.add_argument("--eval_batch_size", type=int, default=64, help="per process, validation")
-    step.add_argument("--lr", type=float, help="5e-5, or 2e-3 from random weights, if not given")
-    step.add_argument("--lr_scheduler_type", choices=SCHEDULERS, default="linear")
-    step.add_argument("--num_warmup_steps", type=int, default=0, help="optimizer steps")
-    step.add_argument("--weight_decay", type=float, default=0.01)
-    step.add_argument("--max_grad_norm", type=float, default=1.0)
+    add_arguments(parser)
     return parser
 
 
@@ -100,23 +82,23 @@ def train(
     scheduler: LambdaLR,
     batches: Batches,
     checkpoints: Checkpoints,
+    report: Report,
 ) -> dict[str, float]:
-    """Train to the end of the epoch, or of the run; return what log.json keeps of it."""
+    """Train to the next validation, or the end of the epoch; return what log.json keeps of it."""
     state, guard = checkpoints.state, Guard(accelerator, optimizer)
     done = -(-state.examples // batches.global_batch_size)  # the last step may be a smaller one
     losses, max_grad_norm = LossSum(accelerator, state.train_loss), state.args["max_grad_norm"]
     micro_batches = batches.epoch(state.current_epoch, state.examples)
     model.train()
     with progress_bar(accelerator, state.current_epoch, "TRAIN", len(batches), done) as bar:
-        for _ in range(min(len(batches) - done, state.total_steps - state.step)):
+        for _ in range(min(len(batches) - done, state.steps_to_validation)):
             loss, step = train_step(accelerator, model, micro_batches)
             grad_norm = accelerator.clip_grad_norm_(model.parameters(), max_grad_norm)
             losses.add(guard.check(loss, grad_norm), step)
             lr = optimizer.param_groups[0]["lr"]
             was_skipped = take_step(accelerator, optimizer, scheduler)
             state.advance(len(step.global_batch), step.num_items, was_skipped)
-            bar.set_postfix(loss=losses.last, lr=lr, refresh=False)
-            bar.update()
+            report.after_step(bar, losses, lr)
             checkpoints.after_step(losses)
     return {"loss": checkpoints.sum_up(losses) / state.train_items}
 
@@ -126,12 +108,13 @@ def valid(
     accelerator: Accelerator,
     model: torch.nn.Module,
     batches: Batches,
+    scores: Scores,
     epoch: int,
     after_batch: Callable[[], None] = lambda: None,
 ) -> dict[str, float]:
     """Compute loss and scores of the whole validation set; return what log.json keeps of it."""
     losses, count = LossSum(accelerator), int(batches.dataset.num_items.sum())
-    scores = Scores(accelerator.unwrap_model(model).config, accelerator.device)
+    scores.reset()
     model.eval()
     with progress_bar(accelerator, epoch, "VALID", len(batches)) as bar:
         for inputs, micro in batches.epoch():
@@ -151,10 +134,11 @@ def valid(
 
 def main(argv: list[str] | None = None) -> None:
     args, notes = parse_args(build_parser(), argv)
-    accelerator = start()
+    accelerator = start(f"{args.outdir}/trackers", args.report_to)
     peers = Peers(accelerator)
     tokenizer = load_tokenizer(args.restore_dir or args.model_id)
     options = {name: getattr(args, name) for name in OPTIONS}
+    score_options = {name: getattr(args, name) for name in SCORE_OPTIONS}
     with peers.local_main_first():
         train_set = generate_dataset(args.train_input, tokenizer, args.max_len, **options)
         valid_set = generate_dataset(args.valid_input, tokenizer, args.max_len, **train_set.schema)
@@ -163,14 +147,17 @@ def main(argv: list[str] | None = None) -> None:
         if args.lr is None:
             args.lr = 5e-5 if config.base_has_weights else 2e-3
     with locked(peers, Path(args.outdir)), Interruption(peers) as interruption:
-        state = open_state(args, train_set, accelerator)
+        state = open_state(args, train_set, accelerator, Scores.directions(**score_options))
         seed_all(args.seed)
         model = Model(config) if args.restore_dir is None else load_model(Model, args.restore_dir)
         set_up(model, args)
+        scores = Scores(model, tokenizer, accelerator.device, **score_options)
+        report = Report(accelerator, peers, state, scores, model.config.pipeline_tag)
+        report.announce(model.num_parameters(), notes)
         optimizer = build_optimizer(model, args.lr, args.weight_decay)
         model, optimizer = accelerator.prepare(model, optimizer)
         checkpoints = Checkpoints(
-            accelerator, interruption, state, train_set, model, optimizer, tokenizer
+            accelerator, interruption, state, train_set, model, optimizer, tokenizer, report
         )
         if args.restore_dir is not None:
             checkpoints.restore(Path(args.restore_dir))
@@ -180,16 +167,20 @@ def main(argv: list[str] | None = None) -> None:
             train_set, accelerator, args.batch_size, state.global_batch_size, args.seed, workers
         )
         valid_batches = Batches(valid_set, accelerator, args.eval_batch_size, num_workers=workers)
-        announce(accelerator, state, model, notes)
+        if args.dry_run:
+            parts = (model, tokenizer, scheduler, train_batches, valid_batches, train_step)
+            return preview(accelerator, state, *parts)
         while not state.is_over:
             began = time.perf_counter()
-            train_log = train(accelerator, model, optimizer, scheduler, train_batches, checkpoints)
-            valid_log = valid(
-                accelerator, model, valid_batches, state.current_epoch, checkpoints.stop_if_due
+            train_log = train(
+                accelerator, model, optimizer, scheduler, train_batches, checkpoints, report
             )
+            epoch, pause = state.current_epoch, checkpoints.stop_if_due
+            valid_log = valid(accelerator, model, valid_batches, scores, epoch, pause)
             is_best = state.record(train_log, valid_log, time.perf_counter() - began)
             checkpoints.save(is_best)
-    conclude(accelerator, state)
+            report.after_validation()
+    report.conclude()
 
 
 if __name__ == "__main__":

@@ -147,13 +147,17 @@ class Ours(System):
 
     def valid_losses(self, batch_sizes: list[int], count: int) -> list[float]:
         examples, model = self.examples("valid", count), self.model(self.dataset("train"))
+        from model.metrics import Scores
         from train import valid
         from training.batches import Batches
 
         accelerator = Accelerator()
+        scores = Scores(
+            model, AutoTokenizer.from_pretrained(self.sample / "tiny"), accelerator.device
+        )
         model = accelerator.prepare(model)
         return [
-            valid(accelerator, model, Batches(examples, accelerator, size), 0)["loss"]
+            valid(accelerator, model, Batches(examples, accelerator, size), scores, 0)["loss"]
             for size in batch_sizes
         ]
 

@@ -39,6 +39,12 @@ FILES = [
     "reading/faults.py",
     "reading/tables.py",
     "reading/tokens.py",
+    "reporting/__init__.py",
+    "reporting/card.py",
+    "reporting/curves.py",
+    "reporting/hub.py",
+    "reporting/preview.py",
+    "reporting/report.py",
     "slurm.sh",
     "tests/conftest.py",
     "tests/killing.py",
@@ -46,6 +52,7 @@ FILES = [
     "tests/outcome.py",
     "tests/real_runs.py",
     "tests/test_divergence.py",
+    "tests/test_elsewhere.py",
     "tests/test_exactness.py",
     "tests/test_faults.py",
     "tests/test_hostile_data.py",
@@ -54,6 +61,7 @@ FILES = [
     "tests/test_kills.py",
     "tests/test_model.py",
     "tests/test_predict.py",
+    "tests/test_reporting.py",
     "tests/test_runs.py",
     "tests/test_trust.py",
     "tiny/config.json",
@@ -70,6 +78,7 @@ FILES = [
     "training/loading.py",
     "training/lock.py",
     "training/optimization.py",
+    "training/optimizer_state.py",
     "training/peers.py",
     "training/progress.py",
     "training/randomness.py",
@@ -101,7 +110,8 @@ MODEL_CLASSES = {
 
 # Lines a file may have: the first entry that fits its path.
 MAX_LINES = {"train.py": 200, "model/": 119, "": 199}
-MAX_LINES_IN_ALL = 1599  # of code
+# Of code: in what a run's result depends on, and in what tells of it and uses it.
+MAX_LINES_IN_ALL = {"": 1699, "reporting/": 399, "predict.py": 99}
 MAX_LINES_OF_FUNCTION = 60
 MAX_NESTING = 3
 
@@ -225,7 +235,11 @@ def test_sizes(task: str, render: Render) -> None:
     for name, text in code.items():
         limit = next(lines for start, lines in MAX_LINES.items() if name.startswith(start))
         assert len(text.splitlines()) <= limit, name
-    assert sum(map(lines_of_code, code.values())) <= MAX_LINES_IN_ALL
+    sums = dict.fromkeys(MAX_LINES_IN_ALL, 0)
+    for name, text in code.items():
+        room = max((start for start in sums if name.startswith(start)), key=len)
+        sums[room] += lines_of_code(text)
+    assert all(sums[room] <= limit for room, limit in MAX_LINES_IN_ALL.items()), sums
 
 
 def test_functions_are_short_and_flat(task: str, render: Render) -> None:

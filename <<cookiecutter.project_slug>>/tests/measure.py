@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 
 from model.configuration import ModelConfig
 from model.dataset import generate_dataset
+from model.metrics import Scores
 from model.modeling import Model
 from train import train_step, valid
 from training.batches import Batches
@@ -27,12 +28,16 @@ def measure(sample: Path, folder: Path, batch_size: int, eval_batch_size: int) -
     tokenizer = load_tokenizer(str(sample / "tiny"))
     dataset = generate_dataset(sample / "train.jsonl", tokenizer, 48)
     torch.manual_seed(0)
-    model = accelerator.prepare(Model(ModelConfig(str(sample / "tiny"), **dataset.schema)))
+    model = Model(ModelConfig(str(sample / "tiny"), **dataset.schema))
+    scores = Scores(model, tokenizer, accelerator.device)
+    model = accelerator.prepare(model)
     batches = Batches(dataset, accelerator, batch_size, GLOBAL_BATCH_SIZE, seed=1)
     loss, _ = train_step(accelerator, model, batches.epoch())
     report = {
         "loss": sum(gather_object([loss.item()])),
-        "valid": valid(accelerator, model, Batches(dataset, accelerator, eval_batch_size), 0),
+        "valid": valid(
+            accelerator, model, Batches(dataset, accelerator, eval_batch_size), scores, 0
+        ),
     }
     if accelerator.is_main_process:
         name = f"{accelerator.num_processes}-{batch_size}-{eval_batch_size}"

@@ -14,6 +14,7 @@ def result(folder: Path) -> tuple[dict, dict, dict, dict]:
     for entry in [*log.values(), *state["log"].values()]:
         entry.pop("seconds")
     state["args"].pop("outdir")
+    state.pop("run_id")
     weights = load_file(folder / "last" / "model.safetensors")
     return weights, load_file(folder / "last" / "optimizer.safetensors"), log, state
 

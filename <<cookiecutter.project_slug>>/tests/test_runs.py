@@ -3,11 +3,13 @@
 import json
 import re
 from collections.abc import Callable
+from functools import partial
 from itertools import count
 
+import datasets
 import pytest
 import torch
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 import train
 from model.modeling import Model
@@ -115,7 +117,7 @@ def test_a_damaged_checkpoint_costs_only_the_work_since_the_one_before(
 
 
 def test_a_loss_that_is_no_number_is_never_the_best():
-    state = TrainingState({}, {"examples": 8}, 8)
+    state = TrainingState({"metric_for_best_model": "loss"}, {"examples": 8}, 8)
     assert not state.record({"loss": 1.0}, {"loss": float("nan")}, 0.0)
     assert state.record({"loss": 1.0}, {"loss": 2.0}, 0.0)
     assert not state.record({"loss": 1.0}, {"loss": float("nan")}, 0.0)
@@ -223,3 +225,27 @@ def test_another_number_of_processes_gives_the_same_result(
             assert log[epoch][part]["loss"] == pytest.approx(entry[part]["loss"], rel=1e-4)
     for place in ("step", "current_epoch", "examples", "train_items", "scheduler_steps"):
         assert state[place] == expected_state[place]
+
+
+def announce_tokenizing(cache, _) -> None:
+    """Let a process say when it tokenizes, beginning with the cache of `datasets` at `cache`."""
+    datasets.config.HF_DATASETS_CACHE = cache
+    call = PreTrainedTokenizerBase.__call__
+
+    def announcing(*args, **kwargs):
+        print("TOKENIZING", flush=True)
+        return call(*args, **kwargs)
+
+    PreTrainedTokenizerBase.__call__ = announcing
+
+
+def test_texts_are_tokenized_once(arguments, tmp_path):
+    patch = partial(announce_tokenizing, tmp_path / "cache")
+    arguments += ["--max_steps", "1"]
+    run = Run(arguments, tmp_path / "first", processes=2, patch=patch)
+    assert run.wait() == [0, 0]
+    assert "TOKENIZING" in run.output(0)
+    assert "TOKENIZING" not in run.output(1)
+    again = Run([*arguments, "--outdir", str(tmp_path / "again")], tmp_path / "second", patch=patch)
+    assert again.wait() == [0]
+    assert "TOKENIZING" not in again.output()

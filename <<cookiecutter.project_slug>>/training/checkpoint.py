@@ -7,19 +7,14 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch.distributed.checkpoint.state_dict import (
-    StateDictOptions,
-    get_optimizer_state_dict,
-    set_optimizer_state_dict,
-)
+from safetensors.torch import save_file
 from transformers import PreTrainedTokenizerBase
 
 from . import RunError
 from .batches import MicroBatch
 from .files import clean, publish, saving, write_file
 from .interruption import Interruption
+from .optimizer_state import load_optimizer, optimizer_tensors
 from .progress import LossSum
 from .state import TrainingState
 
@@ -27,7 +22,11 @@ OPTIMIZER = "optimizer.safetensors"
 
 
 class Checkpoints:
-    """The output folder of a run. All processes call the same methods; one writes."""
+    """The output folder of a run. All processes call the same methods; one writes.
+
+    Args:
+        report: Its `describe(folder)` adds what people read to a `best/` that is being written.
+    """
 
     def __init__(
         self,
@@ -38,6 +37,7 @@ class Checkpoints:
         model: torch.nn.Module,
         optimizer: AcceleratedOptimizer,
         tokenizer: PreTrainedTokenizerBase,
+        report,
     ):
         self.accelerator = accelerator
         self.interruption, self.peers = interruption, interruption.peers
@@ -46,7 +46,7 @@ class Checkpoints:
         self.dataset = dataset
         self.model = model
         self.optimizer = optimizer.optimizer
-        self.tokenizer = tokenizer
+        self.tokenizer, self.report = tokenizer, report
         if self.peers.is_main:
             clean(self.outdir)
 
@@ -99,7 +99,7 @@ class Checkpoints:
         state.scaler = scaler.state_dict() if scaler is not None else None
         train_losses = self.peers.gather(state.train_loss)
         weights = self.accelerator.get_state_dict(self.model)
-        optimizer_tensors = self._optimizer_tensors()
+        moments = optimizer_tensors(self.model, self.optimizer)
 
         def write_model(folder: Path) -> None:
             self._write_model(folder, weights)
@@ -107,13 +107,16 @@ class Checkpoints:
 
         def write_all(folder: Path) -> None:
             write_model(folder)
-            save_file(optimizer_tensors, folder / OPTIMIZER)
+            save_file(moments, folder / OPTIMIZER)
 
-        best = {"best": write_model} if is_best else {}
+        def write_best(folder: Path) -> None:
+            write_model(folder)
+            self.report.describe(folder)
 
         def write() -> None:
-            size = _size(weights) * (1 + is_best) + _size(optimizer_tensors)
+            size = _size(weights) * (1 + is_best) + _size(moments)
             with saving(self.outdir, size):
+                best = {"best": write_best} if is_best else {}
                 publish(self.outdir, {**best, "last": write_all})
                 self.write_log()
 
@@ -128,18 +131,7 @@ class Checkpoints:
         Raises:
             RunError: the optimizer's file is not that of this model.
         """
-        # Names and hyperparameters of this run; the numbers are those of the checkpoint.
-        state_dict = get_optimizer_state_dict(self.model, self.optimizer)
-        try:
-            tensors = load_file(folder / OPTIMIZER)
-            state_dict["state"] = {
-                name: {key: tensors[f"{name}/{key}"] for key in values}
-                for name, values in state_dict["state"].items()
-            }
-        except (OSError, SafetensorError, KeyError) as error:
-            raise RunError(f"{folder}: not the optimizer of this model ({error})") from None
-        whole = StateDictOptions(full_state_dict=True)
-        set_optimizer_state_dict(self.model, self.optimizer, state_dict, options=whole)
+        load_optimizer(self.model, self.optimizer, folder / OPTIMIZER)
         if self.accelerator.scaler is not None and self.state.scaler is not None:
             self.accelerator.scaler.load_state_dict(self.state.scaler)
         if self.peers.is_main:
@@ -176,16 +168,6 @@ class Checkpoints:
         model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
         model.save_pretrained(folder, state_dict=dict(weights))  # it empties what it gets
         self.tokenizer.save_pretrained(folder)
-
-    def _optimizer_tensors(self) -> dict[str, torch.Tensor]:
-        """The optimizer's tensors, whole, by the names of their parameters; on one process only."""
-        whole = StateDictOptions(full_state_dict=True, cpu_offload=True)
-        state_dict = get_optimizer_state_dict(self.model, self.optimizer, options=whole)
-        return {
-            f"{name}/{key}": torch.as_tensor(value).contiguous()
-            for name, values in state_dict.get("state", {}).items()
-            for key, value in values.items()
-        }
 
 
 def _size(tensors: dict[str, torch.Tensor]) -> int:

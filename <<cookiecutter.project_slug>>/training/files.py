@@ -38,10 +38,10 @@ def saving(folder: Path, size: int) -> Iterator[None]:
         raise RunError(f"{folder}: not saved ({error}); the saves before are untouched") from None
 
 
-def write_file(path: Path, text: str) -> None:
+def write_file(path: Path, content: str | bytes) -> None:
     """Replace a file in one atomic step."""
     aside = path.with_name(f".{path.name}.tmp")
-    aside.write_text(text, encoding="utf-8")
+    aside.write_bytes(content.encode() if isinstance(content, str) else content)
     _flush(aside)
     os.replace(aside, path)
     _flush(path.parent)

@@ -18,15 +18,19 @@ STOPPED = 75  # EX_TEMPFAIL of sysexits.h: to be tried again
 LAUNCHERS = ("accelerate", "accelerate-launch", "torchrun", "accelerate.commands.launch")
 
 
-def start() -> Accelerator:
+def start(outdir: str | None = None, report_to: list[str] | None = None) -> Accelerator:
     """Join the processes that `accelerate launch` has started.
+
+    Args:
+        outdir: A folder for trackers that log into files.
+        report_to: Names of trackers.
 
     Raises:
         RunError: more processes were asked for than have found one another.
     """
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    accelerator = Accelerator()
+    accelerator = Accelerator(log_with=report_to or None, project_dir=outdir)
     asked = max(int(os.environ.get("WORLD_SIZE", 1)), _asked_of_launcher())
     if asked != accelerator.num_processes:
         raise RunError(

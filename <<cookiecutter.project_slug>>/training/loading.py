@@ -1,8 +1,10 @@
 """Load what a checkpoint or a base model holds: nothing in it is executed or unpickled."""
 
 import argparse
+import math
 
 import torch
+from torch import nn
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from . import RunError
@@ -44,8 +46,10 @@ def set_up(model: PreTrainedModel, args: argparse.Namespace) -> None:
     """Choose how the model computes: what it computes stays the same.
 
     Raises:
-        RunError: the model cannot do what was asked for.
+        RunError: the model cannot do what was asked for, or has no positions for `max_len` tokens.
     """
+    if (positions := _learned_positions(model)) < args.max_len:
+        raise RunError(f"--max_len {args.max_len}: {args.model_id} has {positions} positions")
     try:
         if args.attn_implementation is not None:
             model.set_attn_implementation(args.attn_implementation)
@@ -56,6 +60,20 @@ def set_up(model: PreTrainedModel, args: argparse.Namespace) -> None:
     if args.compile:
         # In place: the names of the weights stay as they are. One graph serves all lengths.
         model.compile(dynamic=True)
+
+
+def _learned_positions(model: PreTrainedModel) -> float:
+    """The most tokens it can tell apart; infinite where positions are computed, not looked up."""
+    parts = list(model.modules())
+    configs = [part.config for part in parts if isinstance(part, PreTrainedModel)]
+    limits = {getattr(config, "max_position_embeddings", None) for config in configs} - {None}
+    tables = [part for part in parts if isinstance(part, nn.Embedding)]
+    # RoBERTa begins to count behind its padding id; OPT and BART have two rows more than they say.
+    rows = [
+        t.num_embeddings - (t.padding_idx or -1) - 1 for t in tables if t.num_embeddings in limits
+    ]
+    more = [t.num_embeddings - 2 for t in tables if t.num_embeddings - 2 in limits]
+    return min([*rows, *more], default=math.inf)
 
 
 def _reason(error: Exception) -> str:

@@ -8,7 +8,6 @@ from accelerate import Accelerator
 from tqdm import tqdm
 
 from .batches import MicroBatch
-from .state import TrainingState
 
 # On an accelerator, reading a number waits for all the work queued before it: read in groups.
 READ_EVERY = {"cpu": 1, "other": 16}
@@ -25,32 +24,6 @@ def progress_bar(
         disable=not accelerator.is_main_process,
         dynamic_ncols=True,
     )
-
-
-def announce(
-    accelerator: Accelerator, state: TrainingState, model: torch.nn.Module, notes: list[str]
-) -> None:
-    """Say what is about to be run."""
-    size = sum(parameter.numel() for parameter in model.parameters()) / 1e6
-    steps = f"{state.step} of {state.total_steps}" if state.step else f"{state.total_steps}"
-    accelerator.print(
-        f"{size:,.1f} M parameters from {state.args['model_id']}; "
-        f"{state.data['examples']:,} examples, {state.global_batch_size} in a step; {steps} steps",
-        *notes,
-        sep="\n",
-    )
-
-
-def conclude(accelerator: Accelerator, state: TrainingState) -> None:
-    """Say what was reached, and where it is."""
-    if state.is_stuck and state.step < state.total_steps:
-        accelerator.print(f"Ended early: no better loss in {state.args['patience']} epochs")
-    if not state.best:
-        accelerator.print("No validation loss was a number: there is no best/")
-        return
-    scores = [(name, value) for name, value in state.best.items() if name not in ("epoch", "count")]
-    reached = ", ".join(f"{name} {value:.4g}" for name, value in scores)
-    accelerator.print(f"Best: {state.best['epoch']}, {reached}: see {state.args['outdir']}/best")
 
 
 class LossSum:

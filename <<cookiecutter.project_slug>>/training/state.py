@@ -3,6 +3,7 @@
 import argparse
 import json
 import math
+import uuid
 import zlib
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -12,6 +13,7 @@ from accelerate import Accelerator
 
 from . import RunError
 
+MAX_POINTS = 1000  # of the curve
 FILE_NAME = "training_state.json"
 
 
@@ -29,11 +31,14 @@ class TrainingState:
         step: Optimizer steps since the beginning.
         scheduler_steps: Those that moved the schedule; half precision may skip one.
         validated_step: The step of the latest validation.
-        min_valid_loss: The lowest validation loss so far, the one of `best/`.
-        best: What validation gave then, and in which epoch.
+        greater_is_better: Whether that is so of the score that `best/` is chosen by.
+        min_valid_loss: The lowest validation loss so far.
+        best: What validation gave when `best/` was saved, and its name in the log.
         train_loss: This process's sum of the losses in the current epoch.
         train_items: The label items, of all processes, that belong to it.
         scaler: The state of the loss scaler, in half precision.
+        curve: Steps, and the loss and the learning rate then: what loss.png shows between epochs.
+        run_id: The name of the run for trackers, the same after it was resumed.
         log: What log.json holds.
     """
 
@@ -46,16 +51,19 @@ class TrainingState:
     step: int = 0
     scheduler_steps: int = 0
     validated_step: int = 0
+    greater_is_better: bool = False
     min_valid_loss: float | None = None
     best: dict = field(default_factory=dict)
     train_loss: float = 0.0
     train_items: int = 0
     scaler: dict | None = None
+    curve: list = field(default_factory=list)
+    run_id: str = field(default_factory=lambda: uuid.uuid4().hex)
     log: dict = field(default_factory=dict)
 
     @property
     def is_stuck(self) -> bool:
-        """Whether the loss has not become better in `patience` epochs."""
+        """Whether `patience` validations have brought nothing better."""
         patience, epochs = self.args["patience"], list(self.log)
         since = epochs.index(self.best["epoch"]) + 1 if self.best else 0
         return patience is not None and len(epochs) - since >= patience
@@ -65,6 +73,14 @@ class TrainingState:
         is_validated = self.validated_step == self.step
         return is_validated and (self.step >= self.total_steps or self.is_stuck)
 
+    @property
+    def steps_to_validation(self) -> int:
+        """Optimizer steps until the next validation; the end of the epoch may come before."""
+        is_validated = self.validated_step == self.step
+        every = self.args["valid_steps"] or self.total_steps
+        left = -self.step % every or (every if is_validated else 0)
+        return min(left, self.total_steps - self.step)
+
     def advance(self, num_examples: int, num_items: int, was_skipped: bool) -> None:
         """Count an optimizer step."""
         self.step += 1
@@ -72,27 +88,40 @@ class TrainingState:
         self.train_items += num_items
         self.scheduler_steps += not was_skipped
 
+    def note(self, loss: float, lr: float) -> None:
+        """Remember a step for the curve: the more steps there are, the fewer of them."""
+        self.curve.append((self.step, loss, lr))
+        if len(self.curve) > MAX_POINTS:
+            del self.curve[::2]
+
     def record(self, train_log: dict, valid_log: dict, seconds: float) -> bool:
-        """Log the current epoch, and begin the next if it is complete.
+        """Log a validation, and begin the next epoch if this one is complete.
 
         Returns:
-            Whether the validation loss is the lowest so far.
+            Whether the validation is the best so far.
         """
-        epoch, loss = f"Epoch {self.current_epoch}", valid_log["loss"]
-        self.log[epoch] = {
+        name, loss = f"Epoch {self.current_epoch}", valid_log["loss"]
+        is_complete = self.examples >= self.data["examples"]
+        if not is_complete and self.step < self.total_steps:
+            name += f", step {self.step}"
+        self.log[name] = {
             "train_log": train_log,
             "valid_log": valid_log,
+            "step": self.step,
             "seconds": round(seconds, 1),
         }
         self.validated_step = self.step
-        if self.examples >= self.data["examples"]:
+        if is_complete:
             self.current_epoch += 1
             self.examples = self.train_items = 0
             self.train_loss = 0.0
-        # Nothing is less than a loss that is not a number, and that is not less than anything.
-        is_best = loss < (math.inf if self.min_valid_loss is None else self.min_valid_loss)
+        # Nothing is less than a number that is none, and that is not less than anything.
+        if loss < (math.inf if self.min_valid_loss is None else self.min_valid_loss):
+            self.min_valid_loss = loss
+        metric, sign = self.args["metric_for_best_model"], -1 if self.greater_is_better else 1
+        is_best = sign * valid_log[metric] < sign * self.best.get(metric, sign * math.inf)
         if is_best:
-            self.min_valid_loss, self.best = loss, {"epoch": epoch, **valid_log}
+            self.best = {"epoch": name, **valid_log}
         return is_best
 
     def write(self, folder: Path, train_losses: list[float]) -> None:
@@ -119,18 +148,28 @@ class TrainingState:
         return state
 
 
-def open_state(args: argparse.Namespace, dataset, accelerator: Accelerator) -> TrainingState:
+def open_state(
+    args: argparse.Namespace, dataset, accelerator: Accelerator, scores: dict[str, bool]
+) -> TrainingState:
     """Begin a run, or take up the one in `args.restore_dir` as it stands.
 
     The global batch of a run stays what it was at its beginning, however many processes it goes on
     with: only how it is cut into forward passes changes.
 
+    Args:
+        scores: What validation gives beside the loss: the name of each, and whether more is better.
+
     Raises:
-        RunError: the run stands inside an epoch, and its data have changed.
+        RunError: the run stands inside an epoch, and its data have changed; or it is to be judged
+            by a score that validation does not give.
     """
+    directions = {"loss": False, **scores}
+    if (metric := args.metric_for_best_model) not in directions:
+        known = ", ".join(directions)
+        raise RunError(f"--metric_for_best_model {metric}: no such score; expected one of {known}")
     rank, world = accelerator.process_index, accelerator.num_processes
     lengths = np.ascontiguousarray(dataset.lengths, dtype=np.int64)
-    data = {"examples": len(dataset), "lengths_crc32": zlib.crc32(lengths)}
+    data = {"examples": len(dataset), "lengths_crc32": zlib.crc32(lengths.data)}
     if args.restore_dir is None:
         state = TrainingState({}, data, args.batch_size * args.accumulation * world)
     else:
@@ -140,7 +179,7 @@ def open_state(args: argparse.Namespace, dataset, accelerator: Accelerator) -> T
             f"{args.train_input}: not the data that epoch {state.current_epoch} began with "
             f"({len(dataset)} examples, then {state.data['examples']}); expected the same file"
         )
-    state.data = data
+    state.data, state.greater_is_better = data, directions[metric]
     state.args = {name: value for name, value in vars(args).items() if name != "restore_dir"}
     steps_per_epoch = -(-len(dataset) // state.global_batch_size)
     state.total_steps = args.max_steps or args.epochs * steps_per_epoch

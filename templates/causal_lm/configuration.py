@@ -19,6 +19,7 @@ class ModelConfig(PreTrainedConfig):
     """
 
     model_type = "custom_causal_lm"
+    pipeline_tag = "text-generation"  # what the Hub calls this task
     sub_configs = {"base_config": AutoConfig}
 
     def __init__(

@@ -1,19 +1,71 @@
 """What validation reports beside the loss."""
 
-import torch
+from pathlib import Path
 
-from .configuration import ModelConfig
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+# Arguments of Scores that train.py offers on its command line.
+OPTIONS: dict[str, dict] = {
+    "max_new_tokens": {
+        "type": int,
+        "default": 32,
+        "help": "tokens to generate for each text of samples.txt; 0: none",
+    },
+}
+SAMPLES = 4  # of samples.txt
+PROMPT = 32  # their tokens, at most
 
 
 class Scores:
-    """Perplexity: the exponential of the loss per token."""
+    """Perplexity: the exponential of the loss per token. And a few texts, continued greedily."""
 
-    def __init__(self, config: ModelConfig, device: torch.device):
-        pass
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        device: torch.device,
+        *,
+        max_new_tokens: int = 32,
+    ):
+        self.model, self.tokenizer, self.max_new_tokens = model, tokenizer, max_new_tokens
+        self.positions = getattr(model.config.base_config, "max_position_embeddings", None)
+        self.reset()
+
+    @staticmethod
+    def directions(max_new_tokens: int = 32) -> dict[str, bool]:
+        """The names of the scores, and of each whether more is better."""
+        return {"perplexity": False}
+
+    def reset(self) -> None:
+        """Begin a validation."""
+        self.blocks: list[torch.Tensor] = []
 
     def update(self, outputs, inputs: dict[str, torch.Tensor]) -> None:
         """Take in a batch: what the model made of it, and what it was given."""
+        for ids, labels in zip(inputs["input_ids"], inputs["labels"], strict=True):
+            if len(self.blocks) < SAMPLES:
+                self.blocks.append(ids[: max(2, int((labels != -100).sum()) // 2)][:PROMPT])
 
     def compute(self, loss: float) -> dict[str, float]:
         """Give the scores, by name; `loss` is the mean over all label items."""
+        self.samples = []
+        for ids in self.blocks if self.max_new_tokens > 0 else []:
+            generated = self.model.generate(
+                ids[None],
+                attention_mask=torch.ones_like(ids[None]),
+                max_new_tokens=self.max_new_tokens
+                if self.positions is None
+                else min(self.max_new_tokens, self.positions - len(ids)),
+                do_sample=False,
+                num_beams=1,
+                pad_token_id=self.tokenizer.pad_token_id,
+            )
+            parts = (ids, generated[0, len(ids) :])
+            self.samples.append([self.tokenizer.decode(p, skip_special_tokens=True) for p in parts])
         return {"perplexity": torch.tensor(loss, dtype=torch.float64).exp().item()}
+
+    def save(self, folder: Path) -> None:
+        """Write the beginnings of some blocks, and how the model goes on, into samples.txt."""
+        lines = [f"prompt:    {prompt}\ngenerated: {goes_on}\n" for prompt, goes_on in self.samples]
+        (folder / "samples.txt").write_text("\n".join(lines), encoding="utf-8")

@@ -20,6 +20,7 @@ class ModelConfig(PreTrainedConfig):
     """
 
     model_type = "custom_classification"
+    pipeline_tag = "text-classification"  # what the Hub calls this task
     sub_configs = {"base_config": AutoConfig}
 
     def __init__(

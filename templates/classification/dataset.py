@@ -38,6 +38,11 @@ class Dataset(torch.utils.data.Dataset):
     def __len__(self) -> int:
         return len(self.rows)
 
+    @property
+    def label_counts(self) -> dict[str, int]:
+        counts = np.bincount(self.rows.data.column("labels").to_numpy())
+        return dict(zip(self.schema["labels"], counts.tolist(), strict=False))
+
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         return self.__getitems__([index])[0]
 
