@@ -28,7 +28,7 @@ from model.modeling import Model
 from reading import DataError
 from reporting.preview import preview
 from reporting.report import Report
-from training.arguments import add_arguments, parse_args
+from training.arguments import OneOrMore, add_arguments, parse_args
 from training.batches import Batches, MicroBatch
 from training.checkpoint import Checkpoints
 from training.interruption import Interruption
@@ -45,8 +45,9 @@ from training.state import open_state
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     data = parser.add_argument_group("data and model")
-    data.add_argument("--train_input", default="data/train.jsonl", help="file to learn from")
-    data.add_argument("--valid_input", default="data/valid.jsonl", help="file to choose best/ by")
+    files = {"nargs": "+", "action": OneOrMore, "metavar": "FILE"}
+    data.add_argument("--train_input", default="data/train.jsonl", help="to learn from", **files)
+    data.add_argument("--valid_input", default="data/valid.jsonl", help="to judge by", **files)
     for name, option in {**OPTIONS, **SCORE_OPTIONS}.items():
         data.add_argument(f"--{name}", **option)
     data.add_argument("--model_id", default=BASE_MODEL, help="base model: Hub id or folder")

@@ -1,7 +1,16 @@
 """From a file to a table of tokens, or to one sentence that says what is wrong with the file."""
 
 from .faults import DataError
-from .tables import read_table, row_name
+from .tables import Source, is_plain_text, read_table, row_name
 from .tokens import pad, tensors, tokenized
 
-__all__ = ["DataError", "pad", "read_table", "row_name", "tensors", "tokenized"]
+__all__ = [
+    "DataError",
+    "Source",
+    "is_plain_text",
+    "pad",
+    "read_table",
+    "row_name",
+    "tensors",
+    "tokenized",
+]

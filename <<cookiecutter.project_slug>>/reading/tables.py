@@ -1,6 +1,8 @@
-"""Read the columns of a data file as text."""
+"""Read the columns of a data file, or of many, as text."""
 
 import logging
+import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import datasets
@@ -19,63 +21,132 @@ FORMATS: dict[str, tuple[str, dict]] = {
     ".parquet": ("parquet", {}),
     ".txt": ("text", {"keep_linebreaks": True}),
 }
+# name:split, or name:configuration:split, of a data set on the Hub or in a folder
+NAMED = re.compile(r"(?P<name>[^:]{2,}?)(:(?P<config>[^:\[\]]+))?:(?P<split>\w+(\[.*\])?)")
+Source = str | Path | Sequence[str | Path]
 
 
-def read_table(path: str | Path, columns: list[str]) -> datasets.Dataset:
-    """Read the named columns of a file; numbers become their decimal text.
+def read_table(source: Source, columns: list[str]) -> datasets.Dataset:
+    """Read the named columns of a file; numbers become their decimal text, classes their names.
 
     The format follows from the ending of the file's name. The table is memory-mapped from the
     cache of `datasets`, so it may be larger than memory.
+
+    Args:
+        source: A file, a folder of files, a pattern such as `part-*.jsonl`, or several of these;
+            an address, `hf://datasets/...`; or a data set with its split, `stanfordnlp/imdb:train`
+            or `nyu-mll/glue:sst2:train`, on the Hub or in a folder.
 
     Raises:
         DataError: no such file, an unknown format, an empty or broken file, text that is not
             UTF-8, a missing column, or a row without a value.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise DataError(f"{path}: no such file; expected a {', '.join(FORMATS)} file")
-    if path.suffix not in FORMATS:
-        raise DataError(f"{path}: unknown format; expected a {', '.join(FORMATS)} file")
-    if path.stat().st_size == 0:
-        raise DataError(f"{path}: the file is empty; expected at least one example")
-    builder, options = FORMATS[path.suffix]
     datasets.disable_progress_bars()
     datasets.logging.set_verbosity(logging.CRITICAL)
-    try:
-        if builder == "csv":  # and "1e5" as a number
-            names = header(path)
-            options = {**options, "features": datasets.Features(dict.fromkeys(names, TEXT))}
-        table = datasets.load_dataset(builder, data_files=str(path), split="train", **options)
-    except Exception as error:
-        raise first_fault(path, error) from None
+    named = NAMED.fullmatch(str(source)) if isinstance(source, (str, Path)) else None
+    if named and not Path(source).exists() and "://" not in str(source):  # type: ignore[arg-type]
+        try:
+            table = datasets.load_dataset(named["name"], named["config"], split=named["split"])
+        except Exception as error:  # of many kinds, of the network's and of the data's
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise DataError(f"{source}: cannot be read ({reason})") from None
+    else:
+        table = _read_files(files_of(source))
     if len(table) == 0:
-        raise DataError(f"{path}: no rows; expected at least one example")
-    return _as_text(path, table, columns)
+        raise DataError(f"{source}: no rows; expected at least one example")
+    return _as_text(source, table, columns)
 
 
-def row_name(path: str | Path, row: int) -> str:
+def files_of(source: Source) -> list[str]:
+    """List the files that are meant: all of one format, none of them empty.
+
+    Raises:
+        DataError: there are none, or others.
+    """
+    endings = ", ".join(FORMATS)
+    files: list[str] = []
+    for part in [source] if isinstance(source, (str, Path)) else source:
+        found = [str(part)]
+        if Path(part).is_dir():
+            inside = Path(part).rglob("*")
+            found = sorted(str(file) for file in inside if file.suffix in FORMATS)
+        elif re.search(r"[*?\[]", str(part)) and not Path(part).exists() and "://" not in str(part):
+            whole = Path(part).absolute()
+            found = sorted(map(str, Path(whole.anchor).glob(str(whole.relative_to(whole.anchor)))))
+        if not found:
+            raise DataError(f"{part}: no such files there; expected {endings} files")
+        files += found
+    for file in files:
+        if "://" not in file and not Path(file).is_file():
+            raise DataError(f"{file}: no such file; expected a {endings} file")
+        if Path(file).suffix not in FORMATS:
+            raise DataError(f"{file}: unknown format; expected a {endings} file")
+        if Path(file).suffix != Path(files[0]).suffix:
+            raise DataError(f"{file}: another format than {files[0]}; expected files of one")
+        if "://" not in file and Path(file).stat().st_size == 0:
+            raise DataError(f"{file}: the file is empty; expected at least one example")
+    return files
+
+
+def is_plain_text(source: Source) -> bool:
+    """Whether it is text without rows of its own."""
+    is_named = isinstance(source, str) and NAMED.fullmatch(source) is not None
+    return not is_named and Path(files_of(source)[0]).suffix == ".txt"
+
+
+def _read_files(files: list[str]) -> datasets.Dataset:
+    builder, options = FORMATS[Path(files[0]).suffix]
+    try:
+        if builder == "csv" and "://" not in files[0]:  # and "1e5" as a number
+            names = header(Path(files[0]))
+            options = {**options, "features": datasets.Features(dict.fromkeys(names, TEXT))}
+        return datasets.load_dataset(builder, data_files=files, split="train", **options)
+    except Exception as error:
+        faults = [first_fault(Path(file), error) for file in files if "://" not in file]
+        named = [fault for fault in faults if re.match(r".*?:\d+: ", str(fault))]
+        raise [*named, *faults, DataError(f"{files[0]}: cannot be read ({error})")][0] from None
+
+
+def row_name(source: Source, row: int) -> str:
     """Say where a row, counted from 0, stands: `train.jsonl:12`, or `train.parquet (row 12)`."""
-    for count, line in enumerate(records(Path(path))):
-        if count == row:
-            return f"{path}:{line}"
-    return f"{path} (row {row + 1})"
+    named, count = isinstance(source, str) and NAMED.fullmatch(source), 0
+    for file in [] if named else files_of(source):
+        for line in records(Path(file)) if "://" not in file else ():
+            if count == row:
+                return f"{file}:{line}"
+            count += 1
+    return f"{source} (row {row + 1})"
 
 
-def _as_text(path: Path, table: datasets.Dataset, columns: list[str]) -> datasets.Dataset:
+def _as_text(source: Source, table: datasets.Dataset, columns: list[str]) -> datasets.Dataset:
     for name in columns:
         if name not in table.column_names:
             found = ", ".join(map(repr, table.column_names))
-            raise DataError(f"{row_name(path, 0)}: no column {name!r}; the file has {found}")
+            raise DataError(f"{row_name(source, 0)}: no column {name!r}; the file has {found}")
     table = table.select_columns(columns)
     for name in columns:
         values = table.data.column(name)
         if values.null_count:
             row = pc.index(pc.is_null(values), True).as_py()
-            raise DataError(f"{row_name(path, row)}: no value for {name!r}; expected text")
+            raise DataError(f"{row_name(source, row)}: no value for {name!r}; expected text")
         feature = table.features[name]
         if getattr(feature, "dtype", None) in ("string", "large_string"):
             continue
+        if isinstance(feature, datasets.ClassLabel):
+            table = _with_names(source, table, name, feature)
+            continue
         if not isinstance(feature, datasets.Value):
-            raise DataError(f"{path}: column {name!r} holds more than one kind; expected text")
+            raise DataError(f"{source}: column {name!r} holds more than one kind; expected text")
         table = table.cast_column(name, TEXT)
     return table
+
+
+def _with_names(
+    source: Source, table: datasets.Dataset, column: str, feature: datasets.ClassLabel
+) -> datasets.Dataset:
+    if (row := pc.index(pc.less(table.data.column(column), 0), True).as_py()) >= 0:
+        raise DataError(f"{row_name(source, row)}: no label; expected one of {feature.names}")
+    features = datasets.Features({**table.features, column: TEXT})
+    return table.map(
+        lambda batch: {column: feature.int2str(batch[column])}, batched=True, features=features
+    )

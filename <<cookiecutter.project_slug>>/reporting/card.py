@@ -53,7 +53,7 @@ def write_card(folder: Path, state: TrainingState, pipeline_tag: str | None) -> 
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     auto_class = next(name for name in config["auto_map"] if name != "AutoConfig")
     args, base = state.args, config["base_model_id"]
-    valid_input = Path(args["valid_input"]).name
+    valid_input = _names(args["valid_input"])
     scores = {name: value for name, value in state.best.items() if name not in ("epoch", "count")}
     metadata = ModelCardData(
         base_model=None if Path(base).exists() else base,
@@ -76,7 +76,7 @@ def write_card(folder: Path, state: TrainingState, pipeline_tag: str | None) -> 
         metadata=metadata.to_yaml(),
         name=Path.cwd().name,
         base=base,
-        train_input=Path(args["train_input"]).name,
+        train_input=_names(args["train_input"]),
         valid_input=valid_input,
         step=state.step,
         global_batch_size=state.global_batch_size,
@@ -87,6 +87,10 @@ def write_card(folder: Path, state: TrainingState, pipeline_tag: str | None) -> 
     )
     (folder / "README.md").write_text(card, encoding="utf-8")
     (folder / "loss.png").write_bytes(draw_curves(state))
+
+
+def _names(source: str | list[str]) -> str:
+    return ", ".join(Path(part).name for part in ([source] if isinstance(source, str) else source))
 
 
 def _rows(values: dict) -> str:

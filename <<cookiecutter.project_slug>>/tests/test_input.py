@@ -135,3 +135,61 @@ def test_the_exit_code_is_2_and_the_sentence_stands_alone(tmp_path):
     assert process.returncode == 2
     assert process.stderr.count("\n") == 1
     assert "none.jsonl: no such file" in process.stderr
+
+
+def split_in_two(sample, folder):
+    rows = [json.loads(line) for line in (sample / "train.jsonl").read_text("utf-8").splitlines()]
+    for name, part in (("train-00000-of-00002", rows[:20]), ("train-00001-of-00002", rows[20:])):
+        datasets.Dataset.from_list(part).to_parquet(folder / f"{name}.parquet")
+        text = "".join(json.dumps(row) + "\n" for row in part)
+        (folder / f"{name}.jsonl").write_text(text, encoding="utf-8")
+    return rows
+
+
+def test_many_files_are_read_as_one(sample, tmp_path, tokenizer):
+    split_in_two(sample, tmp_path)
+    shards = tmp_path / "shards"
+    shards.mkdir()
+    for file in tmp_path.glob("*.parquet"):
+        file.rename(shards / file.name)
+    one = generate_dataset(sample / "train.jsonl", tokenizer, 48)
+    files = sorted(map(str, tmp_path.glob("*.jsonl")))
+    for source in (files, str(tmp_path / "train-*.jsonl"), shards, f"{shards}:train"):
+        many = generate_dataset(source, tokenizer, 48)
+        assert len(many) == len(one)
+        for mine, expected in zip(many[len(one) - 1].values(), one[len(one) - 1].values()):
+            assert mine.tolist() == expected.tolist()
+
+
+def test_a_fault_in_one_of_many_files_is_named(sample, tmp_path, tokenizer):
+    split_in_two(sample, tmp_path)
+    second = tmp_path / "train-00001-of-00002.jsonl"
+    second.write_text(second.read_text("utf-8") + "{broken\n", encoding="utf-8")
+    with pytest.raises(DataError, match=r"00001-of-00002\.jsonl:23: broken JSON"):
+        generate_dataset(str(tmp_path / "*.jsonl"), tokenizer, 48)
+    lines = second.read_text("utf-8").splitlines()
+    row = {name: None for name in json.loads(lines[0])}
+    second.write_text("\n".join([*lines[:3], json.dumps(row)]), encoding="utf-8")
+    with pytest.raises(DataError, match=r"00001-of-00002\.jsonl:4: no value"):
+        generate_dataset(str(tmp_path / "*.jsonl"), tokenizer, 48)
+
+
+@pytest.mark.parametrize(
+    ("source", "words"),
+    [
+        ("none-*.jsonl", "no such files there"),
+        (["a.jsonl", "b.csv"], "another format than"),
+        ("folder", "no such files there"),
+        ("nobody/nothing:train", "cannot be read"),
+        ("shards:test", "cannot be read"),
+    ],
+)
+def test_what_is_not_there_is_named(source, words, sample, tmp_path, tokenizer, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("folder", "shards"):
+        (tmp_path / name).mkdir()
+    split_in_two(sample, tmp_path / "shards")
+    for name in ("a.jsonl", "b.csv"):
+        (tmp_path / name).write_text("{}")
+    with pytest.raises(DataError, match=words):
+        generate_dataset(source, tokenizer, 48)

@@ -167,7 +167,7 @@ def test_patience_ends_a_run_in_all_processes(arguments, tmp_path):
         outdir = ["--outdir", str(tmp_path / f"run{processes}")]
         run = Run([*arguments, *outdir], tmp_path / f"output{processes}", processes)
         assert run.wait() == [0] * processes
-        assert "Ended early: no better loss in 2 epochs" in run.output()
+        assert "Ended early: no better loss in 2 validations" in run.output()
         log = json.loads((tmp_path / f"run{processes}" / "log.json").read_text())
         assert list(log) == ["Epoch 0", "Epoch 1", "Epoch 2"]
     train.main(["--restore_dir", str(tmp_path / "run1" / "last"), "--patience", "3"])

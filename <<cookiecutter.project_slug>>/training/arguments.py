@@ -29,6 +29,13 @@ AT_LEAST_ONE = (
 )
 
 
+class OneOrMore(argparse.Action):
+    """Keeps a single value as it is, and several as a list."""
+
+    def __call__(self, parser, namespace, values, option_string=None) -> None:
+        setattr(namespace, self.dest, values[0] if len(values) == 1 else values)
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the machinery."""
     run = parser.add_argument_group("run")

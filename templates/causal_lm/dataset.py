@@ -1,13 +1,11 @@
 """The data: texts, joined end to end and cut into blocks."""
 
-from pathlib import Path
-
 import datasets
 import numpy as np
 import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from reading import DataError, pad, read_table, tokenized
+from reading import DataError, Source, is_plain_text, pad, read_table, tokenized
 
 from .configuration import BASE_MODEL
 
@@ -80,7 +78,7 @@ class Dataset(torch.utils.data.Dataset):
 
 
 def generate_dataset(
-    path: str | Path,
+    path: Source,
     tokenizer: PreTrainedTokenizerBase | None = None,
     max_len: int = 128,
     *,
@@ -90,8 +88,8 @@ def generate_dataset(
     """Read a file of texts: an end mark follows each, and all are joined and cut into blocks.
 
     Args:
-        path: JSON lines, CSV, TSV or Parquet, a document per row; or plain text, which is one
-            document and gets no end mark.
+        path: What `read_table` reads, a document per row; or plain text, which is one document
+            and gets no end mark.
         tokenizer: The base model's own when not given.
         max_len: Tokens in a block, at least 2.
         text_column: The column that holds the text.
@@ -103,7 +101,7 @@ def generate_dataset(
     tokenizer = tokenizer or AutoTokenizer.from_pretrained(BASE_MODEL)
     table = read_table(path, [text_column])
     end = tokenizer.sep_token_id if tokenizer.eos_token_id is None else tokenizer.eos_token_id
-    is_one_text = Path(path).suffix == ".txt"
+    is_one_text = is_plain_text(path)
 
     def encode(batch: dict[str, list]) -> dict[str, list]:
         texts = tokenizer(batch[text_column], add_special_tokens=not is_one_text, verbose=False)

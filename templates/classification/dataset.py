@@ -1,13 +1,11 @@
 """The data: a text and its label per example."""
 
-from pathlib import Path
-
 import datasets
 import numpy as np
 import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from reading import DataError, pad, read_table, row_name, tensors, tokenized
+from reading import DataError, Source, pad, read_table, row_name, tensors, tokenized
 
 from .configuration import BASE_MODEL
 
@@ -64,7 +62,7 @@ class Dataset(torch.utils.data.Dataset):
 
 
 def generate_dataset(
-    path: str | Path,
+    path: Source,
     tokenizer: PreTrainedTokenizerBase | None = None,
     max_len: int = 128,
     *,
@@ -75,7 +73,7 @@ def generate_dataset(
     """Read a file of labelled texts.
 
     Args:
-        path: JSON lines, CSV, TSV or Parquet.
+        path: JSON lines, CSV, TSV or Parquet; see `read_table` for all that may stand here.
         tokenizer: The base model's own when not given.
         max_len: Longer texts are cut to this many tokens.
         text_column: The column that holds the text.

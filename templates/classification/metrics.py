@@ -57,7 +57,7 @@ class Scores:
         size = 3 + 0.4 * min(count, 40)
         figure = Figure(figsize=(size, size), layout="constrained")
         axes = figure.subplots()
-        axes.imshow(shares.nan_to_num(), cmap="Blues", vmin=0, vmax=1)
+        axes.imshow(shares.nan_to_num().numpy(), cmap="Blues", vmin=0, vmax=1)
         axes.set(xlabel="predicted", ylabel="label", xticks=range(count), yticks=range(count))
         # A dollar sign would begin a formula.
         names = [name.replace("$", r"\$")[:30] for name in self.names]

@@ -1,13 +1,11 @@
 """The data: a source text and a target text per example."""
 
-from pathlib import Path
-
 import datasets
 import numpy as np
 import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from reading import pad, read_table, tensors, tokenized
+from reading import Source, pad, read_table, tensors, tokenized
 
 from .configuration import BASE_MODEL
 
@@ -63,7 +61,7 @@ class Dataset(torch.utils.data.Dataset):
 
 
 def generate_dataset(
-    path: str | Path,
+    path: Source,
     tokenizer: PreTrainedTokenizerBase | None = None,
     max_len: int = 128,
     *,
@@ -73,7 +71,7 @@ def generate_dataset(
     """Read a file of pairs.
 
     Args:
-        path: JSON lines, CSV, TSV or Parquet.
+        path: JSON lines, CSV, TSV or Parquet; see `read_table` for all that may stand here.
         tokenizer: The base model's own when not given.
         max_len: Longer sources and targets are cut to this many tokens, the end mark included.
         source_column: The column that holds the source text.
