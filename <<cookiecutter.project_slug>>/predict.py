@@ -32,7 +32,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--checkpoint", default="outputs/best", help="folder that a run saved")
     parser.add_argument("--input", help="file to read; if not given, lines from the terminal")
     parser.add_argument("--output", default="predictions.jsonl", help="file to write")
-    parser.add_argument("--column", help="column to read, if not that of training")
+    parser.add_argument("--column", nargs="+", help="columns to read, if not those of training")
     parser.add_argument("--batch_size", type=int, default=32, help="per process")
     parser.add_argument("--max_len", type=int, help="most tokens in a text, if not as in training")
     for name, option in OPTIONS.items():
@@ -41,14 +41,14 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def predict(
-    accelerator: Accelerator, predictor: Predictor, texts: list[str], batch_size: int
+    accelerator: Accelerator, predictor: Predictor, texts: list, batch_size: int
 ) -> list[dict]:
     """Predict all texts, those of like length together, in all processes.
 
     Returns:
         The predictions, in the order of the texts.
     """
-    order = np.argsort([-len(text) for text in texts], kind="stable")
+    order = np.argsort([-len("".join(text)) for text in texts], kind="stable")
     batches = [order[begin : begin + batch_size] for begin in range(0, len(order), batch_size)]
     mine = batches[accelerator.process_index :: accelerator.num_processes]
     found: list[tuple[int, dict]] = []
@@ -59,11 +59,13 @@ def predict(
 
 
 def converse(predictor: Predictor, lines: Iterable[str]) -> None:
-    """Answer each line as it comes."""
+    """Answer each line as it comes; a tab divides the texts of a pair."""
     print("> ", end="", flush=True)
     with suppress(KeyboardInterrupt):
         for line in lines:
-            (prediction,) = predictor([line.rstrip("\n")])
+            texts = line.rstrip("\n").split("\t")
+            pair = [*texts, ""][: len(predictor.columns)]
+            (prediction,) = predictor([pair if len(pair) > 1 else line.rstrip("\n")])
             print(json.dumps(prediction, ensure_ascii=False), end="\n> ", flush=True)
     print()
 
@@ -87,12 +89,15 @@ def main(argv: list[str] | None = None) -> None:
     if args.input is None:
         converse(predictor, sys.stdin)
         return
-    column = args.column or predictor.column
-    texts = read_table(args.input, [column])[column][:]
+    columns = args.column or predictor.columns
+    if len(columns) != len(predictor.columns):
+        raise RunError(f"--column {' '.join(columns)}: expected {len(predictor.columns)} column(s)")
+    rows = read_table(args.input, columns).to_list()
+    texts = [list(row.values()) if len(row) > 1 else row[columns[0]] for row in rows]
     predictions = predict(accelerator, predictor, texts, args.batch_size)
     if accelerator.is_main_process:
-        rows = ({column: text, **found} for text, found in zip(texts, predictions, strict=True))
-        lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        both = ({**row, **found} for row, found in zip(rows, predictions, strict=True))
+        lines = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in both)
         with saving(output.parent, len(lines)):
             write_file(output, lines)
         print(f"{len(texts):,} predictions: see {output}")

@@ -45,7 +45,7 @@ from training.state import open_state
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     data = parser.add_argument_group("data and model")
-    files = {"nargs": "+", "action": OneOrMore, "metavar": "FILE"}
+    files: dict = {"nargs": "+", "action": OneOrMore, "metavar": "FILE"}
     data.add_argument("--train_input", default="data/train.jsonl", help="to learn from", **files)
     data.add_argument("--valid_input", default="data/valid.jsonl", help="to judge by", **files)
     for name, option in {**OPTIONS, **SCORE_OPTIONS}.items():
@@ -148,7 +148,9 @@ def main(argv: list[str] | None = None) -> None:
         if args.lr is None:
             args.lr = 5e-5 if config.base_has_weights else 2e-3
     with locked(peers, Path(args.outdir)), Interruption(peers) as interruption:
-        state = open_state(args, train_set, accelerator, Scores.directions(**score_options))
+        state = open_state(
+            args, train_set, accelerator, Scores.directions(train_set.schema, **score_options)
+        )
         seed_all(args.seed)
         model = Model(config) if args.restore_dir is None else load_model(Model, args.restore_dir)
         set_up(model, args)

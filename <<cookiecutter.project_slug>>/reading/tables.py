@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import datasets
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from .faults import DataError, first_fault, header, records
@@ -26,7 +27,7 @@ NAMED = re.compile(r"(?P<name>[^:]{2,}?)(:(?P<config>[^:\[\]]+))?:(?P<split>\w+(
 Source = str | Path | Sequence[str | Path]
 
 
-def read_table(source: Source, columns: list[str]) -> datasets.Dataset:
+def read_table(source: Source, columns: list[str], lists: Sequence[str] = ()) -> datasets.Dataset:
     """Read the named columns of a file; numbers become their decimal text, classes their names.
 
     The format follows from the ending of the file's name. The table is memory-mapped from the
@@ -36,6 +37,7 @@ def read_table(source: Source, columns: list[str]) -> datasets.Dataset:
         source: A file, a folder of files, a pattern such as `part-*.jsonl`, or several of these;
             an address, `hf://datasets/...`; or a data set with its split, `stanfordnlp/imdb:train`
             or `nyu-mll/glue:sst2:train`, on the Hub or in a folder.
+        lists: Columns that may hold lists of texts.
 
     Raises:
         DataError: no such file, an unknown format, an empty or broken file, text that is not
@@ -54,7 +56,7 @@ def read_table(source: Source, columns: list[str]) -> datasets.Dataset:
         table = _read_files(files_of(source))
     if len(table) == 0:
         raise DataError(f"{source}: no rows; expected at least one example")
-    return _as_text(source, table, columns)
+    return _as_text(source, table, columns, lists)
 
 
 def files_of(source: Source) -> list[str]:
@@ -118,7 +120,25 @@ def row_name(source: Source, row: int) -> str:
     return f"{source} (row {row + 1})"
 
 
-def _as_text(source: Source, table: datasets.Dataset, columns: list[str]) -> datasets.Dataset:
+def row_with(source: Source, table: datasets.Dataset, column: str, value: str) -> str:
+    """Say where a value stands first, alone or in a list."""
+    for row, cell in enumerate(table[column]):
+        if value == cell or (isinstance(cell, list) and value in cell):
+            return row_name(source, row)
+    return str(source)
+
+
+def distinct(table: datasets.Dataset, column: str) -> tuple[list[str], bool]:
+    """The different texts in a column, whole numbers by size; and whether it holds lists."""
+    values = table.data.column(column)
+    is_list = pa.types.is_nested(values.type)
+    found = pc.unique(pc.list_flatten(values) if is_list else values).drop_null().to_pylist()
+    return sorted(found, key=lambda n: (int(n) if n.isdecimal() else -1, n)), is_list
+
+
+def _as_text(
+    source: Source, table: datasets.Dataset, columns: list[str], lists: Sequence[str]
+) -> datasets.Dataset:
     for name in columns:
         if name not in table.column_names:
             found = ", ".join(map(repr, table.column_names))
@@ -134,6 +154,13 @@ def _as_text(source: Source, table: datasets.Dataset, columns: list[str]) -> dat
             continue
         if isinstance(feature, datasets.ClassLabel):
             table = _with_names(source, table, name, feature)
+            continue
+        if name in lists and isinstance(getattr(feature, "feature", None), datasets.Value):
+            if pc.list_flatten(values).null_count:
+                raise DataError(
+                    f"{source}: a list in {name!r} holds nothing somewhere; expected text"
+                )
+            table = table.cast_column(name, datasets.List(TEXT))
             continue
         if not isinstance(feature, datasets.Value):
             raise DataError(f"{source}: column {name!r} holds more than one kind; expected text")

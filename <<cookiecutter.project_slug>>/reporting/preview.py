@@ -41,6 +41,7 @@ def preview(
     lines = [
         *_about_data("train", batches.dataset, state.args["max_len"]),
         *_about_data("valid", valid_batches.dataset, state.args["max_len"]),
+        *_label_counts(batches.dataset, model),
         *_examples(batches.dataset, model, tokenizer),
         *_about_steps(state, batches, scheduler),
     ]
@@ -62,8 +63,6 @@ def _about_data(name: str, dataset, max_len: int) -> Iterator[str]:
         f"  tokens: {lengths.min():,} to {lengths.max():,} ({spread}); "
         f"{full:,} fill --max_len {max_len}: cut off, or just as long"
     )
-    if (counts := getattr(dataset, "label_counts", None)) is not None:
-        yield "  labels: " + ", ".join(f"{label} {count:,}" for label, count in counts.items())
 
 
 def _has_targets(dataset) -> bool:
@@ -75,11 +74,21 @@ def _percentiles(values: np.ndarray, percents: tuple[int, ...]) -> list[tuple[in
     return list(zip(percents, np.percentile(values, percents), strict=True))
 
 
+def _label_counts(dataset, model: torch.nn.Module) -> Iterator[str]:
+    """Of labels that are names."""
+    if dataset[0]["labels"].ndim == 0 and not dataset[0]["labels"].is_floating_point():
+        counts = np.bincount(dataset.rows.data.column("labels").to_numpy())
+        named = (f"{model.config.id2label[label]} {n:,}" for label, n in enumerate(counts))
+        yield "labels: " + ", ".join(named)
+
+
 def _examples(dataset, model: torch.nn.Module, tokenizer) -> Iterator[str]:
     for index in np.linspace(0, len(dataset) - 1, min(EXAMPLES, len(dataset))).astype(int):
         example = dataset[index]
         labels = example["labels"]
-        if labels.ndim == 0:
+        if labels.is_floating_point():
+            target = str(labels.tolist())
+        elif labels.ndim == 0:
             target = str(model.config.id2label[labels.item()])
         else:
             target = tokenizer.decode(labels[labels != -100])

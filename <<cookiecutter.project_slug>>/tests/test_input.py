@@ -157,7 +157,9 @@ def test_many_files_are_read_as_one(sample, tmp_path, tokenizer):
     for source in (files, str(tmp_path / "train-*.jsonl"), shards, f"{shards}:train"):
         many = generate_dataset(source, tokenizer, 48)
         assert len(many) == len(one)
-        for mine, expected in zip(many[len(one) - 1].values(), one[len(one) - 1].values()):
+        for mine, expected in zip(
+            many[len(one) - 1].values(), one[len(one) - 1].values(), strict=True
+        ):
             assert mine.tolist() == expected.tolist()
 
 
@@ -168,7 +170,7 @@ def test_a_fault_in_one_of_many_files_is_named(sample, tmp_path, tokenizer):
     with pytest.raises(DataError, match=r"00001-of-00002\.jsonl:23: broken JSON"):
         generate_dataset(str(tmp_path / "*.jsonl"), tokenizer, 48)
     lines = second.read_text("utf-8").splitlines()
-    row = {name: None for name in json.loads(lines[0])}
+    row = dict.fromkeys(json.loads(lines[0]))
     second.write_text("\n".join([*lines[:3], json.dumps(row)]), encoding="utf-8")
     with pytest.raises(DataError, match=r"00001-of-00002\.jsonl:4: no value"):
         generate_dataset(str(tmp_path / "*.jsonl"), tokenizer, 48)

@@ -12,11 +12,14 @@ from huggingface_hub import ModelCard, constants
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import train
+from conftest import ROOT
+from model.dataset import generate_dataset
 from model.metrics import Scores
 from outcome import assert_same
 from test_runs import Killed, stop_after
 from training import RunError
 
+SCORES = Scores.directions(generate_dataset(ROOT / "data" / "train.jsonl").schema)
 PNG = b"\x89PNG\r\n\x1a\n"
 
 
@@ -30,9 +33,9 @@ def valid_with(monkeypatch, values: list[dict]) -> None:
     monkeypatch.setattr(train, "valid", lambda *args: {**valid(*args), **next(given)})
 
 
-@pytest.mark.parametrize("name", ["loss", *Scores.directions()])
+@pytest.mark.parametrize("name", ["loss", *SCORES])
 def test_best_is_chosen_by_the_score_that_was_asked_for(name, arguments, tmp_path, monkeypatch):
-    better = {"loss": False, **Scores.directions()}[name]
+    better = {"loss": False, **SCORES}[name]
     values = [1.0, 3.0, 2.0] if better else [3.0, 1.0, 2.0]
     worse = {"loss": 9.0} if name != "loss" else {}
     valid_with(monkeypatch, [{**worse, name: value} for value in values])
@@ -85,7 +88,7 @@ def test_pictures_samples_and_card_are_there(arguments, tmp_path, capsys):
     card = ModelCard.load(run / "best" / "README.md")
     scores = {result.metric_type: result.metric_value for result in card.data.eval_results}
     expected = log_of(run)[state["best"]["epoch"]]["valid_log"]
-    assert scores == {name: expected[name] for name in ("loss", *Scores.directions())}
+    assert scores == {name: expected[name] for name in ("loss", *SCORES)}
     assert "| max_len | 48 |" in card.text
     summary = capsys.readouterr().out
     for name in scores:

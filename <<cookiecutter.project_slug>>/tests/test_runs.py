@@ -145,7 +145,7 @@ def in_two_processes(tmp_path) -> Callable[..., str]:
 
 def rates(output: str) -> list[tuple[int, int, float]]:
     """(step, all steps, learning rate) of all that the bars of training have shown."""
-    bar = r"\[Epoch (\d+)\] \[TRAIN\]: +\d+%\|.*?\| (\d+)/(\d+) \[.*?lr=([\d.e-]+)\]"
+    bar = r"\[Epoch (\d+)\] \[TRAIN\]: +\d+%\|.*?\| (\d+)/(\d+) \[.*?lr=([\d.e-]+)[],]"
     return [
         (int(epoch) * int(total) + int(step) - 1, 2 * int(total), float(lr))
         for epoch, step, total, lr in re.findall(bar, output.replace("\r", "\n"))
@@ -180,8 +180,8 @@ def test_a_step_that_overflowed_does_not_move_the_schedule(arguments, tmp_path, 
             outputs.loss = outputs.loss * 64
         return outputs
 
-    def start_with_a_scaler():
-        accelerator = begin()
+    def start_with_a_scaler(*place):
+        accelerator = begin(*place)
         accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127)
         return accelerator
 

@@ -33,8 +33,8 @@ class Scores:
         self.reset()
 
     @staticmethod
-    def directions(max_new_tokens: int = 32) -> dict[str, bool]:
-        """The names of the scores, and of each whether more is better."""
+    def directions(schema: dict, max_new_tokens: int = 32) -> dict[str, bool]:
+        """The names of the scores for data of this schema, and of each whether more is better."""
         return {"perplexity": False}
 
     def reset(self) -> None:

@@ -21,7 +21,7 @@ class Predictor:
         options: Of `generate`; None where not given.
 
     Attributes:
-        column: The column that held the text in training.
+        columns: The one that held the text in training.
     """
 
     def __init__(
@@ -29,13 +29,13 @@ class Predictor:
     ):
         self.model, self.tokenizer, self.max_len = model, tokenizer, max_len
         self.options = {name: value for name, value in options.items() if value is not None}
-        self.column: str = model.config.text_column
+        self.columns: list[str] = [model.config.text_column]
         # New tokens are put behind the last column, so it must not be padding.
         tokenizer.padding_side = tokenizer.truncation_side = "left"
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
 
-    def __call__(self, texts: list[str]) -> list[dict]:
+    def __call__(self, texts: list) -> list[dict]:
         """Give the `prediction` for each text: what comes next."""
         start = self.tokenizer.bos_token or self.tokenizer.eos_token  # for what has no token
         inputs = self.tokenizer(

@@ -1,6 +1,9 @@
 """What the model is made of: saved as config.json, so that a checkpoint explains itself."""
 
+import math
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig
 
@@ -14,6 +17,7 @@ class ModelConfig(PreTrainedConfig):
         base_model_id: A Hub id or a local folder. A folder that holds a configuration but no
             weights is trained from random ones.
         labels: The label names, in the order of the logits.
+        problem_type: What kind of labels they are: see `problem_of`.
         classifier_dropout: Probability of dropping a feature before the classifier; that of the
             base model's layers when not given.
         base_config: The base model's own configuration; read from `base_model_id` when not given.
@@ -27,6 +31,7 @@ class ModelConfig(PreTrainedConfig):
         self,
         base_model_id: str = BASE_MODEL,
         labels: list[str] | None = None,
+        problem_type: str = "single_label_classification",
         classifier_dropout: float | None = None,
         base_config: PreTrainedConfig | dict | None = None,
         **kwargs,
@@ -44,13 +49,58 @@ class ModelConfig(PreTrainedConfig):
         if labels is not None:
             kwargs["id2label"] = dict(enumerate(labels))
             kwargs["label2id"] = {name: index for index, name in enumerate(labels)}
-        super().__init__(**kwargs)
+        super().__init__(problem_type=problem_type, **kwargs)
 
     @property
     def base_has_weights(self) -> bool:
         folder = Path(self.base_model_id)
         weights = [*folder.glob("*.safetensors"), *folder.glob("*.bin")]
         return bool(weights) or not folder.is_dir()
+
+
+def problem_of(names: list[str], is_list: bool) -> str:
+    """Find out what labels are, in the words that transformers has for it.
+
+    Args:
+        names: All that occur.
+        is_list: Whether an example has a list of them.
+
+    Returns:
+        `multi_label_classification` for lists, `regression` where all are numbers and some have
+        fractions, else `single_label_classification`.
+    """
+    if is_list:
+        return "multi_label_classification"
+    try:
+        are_values = not all(_number(name).is_integer() for name in names)
+    except ValueError:
+        are_values = False
+    return "regression" if are_values else "single_label_classification"
+
+
+def label_encoder(problem_type: str, labels: list[str]) -> Callable[[Any], int | float | list]:
+    """What makes of an example's label, or list of labels, what the loss is computed with.
+
+    It raises KeyError for a name that is none of `labels`, and ValueError for no number.
+    """
+    ids = {name: index for index, name in enumerate(labels)}
+
+    def one_or_zero(names: list[str]) -> list[float]:
+        given = {ids[name] for name in names}
+        return [float(index in given) for index in range(len(labels))]
+
+    encoders: dict[str, Callable[[Any], int | float | list]] = {
+        "single_label_classification": ids.__getitem__,
+        "multi_label_classification": one_or_zero,
+        "regression": _number,
+    }
+    return encoders[problem_type]
+
+
+def _number(text: str) -> float:
+    if not math.isfinite(number := float(text)):
+        raise ValueError(text)
+    return number
 
 
 AutoConfig.register(ModelConfig.model_type, ModelConfig, exist_ok=True)

@@ -1,17 +1,18 @@
-"""The data: a text and its label per example."""
+"""The data: a text, or two, and what it is labelled with, per example."""
 
 import datasets
 import numpy as np
 import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from reading import DataError, Source, pad, read_table, row_name, tensors, tokenized
+from reading import DataError, Source, distinct, pad, read_table, row_with, tensors, tokenized
 
-from .configuration import BASE_MODEL
+from .configuration import BASE_MODEL, label_encoder, problem_of
 
 # Arguments of generate_dataset that train.py offers on its command line.
 OPTIONS: dict[str, dict] = {
     "text_column": {"default": "text", "help": "column of both files"},
+    "pair_column": {"help": "column of a second text, where they come in pairs"},
     "label_column": {"default": "label", "help": "column of both files"},
 }
 
@@ -27,7 +28,7 @@ class Dataset(torch.utils.data.Dataset):
     """
 
     def __init__(self, rows: datasets.Dataset, schema: dict, pad_token_id: int | None):
-        self.rows = rows.select_columns(["input_ids", "labels"]).with_format("arrow")
+        self.rows = rows.remove_columns("length").with_format("arrow")
         self.lengths = rows.data.column("length").to_numpy()
         self.num_items = np.broadcast_to(np.int64(1), len(rows))
         self.schema = schema
@@ -36,29 +37,22 @@ class Dataset(torch.utils.data.Dataset):
     def __len__(self) -> int:
         return len(self.rows)
 
-    @property
-    def label_counts(self) -> dict[str, int]:
-        counts = np.bincount(self.rows.data.column("labels").to_numpy())
-        return dict(zip(self.schema["labels"], counts.tolist(), strict=False))
-
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         return self.__getitems__([index])[0]
 
     def __getitems__(self, indices: list[int]) -> list[dict[str, torch.Tensor]]:
         rows = self.rows[indices]
-        labels = torch.tensor(rows["labels"].to_numpy())
-        return [
-            {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": label}
-            for ids, label in zip(tensors(rows, "input_ids"), labels, strict=True)
-        ]
+        parts = {n: tensors(rows, n) for n in rows.column_names if n != "labels"}
+        parts["attention_mask"] = [torch.ones_like(ids) for ids in parts["input_ids"]]
+        parts["labels"] = list(torch.tensor(rows["labels"].to_pylist()))
+        return [dict(zip(parts, row, strict=True)) for row in zip(*parts.values(), strict=True)]
 
     def collate(self, examples: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-        """Pad to the longest: ids and mask of shape (batch, length), labels of shape (batch,)."""
-        return {
-            "input_ids": pad(examples, "input_ids", self.pad_token_id),
-            "attention_mask": pad(examples, "attention_mask", 0),
-            "labels": torch.stack([example["labels"] for example in examples]),
-        }
+        """Pad to the longest: (batch, length); labels (batch,), of several (batch, labels)."""
+        labels = torch.stack([example["labels"] for example in examples])
+        fill = dict.fromkeys(examples[0], 0) | {"input_ids": self.pad_token_id}
+        batch = {name: pad(examples, name, fill[name]) for name in fill if name != "labels"}
+        return {**batch, "labels": labels}
 
 
 def generate_dataset(
@@ -67,41 +61,52 @@ def generate_dataset(
     max_len: int = 128,
     *,
     text_column: str = OPTIONS["text_column"]["default"],
+    pair_column: str | None = None,
     label_column: str = OPTIONS["label_column"]["default"],
     labels: list[str] | None = None,
+    problem_type: str | None = None,
 ) -> Dataset:
     """Read a file of labelled texts.
 
     Args:
         path: JSON lines, CSV, TSV or Parquet; see `read_table` for all that may stand here.
         tokenizer: The base model's own when not given.
-        max_len: Longer texts are cut to this many tokens.
+        max_len: Longer texts, or pairs of them, are cut to this many tokens.
         text_column: The column that holds the text.
-        label_column: The column that holds the label, text or number.
+        pair_column: The column that holds the second text of a pair.
+        label_column: The column that holds the label: text or number, or a list of them; numbers
+            with fractions are values to predict.
         labels: The label names to expect, in the order of their ids; those found in the file,
             sorted, when not given.
+        problem_type: What the labels are, as `problem_of` says; found in the file when not given.
 
     Raises:
         DataError: the file cannot be read, or holds a label that is not one of `labels`.
     """
     tokenizer = tokenizer or AutoTokenizer.from_pretrained(BASE_MODEL)
-    table = read_table(path, [text_column, label_column])
-    found = table.unique(label_column)
-    if labels is None:
-        labels = sorted(found, key=lambda name: (int(name) if name.isdecimal() else -1, name))
-    for name in set(found) - set(labels):
-        where = row_name(path, table[label_column].index(name))
-        raise DataError(f"{where}: unknown label {name!r}; expected one of {', '.join(labels)}")
-    label2id = {name: index for index, name in enumerate(labels)}
+    texts = [text_column] if pair_column is None else [text_column, pair_column]
+    table = read_table(path, [*texts, label_column], lists=[label_column])
+    found, is_list = distinct(table, label_column)
+    problem_type = problem_type or problem_of(found, is_list)
+    labels = labels or ([label_column] if problem_type == "regression" else found)
+    encode_label = label_encoder(problem_type, labels)
+    for name in found:
+        try:
+            encode_label([name] if is_list else name)
+        except (KeyError, TypeError, ValueError):
+            where, known = row_with(path, table, label_column, name), ", ".join(labels)
+            expected = "a number" if problem_type == "regression" else f"one of {known}"
+            raise DataError(f"{where}: unknown label {name!r}; expected {expected}") from None
 
     def encode(batch: dict[str, list]) -> dict[str, list]:
-        ids = tokenizer(batch[text_column], truncation=True, max_length=max_len)["input_ids"]
-        return {
-            "input_ids": ids,
-            "labels": [label2id[name] for name in batch[label_column]],
-            "length": [len(i) for i in ids],
-        }
+        tokens = tokenizer(*(batch[name] for name in texts), truncation=True, max_length=max_len)
+        tokens.pop("attention_mask", None)
+        if pair_column is None:
+            tokens.pop("token_type_ids", None)
+        labels, lengths = map(encode_label, batch[label_column]), map(len, tokens["input_ids"])
+        return {**tokens, "labels": list(labels), "length": list(lengths)}
 
     rows = tokenized(table, encode, tokenizer)
-    schema = {"text_column": text_column, "label_column": label_column, "labels": labels}
+    schema: dict = {"text_column": text_column, "pair_column": pair_column}
+    schema |= {"label_column": label_column, "labels": labels, "problem_type": problem_type}
     return Dataset(rows, schema, tokenizer.pad_token_id)

@@ -1,18 +1,44 @@
-"""The loss: cross entropy, per label item of the whole global batch."""
+"""The loss: per label item of the whole global batch."""
 
 from torch import Tensor
 from torch.nn import functional as F
 
 
-def cross_entropy(
-    logits: Tensor, labels: Tensor, num_items_in_batch: Tensor | int | None = None
+def loss_of(
+    problem_type: str,
+    logits: Tensor,
+    labels: Tensor,
+    num_items_in_batch: Tensor | int | None = None,
 ) -> Tensor:
-    """Sum over the labels, divided by `num_items_in_batch`; their mean when that is left out.
+    """Sum over the examples, divided by `num_items_in_batch`; their mean when that is left out.
 
     Args:
-        logits: Shape (batch, labels).
-        labels: Label ids, shape (batch,); -100 is ignored.
+        problem_type: `single_label_classification` (cross entropy), `multi_label_classification`
+            (binary cross entropy, the mean over the labels) or `regression` (squared error).
+        logits: Shape (batch, labels); (batch, 1) in regression.
+        labels: Label ids, shape (batch,), where -100 is ignored; of several labels 1 or 0 each,
+            shape (batch, labels); or values, shape (batch,).
     """
     if num_items_in_batch is None:
-        num_items_in_batch = (labels != -100).sum()
-    return F.cross_entropy(logits, labels, reduction="sum") / num_items_in_batch
+        num_items_in_batch = (labels != -100).sum() if labels.ndim == 1 else len(labels)
+    return SUMS[problem_type](logits, labels) / num_items_in_batch
+
+
+def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    return F.cross_entropy(logits, labels, reduction="sum")
+
+
+def binary_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    total = F.binary_cross_entropy_with_logits(logits, labels, reduction="sum")
+    return total / logits.shape[-1]
+
+
+def squared_error(logits: Tensor, labels: Tensor) -> Tensor:
+    return F.mse_loss(logits.squeeze(-1), labels, reduction="sum")
+
+
+SUMS = {
+    "single_label_classification": cross_entropy,
+    "multi_label_classification": binary_cross_entropy,
+    "regression": squared_error,
+}

@@ -4,38 +4,64 @@ from pathlib import Path
 
 import torch
 from matplotlib.figure import Figure
-from torchmetrics import MetricCollection
+from torchmetrics import MeanAbsoluteError, MetricCollection, PearsonCorrCoef
 from torchmetrics.classification import (
     MulticlassAccuracy,
     MulticlassConfusionMatrix,
     MulticlassF1Score,
+    MultilabelExactMatch,
+    MultilabelF1Score,
 )
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 # Arguments of Scores that train.py offers on its command line.
 OPTIONS: dict[str, dict] = {}
+# By the problem type: the name of each score, and whether more is better.
+DIRECTIONS = {
+    "single_label_classification": {"accuracy": True, "macro_f1": True},
+    "multi_label_classification": {"exact_match": True, "micro_f1": True, "macro_f1": True},
+    "regression": {"mean_absolute_error": False, "pearson": True},
+}
 
 
-class Scores:
-    """Accuracy, and the F1 score averaged over the labels, over all processes."""
-
-    def __init__(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, device: torch.device
-    ):
-        count = model.config.num_labels
-        self.names = [model.config.id2label[index] for index in range(count)]
-        self.metrics = MetricCollection(
+def metrics_for(problem_type: str, count: int) -> MetricCollection:
+    """Make the metrics for a number of labels; those that are no score are shown otherwise."""
+    if problem_type == "single_label_classification":
+        return MetricCollection(
             {
                 "accuracy": MulticlassAccuracy(count, average="micro"),
                 "macro_f1": MulticlassF1Score(count, average="macro"),
                 "confusion": MulticlassConfusionMatrix(count),
             }
-        ).to(device)
+        )
+    if problem_type == "multi_label_classification":
+        return MetricCollection(
+            {
+                "exact_match": MultilabelExactMatch(count),
+                "micro_f1": MultilabelF1Score(count, average="micro"),
+                "macro_f1": MultilabelF1Score(count, average="macro"),
+            }
+        )
+    return MetricCollection(
+        {"mean_absolute_error": MeanAbsoluteError(), "pearson": PearsonCorrCoef()}
+    )
+
+
+class Scores:
+    """The scores of `DIRECTIONS` for the model's labels, over all processes."""
+
+    def __init__(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, device: torch.device
+    ):
+        config = model.config
+        self.problem_type = config.problem_type
+        self.names = [config.id2label[index] for index in range(config.num_labels)]
+        self.metrics = metrics_for(config.problem_type, config.num_labels).to(device)
 
     @staticmethod
-    def directions() -> dict[str, bool]:
-        """The names of the scores, and of each whether more is better."""
-        return {"accuracy": True, "macro_f1": True}
+    def directions(schema: dict) -> dict[str, bool]:
+        """The names of the scores for data of this schema, and of each whether more is better."""
+        return DIRECTIONS[schema["problem_type"]]
 
     def reset(self) -> None:
         """Begin a validation."""
@@ -43,16 +69,22 @@ class Scores:
 
     def update(self, outputs, inputs: dict[str, torch.Tensor]) -> None:
         """Take in a batch: what the model made of it, and what it was given."""
-        self.metrics.update(outputs.logits, inputs["labels"])
+        logits, labels = outputs.logits.float(), inputs["labels"]
+        if self.problem_type == "multi_label_classification":
+            logits, labels = logits.sigmoid(), labels.int()
+        self.metrics.update(logits.squeeze(-1), labels)
 
     def compute(self, loss: float) -> dict[str, float]:
         """Give the scores, by name; `loss` is the mean over all label items."""
         scores = self.metrics.compute()
-        self.confusion = scores.pop("confusion").cpu()
+        confusion = scores.pop("confusion", None)
+        self.confusion = None if confusion is None else confusion.cpu()
         return {name: value.item() for name, value in scores.items()}
 
     def save(self, folder: Path) -> None:
         """Draw confusion_matrix.png: rows are what the label is, columns what was predicted."""
+        if self.confusion is None:
+            return
         count, shares = len(self.names), self.confusion / self.confusion.sum(1, keepdim=True)
         size = 3 + 0.4 * min(count, 40)
         figure = Figure(figsize=(size, size), layout="constrained")

@@ -6,7 +6,7 @@ from transformers import AutoModel, AutoModelForSequenceClassification, PreTrain
 from transformers.modeling_outputs import SequenceClassifierOutput
 
 from .configuration import ModelConfig
-from .loss import cross_entropy
+from .loss import loss_of
 
 
 class Model(PreTrainedModel):
@@ -43,7 +43,7 @@ class Model(PreTrainedModel):
         Args:
             input_ids: Token ids, shape (batch, length).
             attention_mask: 1 for tokens, 0 for padding, shape (batch, length).
-            labels: Label ids, shape (batch,); -100 is ignored.
+            labels: See `loss_of`.
             num_items_in_batch: What to divide the summed loss by: the labels of the whole global
                 batch. The labels given here when left out, which makes the loss their mean.
 
@@ -58,7 +58,9 @@ class Model(PreTrainedModel):
         mask = attention_mask.unsqueeze(-1).to(hidden.dtype)
         mean = (hidden * mask).sum(dim=1) / mask.sum(dim=1)
         logits = self.classifier(self.dropout(mean))
-        loss = None if labels is None else cross_entropy(logits, labels, num_items_in_batch)
+        loss = None
+        if labels is not None:
+            loss = loss_of(self.config.problem_type, logits, labels, num_items_in_batch)
         return SequenceClassifierOutput(loss=loss, logits=logits)
 
 

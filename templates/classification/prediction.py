@@ -14,24 +14,32 @@ class Predictor:
         max_len: Longer texts are cut to this many tokens.
 
     Attributes:
-        column: The column that held the text in training.
+        columns: Those that held the text, or the two texts, in training.
     """
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_len: int):
         self.model, self.tokenizer, self.max_len = model, tokenizer, max_len
-        self.column: str = model.config.text_column
+        columns = (model.config.text_column, model.config.pair_column)
+        self.columns: list[str] = [name for name in columns if name is not None]
 
     @torch.no_grad()
-    def __call__(self, texts: list[str]) -> list[dict]:
-        """Give the `prediction` for each text, and in `scores` the probability of every label."""
+    def __call__(self, texts: list) -> list[dict]:
+        """Give the `prediction` for each text, or pair of texts, and in `scores` each label's probability.
+
+        Of several labels, all that are likelier than not; in regression a number, and no scores.
+        """
         inputs = self.tokenizer(
             texts, truncation=True, max_length=self.max_len, padding=True, return_tensors="pt"
         ).to(self.model.device)
-        logits = self.model(inputs.input_ids, inputs.attention_mask).logits
+        logits = self.model(**inputs).logits.float()
         names = [self.model.config.id2label[index] for index in range(logits.shape[-1])]
-        return [
-            {"prediction": names[best], "scores": dict(zip(names, scores, strict=True))}
-            for best, scores in zip(
-                logits.argmax(-1).tolist(), logits.float().softmax(-1).tolist(), strict=True
-            )
-        ]
+        problem_type = self.model.config.problem_type
+        if problem_type == "regression":
+            return [{"prediction": value} for value in logits.squeeze(-1).tolist()]
+        if problem_type == "multi_label_classification":
+            rows = [dict(zip(names, row, strict=True)) for row in logits.sigmoid().tolist()]
+            likely = [[name for name, score in row.items() if score > 0.5] for row in rows]
+        else:
+            rows = [dict(zip(names, row, strict=True)) for row in logits.softmax(-1).tolist()]
+            likely = [max(row, key=row.__getitem__) for row in rows]
+        return [{"prediction": p, "scores": s} for p, s in zip(likely, rows, strict=True)]

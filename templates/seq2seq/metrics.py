@@ -38,8 +38,8 @@ class Scores:
         self.reset()
 
     @staticmethod
-    def directions(max_new_tokens: int = 64) -> dict[str, bool]:
-        """The names of the scores, and of each whether more is better."""
+    def directions(schema: dict, max_new_tokens: int = 64) -> dict[str, bool]:
+        """The names of the scores for data of this schema, and of each whether more is better."""
         generated = {"exact_match": True, "chrf": True, "bleu": True}
         return {"perplexity": False, **(generated if max_new_tokens > 0 else {})}
 

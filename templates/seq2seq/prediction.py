@@ -21,7 +21,7 @@ class Predictor:
         options: Of `generate`; None where not given.
 
     Attributes:
-        column: The column that held the source in training.
+        columns: The one that held the source in training.
     """
 
     def __init__(
@@ -29,9 +29,9 @@ class Predictor:
     ):
         self.model, self.tokenizer, self.max_len = model, tokenizer, max_len
         self.options = {name: value for name, value in options.items() if value is not None}
-        self.column: str = model.config.source_column
+        self.columns: list[str] = [model.config.source_column]
 
-    def __call__(self, texts: list[str]) -> list[dict]:
+    def __call__(self, texts: list) -> list[dict]:
         """Give the `prediction` for each source."""
         inputs = self.tokenizer(
             texts, truncation=True, max_length=self.max_len, padding=True, return_tensors="pt"

@@ -1,0 +1,120 @@
+"""Classification by the data's shape: one label of many, several labels, or a value; pairs."""
+
+from __future__ import annotations
+
+import json
+import random
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from conftest import Render
+
+WORDS = ["good", "bad", "cheap", "dear", "quick", "slow", "warm", "cold"]
+
+
+def single(words: list[str]) -> str:
+    return "yes" if "good" in words else "no"
+
+
+def several(words: list[str]) -> list[str]:
+    return [name for name in ("good", "cheap", "warm") if name in words]
+
+
+def value(words: list[str]) -> float:
+    return 0.25 + words.count("good") - 0.5 * words.count("bad")
+
+
+def write(path: Path, label: Callable, count: int, seed: int) -> None:
+    draw = random.Random(seed)
+    rows = []
+    for _ in range(count):
+        words = draw.choices(WORDS, k=draw.randint(2, 9))
+        rows.append({"text": " ".join(words[1:]), "more": words[0], "label": label(words)})
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def run(project: Path, *command: str) -> subprocess.CompletedProcess[str]:
+    environment = {"HF_HUB_OFFLINE": "1", "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [sys.executable, *command],
+        cwd=project,
+        env={**__import__("os").environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+@pytest.mark.parametrize(
+    ("label", "scores", "reached"),
+    [
+        (single, {"accuracy", "macro_f1"}, ("accuracy", 0.9)),
+        (several, {"exact_match", "micro_f1", "macro_f1"}, ("micro_f1", 0.9)),
+        (value, {"mean_absolute_error", "pearson"}, ("pearson", 0.9)),
+    ],
+)
+def test_each_kind_of_label_is_learned_and_predicted(
+    label: Callable, scores: set[str], reached: tuple[str, float], render: Render, tmp_path: Path
+) -> None:
+    project = render(task="classification")
+    for name, count, seed in (("train", 600, 0), ("valid", 100, 1)):
+        write(tmp_path / f"{name}.jsonl", label, count, seed)
+    data = [f"--{name}_input={tmp_path / name}.jsonl" for name in ("train", "valid")]
+    options = ["--pair_column=more", "--epochs=8", f"--metric_for_best_model={reached[0]}"]
+    outdir = tmp_path / "run"
+    done = run(project, "train.py", *data, *options, f"--outdir={outdir}")
+    assert done.returncode == 0, done.stderr[-2000:]
+    log = json.loads((outdir / "log.json").read_text())
+    found = [entry["valid_log"] for entry in log.values()]
+    assert scores | {"loss", "count"} == found[0].keys()
+    assert max(entry[reached[0]] for entry in found) > reached[1]
+    assert run(project, "train.py", *data, "--pair_column=more", "--dry_run").returncode == 0
+    output = tmp_path / "out.jsonl"
+    arguments = ["--checkpoint", str(outdir / "best"), "--input", str(tmp_path / "valid.jsonl")]
+    done = run(project, "predict.py", *arguments, "--output", str(output))
+    assert done.returncode == 0, done.stderr[-2000:]
+    rows = [json.loads(line) for line in (tmp_path / "valid.jsonl").read_text().splitlines()]
+    predicted = [json.loads(line) for line in output.read_text().splitlines()]
+    hits = 0
+    for row, answer in zip(rows, predicted, strict=True):
+        assert (row["text"], row["more"]) == (answer["text"], answer["more"])
+        if isinstance(row["label"], float):
+            hits += abs(answer["prediction"] - row["label"]) < 0.5
+        else:
+            hits += answer["prediction"] == row["label"]
+    assert hits > 60
+
+
+@pytest.mark.parametrize(
+    ("label", "wrong", "words"),
+    [
+        (single, '"maybe"', "valid.jsonl:21: unknown label 'maybe'; expected one of no, yes"),
+        (several, '["good", "dear"]', "valid.jsonl:21: unknown label 'dear'; expected one of"),
+        (value, '"much"', "valid.jsonl:21: unknown label 'much'; expected a number"),
+    ],
+)
+def test_a_label_that_is_unknown_is_named(
+    label: Callable, wrong: str, words: str, render: Render, tmp_path: Path
+) -> None:
+    project = render(task="classification")
+    write(tmp_path / "train.jsonl", label, 40, 0)
+    write(tmp_path / "valid.jsonl", label, 20, 1)
+    row = f'{{"text": "good", "more": "bad", "label": {wrong}}}\n'
+    content = (tmp_path / "valid.jsonl").read_text()
+    if label is value:  # one kind in a column: as CSV, where all is text
+        lines = [json.loads(line) for line in [*content.splitlines(), row]]
+        csv = "".join(f"{line['text']},{line['label']}\n" for line in lines)
+        (tmp_path / "valid.csv").write_text("text,label\n" + csv)
+        words = words.replace("valid.jsonl:21", "valid.csv:22")
+    else:
+        (tmp_path / "valid.jsonl").write_text(content + row)
+    valid = next(tmp_path.glob("valid.csv"), tmp_path / "valid.jsonl")
+    done = run(
+        project, "train.py", f"--train_input={tmp_path}/train.jsonl", f"--valid_input={valid}"
+    )
+    assert done.returncode == 2
+    assert words in done.stderr.splitlines()[-1]
