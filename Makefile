@@ -7,11 +7,12 @@ TASK ?= classification
 BIN := $(abspath $(VENV))/bin
 STAMP := $(VENV)/.made-by-make
 
-.PHONY: help demo test bench lint clean
+.PHONY: help demo test test-all bench lint clean
 
 help:
 	@echo "make demo    render a project into demo/ and train it; TASK=classification, seq2seq or causal_lm"
 	@echo "make test    run all tests"
+	@echo "make test-all  the same for every task, also where all tasks share the code"
 	@echo "make bench   measure speed beside other trainers, into bench/results/ (half an hour)"
 	@echo "make lint    check style, format and types"
 	@echo "make clean   remove the environment and the caches (demo/ is yours and stays)"
@@ -40,6 +41,10 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	"$(BIN)/python" -m pytest -n 2
+
+# The tests of what all tasks share run on one of them in `make test`: here on each.
+test-all: $(STAMP)
+	TEST_ALL=1 "$(BIN)/python" -m pytest -n 2
 
 bench: $(STAMP)
 	"$(BIN)/python" bench/speed.py --write bench/results
