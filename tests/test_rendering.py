@@ -100,7 +100,7 @@ TASK_OWNED = (
 )
 
 # Parts of a task's folder that README.md and pyproject.toml include among other lines.
-PARTS = ["dependencies.toml", "usage.md"]
+PARTS = ["dependencies.toml", "shown.md", "usage.md"]
 
 MODEL_CLASSES = {
     "classification": "ForSequenceClassification",

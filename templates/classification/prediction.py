@@ -24,7 +24,7 @@ class Predictor:
 
     @torch.no_grad()
     def __call__(self, texts: list) -> list[dict]:
-        """Give the `prediction` for each text, or pair of texts, and in `scores` each label's probability.
+        """Give the `prediction` for each text or pair, and in `scores` each label's probability.
 
         Of several labels, all that are likelier than not; in regression a number, and no scores.
         """
