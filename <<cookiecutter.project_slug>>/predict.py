@@ -21,6 +21,7 @@ from model.modeling import Model
 from model.prediction import OPTIONS, Predictor
 from reading import DataError, read_table
 from training import RunError
+from training.arguments import HelpFormatter
 from training.files import saving, write_file
 from training.launch import run, start
 from training.loading import load_model, load_tokenizer
@@ -28,7 +29,7 @@ from training.state import TrainingState
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = argparse.ArgumentParser(usage="predict.py [arguments]", formatter_class=HelpFormatter)
     parser.add_argument("--checkpoint", default="outputs/best", help="folder that a run saved")
     parser.add_argument("--input", help="file to read; if not given, lines from the terminal")
     parser.add_argument("--output", default="predictions.jsonl", help="file to write")

@@ -28,12 +28,12 @@ from model.modeling import Model
 from reading import DataError
 from reporting.preview import preview
 from reporting.report import Report
-from training.arguments import OneOrMore, add_arguments, parse_args
+from training.arguments import HelpFormatter, OneOrMore, add_arguments, parse_args
 from training.batches import Batches, MicroBatch
 from training.checkpoint import Checkpoints
 from training.interruption import Interruption
 from training.launch import run, start
-from training.loading import load_model, load_tokenizer, set_up
+from training.loading import build_model, load_model, load_tokenizer, set_up
 from training.lock import locked
 from training.optimization import Guard, build_optimizer, build_scheduler, take_step
 from training.peers import Peers
@@ -43,7 +43,7 @@ from training.state import open_state
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = argparse.ArgumentParser(usage="train.py [arguments]", formatter_class=HelpFormatter)
     data = parser.add_argument_group("data and model")
     files: dict = {"nargs": "+", "action": OneOrMore, "metavar": "FILE"}
     data.add_argument("--train_input", default="data/train.jsonl", help="to learn from", **files)
@@ -152,7 +152,10 @@ def main(argv: list[str] | None = None) -> None:
             args, train_set, accelerator, Scores.directions(train_set.schema, **score_options)
         )
         seed_all(args.seed)
-        model = Model(config) if args.restore_dir is None else load_model(Model, args.restore_dir)
+        if args.restore_dir is None:
+            model = build_model(Model, config, args.model_id)
+        else:
+            model = load_model(Model, args.restore_dir)
         set_up(model, args)
         scores = Scores(model, tokenizer, accelerator.device, **score_options)
         report = Report(accelerator, peers, state, scores, model.config.pipeline_tag)

@@ -151,3 +151,12 @@ def test_weights_of_another_model_are_refused(run, tmp_path):
     reseal(last)
     with pytest.raises(RunError, match="unexpected keys: other"):
         train.main(["--restore_dir", str(last)])
+
+
+def test_a_base_model_whose_weights_are_broken_is_refused(arguments, tmp_path):
+    base = tmp_path / "base"
+    shutil.copytree(ROOT / "tiny", base)
+    (base / "model.safetensors").write_bytes(b"no weights")
+    with pytest.raises(RunError, match="base: no model to be had there"):
+        train.main([*arguments, "--model_id", str(base)])
+    assert not (tmp_path / "run").exists()

@@ -29,6 +29,20 @@ AT_LEAST_ONE = (
 )
 
 
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """A line for each argument, and its default where there is one."""
+
+    def __init__(self, prog: str):
+        super().__init__(prog, max_help_position=34, width=100)
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        is_telling = type(action.default) in (int, float, str) and action.dest != "help"
+        return f"{action.help} (%(default)s)" if is_telling else str(action.help)
+
+    def _get_default_metavar_for_optional(self, action: argparse.Action) -> str:
+        return "N" if action.type is int else "X" if action.type is float else "NAME"
+
+
 class OneOrMore(argparse.Action):
     """Keeps a single value as it is, and several as a list."""
 
@@ -43,18 +57,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     run.add_argument("--dry_run", action="store_true", help="look at all before the first step")
     run.add_argument("--outdir", default="outputs", help="folder for all that comes out")
     run.add_argument("--restore_dir", help="go on from this last/; auto: from outdir's, if any")
-    run.add_argument("--epochs", type=int, default=3)
+    run.add_argument("--epochs", type=int, default=3, help="times to see all examples")
     run.add_argument("--max_steps", type=int, help="optimizer steps, instead of epochs")
     run.add_argument("--save_steps", type=int, help="save last/ every so many steps, too")
-    run.add_argument("--seed", type=int, default=42)
+    run.add_argument("--seed", type=int, default=42, help="what all randomness follows from")
     step = parser.add_argument_group("step")
     step.add_argument("--batch_size", type=int, default=16, help="per process, forward pass")
     step.add_argument("--accumulation", type=int, default=1, help="forward passes in a step")
     step.add_argument("--lr", type=float, help="5e-5, or 2e-3 from random weights, if not given")
-    step.add_argument("--lr_scheduler_type", choices=SCHEDULERS, default="linear")
+    step.add_argument(
+        "--lr_scheduler_type",
+        choices=SCHEDULERS,
+        default="linear",
+        metavar="NAME",
+        help=f"any of {', '.join(SCHEDULERS)}",
+    )
     step.add_argument("--num_warmup_steps", type=int, default=0, help="optimizer steps")
-    step.add_argument("--weight_decay", type=float, default=0.01)
-    step.add_argument("--max_grad_norm", type=float, default=1.0)
+    step.add_argument("--weight_decay", type=float, default=0.01, help="of AdamW")
+    step.add_argument("--max_grad_norm", type=float, default=1.0, help="cut to this")
     valid = parser.add_argument_group("validation")
     valid.add_argument("--valid_steps", type=int, help="validate every so many steps, too")
     valid.add_argument("--eval_batch_size", type=int, default=64, help="per process")
@@ -75,7 +95,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="TRACKER",
         help=f"any of {', '.join(trackers)}",
     )
-    report.add_argument("--logging_steps", type=int, default=10, help="between points of a curve")
+    report.add_argument(
+        "--logging_steps", type=int, default=10, help="steps between points of a curve"
+    )
     report.add_argument("--push_to_hub", metavar="NAME", help="upload best/ there at the end")
 
 

@@ -4,8 +4,9 @@ import argparse
 import math
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from . import RunError
 
@@ -20,6 +21,20 @@ def load_tokenizer(model_id: str) -> PreTrainedTokenizerBase:
         return AutoTokenizer.from_pretrained(model_id)
     except Exception as error:  # of many kinds, one for each kind of file
         raise RunError(f"{model_id}: no tokenizer to be had there ({_reason(error)})") from None
+
+
+def build_model(
+    model_class: type[PreTrainedModel], config: PreTrainedConfig, model_id: str
+) -> PreTrainedModel:
+    """Build a new model, with the weights of its base model.
+
+    Raises:
+        RunError: that has none to be read, or cannot do what the configuration asks for.
+    """
+    try:
+        return model_class(config)
+    except (OSError, ValueError, SafetensorError) as error:
+        raise RunError(f"{model_id}: no model to be had there ({_reason(error)})") from None
 
 
 def load_model(model_class: type[PreTrainedModel], folder: str) -> PreTrainedModel:
