@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import subprocess
 import sys
@@ -42,7 +43,7 @@ def run(project: Path, *command: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, *command],
         cwd=project,
-        env={**__import__("os").environ, **environment},
+        env={**os.environ, **environment},
         capture_output=True,
         text=True,
         timeout=300,

@@ -14,7 +14,11 @@ from model.dataset import OPTIONS, generate_dataset
 from model.modeling import Model
 from reading import DataError
 
-NAMES = [option["default"] for name, option in OPTIONS.items() if name.endswith("_column")]
+NAMES = [
+    option["default"]
+    for name, option in OPTIONS.items()
+    if name.endswith("_column") and "default" in option
+]
 HEADER = ",".join(NAMES).encode() + b"\n"
 MANY = "x" * 10**6
 

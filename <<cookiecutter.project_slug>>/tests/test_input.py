@@ -13,7 +13,11 @@ from model.dataset import OPTIONS, generate_dataset
 from reading import DataError
 from training import RunError
 
-COLUMNS = [option["default"] for name, option in OPTIONS.items() if name.endswith("_column")]
+COLUMNS = [
+    option["default"]
+    for name, option in OPTIONS.items()
+    if name.endswith("_column") and "default" in option
+]
 GOOD = dict.fromkeys(COLUMNS, "text")
 FIRST, HEADER = next(iter(GOOD)), ",".join(GOOD) + "\n"
 

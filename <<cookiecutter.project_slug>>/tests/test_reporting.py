@@ -1,6 +1,7 @@
 """What a run tells: scores, pictures, trackers, the model card, and a look before it begins."""
 
 import json
+import math
 import os
 import shutil
 import threading
@@ -13,11 +14,14 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import train
 from conftest import ROOT
+from model.configuration import ModelConfig
 from model.dataset import generate_dataset
 from model.metrics import Scores
+from model.modeling import Model
 from outcome import assert_same
 from test_runs import Killed, stop_after
 from training import RunError
+from training.loading import learned_positions
 
 SCORES = Scores.directions(generate_dataset(ROOT / "data" / "train.jsonl").schema)
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -239,6 +243,12 @@ def test_a_dry_run_ends_where_the_run_would_not_fit(arguments, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10, 10, 1000))
     with pytest.raises(RunError, match="are free; checkpoints take"):
         train.main([*arguments, "--dry_run"])
+
+
+def test_more_tokens_than_a_model_has_positions_are_refused(arguments):
+    schema = generate_dataset(ROOT / "data" / "train.jsonl").schema
+    if learned_positions(Model(ModelConfig(str(ROOT / "tiny"), **schema))) == math.inf:
+        pytest.skip("this model computes its positions")
     with pytest.raises(RunError, match=r"--max_len 9999: .* has \d+ positions"):
         train.main([*arguments, "--max_len", "9999"])
 

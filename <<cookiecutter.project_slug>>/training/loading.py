@@ -63,7 +63,7 @@ def set_up(model: PreTrainedModel, args: argparse.Namespace) -> None:
     Raises:
         RunError: the model cannot do what was asked for, or has no positions for `max_len` tokens.
     """
-    if (positions := _learned_positions(model)) < args.max_len:
+    if (positions := learned_positions(model)) < args.max_len:
         raise RunError(f"--max_len {args.max_len}: {args.model_id} has {positions} positions")
     try:
         if args.attn_implementation is not None:
@@ -77,7 +77,7 @@ def set_up(model: PreTrainedModel, args: argparse.Namespace) -> None:
         model.compile(dynamic=True)
 
 
-def _learned_positions(model: PreTrainedModel) -> float:
+def learned_positions(model: PreTrainedModel) -> float:
     """The most tokens it can tell apart; infinite where positions are computed, not looked up."""
     parts = list(model.modules())
     configs = [part.config for part in parts if isinstance(part, PreTrainedModel)]
