@@ -62,10 +62,10 @@ def test_each_kind_of_label_is_learned_and_predicted(
     label: Callable, scores: set[str], reached: tuple[str, float], render: Render, tmp_path: Path
 ) -> None:
     project = render(task="classification")
-    for name, count, seed in (("train", 600, 0), ("valid", 100, 1)):
+    for name, count, seed in (("train", 480, 0), ("valid", 100, 1)):
         write(tmp_path / f"{name}.jsonl", label, count, seed)
     data = [f"--{name}_input={tmp_path / name}.jsonl" for name in ("train", "valid")]
-    options = ["--pair_column=more", "--epochs=8", f"--metric_for_best_model={reached[0]}"]
+    options = ["--pair_column=more", "--epochs=6", f"--metric_for_best_model={reached[0]}"]
     outdir = tmp_path / "run"
     done = run(project, "train.py", *data, *options, f"--outdir={outdir}")
     assert done.returncode == 0, done.stderr[-2000:]

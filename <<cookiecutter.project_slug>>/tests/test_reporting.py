@@ -37,7 +37,7 @@ def valid_with(monkeypatch, values: list[dict]) -> None:
     monkeypatch.setattr(train, "valid", lambda *args: {**valid(*args), **next(given)})
 
 
-@pytest.mark.parametrize("name", ["loss", *SCORES])
+@pytest.mark.parametrize("name", ["loss", list(SCORES)[0], list(SCORES)[-1]])
 def test_best_is_chosen_by_the_score_that_was_asked_for(name, arguments, tmp_path, monkeypatch):
     better = {"loss": False, **SCORES}[name]
     values = [1.0, 3.0, 2.0] if better else [3.0, 1.0, 2.0]
@@ -62,7 +62,7 @@ def test_patience_counts_validations_without_a_better_score(arguments, tmp_path,
     assert list(log_of(tmp_path / "run")) == [f"Epoch {n}" for n in range(4)]
 
 
-@pytest.mark.parametrize("forward_passes", [3, 4, 7])
+@pytest.mark.parametrize("forward_passes", [3, 4])
 def test_validating_inside_an_epoch_changes_nothing(
     forward_passes, arguments, steps, tmp_path, monkeypatch
 ):

@@ -49,7 +49,8 @@ class ModelConfig(PreTrainedConfig):
         if labels is not None:
             kwargs["id2label"] = dict(enumerate(labels))
             kwargs["label2id"] = {name: index for index, name in enumerate(labels)}
-        super().__init__(problem_type=problem_type, **kwargs)
+        super().__init__(**kwargs)
+        self.problem_type = problem_type  # given above, a single label would be refused
 
     @property
     def base_has_weights(self) -> bool:
