@@ -40,11 +40,11 @@ demo: $(STAMP)
 	cd "demo/$$n/my-project" && "$(BIN)/accelerate" launch train.py
 
 test: $(STAMP)
-	"$(BIN)/python" -m pytest -n 2
+	"$(BIN)/python" -m pytest -n 2 --dist worksteal
 
 # The tests of what all tasks share run on one of them in `make test`: here on each.
 test-all: $(STAMP)
-	TEST_ALL=1 "$(BIN)/python" -m pytest -n 2
+	TEST_ALL=1 "$(BIN)/python" -m pytest -n 2 --dist worksteal
 
 bench: $(STAMP)
 	"$(BIN)/python" bench/speed.py --write bench/results
