@@ -11,8 +11,8 @@ STAMP := $(VENV)/.made-by-make
 
 help:
 	@echo "make demo    render a project into demo/ and train it; TASK=classification, seq2seq or causal_lm"
-	@echo "make test    run all tests"
-	@echo "make test-all  the same for every task, also where all tasks share the code"
+	@echo "make test    run the tests"
+	@echo "make test-all run them for every task, also where tasks share the code"
 	@echo "make bench   measure speed beside other trainers, into bench/results/ (half an hour)"
 	@echo "make lint    check style, format and types"
 	@echo "make clean   remove the environment and the caches (demo/ is yours and stays)"
