@@ -50,8 +50,8 @@ class Dataset(torch.utils.data.Dataset):
     def collate(self, examples: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
         """Pad to the longest: (batch, length); labels (batch,), of several (batch, labels)."""
         labels = torch.stack([example["labels"] for example in examples])
-        fill = dict.fromkeys(examples[0], 0) | {"input_ids": self.pad_token_id}
-        batch = {name: pad(examples, name, fill[name]) for name in fill if name != "labels"}
+        fill = {"input_ids": self.pad_token_id, "attention_mask": 0, "token_type_ids": 0}
+        batch = {name: pad(examples, name, fill[name]) for name in fill if name in examples[0]}
         return {**batch, "labels": labels}
 
 
