@@ -64,9 +64,9 @@ def converse(predictor: Predictor, lines: Iterable[str]) -> None:
     print("> ", end="", flush=True)
     with suppress(KeyboardInterrupt):
         for line in lines:
-            texts = line.rstrip("\n").split("\t")
-            pair = [*texts, ""][: len(predictor.columns)]
-            (prediction,) = predictor([pair if len(pair) > 1 else line.rstrip("\n")])
+            text = line.rstrip("\n")
+            first, _, second = text.partition("\t")
+            (prediction,) = predictor([text if len(predictor.columns) == 1 else [first, second]])
             print(json.dumps(prediction, ensure_ascii=False), end="\n> ", flush=True)
     print()
 

@@ -91,6 +91,25 @@ def test_each_kind_of_label_is_learned_and_predicted(
 
 
 @pytest.mark.parametrize(
+    ("cell", "words"),
+    [
+        ('["good", null]', "train.jsonl:3: a list in 'label' holds null; expected text"),
+        ("[]", "train.jsonl: 1 label in 'label'; expected at least 2"),
+    ],
+)
+def test_lists_of_labels_that_cannot_be_learned_from(
+    cell: str, words: str, render: Render, tmp_path: Path
+) -> None:
+    project = render(task="classification")
+    rows = ['["good"]', "[]", cell]
+    text = "".join(f'{{"text": "a", "label": {labels}}}\n' for labels in rows)
+    (tmp_path / "train.jsonl").write_text(text)
+    done = run(project, "train.py", f"--train_input={tmp_path}/train.jsonl")
+    assert done.returncode == 2
+    assert words in done.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
     ("label", "wrong", "words"),
     [
         (single, '"maybe"', "valid.jsonl:21: unknown label 'maybe'; expected one of no, yes"),

@@ -1,5 +1,6 @@
 """Read the columns of a data file, or of many, as text."""
 
+import glob
 import logging
 import re
 from collections.abc import Sequence
@@ -45,8 +46,7 @@ def read_table(source: Source, columns: list[str], lists: Sequence[str] = ()) ->
     """
     datasets.disable_progress_bars()
     datasets.logging.set_verbosity(logging.CRITICAL)
-    named = NAMED.fullmatch(str(source)) if isinstance(source, (str, Path)) else None
-    if named and not Path(source).exists() and "://" not in str(source):  # type: ignore[arg-type]
+    if named := _named(source):
         try:
             table = datasets.load_dataset(named["name"], named["config"], split=named["split"])
         except Exception as error:  # of many kinds, of the network's and of the data's
@@ -57,6 +57,12 @@ def read_table(source: Source, columns: list[str], lists: Sequence[str] = ()) ->
     if len(table) == 0:
         raise DataError(f"{source}: no rows; expected at least one example")
     return _as_text(source, table, columns, lists)
+
+
+def _named(source: Source) -> re.Match | None:
+    if not isinstance(source, (str, Path)) or Path(source).exists():
+        return None
+    return NAMED.fullmatch(str(source))
 
 
 def files_of(source: Source) -> list[str]:
@@ -72,9 +78,8 @@ def files_of(source: Source) -> list[str]:
         if Path(part).is_dir():
             inside = Path(part).rglob("*")
             found = sorted(str(file) for file in inside if file.suffix in FORMATS)
-        elif re.search(r"[*?\[]", str(part)) and not Path(part).exists() and "://" not in str(part):
-            whole = Path(part).absolute()
-            found = sorted(map(str, Path(whole.anchor).glob(str(whole.relative_to(whole.anchor)))))
+        elif glob.has_magic(str(part)) and not Path(part).exists() and "://" not in str(part):
+            found = sorted(glob.glob(str(part), recursive=True))
         if not found:
             raise DataError(f"{part}: no such files there; expected {endings} files")
         files += found
@@ -92,8 +97,7 @@ def files_of(source: Source) -> list[str]:
 
 def is_plain_text(source: Source) -> bool:
     """Whether it is text without rows of its own."""
-    is_named = isinstance(source, str) and NAMED.fullmatch(source) is not None
-    return not is_named and Path(files_of(source)[0]).suffix == ".txt"
+    return not _named(source) and Path(files_of(source)[0]).suffix == ".txt"
 
 
 def _read_files(files: list[str]) -> datasets.Dataset:
@@ -111,8 +115,8 @@ def _read_files(files: list[str]) -> datasets.Dataset:
 
 def row_name(source: Source, row: int) -> str:
     """Say where a row, counted from 0, stands: `train.jsonl:12`, or `train.parquet (row 12)`."""
-    named, count = isinstance(source, str) and NAMED.fullmatch(source), 0
-    for file in [] if named else files_of(source):
+    count = 0
+    for file in [] if _named(source) else files_of(source):
         for line in records(Path(file)) if "://" not in file else ():
             if count == row:
                 return f"{file}:{line}"
@@ -120,20 +124,20 @@ def row_name(source: Source, row: int) -> str:
     return f"{source} (row {row + 1})"
 
 
-def row_with(source: Source, table: datasets.Dataset, column: str, value: str) -> str:
+def row_with(source: Source, table: datasets.Dataset, column: str, value: str | None) -> str:
     """Say where a value stands first, alone or in a list."""
-    for row, cell in enumerate(table[column]):
-        if value == cell or (isinstance(cell, list) and value in cell):
-            return row_name(source, row)
-    return str(source)
+    cells = (cell if isinstance(cell, list) else [cell] for cell in table[column])
+    return row_name(source, next(row for row, cell in enumerate(cells) if value in cell))
 
 
 def distinct(table: datasets.Dataset, column: str) -> tuple[list[str], bool]:
     """The different texts in a column, whole numbers by size; and whether it holds lists."""
     values = table.data.column(column)
     is_list = pa.types.is_nested(values.type)
-    found = pc.unique(pc.list_flatten(values) if is_list else values).drop_null().to_pylist()
-    return sorted(found, key=lambda n: (int(n) if n.isdecimal() else -1, n)), is_list
+    found = pc.unique(pc.list_flatten(values) if is_list else values).to_pylist()
+    return sorted(
+        found, key=lambda n: (int(n) if n.isdecimal() and len(n) < 20 else -1, n)
+    ), is_list
 
 
 def _as_text(
@@ -154,17 +158,15 @@ def _as_text(
             continue
         if isinstance(feature, datasets.ClassLabel):
             table = _with_names(source, table, name, feature)
-            continue
-        if name in lists and isinstance(getattr(feature, "feature", None), datasets.Value):
+        elif name in lists and isinstance(getattr(feature, "feature", None), datasets.Value):
             if pc.list_flatten(values).null_count:
-                raise DataError(
-                    f"{source}: a list in {name!r} holds nothing somewhere; expected text"
-                )
+                where = row_with(source, table, name, None)
+                raise DataError(f"{where}: a list in {name!r} holds null; expected text")
             table = table.cast_column(name, datasets.List(TEXT))
-            continue
-        if not isinstance(feature, datasets.Value):
+        elif not isinstance(feature, datasets.Value):
             raise DataError(f"{source}: column {name!r} holds more than one kind; expected text")
-        table = table.cast_column(name, TEXT)
+        else:
+            table = table.cast_column(name, TEXT)
     return table
 
 

@@ -7,8 +7,8 @@ from huggingface_hub import EvalResult, ModelCardData
 
 from training.state import TrainingState
 
-from .curves import draw_curves
-
+# Arguments that say where things are on this machine: no business of those who read a card.
+PLACES = ("config", "model_id", "outdir", "train_input", "valid_input")
 CARD = """---
 {metadata}
 ---
@@ -45,7 +45,7 @@ On `{valid_input}`, after {epoch}:
 
 
 def write_card(folder: Path, state: TrainingState, pipeline_tag: str | None) -> None:
-    """Write README.md and loss.png into a folder that a model has been saved in.
+    """Write README.md into a folder that a model has been saved in.
 
     Args:
         pipeline_tag: What the Hub calls the task.
@@ -53,10 +53,11 @@ def write_card(folder: Path, state: TrainingState, pipeline_tag: str | None) -> 
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     auto_class = next(name for name in config["auto_map"] if name != "AutoConfig")
     args, base = state.args, config["base_model_id"]
+    is_local = Path(base).exists()
     valid_input = _names(args["valid_input"])
     scores = {name: value for name, value in state.best.items() if name not in ("epoch", "count")}
     metadata = ModelCardData(
-        base_model=None if Path(base).exists() else base,
+        base_model=None if is_local else base,
         pipeline_tag=pipeline_tag,
         library_name="transformers",
         tags=["custom_code"],
@@ -75,7 +76,7 @@ def write_card(folder: Path, state: TrainingState, pipeline_tag: str | None) -> 
     card = CARD.format(
         metadata=metadata.to_yaml(),
         name=Path.cwd().name,
-        base=base,
+        base=Path(base).name if is_local else base,
         train_input=_names(args["train_input"]),
         valid_input=valid_input,
         step=state.step,
@@ -83,10 +84,9 @@ def write_card(folder: Path, state: TrainingState, pipeline_tag: str | None) -> 
         auto_class=auto_class,
         epoch=state.best["epoch"],
         scores=_rows({name: f"{value:.4g}" for name, value in scores.items()}),
-        arguments=_rows(args),
+        arguments=_rows({name: v for name, v in args.items() if name not in PLACES}),
     )
     (folder / "README.md").write_text(card, encoding="utf-8")
-    (folder / "loss.png").write_bytes(draw_curves(state))
 
 
 def _names(source: str | list[str]) -> str:

@@ -2,6 +2,7 @@
 
 import resource
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -10,7 +11,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from torch.optim.lr_scheduler import LambdaLR
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from training import RunError
 from training.batches import Batches
@@ -38,11 +39,12 @@ def preview(
     Raises:
         RunError: the run would not fit into the memory, or its checkpoints not on the disk.
     """
+    config = accelerator.unwrap_model(model).config
     lines = [
         *_about_data("train", batches.dataset, state.args["max_len"]),
         *_about_data("valid", valid_batches.dataset, state.args["max_len"]),
-        *_label_counts(batches.dataset, model),
-        *_examples(batches.dataset, model, tokenizer),
+        *_label_counts(batches.dataset, config),
+        *_examples(batches.dataset, config, tokenizer),
         *_about_steps(state, batches, scheduler),
     ]
     memory = _memory_of_a_step(accelerator, state, model, batches, train_step)
@@ -74,22 +76,22 @@ def _percentiles(values: np.ndarray, percents: tuple[int, ...]) -> list[tuple[in
     return list(zip(percents, np.percentile(values, percents), strict=True))
 
 
-def _label_counts(dataset, model: torch.nn.Module) -> Iterator[str]:
+def _label_counts(dataset, config: PreTrainedConfig) -> Iterator[str]:
     """Of labels that are names."""
     if dataset[0]["labels"].ndim == 0 and not dataset[0]["labels"].is_floating_point():
         counts = np.bincount(dataset.rows.data.column("labels").to_numpy())
-        named = (f"{model.config.id2label[label]} {n:,}" for label, n in enumerate(counts))
+        named = (f"{config.id2label[label]} {n:,}" for label, n in enumerate(counts))
         yield "labels: " + ", ".join(named)
 
 
-def _examples(dataset, model: torch.nn.Module, tokenizer) -> Iterator[str]:
+def _examples(dataset, config: PreTrainedConfig, tokenizer) -> Iterator[str]:
     for index in np.linspace(0, len(dataset) - 1, min(EXAMPLES, len(dataset))).astype(int):
         example = dataset[index]
         labels = example["labels"]
         if labels.is_floating_point():
             target = str(labels.tolist())
         elif labels.ndim == 0:
-            target = str(model.config.id2label[labels.item()])
+            target = str(config.id2label[labels.item()])
         else:
             target = tokenizer.decode(labels[labels != -100])
         yield f"example {index}"
@@ -139,7 +141,8 @@ def _memory_of_a_step(
         ) from None
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def _about_model(model: torch.nn.Module, memory: int) -> Iterator[str]:
@@ -152,8 +155,8 @@ def _about_model(model: torch.nn.Module, memory: int) -> Iterator[str]:
         f"{trained:,} of them trained"
     )
     yield (
-        f"  memory: {_size(memory)} for forward and backward of the longest examples, "
-        f"and {_size(adam)} for AdamW"
+        f"  memory: {_size(memory)} at most up to here, with a step of the longest examples; "
+        f"AdamW will take {_size(adam)} more"
     )
 
 

@@ -5,7 +5,6 @@ from pathlib import Path
 from accelerate import Accelerator
 from tqdm import tqdm
 
-from training import RunError
 from training.files import saving, write_file
 from training.peers import Peers
 from training.progress import LossSum
@@ -29,9 +28,6 @@ class Report:
     Args:
         scores: Of the validation, with `save(folder)`: see `model/metrics.py`.
         pipeline_tag: What the Hub calls the task.
-
-    Raises:
-        RunError: a tracker is not installed.
     """
 
     def __init__(
@@ -45,11 +41,8 @@ class Report:
         self.accelerator, self.peers, self.state, self.scores = accelerator, peers, state, scores
         self.pipeline_tag = pipeline_tag
         self.outdir = Path(state.args["outdir"])
-        asked = set(state.args["report_to"])
-        if missing := asked - {str(getattr(kind, "value", kind)) for kind in accelerator.log_with}:
-            names = ", ".join(sorted(missing))
-            raise RunError(f"--report_to {names}: not installed; expected `pip install {names}`")
-        if asked:
+        self._curves: tuple[int, bytes] = -1, b""
+        if state.args["report_to"] and not state.args["dry_run"]:
             settings = {name: about(state.run_id) for name, about in TAKE_UP.items()}
             if state.step > 0:  # what was logged after the save is logged again
                 settings["tensorboard"] = {"purge_step": state.step + 1}
@@ -74,12 +67,12 @@ class Report:
     def after_step(self, bar: tqdm, losses: LossSum, lr: float) -> None:
         """Move the bar; every `logging_steps` steps note the loss, and tell the trackers."""
         state = self.state
-        rate = bar.format_dict["rate"]
-        shown = {"loss": losses.last, "lr": lr}
-        if rate:  # what is left of the whole run
-            shown["left"] = bar.format_interval((state.total_steps - state.step) / rate)
-        bar.set_postfix(shown, refresh=False)
-        bar.update()
+        if not bar.disable:
+            shown = {"loss": losses.last, "lr": lr}
+            if rate := bar.format_dict["rate"]:  # what is left of the whole run
+                shown["left"] = bar.format_interval((state.total_steps - state.step) / rate)
+            bar.set_postfix(shown, refresh=False)
+            bar.update()
         if state.step % state.args["logging_steps"] == 0 and losses.last is not None:
             state.note(losses.last, lr)
             values = {"train/loss": losses.last, "train/lr": lr, "train/epoch": state.current_epoch}
@@ -96,14 +89,21 @@ class Report:
 
         def save() -> None:
             with saving(self.outdir, 0):
-                write_file(self.outdir / "loss.png", draw_curves(self.state))
+                write_file(self.outdir / "loss.png", self.curves())
                 self.scores.save(self.outdir)
 
         self.peers.main_does(save)
 
     def describe(self, folder: Path) -> None:
-        """Write README.md, the model card, into a checkpoint that is being written."""
+        """Write the model card and its picture into a checkpoint that is being written."""
         write_card(folder, self.state, self.pipeline_tag)
+        (folder / "loss.png").write_bytes(self.curves())
+
+    def curves(self) -> bytes:
+        """The picture after the latest validation, drawn once."""
+        if self._curves[0] != self.state.validated_step:
+            self._curves = self.state.validated_step, draw_curves(self.state)
+        return self._curves[1]
 
     def conclude(self) -> None:
         """Say what was reached and where it is; upload it, if that was asked for.

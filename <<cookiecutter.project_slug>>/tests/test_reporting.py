@@ -1,5 +1,6 @@
 """What a run tells: scores, pictures, trackers, the model card, and a look before it begins."""
 
+import base64
 import json
 import math
 import os
@@ -19,9 +20,11 @@ from model.dataset import generate_dataset
 from model.metrics import Scores
 from model.modeling import Model
 from outcome import assert_same
+from real_runs import Run
 from test_runs import Killed, stop_after
 from training import RunError
 from training.loading import learned_positions
+from training.state import MAX_POINTS, TrainingState
 
 SCORES = Scores.directions(generate_dataset(ROOT / "data" / "train.jsonl").schema)
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -172,8 +175,6 @@ class Hub(BaseHTTPRequestHandler):
             ]
             self.answer({"transfer": "basic", "objects": objects})
         elif "/commit/" in self.path:
-            import base64
-
             for line in map(json.loads, sent.splitlines()):
                 value = line["value"]
                 if line["key"] == "file":
@@ -227,6 +228,13 @@ def test_an_upload_that_is_refused_loses_nothing(arguments, tmp_path, hub, monke
     assert (tmp_path / "run" / "best" / "model.safetensors").is_file()
 
 
+def test_an_upload_without_a_network_loses_nothing(arguments, tmp_path, hub, monkeypatch):
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    with pytest.raises(RunError, match="--push_to_hub mine: not uploaded"):
+        train.main([*arguments, "--max_steps", "1", "--push_to_hub", "mine"])
+    assert (tmp_path / "run" / "best" / "model.safetensors").is_file()
+
+
 def test_a_dry_run_shows_all_and_leaves_nothing(arguments, tmp_path, capsys):
     train.main([*arguments, "--dry_run"])
     shown = capsys.readouterr().out
@@ -236,6 +244,23 @@ def test_a_dry_run_shows_all_and_leaves_nothing(arguments, tmp_path, capsys):
         assert part in shown
     assert shown.count("example ") == 3
     assert os.listdir(tmp_path) == []
+
+
+def test_a_dry_run_in_two_processes(arguments, tmp_path):
+    arguments += ["--dry_run", "--report_to", "tensorboard"]
+    run = Run(arguments, tmp_path / "output", processes=2)
+    assert run.wait() == [0, 0], run.output()
+    assert run.output().count("learning rate:") == 1
+    assert os.listdir(tmp_path) == ["output"]
+
+
+def test_the_points_of_a_long_curve_are_even():
+    state = TrainingState({}, {}, 8)
+    for state.step in range(1, 7 * MAX_POINTS):
+        state.note(1.0, 0.1)
+    steps = [step for step, *_ in state.curve]
+    assert MAX_POINTS / 2 <= len(steps) <= MAX_POINTS
+    assert {later - step for step, later in zip(steps, steps[1:], strict=False)} == {8}
 
 
 def test_a_dry_run_ends_where_the_run_would_not_fit(arguments, monkeypatch):
@@ -259,7 +284,7 @@ def test_arguments_come_from_a_file(arguments, tmp_path):
     lines = [f"{name}: {json.dumps(value)}" for name, value in values.items()]
     lines += ["max_steps: 1", "lr: 1e-3", "gradient_checkpointing: false", "seed: 7", "patience:"]
     config.write_text("\n".join(lines), encoding="utf-8")
-    train.main(["--config", str(config), "--seed", "8"])
+    train.main(["--conf", str(config), "--seed", "8"])
     state = json.loads((tmp_path / "run" / "last" / "training_state.json").read_text())
     given = {name: state["args"][name] for name in ("lr", "seed", "max_steps", "max_len")}
     assert given == {"lr": 1e-3, "seed": 8, "max_steps": 1, "max_len": 48}

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import yaml
-from accelerate.tracking import LOGGER_TYPE_TO_CLASS
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 
 from . import RunError
 from .checkpoint import OPTIMIZER
@@ -107,7 +107,7 @@ def read_config(parser: argparse.ArgumentParser, argv: list[str]) -> list[str]:
     Raises:
         RunError: the file cannot be read, or holds what is no argument.
     """
-    finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    finder = argparse.ArgumentParser(add_help=False)
     finder.add_argument("--config")
     path = finder.parse_known_args(argv)[0].config
     if path is None:
@@ -115,9 +115,8 @@ def read_config(parser: argparse.ArgumentParser, argv: list[str]) -> list[str]:
     try:
         values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise RunError(
-            f"--config {path}: cannot be read ({' '.join(str(error).split())})"
-        ) from None
+        reason = " ".join(str(error).split())
+        raise RunError(f"--config {path}: cannot be read ({reason})") from None
     if not isinstance(values, dict):
         raise RunError(f"--config {path}: expected lines of `name: value`")
     known, lines = vars(parser.parse_args([])), []
@@ -147,8 +146,8 @@ def parse_args(
         the screen on what has changed.
 
     Raises:
-        RunError: `restore_dir` is no checkpoint, `outdir` holds another run, or a number is out
-            of its range.
+        RunError: `restore_dir` is no checkpoint, `outdir` holds another run, a number is out of
+            its range, or a tracker is not installed.
     """
     argv = read_config(parser, sys.argv[1:] if argv is None else argv)
     args, notes = parser.parse_args(argv), []
@@ -179,6 +178,9 @@ def parse_args(
     for name in AT_LEAST_ONE:
         if (value := getattr(args, name)) is not None and value < 1:
             raise RunError(f"--{name} {value}: expected at least 1")
+    if missing := set(args.report_to) - set(map(str, get_available_trackers())):
+        names = " ".join(sorted(missing))
+        raise RunError(f"--report_to {names}: not installed; expected `pip install {names}`")
     if args.max_len < 2:
         raise RunError(f"--max_len {args.max_len}: expected at least 2")
     return args, notes

@@ -113,11 +113,12 @@ class Checkpoints:
             write_model(folder)
             self.report.describe(folder)
 
+        contents: dict = {"best": write_best} if is_best else {}
+        contents["last"] = write_all
+
         def write() -> None:
-            size = _size(weights) * (1 + is_best) + _size(moments)
-            with saving(self.outdir, size):
-                best = {"best": write_best} if is_best else {}
-                publish(self.outdir, {**best, "last": write_all})
+            with saving(self.outdir, _size(weights) * len(contents) + _size(moments)):
+                publish(self.outdir, contents)
                 self.write_log()
 
         self.peers.main_does(write)

@@ -18,11 +18,11 @@ STOPPED = 75  # EX_TEMPFAIL of sysexits.h: to be tried again
 LAUNCHERS = ("accelerate", "accelerate-launch", "torchrun", "accelerate.commands.launch")
 
 
-def start(outdir: str | None = None, report_to: list[str] | None = None) -> Accelerator:
+def start(project_dir: str | None = None, report_to: list[str] | None = None) -> Accelerator:
     """Join the processes that `accelerate launch` has started.
 
     Args:
-        outdir: A folder for trackers that log into files.
+        project_dir: A folder for trackers that log into files.
         report_to: Names of trackers.
 
     Raises:
@@ -30,7 +30,7 @@ def start(outdir: str | None = None, report_to: list[str] | None = None) -> Acce
     """
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    accelerator = Accelerator(log_with=report_to or None, project_dir=outdir)
+    accelerator = Accelerator(log_with=report_to or None, project_dir=project_dir)
     asked = max(int(os.environ.get("WORLD_SIZE", 1)), _asked_of_launcher())
     if asked != accelerator.num_processes:
         raise RunError(

@@ -79,16 +79,14 @@ def set_up(model: PreTrainedModel, args: argparse.Namespace) -> None:
 
 def learned_positions(model: PreTrainedModel) -> float:
     """The most tokens it can tell apart; infinite where positions are computed, not looked up."""
-    parts = list(model.modules())
-    configs = [part.config for part in parts if isinstance(part, PreTrainedModel)]
-    limits = {getattr(config, "max_position_embeddings", None) for config in configs} - {None}
-    tables = [part for part in parts if isinstance(part, nn.Embedding)]
+    parts = list(model.named_modules())
+    configs = [part.config for _, part in parts if isinstance(part, PreTrainedModel)]
+    limits = {getattr(config, "max_position_embeddings", None) for config in configs}
+    tables = [part for name, part in parts if "position" in name or name.endswith("wpe")]
+    sizes = [(t.num_embeddings, t.padding_idx or -1) for t in tables if isinstance(t, nn.Embedding)]
     # RoBERTa begins to count behind its padding id; OPT and BART have two rows more than they say.
-    rows = [
-        t.num_embeddings - (t.padding_idx or -1) - 1 for t in tables if t.num_embeddings in limits
-    ]
-    more = [t.num_embeddings - 2 for t in tables if t.num_embeddings - 2 in limits]
-    return min([*rows, *more], default=math.inf)
+    rows = [n - 2 if n - 2 in limits else n - pad - 1 for n, pad in sizes if {n, n - 2} & limits]
+    return min(rows, default=math.inf)
 
 
 def _reason(error: Exception) -> str:

@@ -89,10 +89,12 @@ class TrainingState:
         self.scheduler_steps += not was_skipped
 
     def note(self, loss: float, lr: float) -> None:
-        """Remember a step for the curve: the more steps there are, the fewer of them."""
-        self.curve.append((self.step, loss, lr))
+        """Remember a step for the curve; of many steps, evenly, only some."""
+        spacing = self.curve[1][0] - self.curve[0][0] if len(self.curve) > 1 else 0
+        if not self.curve or self.step - self.curve[-1][0] >= spacing:
+            self.curve.append((self.step, loss, lr))
         if len(self.curve) > MAX_POINTS:
-            del self.curve[::2]
+            self.curve = self.curve[::2]
 
     def record(self, train_log: dict, valid_log: dict, seconds: float) -> bool:
         """Log a validation, and begin the next epoch if this one is complete.
@@ -104,12 +106,8 @@ class TrainingState:
         is_complete = self.examples >= self.data["examples"]
         if not is_complete and self.step < self.total_steps:
             name += f", step {self.step}"
-        self.log[name] = {
-            "train_log": train_log,
-            "valid_log": valid_log,
-            "step": self.step,
-            "seconds": round(seconds, 1),
-        }
+        logs = {"train_log": train_log, "valid_log": valid_log}
+        self.log[name] = {**logs, "step": self.step, "seconds": round(seconds, 1)}
         self.validated_step = self.step
         if is_complete:
             self.current_epoch += 1

@@ -1,5 +1,6 @@
 """What validation reports beside the loss."""
 
+import math
 from pathlib import Path
 
 import torch
@@ -29,7 +30,7 @@ class Scores:
         max_new_tokens: int = 32,
     ):
         self.model, self.tokenizer, self.max_new_tokens = model, tokenizer, max_new_tokens
-        self.positions = getattr(model.config.base_config, "max_position_embeddings", None)
+        self.positions = getattr(model.config.base_config, "max_position_embeddings", math.inf)
         self.reset()
 
     @staticmethod
@@ -43,20 +44,23 @@ class Scores:
 
     def update(self, outputs, inputs: dict[str, torch.Tensor]) -> None:
         """Take in a batch: what the model made of it, and what it was given."""
-        for ids, labels in zip(inputs["input_ids"], inputs["labels"], strict=True):
-            if len(self.blocks) < SAMPLES:
-                self.blocks.append(ids[: max(2, int((labels != -100).sum()) // 2)][:PROMPT])
+        missing = slice(SAMPLES - len(self.blocks))
+        for ids, labels in zip(
+            inputs["input_ids"][missing], inputs["labels"][missing], strict=True
+        ):
+            self.blocks.append(ids[: max(1, int((labels != -100).sum()) // 2)][:PROMPT])
 
     def compute(self, loss: float) -> dict[str, float]:
         """Give the scores, by name; `loss` is the mean over all label items."""
         self.samples = []
-        for ids in self.blocks if self.max_new_tokens > 0 else []:
+        for ids in self.blocks:
+            room = min(self.max_new_tokens, self.positions - len(ids))
+            if room <= 0:
+                continue
             generated = self.model.generate(
                 ids[None],
                 attention_mask=torch.ones_like(ids[None]),
-                max_new_tokens=self.max_new_tokens
-                if self.positions is None
-                else min(self.max_new_tokens, self.positions - len(ids)),
+                max_new_tokens=room,
                 do_sample=False,
                 num_beams=1,
                 pad_token_id=self.tokenizer.pad_token_id,

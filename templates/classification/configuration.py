@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -72,11 +73,10 @@ def problem_of(names: list[str], is_list: bool) -> str:
     """
     if is_list:
         return "multi_label_classification"
-    try:
-        are_values = not all(_number(name).is_integer() for name in names)
-    except ValueError:
-        are_values = False
-    return "regression" if are_values else "single_label_classification"
+    with suppress(ValueError):
+        if not all(_number(name).is_integer() for name in names):
+            return "regression"
+    return "single_label_classification"
 
 
 def label_encoder(problem_type: str, labels: list[str]) -> Callable[[Any], int | float | list]:

@@ -49,10 +49,9 @@ class Dataset(torch.utils.data.Dataset):
 
     def collate(self, examples: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
         """Pad to the longest: (batch, length); labels (batch,), of several (batch, labels)."""
-        labels = torch.stack([example["labels"] for example in examples])
         fill = {"input_ids": self.pad_token_id, "attention_mask": 0, "token_type_ids": 0}
         batch = {name: pad(examples, name, fill[name]) for name in fill if name in examples[0]}
-        return {**batch, "labels": labels}
+        return {**batch, "labels": torch.stack([example["labels"] for example in examples])}
 
 
 def generate_dataset(
@@ -89,6 +88,8 @@ def generate_dataset(
     found, is_list = distinct(table, label_column)
     problem_type = problem_type or problem_of(found, is_list)
     labels = labels or ([label_column] if problem_type == "regression" else found)
+    if problem_type == "multi_label_classification" and len(labels) < 2:
+        raise DataError(f"{path}: {len(labels)} label in {label_column!r}; expected at least 2")
     encode_label = label_encoder(problem_type, labels)
     for name in found:
         try:
@@ -99,10 +100,11 @@ def generate_dataset(
             raise DataError(f"{where}: unknown label {name!r}; expected {expected}") from None
 
     def encode(batch: dict[str, list]) -> dict[str, list]:
-        tokens = tokenizer(*(batch[name] for name in texts), truncation=True, max_length=max_len)
-        tokens.pop("attention_mask", None)
-        if pair_column is None:
-            tokens.pop("token_type_ids", None)
+        types = (
+            None if pair_column else False
+        )  # they tell a pair's texts apart; None: if it has any
+        cut = {"truncation": True, "max_length": max_len, "return_attention_mask": False}
+        tokens = tokenizer(*(batch[n] for n in texts), **cut, return_token_type_ids=types)
         labels, lengths = map(encode_label, batch[label_column]), map(len, tokens["input_ids"])
         return {**tokens, "labels": list(labels), "length": list(lengths)}
 

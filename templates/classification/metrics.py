@@ -1,10 +1,12 @@
 """What validation reports beside the loss."""
 
+from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 
 import torch
 from matplotlib.figure import Figure
-from torchmetrics import MeanAbsoluteError, MetricCollection, PearsonCorrCoef
+from torchmetrics import MeanAbsoluteError, Metric, MetricCollection, PearsonCorrCoef
 from torchmetrics.classification import (
     MulticlassAccuracy,
     MulticlassConfusionMatrix,
@@ -24,27 +26,23 @@ DIRECTIONS = {
 }
 
 
-def metrics_for(problem_type: str, count: int) -> MetricCollection:
-    """Make the metrics for a number of labels; those that are no score are shown otherwise."""
-    if problem_type == "single_label_classification":
-        return MetricCollection(
-            {
-                "accuracy": MulticlassAccuracy(count, average="micro"),
-                "macro_f1": MulticlassF1Score(count, average="macro"),
-                "confusion": MulticlassConfusionMatrix(count),
-            }
-        )
-    if problem_type == "multi_label_classification":
-        return MetricCollection(
-            {
-                "exact_match": MultilabelExactMatch(count),
-                "micro_f1": MultilabelF1Score(count, average="micro"),
-                "macro_f1": MultilabelF1Score(count, average="macro"),
-            }
-        )
-    return MetricCollection(
-        {"mean_absolute_error": MeanAbsoluteError(), "pearson": PearsonCorrCoef()}
-    )
+# The metrics behind them, for a number of labels; those that are no score are shown otherwise.
+METRICS: dict[str, Callable[[int], dict[str, Metric]]] = {
+    "single_label_classification": lambda count: {
+        "accuracy": MulticlassAccuracy(count, average="micro"),
+        "macro_f1": MulticlassF1Score(count, average="macro"),
+        "confusion": MulticlassConfusionMatrix(count),
+    },
+    "multi_label_classification": lambda count: {
+        "exact_match": MultilabelExactMatch(count),
+        "micro_f1": MultilabelF1Score(count, average="micro"),
+        "macro_f1": MultilabelF1Score(count, average="macro"),
+    },
+    "regression": lambda _: {
+        "mean_absolute_error": MeanAbsoluteError(),
+        "pearson": PearsonCorrCoef(),
+    },
+}
 
 
 class Scores:
@@ -56,7 +54,8 @@ class Scores:
         config = model.config
         self.problem_type = config.problem_type
         self.names = [config.id2label[index] for index in range(config.num_labels)]
-        self.metrics = metrics_for(config.problem_type, config.num_labels).to(device)
+        metrics = METRICS[config.problem_type](config.num_labels)
+        self.metrics = MetricCollection(metrics).to(device)
 
     @staticmethod
     def directions(schema: dict) -> dict[str, bool]:
@@ -70,22 +69,24 @@ class Scores:
     def update(self, outputs, inputs: dict[str, torch.Tensor]) -> None:
         """Take in a batch: what the model made of it, and what it was given."""
         logits, labels = outputs.logits.float(), inputs["labels"]
-        if self.problem_type == "multi_label_classification":
+        if self.problem_type == "regression":
+            logits = logits.squeeze(-1)
+        elif self.problem_type == "multi_label_classification":
             logits, labels = logits.sigmoid(), labels.int()
-        self.metrics.update(logits.squeeze(-1), labels)
+        self.metrics.update(logits, labels)
 
     def compute(self, loss: float) -> dict[str, float]:
         """Give the scores, by name; `loss` is the mean over all label items."""
         scores = self.metrics.compute()
-        confusion = scores.pop("confusion", None)
-        self.confusion = None if confusion is None else confusion.cpu()
+        self.confusion = scores.pop("confusion", None)
         return {name: value.item() for name, value in scores.items()}
 
     def save(self, folder: Path) -> None:
         """Draw confusion_matrix.png: rows are what the label is, columns what was predicted."""
         if self.confusion is None:
             return
-        count, shares = len(self.names), self.confusion / self.confusion.sum(1, keepdim=True)
+        count, confusion = len(self.names), self.confusion.cpu()
+        shares = confusion / confusion.sum(1, keepdim=True)
         size = 3 + 0.4 * min(count, 40)
         figure = Figure(figsize=(size, size), layout="constrained")
         axes = figure.subplots()
@@ -95,9 +96,8 @@ class Scores:
         names = [name.replace("$", r"\$")[:30] for name in self.names]
         axes.set_xticklabels(names, rotation=45 if count < 20 else 90, ha="right")
         axes.set_yticklabels(names)
-        for row in range(count if count <= 20 else 0):
-            for column in range(count):
-                color = "white" if shares[row, column] > 0.5 else "black"
-                number = f"{self.confusion[row, column].item():,}"
-                axes.text(column, row, number, ha="center", va="center", color=color)
+        for row, column in product(range(count), repeat=2) if count <= 20 else ():
+            color = "white" if shares[row, column] > 0.5 else "black"
+            number = f"{confusion[row, column].item():,}"
+            axes.text(column, row, number, ha="center", va="center", color=color)
         figure.savefig(folder / "confusion_matrix.png", dpi=120)

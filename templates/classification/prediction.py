@@ -31,6 +31,8 @@ class Predictor:
         inputs = self.tokenizer(
             texts, truncation=True, max_length=self.max_len, padding=True, return_tensors="pt"
         ).to(self.model.device)
+        if len(self.columns) == 1:  # as in training: they tell a pair's texts apart
+            inputs.pop("token_type_ids", None)
         logits = self.model(**inputs).logits.float()
         names = [self.model.config.id2label[index] for index in range(logits.shape[-1])]
         problem_type = self.model.config.problem_type
