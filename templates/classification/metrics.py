@@ -51,10 +51,8 @@ class Scores:
     def __init__(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, device: torch.device
     ):
-        config = model.config
-        self.problem_type = config.problem_type
-        self.names = [config.id2label[index] for index in range(config.num_labels)]
-        metrics = METRICS[config.problem_type](config.num_labels)
+        self.config = model.config
+        metrics = METRICS[self.config.problem_type](self.config.num_labels)
         self.metrics = MetricCollection(metrics).to(device)
 
     @staticmethod
@@ -69,9 +67,9 @@ class Scores:
     def update(self, outputs, inputs: dict[str, torch.Tensor]) -> None:
         """Take in a batch: what the model made of it, and what it was given."""
         logits, labels = outputs.logits.float(), inputs["labels"]
-        if self.problem_type == "regression":
+        if self.config.problem_type == "regression":
             logits = logits.squeeze(-1)
-        elif self.problem_type == "multi_label_classification":
+        elif self.config.problem_type == "multi_label_classification":
             logits, labels = logits.sigmoid(), labels.int()
         self.metrics.update(logits, labels)
 
@@ -85,7 +83,7 @@ class Scores:
         """Draw confusion_matrix.png: rows are what the label is, columns what was predicted."""
         if self.confusion is None:
             return
-        count, confusion = len(self.names), self.confusion.cpu()
+        count, confusion = self.config.num_labels, self.confusion.cpu()
         shares = confusion / confusion.sum(1, keepdim=True)
         size = 3 + 0.4 * min(count, 40)
         figure = Figure(figsize=(size, size), layout="constrained")
@@ -93,7 +91,7 @@ class Scores:
         axes.imshow(shares.nan_to_num().numpy(), cmap="Blues", vmin=0, vmax=1)
         axes.set(xlabel="predicted", ylabel="label", xticks=range(count), yticks=range(count))
         # A dollar sign would begin a formula.
-        names = [name.replace("$", r"\$")[:30] for name in self.names]
+        names = [name.replace("$", r"\$")[:30] for _, name in sorted(self.config.id2label.items())]
         axes.set_xticklabels(names, rotation=45 if count < 20 else 90, ha="right")
         axes.set_yticklabels(names)
         for row, column in product(range(count), repeat=2) if count <= 20 else ():
