@@ -53,18 +53,13 @@ class Scores:
     def compute(self, loss: float) -> dict[str, float]:
         """Give the scores, by name; `loss` is the mean over all label items."""
         self.samples = []
+        greedy = {"do_sample": False, "num_beams": 1, "pad_token_id": self.tokenizer.pad_token_id}
         for ids in self.blocks:
             room = min(self.max_new_tokens, self.positions - len(ids))
             if room <= 0:
                 continue
-            generated = self.model.generate(
-                ids[None],
-                attention_mask=torch.ones_like(ids[None]),
-                max_new_tokens=room,
-                do_sample=False,
-                num_beams=1,
-                pad_token_id=self.tokenizer.pad_token_id,
-            )
+            prompt = {"input_ids": ids[None], "attention_mask": torch.ones_like(ids[None])}
+            generated = self.model.generate(**prompt, max_new_tokens=room, **greedy)
             parts = (ids, generated[0, len(ids) :])
             self.samples.append([self.tokenizer.decode(p, skip_special_tokens=True) for p in parts])
         return {"perplexity": torch.tensor(loss, dtype=torch.float64).exp().item()}
