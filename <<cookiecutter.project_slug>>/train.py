@@ -39,6 +39,7 @@ from training.optimization import Guard, build_optimizer, build_scheduler, take_
 from training.peers import Peers
 from training.progress import LossSum, progress_bar
 from training.randomness import seed_all
+from training.sharding import prepare, whole
 from training.state import open_state
 
 
@@ -117,7 +118,10 @@ def valid(
     losses, count = LossSum(accelerator), int(batches.dataset.num_items.sum())
     scores.reset()
     model.eval()
-    with progress_bar(accelerator, epoch, "VALID", len(batches)) as bar:
+    with (
+        whole(accelerator, model, scores.generates),
+        progress_bar(accelerator, epoch, "VALID", len(batches)) as bar,
+    ):
         for inputs, micro in batches.epoch():
             inputs = send_to_device(inputs, accelerator.device, non_blocking=True)
             outputs = model(**inputs, num_items_in_batch=micro.num_items)
@@ -161,7 +165,7 @@ def main(argv: list[str] | None = None) -> None:
         report = Report(accelerator, peers, state, scores, model.config.pipeline_tag)
         report.announce(model.num_parameters(), notes)
         optimizer = build_optimizer(model, args.lr, args.weight_decay)
-        model, optimizer = accelerator.prepare(model, optimizer)
+        model, optimizer = prepare(accelerator, model, optimizer)
         checkpoints = Checkpoints(
             accelerator, interruption, state, train_set, model, optimizer, tokenizer, report
         )

@@ -82,6 +82,7 @@ FILES = [
     "training/peers.py",
     "training/progress.py",
     "training/randomness.py",
+    "training/sharding.py",
     "training/state.py",
 ]
 

@@ -30,6 +30,7 @@ class Scores:
         max_new_tokens: int = 32,
     ):
         self.model, self.tokenizer, self.max_new_tokens = model, tokenizer, max_new_tokens
+        self.generates = max_new_tokens > 0
         self.positions = getattr(model.config.base_config, "max_position_embeddings", math.inf)
         self.reset()
 

@@ -35,6 +35,7 @@ class Scores:
         self.model, self.tokenizer = model, tokenizer
         positions = getattr(model.config.base_config, "max_position_embeddings", max_new_tokens)
         self.max_new_tokens = min(max_new_tokens, positions)
+        self.generates = max_new_tokens > 0
         self.reset()
 
     @staticmethod

@@ -1,0 +1,38 @@
+"""Models whose weights lie in parts on several devices (FSDP2)."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
+from torch.distributed.fsdp import FSDPModule
+
+
+def prepare(
+    accelerator: Accelerator, model: torch.nn.Module, optimizer: torch.optim.Optimizer
+) -> tuple[torch.nn.Module, AcceleratedOptimizer]:
+    """`Accelerator.prepare`, for any model.
+
+    Accelerate puts the embeddings into groups of their own, which torch refuses where more than two
+    modules share a weight, as in BART, and which fails where a model does not name them. Unnamed,
+    they stay with the model itself.
+    """
+    model.get_input_embeddings = model.get_output_embeddings = lambda: None
+    prepared = accelerator.prepare(model, optimizer)
+    del model.get_input_embeddings, model.get_output_embeddings
+    return prepared
+
+
+@contextmanager
+def whole(accelerator: Accelerator, model: torch.nn.Module, is_needed: bool) -> Iterator[None]:
+    """Hold all weights in each process, so that each can generate without waiting for others."""
+    parts = [m for m in model.modules() if isinstance(m, FSDPModule)] if is_needed else []
+    for part in parts:
+        part.set_reshard_after_forward(False, recurse=False)
+        part.unshard()
+    yield
+    for part in parts:
+        reshard = accelerator.state.fsdp_plugin.reshard_after_forward and part is not model
+        part.set_reshard_after_forward(reshard, recurse=False)
+        part.reshard()
