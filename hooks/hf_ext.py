@@ -40,7 +40,7 @@ MAX_HUB_ID = 96
 SLUG = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
 HUB_NAME = r"[A-Za-z0-9_]([A-Za-z0-9._-]*[A-Za-z0-9_])?"
 HUB_ID = re.compile(rf"({HUB_NAME}/)?{HUB_NAME}")
-TEMPLATE_MARKS = ("<<", ">>", "{{", "}}", "{%", "%}", "{#", "#}")  # also those of a copy
+TEMPLATE_MARKS = ("<<", ">>", "{{", "}}", "{%", "%}", "{#", "#}")  # ours, and those of a copy
 
 # Characters that at least one of Python, TOML, YAML and JSON misreads, or that make a line look
 # like another one: DEL and C1, text direction, line and paragraph separators, byte order marks.
@@ -167,3 +167,5 @@ class HFExtension(Extension):
     def __init__(self, environment: Environment) -> None:
         super().__init__(environment)
         environment.filters.update(check=check, lit=lit, usable_slug=usable_slug)
+        # Loaded anew next time: cruft update renders with two versions of it in one process.
+        sys.modules.pop(__name__, None)

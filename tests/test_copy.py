@@ -203,12 +203,15 @@ def test_cruft(template: Path, tmp_path: Path) -> None:
     commit(project)
     succeed(*cruft, "check", cwd=project)
 
-    # They change one file, we change another, drop a third, and add one.
+    # They change one file, we change another by a new filter, drop a third, and add one.
     (project / "train.py").write_text("# mine\n", encoding="utf-8")
     commit(project)
     ours = template / TEMPLATE.name
     with (ours / "slurm.sh").open("a", encoding="utf-8") as script:
-        script.write("# {{ by }} << cookiecutter.author >>\n")
+        script.write("# {{ by }} << cookiecutter.author | loud >>\n")
+    extension = template / "hooks" / "hf_ext.py"
+    filters = extension.read_text(encoding="utf-8").replace("(check=", "(loud=str.upper, check=")
+    extension.write_text(filters, encoding="utf-8")
     (ours / "predict.py").unlink()
     (template / "templates" / "seq2seq" / "new.md").write_text("# new {\n", encoding="utf-8")
     (ours / "new.md").write_text('<<% include cookiecutter.task ~ "/new.md" %>>\n', "utf-8")
@@ -220,6 +223,6 @@ def test_cruft(template: Path, tmp_path: Path) -> None:
     succeed(*cruft, "check", cwd=project)
     assert (project / "train.py").read_text(encoding="utf-8") == "# mine\n"
     lines = (project / "slurm.sh").read_text(encoding="utf-8").splitlines()
-    assert lines[-1] == f"# {{{{ by }}}} {ODD}"
+    assert lines[-1] == f"# {{{{ by }}}} {ODD.upper()}"
     assert (project / "new.md").read_text(encoding="utf-8") == "# new {\n"
     assert not (project / "predict.py").exists()
