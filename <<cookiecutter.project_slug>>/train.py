@@ -35,6 +35,7 @@ from training.interruption import Interruption
 from training.launch import run, start
 from training.loading import build_model, load_model, load_tokenizer, set_up
 from training.lock import locked
+from training.memory import fit_batch_size
 from training.optimization import Guard, build_optimizer, build_scheduler, take_step
 from training.peers import Peers
 from training.progress import LossSum, progress_bar
@@ -172,9 +173,12 @@ def main(argv: list[str] | None = None) -> None:
         if args.restore_dir is not None:
             checkpoints.restore(Path(args.restore_dir))
         scheduler = build_scheduler(optimizer, args.lr_scheduler_type, args.num_warmup_steps, state)
-        workers = args.num_workers
+        size, workers = (
+            fit_batch_size(accelerator, peers, state, model, train_set),
+            args.num_workers,
+        )
         train_batches = Batches(
-            train_set, accelerator, args.batch_size, state.global_batch_size, args.seed, workers
+            train_set, accelerator, size, state.global_batch_size, args.seed, workers
         )
         valid_batches = Batches(valid_set, accelerator, args.eval_batch_size, num_workers=workers)
         if args.dry_run:
