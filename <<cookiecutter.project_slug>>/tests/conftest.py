@@ -13,6 +13,7 @@ os.environ.update(HF_HUB_OFFLINE="1", OMP_NUM_THREADS="1", ACCELERATE_USE_CPU="t
 os.environ["PYTHONPATH"] = f"{ROOT}{os.pathsep}{ROOT / 'tests'}"  # for processes that tests start
 
 from model.dataset import generate_dataset  # noqa: E402
+from real_runs import Run  # noqa: E402
 from training.loading import load_tokenizer  # noqa: E402
 
 
@@ -56,3 +57,16 @@ def arguments(sample, tmp_path) -> list[str]:
         *("--model_id", str(ROOT / "tiny"), "--outdir", str(tmp_path / "run")),
         *("--max_len", "48", "--batch_size", "8", "--epochs", "2"),
     ]
+
+
+@pytest.fixture
+def in_two(arguments, tmp_path):
+    """Run the arguments in two processes, into a folder of their own."""
+
+    def run(name: str, *more: str, patch=None) -> str:
+        both = [*arguments, "--batch_size", "4", "--outdir", str(tmp_path / name), *more]
+        pair = Run(both, tmp_path / f"output of {name}", 2, patch)
+        assert pair.wait() == [0, 0], pair.output() + pair.output(1)
+        return pair.output()
+
+    return run

@@ -15,13 +15,13 @@ from real_runs import Run
 from training import memory
 
 
-def small_memory(most: int, rank: int, stack: ExitStack) -> None:
-    """Let the device of one process hold the forward pass of a few examples only."""
+def small_memory(most: int, ranks: tuple[int, ...], stack: ExitStack) -> None:
+    """Let the devices of some processes hold the forward pass of a few examples only."""
     stack.enter_context(mock.patch.object(memory, "UNTRIED", set()))
     forward = Model.forward
 
     def bounded(self, input_ids, **named):
-        if self.training and len(input_ids) > most and os.environ.get("RANK", "0") == str(rank):
+        if self.training and len(input_ids) > most and int(os.environ.get("RANK", 0)) in ranks:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return forward(self, input_ids, **named)
 
@@ -33,7 +33,7 @@ def test_smaller_passes_give_the_same_result(processes, rank, arguments, sample,
     arguments += ["--batch_size", str(8 // processes), "--lr_scheduler_type", "constant"]
     arguments += ["--model_id", str(sample / "tiny"), "--epochs", "1"]
     train.main([*arguments, "--batch_size", "8", "--outdir", str(tmp_path / "whole")])
-    run = Run(arguments, tmp_path / "output", processes, partial(small_memory, 2, rank))
+    run = Run(arguments, tmp_path / "output", processes, partial(small_memory, 2, (rank,)))
     assert run.wait() == [0] * processes, run.output()
     told = f"--batch_size {8 // processes}: it is 2 now, and --accumulation is {4 // processes}"
     assert run.output().count(told) == 1
@@ -49,7 +49,7 @@ def test_smaller_passes_give_the_same_result(processes, rank, arguments, sample,
 
 
 def test_one_example_that_does_not_fit_is_refused(arguments, tmp_path):
-    run = Run(arguments, tmp_path / "output", patch=partial(small_memory, 0, 0))
+    run = Run(arguments, tmp_path / "output", patch=partial(small_memory, 0, (0,)))
     assert run.wait() == [2]
     assert "not even one of the longest examples" in run.output()
     assert "Traceback" not in run.output()

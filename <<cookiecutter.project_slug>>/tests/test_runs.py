@@ -193,6 +193,9 @@ def test_a_step_that_overflowed_does_not_move_the_schedule(arguments, tmp_path, 
     assert state["step"] == 10
     assert 0 < skipped < 10
     assert state["scaler"]["scale"] == 2.0 ** (127 - skipped)
+    train.main(["--restore_dir", str(tmp_path / "run" / "last"), "--max_steps", "11"])
+    state = json.loads((tmp_path / "run" / "last" / "training_state.json").read_text())
+    assert state["scaler"]["scale"] <= 2.0 ** (127 - skipped)  # a new one would begin at 2^127
 
 
 def test_two_processes_stop_and_go_on(arguments, tmp_path, in_two_processes):

@@ -82,6 +82,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     valid.add_argument("--patience", type=int, help="end after so many without a better one")
     speed = parser.add_argument_group("speed and memory")
     speed.add_argument("--compile", action="store_true", help="compile the model for speed")
+    speed.add_argument("--tf32", action="store_true", help="float32 products of 10 bits, on GPUs")
     speed.add_argument("--gradient_checkpointing", action="store_true", help="save memory")
     speed.add_argument("--attn_implementation", help="such as flex_attention or eager")
     speed.add_argument("--num_workers", type=int, default=0, help="loader processes")

@@ -16,6 +16,7 @@ from .files import clean, publish, saving, write_file
 from .interruption import Interruption
 from .optimizer_state import load_optimizer, optimizer_tensors
 from .progress import LossSum
+from .sharding import whole_state_dict
 from .state import TrainingState
 
 OPTIMIZER = "optimizer.safetensors"
@@ -98,7 +99,7 @@ class Checkpoints:
         state, scaler = self.state, self.accelerator.scaler
         state.scaler = scaler.state_dict() if scaler is not None else None
         train_losses = self.peers.gather(state.train_loss)
-        weights = self.accelerator.get_state_dict(self.model)
+        weights = whole_state_dict(self.accelerator, self.model)
         moments = optimizer_tensors(self.model, self.optimizer)
 
         def write_model(folder: Path) -> None:
@@ -139,7 +140,7 @@ class Checkpoints:
             self.write_log()  # the run may have been killed between its last save and this
 
     def _stop_before(self, bad: MicroBatch) -> None:
-        weights = self.accelerator.get_state_dict(self.model)
+        weights = whole_state_dict(self.accelerator, self.model)
         _, epoch, step, *_ = bad.seed
         examples = bad.global_batch
 

@@ -72,6 +72,8 @@ def set_up(model: PreTrainedModel, args: argparse.Namespace) -> None:
             model.gradient_checkpointing_enable({"use_reentrant": False})
     except (ImportError, ValueError) as error:
         raise RunError(f"{args.model_id}: {_reason(error)}") from None
+    if args.tf32:
+        torch.set_float32_matmul_precision("high")
     if args.compile:
         # In place: the names of the weights stay as they are. One graph serves all lengths.
         model.compile(dynamic=True)

@@ -24,6 +24,18 @@ def prepare(
     return prepared
 
 
+def whole_state_dict(accelerator: Accelerator, model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Gather all weights, on one process; all have to call this.
+
+    Each once, under its first name: gathered, what is shared by several modules comes in copies.
+    """
+    bare = accelerator.unwrap_model(model)
+    names = {name for name, _ in bare.named_parameters(remove_duplicate=False)}
+    copies = names - {name for name, _ in bare.named_parameters()}
+    weights = accelerator.get_state_dict(model)
+    return {name: tensor for name, tensor in weights.items() if name not in copies}
+
+
 @contextmanager
 def whole(accelerator: Accelerator, model: torch.nn.Module, is_needed: bool) -> Iterator[None]:
     """Hold all weights in each process, so that each can generate without waiting for others."""

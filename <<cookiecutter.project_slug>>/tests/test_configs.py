@@ -1,0 +1,30 @@
+"""The files of configs/: Accelerate knows all that they say, and they say how to use them."""
+
+import pytest
+
+from launching import CONFIGS, read_config
+
+NAMES = sorted(path.stem for path in CONFIGS.iterdir())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_accelerate_knows_every_key(name):
+    args = read_config(name)
+    assert args.num_processes >= 1
+    assert args.mixed_precision in ("no", "bf16")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_each_begins_with_its_command(name):
+    text = (CONFIGS / f"{name}.yaml").read_text(encoding="utf-8")
+    comment = [line for line in text.splitlines() if line.startswith("#")]
+    assert text.startswith("# ")
+    assert any(f"accelerate launch --config_file configs/{name}.yaml" in line for line in comment)
+
+
+def test_a_renamed_key_is_noticed(tmp_path, monkeypatch):
+    text = (CONFIGS / "fsdp2.yaml").read_text(encoding="utf-8")
+    (tmp_path / "fsdp2.yaml").write_text(text.replace("fsdp_reshard_after", "fsdp_gather_before"))
+    monkeypatch.setattr("launching.CONFIGS", tmp_path)
+    with pytest.raises(ValueError, match="fsdp_gather_before_forward"):
+        read_config("fsdp2")
