@@ -42,6 +42,12 @@ HUB_NAME = r"[A-Za-z0-9_]([A-Za-z0-9._-]*[A-Za-z0-9_])?"
 HUB_ID = re.compile(rf"({HUB_NAME}/)?{HUB_NAME}")
 TEMPLATE_MARKS = ("<<", ">>", "{{", "}}", "{%", "%}", "{#", "#}")  # ours, and those of a copy
 
+# What Cookiecutter renders, beside files: each other text with marks is somebody's answer.
+ROOT = Path(__file__).resolve().parent.parent
+QUESTIONS = json.loads((ROOT / "cookiecutter.json").read_text(encoding="utf-8"))
+HOOKS = [path.read_text(encoding="utf-8") for path in ROOT.glob("hooks/*_gen_project.py")]
+OWN_TEXTS = {"<<cookiecutter.project_slug>>", *map(str, QUESTIONS.values()), *HOOKS}
+
 # Characters that at least one of Python, TOML, YAML and JSON misreads, or that make a line look
 # like another one: DEL and C1, text direction, line and paragraph separators, byte order marks.
 UNSAFE = re.compile(r"[\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ufffe\uffff]")
@@ -117,8 +123,7 @@ def base_model_problem(value: str) -> str | None:
 
 def task_problem(value: str) -> str | None:
     """What is wrong with the task, or None. Only a replay file can hold a wrong one."""
-    questions = Path(__file__).resolve().parent.parent / "cookiecutter.json"
-    tasks = json.loads(questions.read_text(encoding="utf-8"))["task"]
+    tasks = QUESTIONS["task"]
     return None if value in tasks else f"is not a task; expected one of {', '.join(tasks)}"
 
 
@@ -162,10 +167,18 @@ def usable_slug(slug: str) -> str:
 
 
 class HFExtension(Extension):
-    """Adds the filters to Cookiecutter's environment."""
+    """Adds the filters to Cookiecutter's environment, and keeps answers from being templates."""
 
     def __init__(self, environment: Environment) -> None:
         super().__init__(environment)
         environment.filters.update(check=check, lit=lit, usable_slug=usable_slug)
         # Loaded anew next time: cruft update renders with two versions of it in one process.
         sys.modules.pop(__name__, None)
+
+    def preprocess(self, source: str, name: str | None, filename: str | None = None) -> str:
+        """Refuse answers that are templates: key=value and user settings would run as code."""
+        if name is None and "<<" in source and source not in OWN_TEXTS:
+            raise FailedHookException(
+                f"The answer {shown(source)} holds the template mark <<; expected text without it."
+            )
+        return source
