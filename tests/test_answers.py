@@ -434,7 +434,7 @@ def test_no_input(task: str, shell: Shell) -> None:
 
 
 def test_typed_answers(shell: Shell) -> None:
-    done = shell.run(typed='Title "x"\nmy-title\nIt\'s {x} \\ 日本語\nMe\n2\n\n')
+    done = shell.run(typed='2\nTitle "x"\nmy-title\nIt\'s {x} \\ 日本語\nMe\n\n')
     assert done.returncode == 0, done.stdout + done.stderr
     assert "seq2seq: turns a text into another text" in done.stdout
     settings = tomllib.loads((shell.here / "my-title" / "pyproject.toml").read_text("utf-8"))
@@ -455,9 +455,9 @@ def test_bad_answer_on_the_command_line(answer: str, shell: Shell) -> None:
 @pytest.mark.parametrize(
     ("typed", "start"),
     [
-        ("a << b\n", "project_name 'a << b' holds the template mark <<"),
-        ("\n\n<< 7*7 >>\n", "description '<< 7*7 >>' holds the template mark <<"),
-        ("\n../esc\n", "project_slug '../esc' is not a project name"),
+        ("\na << b\n", "project_name 'a << b' holds the template mark <<"),
+        ("\n\n\n<< 7*7 >>\n", "description '<< 7*7 >>' holds the template mark <<"),
+        ("\n\n../esc\n", "project_slug '../esc' is not a project name"),
         ("\n\n\n\n\ntorch torch\n", "base_model 'torch torch' is not a base model"),
     ],
 )
