@@ -178,7 +178,6 @@ class HFExtension(Extension):
     def preprocess(self, source: str, name: str | None, filename: str | None = None) -> str:
         """Refuse answers that are templates: key=value and user settings would run as code."""
         if name is None and "<<" in source and source not in OWN_TEXTS:
-            raise FailedHookException(
-                f"The answer {shown(source)} holds the template mark <<; expected text without it."
-            )
+            text = f"The text {shown(source)} holds the template mark <<"
+            raise FailedHookException(f"{text}; expected an answer or a path without it.")
         return source

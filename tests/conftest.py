@@ -1,4 +1,4 @@
-"""Rendering for all tests: in this process, away from the user's own Cookiecutter settings."""
+"""Rendering for all tests, in this process or by the command, away from the user's settings."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import shutil
+import subprocess
 import sys
 import tempfile
 import time
@@ -49,6 +50,11 @@ def files_of(folder: Path) -> list[str]:
     return sorted(path.as_posix() for path in paths if not CACHES.intersection(path.parts))
 
 
+def contents(folder: Path) -> dict[str, bytes]:
+    """What each file below a folder holds."""
+    return {name: (folder / name).read_bytes() for name in files_of(folder)}
+
+
 def wait_for(condition: Callable[[], bool]) -> None:
     """Wait for what other processes do, three minutes at most."""
     until = time.monotonic() + 180
@@ -88,6 +94,44 @@ def task(request: pytest.FixtureRequest) -> str:
 def project(task: str, render: Render, tmp_path: Path) -> Path:
     """A project for the task that belongs to this one test."""
     return Path(shutil.copytree(render(task=task), tmp_path / SLUG))
+
+
+class Shell:
+    """Runs cookiecutter as a person does, in an empty folder, with a home folder of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.here, self.home = folder / "here", folder / "home"
+        self.here.mkdir()
+        self.home.mkdir()
+        self.environment = {**os.environ, "HOME": str(self.home), "COLUMNS": "200"}
+
+    def run(
+        self,
+        *arguments: str,
+        template: str | Path = ROOT,
+        python: str | Path = sys.executable,
+        typed: str = "",
+        **environment: str,
+    ) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [python, "-m", "cookiecutter", template, *arguments],
+            cwd=self.here,
+            env={**self.environment, **environment},
+            input=typed,
+            capture_output=True,
+            encoding="utf-8",
+            timeout=120,
+        )
+
+    def assert_refused(self, done: subprocess.CompletedProcess[str], start: str) -> None:
+        assert done.returncode != 0
+        assert done.stdout.splitlines()[-1].startswith(start), done.stdout
+        assert list(self.here.iterdir()) == []
+
+
+@pytest.fixture
+def shell(tmp_path: Path) -> Shell:
+    return Shell(tmp_path)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
