@@ -1,0 +1,111 @@
+"""The questions, as a person answers them in a terminal of 80 columns."""
+
+from __future__ import annotations
+
+import re
+import sys
+
+import pexpect
+import pytest
+
+from conftest import ROOT, SLUG, TASKS, Render, Shell, contents
+
+ESCAPE = r"\x1b\[[\d;]*m"
+WAITS = rf"\)({ESCAPE})?: "  # after the default
+DESCRIPTIONS = {
+    "classification": "A text classifier, trained with PyTorch",
+    "seq2seq": "A text-to-text model, trained with PyTorch",
+    "causal_lm": "A language model, trained with PyTorch",
+}
+
+
+class Terminal:
+    """Cookiecutter in a terminal: `screen` is what it showed so far, without colours."""
+
+    def __init__(self, shell: Shell) -> None:
+        environment = {**shell.environment, "TERM": "xterm-256color"}
+        del environment["COLUMNS"]
+        self.child = pexpect.spawn(
+            sys.executable,
+            ["-m", "cookiecutter", str(ROOT)],
+            cwd=str(shell.here),
+            env=environment,
+            dimensions=(24, 80),
+            encoding="utf-8",
+            timeout=60,
+        )
+        self.screen = ""
+
+    def read(self, until: object) -> None:
+        self.child.expect(until)
+        shown = self.child.before + (self.child.after if isinstance(until, str) else "")
+        self.screen += re.sub(ESCAPE, "", shown).replace("\r", "")
+
+    def answer(self, *answers: str) -> None:
+        for answer in answers:
+            self.read(WAITS)
+            self.child.sendline(answer)
+
+    def end(self) -> int:
+        self.read(pexpect.EOF)
+        self.child.close()
+        return self.child.exitstatus
+
+
+@pytest.fixture
+def terminal(shell: Shell) -> Terminal:
+    return Terminal(shell)
+
+
+def test_enter_at_each_question(terminal: Terminal, shell: Shell, render: Render) -> None:
+    terminal.answer(*[""] * 6)
+    assert terminal.end() == 0
+    assert contents(shell.here / SLUG) == contents(render())
+
+
+def test_what_is_asked(task: str, terminal: Terminal, shell: Shell, render: Render) -> None:
+    number = TASKS.index(task) + 1
+    terminal.answer(str(number), *[""] * 5)
+    assert terminal.end() == 0
+    assert terminal.screen.splitlines()[:12] == [
+        "  [1/6] What the model does",
+        "    1 - classification: gives a text one of several labels",
+        "    2 - seq2seq: turns a text into another text",
+        "    3 - causal LM: continues a text",
+        f"    Choose from [1/2/3] (1): {number}",
+        "  [2/6] Name of the project, for people to read (My Project): ",
+        "  [3/6] Name of its folder and package: a-z, 0-9 and hyphens (my-project): ",
+        f"  [4/6] Its purpose, in one line ({DESCRIPTIONS[task]}): ",
+        "  [5/6] Who writes it (Your Name): ",
+        "  [6/6] Base model: a Hub id, a folder (/..., ./... or ~/...), or tiny,",
+        "        which is built in and has random weights (tiny): ",
+        "",
+    ]
+    assert f"{SLUG} ({task}) is ready" in terminal.screen
+    assert contents(shell.here / SLUG) == contents(render(task=task))
+
+
+def test_a_wrong_number_asks_again(terminal: Terminal, shell: Shell, render: Render) -> None:
+    terminal.answer("9", "seq2seq", "2", *[""] * 5)
+    assert terminal.end() == 0
+    assert terminal.screen.count("Please select one of the available options") == 2
+    assert contents(shell.here / SLUG) == contents(render(task="seq2seq"))
+
+
+def test_a_bad_slug_ends_the_questions(terminal: Terminal, shell: Shell) -> None:
+    terminal.answer("", "", "Bad Slug")
+    assert terminal.end() == 1
+    asked, ended = terminal.screen.split("(my-project): Bad Slug\n")
+    assert ended.startswith("project_slug 'Bad Slug' is not a project name; expected words")
+    assert ended.count("\n") == 1
+    assert list(shell.here.iterdir()) == []
+
+
+@pytest.mark.parametrize("answered", [0, 3, 5])
+def test_ctrl_c(answered: int, terminal: Terminal, shell: Shell) -> None:
+    terminal.answer(*[""] * answered)
+    terminal.read(WAITS)
+    terminal.child.sendintr()
+    assert terminal.end() == 1
+    assert "Aborted!" in terminal.screen and "Traceback" not in terminal.screen
+    assert list(shell.here.iterdir()) == []
