@@ -1,0 +1,147 @@
+"""However the template is found and answered, by an old or a new cookiecutter: the same bytes."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import venv
+from pathlib import Path
+
+import pytest
+
+from conftest import ROOT, SLUG, TASKS, TEMPLATE, Render, Shell, contents
+
+ANSWERS = {
+    "task": "seq2seq",
+    "project_name": "Žluť 模型",
+    "description": 'It\'s {x} \\ "so"',
+    "base_model": "org/name",
+}
+PAIRS = [f"{name}={value}" for name, value in ANSWERS.items()]
+MADE = "zlut-mo-xing"
+
+
+@pytest.fixture
+def expected(render: Render) -> dict[str, bytes]:
+    return contents(render(project_slug=MADE, **ANSWERS))
+
+
+@pytest.fixture
+def config(shell: Shell) -> str:
+    path = shell.home / "config.yaml"
+    path.write_text(json.dumps({"default_context": ANSWERS}), encoding="utf-8")
+    return str(path)
+
+
+def git(folder: Path, *arguments: str | Path) -> None:
+    who = ["-c", "user.name=Test", "-c", "user.email=test@example.org"]
+    subprocess.run(["git", *who, *arguments], cwd=folder, check=True, capture_output=True)
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
+    """What to name to cookiecutter. The template goes on after its tag v1."""
+    folder = tmp_path_factory.mktemp("sources")
+    checkout = folder / "hf-template"
+    for part in ("hooks", "templates", TEMPLATE.name):
+        ignored = shutil.ignore_patterns("__pycache__", ".*_cache")
+        shutil.copytree(ROOT / part, checkout / part, ignore=ignored)
+    shutil.copy(ROOT / "cookiecutter.json", checkout)
+    git(checkout, "init", "--quiet")
+    git(checkout, "add", "--all")
+    git(checkout, "commit", "--quiet", "-m", "One")
+    git(checkout, "tag", "v1")
+    archive, bare = folder / "hf-template.zip", folder / "hf-template.git"
+    git(checkout, "archive", "--prefix=hf-template-1/", "-o", archive, "v1")
+    git(checkout, "rm", "--quiet", "-r", TEMPLATE.name)
+    git(checkout, "commit", "--quiet", "-m", "Two")
+    git(checkout, "clone", "--quiet", "--bare", checkout, bare)
+    git(checkout, "checkout", "--quiet", "v1")
+    return {
+        "checkout": [str(checkout)],
+        "zip": [str(archive)],
+        "git": [f"file://{bare}", "-c", "v1"],
+    }
+
+
+@pytest.mark.parametrize("source", ["checkout", "zip", "git"])
+def test_sources(
+    source: str, sources: dict[str, list[str]], shell: Shell, expected: dict[str, bytes]
+) -> None:
+    template, *options = sources[source]
+    done = shell.run(*options, "--no-input", *PAIRS, template=template)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert contents(shell.here / MADE) == expected
+
+
+def test_key_value_then_replay(shell: Shell, expected: dict[str, bytes]) -> None:
+    assert shell.run("--no-input", *PAIRS).returncode == 0
+    replay = shell.home / ".cookiecutter_replay" / f"{ROOT.name}.json"
+    kept = shell.home / "kept.json"
+    shutil.copy(replay, kept)
+    assert shell.run("--replay", "-o", "again").returncode == 0
+    replay.unlink()
+    assert shell.run("--replay-file", str(kept), "-o", "by-file").returncode == 0
+    for folder in (shell.here, shell.here / "again", shell.here / "by-file"):
+        assert contents(folder / MADE) == expected
+
+
+def test_user_settings_without_questions(
+    config: str, shell: Shell, expected: dict[str, bytes]
+) -> None:
+    assert shell.run("--config-file", config, "--no-input").returncode == 0
+    assert contents(shell.here / MADE) == expected
+
+
+def test_user_settings_are_the_defaults(
+    config: str, shell: Shell, expected: dict[str, bytes]
+) -> None:
+    done = shell.run("--config-file", config, typed="\n" * 6)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "1 - seq2seq" in done.stdout  # theirs comes first
+    assert contents(shell.here / MADE) == expected
+
+
+def with_cookiecutter(version: str, folder: Path) -> Path:
+    """The Python of a new environment that has this version of cookiecutter."""
+    if version not in ("2.5.0", "2.6.0") and "TEST_ALL" not in os.environ:
+        pytest.skip("only by make test-all")
+    venv.create(folder, with_pip=True)
+    python = folder / "bin" / "python"
+    quick = ["--quiet", "--retries", "0", "--timeout", "20", "--disable-pip-version-check"]
+    done = subprocess.run(
+        [python, "-m", "pip", "install", *quick, f"cookiecutter=={version}"],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    if done.returncode:
+        pytest.skip(f"cookiecutter {version} cannot be installed: {done.stderr[-200:]}")
+    return python
+
+
+@pytest.mark.parametrize("version", ["2.1.1", "2.3.0", "2.5.0"])
+def test_cookiecutter_that_is_too_old(version: str, shell: Shell, tmp_path: Path) -> None:
+    done = shell.run(python=with_cookiecutter(version, tmp_path / "venv"))
+    assert done.returncode == 1
+    assert done.stdout == (
+        "Unable to load extension: hf-template needs cookiecutter 2.6.0 or newer, this is "
+        f"{version}: pip install --upgrade cookiecutter\n"
+    )
+    assert done.stderr == ""
+    assert list(shell.here.iterdir()) == []
+
+
+@pytest.mark.parametrize("version", ["2.6.0", "2.7.0"])
+def test_cookiecutter_that_is_old_enough(
+    version: str, shell: Shell, render: Render, tmp_path: Path
+) -> None:
+    python = with_cookiecutter(version, tmp_path / "venv")
+    for number, task in enumerate(TASKS, start=1):
+        done = shell.run("-o", task, python=python, typed=f"{number}\n\n\n\n\n\n")
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert contents(shell.here / task / SLUG) == contents(render(task=task))
+    done = shell.run("--no-input", "author=<< 7*7 >>", python=python)
+    assert done.stdout.startswith("The text '<< 7*7 >>' holds the template mark <<;")
