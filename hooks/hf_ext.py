@@ -177,7 +177,9 @@ class HFExtension(Extension):
 
     def preprocess(self, source: str, name: str | None, filename: str | None = None) -> str:
         """Refuse answers that are templates: key=value and user settings would run as code."""
-        if name is None and "<<" in source and source not in OWN_TEXTS:
-            text = f"The text {shown(source)} holds the template mark <<"
-            raise FailedHookException(f"{text}; expected an answer or a path without it.")
+        foreign = name is None and source not in OWN_TEXTS
+        # By the lexer, not by looking for <<: a user's settings can change the marks as well.
+        if foreign and any(kind != "data" for _, kind, _ in self.environment.lex(source)):
+            text = f"The text {shown(source)} holds a template mark"
+            raise FailedHookException(f"{text}; expected an answer or a path without <<.")
         return source

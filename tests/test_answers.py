@@ -442,9 +442,32 @@ def test_code_as_an_answer_never_runs(code: str, shell: Shell) -> None:
     ):
         done = shell.run(*arguments, typed="\n" * 6)
         assert done.returncode == 1
-        assert "The text " in done.stdout and "the template mark <<" in done.stdout
+        assert "The text " in done.stdout and " holds a template mark; " in done.stdout
         assert "Traceback" not in done.stdout + done.stderr
         assert list(shell.here.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("setting", "mark", "code"),
+    [
+        ("variable_start_string", "[[", "[[ cycler.__init__.__globals__.os.mkdir('ran') >>"),
+        (
+            "line_statement_prefix",
+            "##",
+            "a\n## set x = cycler.__init__.__globals__.os.mkdir('ran')",
+        ),
+    ],
+)
+def test_code_with_marks_of_its_own_never_runs(
+    setting: str, mark: str, code: str, shell: Shell
+) -> None:
+    config = shell.home / "config.yaml"
+    answers = {"_jinja2_env_vars": {setting: mark}, "project_name": code}
+    config.write_text(json.dumps({"default_context": answers}), encoding="utf-8")
+    done = shell.run("--no-input", "--config-file", str(config))
+    assert done.returncode == 1
+    assert done.stdout.startswith("The text "), done.stdout
+    assert list(shell.here.iterdir()) == []
 
 
 def test_code_replayed_without_hooks_never_runs(shell: Shell) -> None:
