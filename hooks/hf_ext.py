@@ -42,11 +42,11 @@ HUB_NAME = r"[A-Za-z0-9_]([A-Za-z0-9._-]*[A-Za-z0-9_])?"
 HUB_ID = re.compile(rf"({HUB_NAME}/)?{HUB_NAME}")
 TEMPLATE_MARKS = ("<<", ">>", "{{", "}}", "{%", "%}", "{#", "#}")  # ours, and those of a copy
 
-# What Cookiecutter renders, beside files: each other text with marks is somebody's answer.
+# What Cookiecutter renders, beside files: any other text with marks is somebody's answer.
 ROOT = Path(__file__).resolve().parent.parent
-QUESTIONS = json.loads((ROOT / "cookiecutter.json").read_text(encoding="utf-8"))
+QUESTIONS = (ROOT / "cookiecutter.json").read_text(encoding="utf-8")
 HOOKS = [path.read_text(encoding="utf-8") for path in ROOT.glob("hooks/*_gen_project.py")]
-OWN_TEXTS = {"<<cookiecutter.project_slug>>", *map(str, QUESTIONS.values()), *HOOKS}
+OWN_TEXTS = {*HOOKS, *(path.name for path in ROOT.glob("*cookiecutter.project_slug*"))}
 
 # Characters that at least one of Python, TOML, YAML and JSON misreads, or that make a line look
 # like another one: DEL and C1, text direction, line and paragraph separators, byte order marks.
@@ -123,7 +123,7 @@ def base_model_problem(value: str) -> str | None:
 
 def task_problem(value: str) -> str | None:
     """What is wrong with the task, or None. Only a replay file can hold a wrong one."""
-    tasks = QUESTIONS["task"]
+    tasks = json.loads(QUESTIONS)["task"]
     return None if value in tasks else f"is not a task; expected one of {', '.join(tasks)}"
 
 
@@ -177,7 +177,8 @@ class HFExtension(Extension):
 
     def preprocess(self, source: str, name: str | None, filename: str | None = None) -> str:
         """Refuse answers that are templates: key=value and user settings would run as code."""
-        foreign = name is None and source not in OWN_TEXTS
+        is_own = source in OWN_TEXTS or json.dumps(source, ensure_ascii=False) in QUESTIONS
+        foreign = name is None and not is_own
         # By the lexer, not by looking for <<: a user's settings can change the marks as well.
         if foreign and any(kind != "data" for _, kind, _ in self.environment.lex(source)):
             text = f"The text {shown(source)} holds a template mark"
