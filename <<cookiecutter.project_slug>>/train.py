@@ -25,12 +25,13 @@ from model.dataset import OPTIONS, generate_dataset
 from model.metrics import OPTIONS as SCORE_OPTIONS
 from model.metrics import Scores
 from model.modeling import Model
-from reading import DataError
+from reading import DataError, Source
 from reporting.preview import preview
 from reporting.report import Report
 from training.arguments import HelpFormatter, OneOrMore, add_arguments, parse_args
 from training.batches import Batches, MicroBatch
 from training.checkpoint import Checkpoints
+from training.epochs import Epochs
 from training.interruption import Interruption
 from training.launch import run, start
 from training.loading import build_model, load_model, load_tokenizer, set_up
@@ -145,9 +146,14 @@ def main(argv: list[str] | None = None) -> None:
     tokenizer = load_tokenizer(args.restore_dir or args.model_id)
     options = {name: getattr(args, name) for name in OPTIONS}
     score_options = {name: getattr(args, name) for name in SCORE_OPTIONS}
+
+    def read(source: Source, schema: dict | None):
+        return generate_dataset(source, tokenizer, args.max_len, **(schema or options))
+
+    epochs = Epochs(args, peers, read)
+    train_set = epochs.dataset
     with peers.local_main_first():
-        train_set = generate_dataset(args.train_input, tokenizer, args.max_len, **options)
-        valid_set = generate_dataset(args.valid_input, tokenizer, args.max_len, **train_set.schema)
+        valid_set = read(args.valid_input, train_set.schema)
     if args.restore_dir is None:
         config = ModelConfig(args.model_id, **train_set.schema)
         if args.lr is None:
@@ -168,15 +174,13 @@ def main(argv: list[str] | None = None) -> None:
         optimizer = build_optimizer(model, args.lr, args.weight_decay)
         model, optimizer = prepare(accelerator, model, optimizer)
         checkpoints = Checkpoints(
-            accelerator, interruption, state, train_set, model, optimizer, tokenizer, report
+            accelerator, interruption, state, epochs, model, optimizer, tokenizer, report
         )
         if args.restore_dir is not None:
             checkpoints.restore(Path(args.restore_dir))
         scheduler = build_scheduler(optimizer, args.lr_scheduler_type, args.num_warmup_steps, state)
-        size, workers = (
-            fit_batch_size(accelerator, peers, state, model, train_set),
-            args.num_workers,
-        )
+        fit_batch_size(accelerator, peers, state, model, train_set)
+        size, workers = state.args["batch_size"], args.num_workers
         train_batches = Batches(
             train_set, accelerator, size, state.global_batch_size, args.seed, workers
         )
@@ -186,6 +190,7 @@ def main(argv: list[str] | None = None) -> None:
             return preview(accelerator, state, *parts)
         while not state.is_over:
             began = time.perf_counter()
+            epochs.begin(state, train_batches)
             train_log = train(
                 accelerator, model, optimizer, scheduler, train_batches, checkpoints, report
             )
@@ -194,6 +199,7 @@ def main(argv: list[str] | None = None) -> None:
             is_best = state.record(train_log, valid_log, time.perf_counter() - began)
             checkpoints.save(is_best)
             report.after_validation()
+    epochs.close()
     report.conclude()
 
 

@@ -19,6 +19,7 @@ RESULTS = ("last", "best", "log.json")
 AT_LEAST_ONE = (
     "epochs",
     "max_steps",
+    "files_per_epoch",
     "save_steps",
     "valid_steps",
     "logging_steps",
@@ -58,6 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     run.add_argument("--outdir", default="outputs", help="folder for all that comes out")
     run.add_argument("--restore_dir", help="go on from this last/; auto: from outdir's, if any")
     run.add_argument("--epochs", type=int, default=3, help="times to see all examples")
+    run.add_argument("--files_per_epoch", type=int, help="of many; for data too large to hold")
     run.add_argument("--max_steps", type=int, help="optimizer steps, instead of epochs")
     run.add_argument("--save_steps", type=int, help="save last/ every so many steps, too")
     run.add_argument("--seed", type=int, default=42, help="what all randomness follows from")

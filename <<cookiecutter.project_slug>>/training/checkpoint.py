@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from . import RunError
 from .batches import MicroBatch
+from .epochs import Epochs
 from .files import clean, publish, saving, write_file
 from .interruption import Interruption
 from .optimizer_state import load_optimizer, optimizer_tensors
@@ -34,7 +35,7 @@ class Checkpoints:
         accelerator: Accelerator,
         interruption: Interruption,
         state: TrainingState,
-        dataset,
+        epochs: Epochs,
         model: torch.nn.Module,
         optimizer: AcceleratedOptimizer,
         tokenizer: PreTrainedTokenizerBase,
@@ -44,7 +45,7 @@ class Checkpoints:
         self.interruption, self.peers = interruption, interruption.peers
         self.state = state
         self.outdir = Path(state.args["outdir"])
-        self.dataset = dataset
+        self.epochs = epochs
         self.model = model
         self.optimizer = optimizer.optimizer
         self.tokenizer, self.report = tokenizer, report
@@ -146,7 +147,8 @@ class Checkpoints:
 
         def write_all(aside: Path) -> None:
             self._write_model(aside, weights)
-            batch = self.dataset.collate([self.dataset[index] for index in examples])
+            dataset = self.epochs.dataset
+            batch = dataset.collate([dataset[index] for index in examples])
             save_file(batch, aside / "batch.safetensors")
             about = {"epoch": epoch, "step": step, "examples": examples}
             write_file(aside / "batch.json", json.dumps(about))

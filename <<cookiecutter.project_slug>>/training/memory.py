@@ -15,17 +15,18 @@ UNTRIED = {"cpu"}
 
 def fit_batch_size(
     accelerator: Accelerator, peers: Peers, state: TrainingState, model: torch.nn.Module, dataset
-) -> int:
-    """Halve `--batch_size` until a forward and backward pass of the longest examples fits.
+) -> None:
+    """Halve the `batch_size` of a run until a pass of the longest examples fits.
 
-    Tried before the first step only. Global batches stay as they are: each is cut into more passes.
+    Tried forward and backward, before the first step only. Global batches stay as they are: each
+    is cut into more passes.
 
     Raises:
         RunError: not even one example fits.
     """
     size = asked = state.args["batch_size"]
     if accelerator.device.type in UNTRIED:
-        return size
+        return
     longest = np.argsort(-dataset.lengths, kind="stable")
     while not all(peers.gather(_fits(accelerator, model, dataset, longest[:size].tolist()))):
         if size == 1:
@@ -39,7 +40,6 @@ def fit_batch_size(
             f"Out of memory with --batch_size {asked}: it is {size} now, and --accumulation is "
             f"{asked // size} times as large; {state.global_batch_size} in a step as before"
         )
-    return size
 
 
 def _fits(accelerator: Accelerator, model: torch.nn.Module, dataset, examples: list[int]) -> bool:

@@ -40,6 +40,7 @@ class TrainingState:
         curve: Steps, and the loss and the learning rate then: what loss.png shows between epochs.
         run_id: The name of the run for trackers, the same after it was resumed.
         log: What log.json holds.
+        schema: How the data were read: see `model/dataset.py`.
     """
 
     args: dict
@@ -60,6 +61,7 @@ class TrainingState:
     curve: list = field(default_factory=list)
     run_id: str = field(default_factory=lambda: uuid.uuid4().hex)
     log: dict = field(default_factory=dict)
+    schema: dict = field(default_factory=dict)
 
     @property
     def is_stuck(self) -> bool:
@@ -80,6 +82,21 @@ class TrainingState:
         every = self.args["valid_steps"] or self.total_steps
         left = -self.step % every or (every if is_validated else 0)
         return min(left, self.total_steps - self.step)
+
+    def take_up(self, dataset) -> None:
+        """Learn from these data from here on.
+
+        Raises:
+            RunError: the epoch has begun with others.
+        """
+        lengths = np.ascontiguousarray(dataset.lengths, dtype=np.int64)
+        data = {"examples": len(dataset), "lengths_crc32": zlib.crc32(lengths.data)}
+        if self.examples and self.data != data:
+            raise RunError(
+                f"{self.args['train_input']}: not the data that epoch {self.current_epoch} began "
+                f"with ({len(dataset)} examples, then {self.data['examples']}); expected the same"
+            )
+        self.data, self.schema = data, dataset.schema
 
     def advance(self, num_examples: int, num_items: int, was_skipped: bool) -> None:
         """Count an optimizer step."""
@@ -166,19 +183,13 @@ def open_state(
         known = ", ".join(directions)
         raise RunError(f"--metric_for_best_model {metric}: no such score; expected one of {known}")
     rank, world = accelerator.process_index, accelerator.num_processes
-    lengths = np.ascontiguousarray(dataset.lengths, dtype=np.int64)
-    data = {"examples": len(dataset), "lengths_crc32": zlib.crc32(lengths.data)}
     if args.restore_dir is None:
-        state = TrainingState({}, data, args.batch_size * args.accumulation * world)
+        state = TrainingState({}, {}, args.batch_size * args.accumulation * world)
     else:
         state = TrainingState.read(Path(args.restore_dir), rank, world)
-    if state.examples and state.data != data:
-        raise RunError(
-            f"{args.train_input}: not the data that epoch {state.current_epoch} began with "
-            f"({len(dataset)} examples, then {state.data['examples']}); expected the same file"
-        )
-    state.data, state.greater_is_better = data, directions[metric]
     state.args = {name: value for name, value in vars(args).items() if name != "restore_dir"}
+    state.take_up(dataset)
+    state.greater_is_better = directions[metric]
     steps_per_epoch = -(-len(dataset) // state.global_batch_size)
     state.total_steps = args.max_steps or args.epochs * steps_per_epoch
     return state

@@ -1,0 +1,115 @@
+"""The training data of each epoch: all of it, or the next files of more than can be held."""
+
+import argparse
+import shutil
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import datasets
+import fsspec
+import numpy as np
+
+from reading import Source, files_of
+
+from . import RunError
+from .batches import Batches
+from .peers import Peers
+from .state import TrainingState
+
+
+class Epochs:
+    """Opens the data that an epoch learns from.
+
+    With `--files_per_epoch`, these are so many of the files; each is taken once before any is taken
+    again, in an order that follows from the seed. They are fetched and tokenized when their epoch
+    begins, and what that left on the disk is removed before the next one begins.
+
+    Args:
+        args: The arguments of the run.
+        read: Called as `read(source, schema)`, with a schema to follow or None; gives a data set.
+
+    Attributes:
+        dataset: That of the current epoch.
+
+    Raises:
+        RunError: the length of the run would not be known.
+    """
+
+    def __init__(
+        self, args: argparse.Namespace, peers: Peers, read: Callable[[Source, dict | None], Any]
+    ):
+        self._peers, self._read, self._source, self._seed = peers, read, args.train_input, args.seed
+        self._count = args.files_per_epoch
+        if self._count is not None and args.max_steps is None:
+            raise RunError(
+                f"--files_per_epoch {self._count}: expected --max_steps, too, since how many steps "
+                "an epoch has is known only when its files have been read"
+            )
+        run = zlib.crc32(str(Path(args.outdir).resolve()).encode())
+        self._folder = Path(datasets.config.HF_DATASETS_CACHE, "epochs", f"{run:08x}")
+        self._schema, epoch = None, 0
+        if args.restore_dir is not None and self._count is not None:
+            state = TrainingState.read(Path(args.restore_dir))
+            self._schema, epoch = state.schema, state.current_epoch
+        self._open(epoch)
+
+    def begin(self, state: TrainingState, batches: Batches) -> None:
+        """Turn to the data of the state's epoch, where they are others. All have to call this."""
+        if self._count is not None and state.current_epoch != self._opened:
+            self._open(state.current_epoch)
+            state.take_up(self.dataset)
+            batches.use(self.dataset)
+
+    def _open(self, epoch: int) -> None:
+        if self._count is None:
+            with self._peers.local_main_first():
+                self.dataset = self._read(self._source, None)
+        else:
+            folder = self._folder / str(epoch)
+            self._remove(all_but=folder)
+            with self._peers.local_main_first(), _cached_in(folder):
+                files = [_fetched(file, folder) for file in self._files(epoch, self._count)]
+                self.dataset = self._read(files, self._schema)
+            self._schema = self.dataset.schema
+        self._opened = epoch
+
+    def close(self) -> None:
+        """Remove what is left of the files of the last epoch."""
+        self._remove()
+
+    def _files(self, epoch: int, count: int) -> list[str]:
+        files = files_of(self._source)
+        turns = -(-len(files) // count)
+        order = np.random.default_rng([self._seed, epoch // turns]).permutation(len(files))
+        return [files[n] for n in np.array_split(order, turns)[epoch % turns]]
+
+    def _remove(self, all_but: Path | None = None) -> None:
+        if self._peers.is_local_main:
+            for folder in self._folder.glob("*"):
+                if folder != all_but:
+                    shutil.rmtree(folder)
+
+
+@contextmanager
+def _cached_in(folder: Path) -> Iterator[None]:
+    before, datasets.config.HF_DATASETS_CACHE = datasets.config.HF_DATASETS_CACHE, folder
+    try:
+        yield
+    finally:
+        datasets.config.HF_DATASETS_CACHE = before
+
+
+def _fetched(file: str, folder: Path) -> str:
+    """A local copy of a remote file; what an earlier try has fetched is not fetched again."""
+    if "://" not in file:
+        return file
+    copy = folder / "files" / f"{zlib.crc32(file.encode()):08x}-{file.rpartition('/')[2]}"
+    if not copy.exists():
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        files, path = fsspec.core.url_to_fs(file)
+        files.get(path, f"{copy}.part")
+        Path(f"{copy}.part").rename(copy)
+    return str(copy)
