@@ -93,7 +93,8 @@ def main(argv: list[str] | None = None) -> None:
     columns = args.column or predictor.columns
     if len(columns) != len(predictor.columns):
         raise RunError(f"--column {' '.join(columns)}: expected {len(predictor.columns)} column(s)")
-    rows = read_table(args.input, columns).to_list()
+    lists = columns if getattr(predictor, "takes_lists", False) else []
+    rows = read_table(args.input, columns, lists).to_list()
     texts = [list(row.values()) if len(row) > 1 else row[columns[0]] for row in rows]
     predictions = predict(accelerator, predictor, texts, args.batch_size)
     if accelerator.is_main_process:
