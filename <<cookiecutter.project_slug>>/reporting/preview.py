@@ -90,8 +90,8 @@ def _examples(dataset, config: PreTrainedConfig, tokenizer) -> Iterator[str]:
         labels = example["labels"]
         if labels.is_floating_point():
             target = str(labels.tolist())
-        elif labels.ndim == 0:
-            target = str(config.id2label[labels.item()])
+        elif "labels" in dataset.schema:
+            target = " ".join(config.id2label[label] for label in labels[labels != -100].tolist())
         else:
             target = tokenizer.decode(labels[labels != -100])
         yield f"example {index}"
