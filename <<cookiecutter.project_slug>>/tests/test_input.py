@@ -83,7 +83,7 @@ def test_every_format_gives_the_same_examples(tokenizer, tmp_path):
 
 
 def test_a_cell_may_hold_a_whole_document(tokenizer, tmp_path):
-    row = ",".join(["word " * 40_000] + ["b"] * (len(GOOD) - 1))
+    row = ",".join(["word." * 40_000] + ["b"] * (len(GOOD) - 1))
     (tmp_path / "long.csv").write_text(f"{HEADER}{row}\n{row}\n")
     assert len(generate_dataset(tmp_path / "long.csv", tokenizer)) >= 2
 
