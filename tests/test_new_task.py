@@ -1,0 +1,168 @@
+"""A new task is one folder and one choice: token classification is added here, and put to work."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from conftest import CACHES, ROOT, SLUG, TEMPLATE
+
+NAME = "token_classification"
+FOLDER = ROOT / "tests" / "fixtures" / NAME
+LABEL = "token classification: gives each word of a text a tag"
+
+# Of what the template's own tests say of every task.
+OF_THE_TEMPLATE = f"{NAME} or agree or same_bytes or fault or words"
+# Of what a project's own tests do: the contract, exactness, bad input, and a run that is stopped
+# by a signal or dies, goes on, and ends in the very bits of one that was left alone.
+OF_THE_PROJECT = [
+    "test_model.py",
+    "test_exactness.py",
+    "test_predict.py",
+    "test_input.py::test_a_bad_file_is_named_in_one_sentence",
+    "test_input.py::test_every_format_gives_the_same_examples",
+    "test_elsewhere.py::test_a_checkpoint_opens_without_the_project[best]",
+    "test_interruption.py::test_a_signal_to_one_process_stops_all[1-0-SIGTERM]",
+    "test_runs.py::test_a_stopped_run_ends_as_if_it_had_not_been[9]",
+]
+
+REFUSED = """
+import sys
+from model.dataset import generate_dataset
+from reading import DataError
+for path in sys.argv[1:]:
+    try:
+        generate_dataset(path, labels=["O"])
+    except DataError as error:
+        print(error)
+"""
+
+
+def run(folder: Path, *command: str | Path) -> subprocess.CompletedProcess[str]:
+    variables = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    return subprocess.run(
+        [sys.executable, *map(str, command)],
+        cwd=folder,
+        env={**os.environ, **variables},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of this template, where nothing is new but the folder and the choice."""
+    copy = tmp_path_factory.mktemp("new") / "template"
+    for name in ("hooks", "templates", "tests", TEMPLATE.name):
+        shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns(*CACHES))
+    shutil.copytree(FOLDER, copy / "templates" / NAME, ignore=shutil.ignore_patterns(*CACHES))
+    shutil.copy(ROOT / "pyproject.toml", copy)
+    questions = json.loads((ROOT / "cookiecutter.json").read_text(encoding="utf-8"))
+    questions["task"].append(NAME)
+    questions["__prompts__"]["task"][NAME] = LABEL
+    (copy / "cookiecutter.json").write_text(json.dumps(questions), encoding="utf-8")
+    return copy
+
+
+@pytest.fixture(scope="module")
+def project(template: Path) -> Path:
+    # In a process of its own: here, the hooks of the template that is tested are loaded.
+    code = f"from conftest import *; bake(ROOT.parent, {{'task': {NAME!r}}})"
+    done = run(template / "tests", "-c", code)
+    assert done.returncode == 0, done.stderr
+    return template.parent / SLUG
+
+
+def test_the_templates_own_tests_hold(template: Path) -> None:
+    command = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/test_rendering.py"]
+    done = run(template, *command, "-k", OF_THE_TEMPLATE)
+    assert done.returncode == 0, done.stdout[-5000:]
+
+
+def test_its_types_are_right(project: Path, tmp_path: Path) -> None:
+    done = run(project, "-m", "mypy", "--cache-dir", tmp_path)
+    assert done.returncode == 0, done.stdout
+
+
+def test_the_projects_own_tests_pass(project: Path) -> None:
+    names = [f"tests/{name}" for name in OF_THE_PROJECT]
+    done = run(project, "-m", "pytest", "-q", "-p", "no:cacheprovider", *names)
+    assert done.returncode == 0, done.stdout[-5000:]
+
+
+def test_it_learns_and_predicts(project: Path, tmp_path: Path) -> None:
+    options = ["--epochs=4", "--batch_size=4", "--metric_for_best_model=accuracy"]
+    done = run(project, "train.py", *options, f"--outdir={tmp_path}/run")
+    assert done.returncode == 0, done.stderr[-2000:]
+    log = json.loads((tmp_path / "run" / "log.json").read_text())
+    found = [entry["valid_log"] for entry in log.values()]
+    best = max(found, key=lambda entry: entry["accuracy"])
+    lines = (project / "data" / "valid.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
+    tags = [tag for row in rows for tag in row["tags"]]
+    assert best["count"] == len(tags)
+    assert best["loss"] < found[0]["loss"]
+    share_of_commonest = Counter(tags).most_common(1)[0][1] / len(tags)
+    assert share_of_commonest < 0.7
+    assert best["accuracy"] > 0.9
+    assert best["span_f1"] > 0.7
+
+    output = tmp_path / "out.jsonl"
+    checkpoint, data = f"--checkpoint={tmp_path}/run/best", "--input=data/valid.jsonl"
+    done = run(project, "predict.py", checkpoint, data, f"--output={output}")
+    assert done.returncode == 0, done.stderr[-2000:]
+    predicted = [json.loads(line) for line in output.read_text().splitlines()]
+    assert [row["tokens"] for row in predicted] == [row["tokens"] for row in rows]
+    given = [tag for row in predicted for tag in row["prediction"]]
+    right = sum(tag == other for tag, other in zip(tags, given, strict=True))
+    assert right / len(tags) == pytest.approx(best["accuracy"])
+
+
+def test_a_dry_run_shows_tags(project: Path, tmp_path: Path) -> None:
+    done = run(project, "train.py", "--dry_run", f"--outdir={tmp_path}/run")
+    assert done.returncode == 0, done.stderr[-2000:]
+    row = json.loads((project / "data" / "train.jsonl").read_text().splitlines()[0])
+    assert f"target: {' '.join(row['tags'])!r}" in done.stdout
+
+
+def test_spans_are_those_of_conlleval() -> None:
+    about = importlib.util.spec_from_file_location("metrics", FOLDER / "metrics.py")
+    assert about and about.loader
+    metrics = importlib.util.module_from_spec(about)
+    about.loader.exec_module(metrics)
+    for tags, expected in (
+        ("B-LOC I-LOC O B-LOC B-LOC", {(0, 2, "LOC"), (3, 4, "LOC"), (4, 5, "LOC")}),
+        ("I-PER I-LOC O I-LOC", {(0, 1, "PER"), (1, 2, "LOC"), (3, 4, "LOC")}),
+        ("S-PER B-ORG I-ORG E-ORG", {(0, 1, "PER"), (1, 4, "ORG")}),
+        ("NOUN O VERB", {(0, 1, "NOUN"), (2, 3, "VERB")}),
+    ):
+        assert metrics.spans(tags.split()) == expected
+
+
+def test_what_cannot_be_right_is_named(project: Path, tmp_path: Path) -> None:
+    good = {"tokens": ["It", "rains"], "tags": ["O", "O"]}
+    files: dict[str, list[dict]] = {
+        "odd": [good, {**good, "tags": ["O"]}],
+        "unknown": [good, {**good, "tags": ["O", "B"]}],
+        "empty": [{"tokens": " ", "tags": ""}],
+    }
+    for name, rows in files.items():
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        (tmp_path / f"{name}.jsonl").write_text(text)
+    paths = [tmp_path / f"{name}.jsonl" for name in files]
+    done = run(project, "-c", REFUSED, *paths)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [
+        f"{tmp_path}/odd.jsonl:2: 2 words, 1 tags; not as many",
+        f"{tmp_path}/unknown.jsonl:2: unknown tag 'B'; expected one of O",
+        f"{tmp_path}/empty.jsonl: no words; expected words and their tags",
+    ]
