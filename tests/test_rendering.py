@@ -28,6 +28,7 @@ FILES = [
     "configs/ddp.yaml",
     "configs/fsdp2.yaml",
     "configs/gpu.yaml",
+    "configs/nodes.yaml",
     "data/LICENSE.md",
     "data/train.jsonl",
     "data/valid.jsonl",
