@@ -175,3 +175,5 @@ def test_a_slurm_job_over_two_hosts(project: Path, tmp_path: Path) -> None:
     with running(project, '"$@"', *submission, **variables) as job:
         end(job, project)
     assert (project / "outputs" / "best" / "model.safetensors").exists()
+    for words in ("parameters from", "steps in"):  # and only one of the hosts tells of it
+        assert (project / "output.txt").read_text().count(words) == 1

@@ -49,7 +49,7 @@ def preview(
     ]
     memory = _memory_of_a_step(accelerator, state, model, batches, train_step)
     lines += [*_about_model(model, memory), _about_disk(state, model)]
-    accelerator.print("\n".join(lines))
+    accelerator.on_main_process(print)("\n".join(lines))
 
 
 def _about_data(name: str, dataset, max_len: int) -> Iterator[str]:

@@ -39,6 +39,7 @@ class Report:
         pipeline_tag: str | None,
     ):
         self.accelerator, self.peers, self.state, self.scores = accelerator, peers, state, scores
+        self.print = accelerator.on_main_process(print)  # accelerator.print does on each machine
         self.pipeline_tag = pipeline_tag
         self.outdir = Path(state.args["outdir"])
         self._curves: tuple[int, bytes] = -1, b""
@@ -56,7 +57,7 @@ class Report:
         """Say what is about to be run."""
         state = self.state
         steps = f"{state.step} of {state.total_steps}" if state.step else f"{state.total_steps}"
-        self.accelerator.print(
+        self.print(
             f"{num_parameters / 1e6:,.1f} M parameters from {state.args['model_id']}; "
             f"{state.data['examples']:,} examples, {state.global_batch_size} in a step; "
             f"{steps} steps",
@@ -115,14 +116,14 @@ class Report:
         state, outdir = self.state, self.outdir
         if state.is_stuck and state.step < state.total_steps:
             metric, patience = state.args["metric_for_best_model"], state.args["patience"]
-            self.accelerator.print(f"Ended early: no better {metric} in {patience} validations")
+            self.print(f"Ended early: no better {metric} in {patience} validations")
         if not state.best:
-            self.accelerator.print("No validation loss was a number: there is no best/")
+            self.print("No validation loss was a number: there is no best/")
             return
         scores = {name: v for name, v in state.best.items() if name not in ("epoch", "count")}
         reached = ", ".join(f"{name} {value:.4g}" for name, value in scores.items())
         seconds = sum(entry["seconds"] for entry in state.log.values())
-        self.accelerator.print(
+        self.print(
             f"{state.step:,} steps in {tqdm.format_interval(seconds)}",
             f"Best: {state.best['epoch']}, {reached}",
             f"  {outdir}/best       the model; python predict.py --checkpoint {outdir}/best",
@@ -132,4 +133,4 @@ class Report:
         )
         if (repository := state.args["push_to_hub"]) is not None:
             self.peers.main_does(lambda: push(outdir / "best", repository))
-            self.accelerator.print(f"Uploaded to {repository}")
+            self.print(f"Uploaded to {repository}")
