@@ -69,6 +69,7 @@ def train_step(
     for inputs, micro in micro_batches:
         seed_all(*micro.seed)
         inputs = send_to_device(inputs, accelerator.device, non_blocking=True)
+        accelerator.sync_gradients = micro.ends_step
         with nullcontext() if micro.ends_step else accelerator.no_sync(model):
             loss = model(**inputs, num_items_in_batch=micro.num_items).loss * micro.weight
             # Gradients will be averaged, so times as many; and NaN for all if one is not finite.
@@ -172,7 +173,7 @@ def main(argv: list[str] | None = None) -> None:
         report = Report(accelerator, peers, state, scores, model.config.pipeline_tag)
         report.announce(model.num_parameters(), notes)
         optimizer = build_optimizer(model, args.lr, args.weight_decay)
-        model, optimizer = prepare(accelerator, model, optimizer)
+        model, optimizer = prepare(accelerator, model, optimizer, args.max_grad_norm)
         checkpoints = Checkpoints(
             accelerator, interruption, state, epochs, model, optimizer, tokenizer, report
         )

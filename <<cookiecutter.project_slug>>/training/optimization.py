@@ -61,10 +61,12 @@ class Guard:
     def __init__(self, accelerator: Accelerator, optimizer: AcceleratedOptimizer):
         self._has_scaler = accelerator.scaler is not None
         self._found = torch.zeros((), device=accelerator.device)
-        if not self._has_scaler and optimizer.defaults.get("fused"):
-            optimizer.optimizer.found_inf = self._found
+        # DeepSpeed wraps it once more; it skips such a step itself, but not those after it.
+        inner = getattr(optimizer.optimizer, "optimizer", optimizer.optimizer)
+        if not self._has_scaler and inner.defaults.get("fused"):
+            inner.found_inf = self._found
 
-    def check(self, loss: torch.Tensor, grad_norm: torch.Tensor) -> torch.Tensor:
+    def check(self, loss: torch.Tensor, grad_norm: torch.Tensor | float) -> torch.Tensor:
         """Return the loss, or NaN if it or the gradient, now or before, was not finite."""
         grad_norm = grad_norm.full_tensor() if isinstance(grad_norm, DTensor) else grad_norm
         is_finite = torch.isfinite(loss if self._has_scaler else loss + grad_norm)

@@ -12,12 +12,17 @@ from torch.distributed.checkpoint.state_dict import (
 )
 
 from . import RunError
+from .sharding import is_zero
 
 
 def optimizer_tensors(
     model: torch.nn.Module, optimizer: torch.optim.Optimizer
 ) -> dict[str, torch.Tensor]:
     """Gather them, on one process; all have to call this."""
+    if is_zero(model):
+        from . import zero
+
+        return zero.optimizer_tensors(model, optimizer)
     whole = StateDictOptions(full_state_dict=True, cpu_offload=True)
     state_dict = get_optimizer_state_dict(model, optimizer, options=whole)
     return {
@@ -33,10 +38,14 @@ def load_optimizer(model: torch.nn.Module, optimizer: torch.optim.Optimizer, pat
     Raises:
         RunError: it is not a file of this model's optimizer.
     """
-    # Names and hyperparameters of this run; the numbers are those of the checkpoint.
-    state_dict = get_optimizer_state_dict(model, optimizer)
     try:
         tensors = load_file(path)
+        if is_zero(model):
+            from . import zero
+
+            return zero.load_optimizer(model, optimizer, tensors)
+        # Names and hyperparameters of this run; the numbers are those of the checkpoint.
+        state_dict = get_optimizer_state_dict(model, optimizer)
         state_dict["state"] = {
             name: {key: tensors[f"{name}/{key}"] for key in values}
             for name, values in state_dict["state"].items()

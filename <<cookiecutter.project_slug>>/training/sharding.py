@@ -1,4 +1,4 @@
-"""Models whose weights lie in parts on several devices (FSDP2)."""
+"""Models whose weights lie in parts on several devices: FSDP2, and ZeRO of DeepSpeed."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -6,18 +6,32 @@ from contextlib import contextmanager
 import torch
 from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
+from accelerate.utils import DistributedType
 from torch.distributed.fsdp import FSDPModule
 
 
 def prepare(
-    accelerator: Accelerator, model: torch.nn.Module, optimizer: torch.optim.Optimizer
+    accelerator: Accelerator,
+    model: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    max_grad_norm: float,
 ) -> tuple[torch.nn.Module, AcceleratedOptimizer]:
     """`Accelerator.prepare`, for any model.
 
     Accelerate puts the embeddings into groups of their own, which torch refuses where more than two
     modules share a weight, as in BART, and which fails where a model does not name them. Unnamed,
     they stay with the model itself.
+
+    Raises:
+        RunError: see `zero.configure`.
     """
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        from . import zero  # here and below: few have DeepSpeed
+
+        zero.configure(accelerator, max_grad_norm)
+        model, optimizer = accelerator.prepare(model, optimizer)
+        zero.make_state(optimizer.optimizer)
+        return model, optimizer
     model.get_input_embeddings = model.get_output_embeddings = lambda: None
     prepared = accelerator.prepare(model, optimizer)
     del model.get_input_embeddings, model.get_output_embeddings
@@ -39,6 +53,12 @@ def whole_state_dict(accelerator: Accelerator, model: torch.nn.Module) -> dict[s
 @contextmanager
 def whole(accelerator: Accelerator, model: torch.nn.Module, is_needed: bool) -> Iterator[None]:
     """Hold all weights in each process, so that each can generate without waiting for others."""
+    if is_needed and is_zero(model) and model.zero_optimization_partition_weights():
+        from . import zero
+
+        with zero.whole(model):
+            yield
+        return
     parts = [m for m in model.modules() if isinstance(m, FSDPModule)] if is_needed else []
     for part in parts:
         part.set_reshard_after_forward(False, recurse=False)
@@ -48,3 +68,8 @@ def whole(accelerator: Accelerator, model: torch.nn.Module, is_needed: bool) -> 
         reshard = accelerator.state.fsdp_plugin.reshard_after_forward and part is not model
         part.set_reshard_after_forward(reshard, recurse=False)
         part.reshard()
+
+
+def is_zero(model: torch.nn.Module) -> bool:
+    """Whether DeepSpeed has prepared it."""
+    return hasattr(model, "zero_optimization")

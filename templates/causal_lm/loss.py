@@ -42,6 +42,21 @@ def linear_cross_entropy(
     return loss / num_items_in_batch
 
 
+class LinearHead(nn.Linear):
+    """A head that makes the loss itself: where weights are sharded, it alone sees its own."""
+
+    def forward(
+        self,
+        hidden: Tensor,
+        labels: Tensor | None = None,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Tensor:
+        """Return the logits, or with labels the loss."""
+        if labels is None:
+            return super().forward(hidden)
+        return linear_cross_entropy(hidden, self, labels, num_items_in_batch)
+
+
 class _LinearCrossEntropy(torch.autograd.Function):
     """Makes the logits of some rows, turns them into their gradient, and drops them.
 

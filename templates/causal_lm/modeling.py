@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from .configuration import ModelConfig
-from .loss import cross_entropy, linear_cross_entropy
+from .loss import LinearHead, cross_entropy
 
 
 class Model(PreTrainedModel):
@@ -34,6 +34,8 @@ class Model(PreTrainedModel):
             raise ValueError(f"separate_documents: {name} takes no position_ids")
         if torch.get_default_device().type != "meta":
             config.has_linear_head = self._has_linear_head()
+        if config.has_linear_head:
+            self.lm.get_output_embeddings().__class__ = LinearHead
         self.generation_config = self.lm.generation_config
         self.post_init()
 
@@ -68,8 +70,7 @@ class Model(PreTrainedModel):
         kwargs.setdefault("use_cache", False)  # with one, documents would see one another
         if self.config.has_linear_head and not return_logits:
             hidden = self.lm.base_model(**kwargs).last_hidden_state
-            head = self.lm.get_output_embeddings()
-            loss = linear_cross_entropy(hidden, head, labels, num_items_in_batch)
+            loss = self.lm.get_output_embeddings()(hidden, labels, num_items_in_batch)
             return CausalLMOutputWithPast(loss=loss)
         outputs = self.lm(**kwargs)
         outputs.loss = cross_entropy(outputs.logits, labels, num_items_in_batch)
