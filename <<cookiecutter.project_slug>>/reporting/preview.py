@@ -3,7 +3,7 @@
 import resource
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from training.batches import Batches
 from training.state import TrainingState
 
 EXAMPLES, WIDTH = 3, 160  # shown, and characters of each
+FLOAT = 4  # bytes: weights are in float32
 SAMPLED = 100  # forward passes that padding is counted in
 
 
@@ -147,16 +148,12 @@ def _memory_of_a_step(
 
 def _about_model(model: torch.nn.Module, memory: int) -> Iterator[str]:
     parameters = list(model.parameters())
-    trained = sum(p.numel() for p in parameters if p.requires_grad)
+    trained = _count(p for p in parameters if p.requires_grad)
     dtypes = ", ".join(sorted({str(p.dtype).removeprefix("torch.") for p in parameters}))
-    adam = 2 * sum(p.nbytes for p in parameters if p.requires_grad)
-    yield (
-        f"model: {sum(p.numel() for p in parameters):,} parameters ({dtypes}), "
-        f"{trained:,} of them trained"
-    )
+    yield (f"model: {_count(parameters):,} parameters ({dtypes}), {trained:,} of them trained")
     yield (
         f"  memory: {_size(memory)} at most up to here, with a step of the longest examples; "
-        f"AdamW will take {_size(adam)} more"
+        f"AdamW will take {_size(2 * FLOAT * trained)} more"
     )
 
 
@@ -164,13 +161,18 @@ def _about_disk(state: TrainingState, model: torch.nn.Module) -> str:
     folder = Path(state.args["outdir"]).resolve()
     while not folder.exists():
         folder = folder.parent
-    weights = sum(p.nbytes for p in model.parameters())
-    trained = sum(p.nbytes for p in model.parameters() if p.requires_grad)
+    weights = FLOAT * _count(model.parameters())
+    trained = FLOAT * _count(p for p in model.parameters() if p.requires_grad)
     last, free = weights + 2 * trained, shutil.disk_usage(folder).free
     # best/, last/ and the last/ before it stay; a new pair is written beside them.
     if free < (needed := 3 * last + 2 * weights):
         raise RunError(f"{folder}: {_size(free)} are free; checkpoints take {_size(needed)}")
     return f"disk: best/ {_size(weights)}, last/ {_size(last)}; {_size(free)} free in {folder}"
+
+
+def _count(parameters: Iterable[torch.nn.Parameter]) -> int:
+    """Their numbers, of all processes: under ZeRO-3 each holds a part, aside."""
+    return sum(getattr(p, "ds_numel", p.numel()) for p in parameters)
 
 
 def _size(count: int) -> str:

@@ -64,7 +64,8 @@ def losses(log: dict) -> list[float]:
 
 @pytest.mark.parametrize("stage", [2, 3])
 def test_a_run_goes_on_with_and_without_zero(stage, arguments, sample, tmp_path, with_zero):
-    arguments += ["--model_id", str(sample / "tiny"), "--lr_scheduler_type", "constant"]
+    arguments += ["--model_id", str(sample / "tiny"), "--valid_steps", "5"]
+    arguments += ["--lr_scheduler_type", "constant"]
     split = [*arguments, "--batch_size", "2", "--accumulation", "2"]
     runs = {name: tmp_path / name for name in ("expected", "whole", "stopped", "mixed")}
     train.main([*arguments, "--max_steps", "12", "--outdir", str(runs["expected"])])
@@ -91,7 +92,7 @@ def test_a_run_goes_on_with_and_without_zero(stage, arguments, sample, tmp_path,
 
 @pytest.mark.parametrize("stage", [2, 3])
 def test_a_bad_step_does_not_reach_the_weights(stage, arguments, steps, tmp_path):
-    arguments += ["--batch_size", "4", "--save_steps", "1"]
+    arguments += ["--batch_size", "4", "--save_steps", str(steps + 2)]
     patch = partial(launch_poisoned, stage, steps + 2)
     run = Run(arguments, tmp_path / "output", 2, patch)
     assert run.wait() == [2, 2], run.output()

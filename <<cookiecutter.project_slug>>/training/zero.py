@@ -1,5 +1,7 @@
 """ZeRO-2 and ZeRO-3 of DeepSpeed: what its engine has to be told, and the state it has in parts."""
 
+import warnings
+
 import torch
 from accelerate import Accelerator
 from deepspeed.runtime.zero import unwrap_model_for_generation as whole
@@ -16,6 +18,8 @@ from . import RunError
 __all__ = ["configure", "load_optimizer", "make_state", "optimizer_tensors", "whole"]
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
+# In each step: names that DeepSpeed uses are to be given up by torch.
+warnings.filterwarnings("ignore", "`torch.distributed", FutureWarning)
 
 
 def configure(accelerator: Accelerator, max_grad_norm: float) -> None:
