@@ -29,6 +29,8 @@ FILES = [
     "configs/fsdp2.yaml",
     "configs/gpu.yaml",
     "configs/nodes.yaml",
+    "configs/zero2.yaml",
+    "configs/zero3.yaml",
     "data/LICENSE.md",
     "data/train.jsonl",
     "data/valid.jsonl",
@@ -59,6 +61,7 @@ FILES = [
     "tests/outcome.py",
     "tests/real_runs.py",
     "tests/test_configs.py",
+    "tests/test_deepspeed.py",
     "tests/test_divergence.py",
     "tests/test_elsewhere.py",
     "tests/test_epochs.py",
@@ -99,6 +102,7 @@ FILES = [
     "training/randomness.py",
     "training/sharding.py",
     "training/state.py",
+    "training/zero.py",
 ]
 
 # What may differ between the tasks; a folder ends in a slash. The rest is the same, byte for byte.

@@ -64,8 +64,7 @@ def losses(log: dict) -> list[float]:
 
 @pytest.mark.parametrize("stage", [2, 3])
 def test_a_run_goes_on_with_and_without_zero(stage, arguments, sample, tmp_path, with_zero):
-    arguments += ["--model_id", str(sample / "tiny"), "--valid_steps", "5"]
-    arguments += ["--lr_scheduler_type", "constant"]
+    arguments += ["--model_id", str(sample / "tiny"), "--lr_scheduler_type", "constant"]
     split = [*arguments, "--batch_size", "2", "--accumulation", "2"]
     runs = {name: tmp_path / name for name in ("expected", "whole", "stopped", "mixed")}
     train.main([*arguments, "--max_steps", "12", "--outdir", str(runs["expected"])])
