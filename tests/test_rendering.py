@@ -20,7 +20,10 @@ else:
     import tomli as tomllib
 
 FILES = [
+    ".github/dependabot.yml",
+    ".github/workflows/test.yml",
     ".gitignore",
+    ".pre-commit-config.yaml",
     "Makefile",
     "README.md",
     "configs/cpu.yaml",

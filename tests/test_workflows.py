@@ -1,0 +1,138 @@
+"""What runs on GitHub: valid files, which name commands, Pythons and versions that are ours."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from conftest import ROOT, TASKS, Render
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+TARGET = re.compile(r"[a-z][a-z-]*")
+
+
+@pytest.fixture(params=["template", "project"])
+def folder(request: pytest.FixtureRequest, render: Render) -> Path:
+    return ROOT if request.param == "template" else render()
+
+
+def settings_of(folder: Path) -> dict[str, Any]:
+    return tomllib.loads((folder / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+
+
+def read(path: Path) -> dict[str, Any]:
+    return yaml.safe_load(path.read_text(encoding="utf-8"))
+
+
+def workflows_of(folder: Path) -> list[Path]:
+    return sorted((folder / ".github" / "workflows").iterdir())
+
+
+def jobs_of(folder: Path) -> list[dict[str, Any]]:
+    return [job for path in workflows_of(folder) for job in read(path)["jobs"].values()]
+
+
+def commands_of(folder: Path) -> list[list[str]]:
+    steps = [step for job in jobs_of(folder) for step in job["steps"]]
+    return [step["run"].split() for step in steps if "run" in step]
+
+
+def pythons_of(job: dict[str, Any]) -> list[str]:
+    """The Python versions of a job: of its matrix, or the one it names."""
+    matrix = job.get("strategy", {}).get("matrix", {})
+    named = [step.get("with", {}).get("python-version") for step in job["steps"]]
+    return [*matrix.get("python", []), *(name for name in named if name and "$" not in name)]
+
+
+def check_schema(schema: str, *paths: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", schema]
+    return subprocess.run([*command, *map(str, paths)], capture_output=True, text=True, timeout=120)
+
+
+def test_schemas(folder: Path) -> None:
+    github = folder / ".github"
+    files = {
+        "vendor.github-workflows": workflows_of(folder),
+        "custom.github-workflows-require-timeout": workflows_of(folder),
+        "vendor.dependabot": [github / "dependabot.yml"],
+    }
+    if folder == ROOT:
+        files["vendor.citation-file-format"] = [ROOT / "CITATION.cff"]
+    for schema, paths in files.items():
+        done = check_schema(schema, *paths)
+        assert done.returncode == 0, done.stdout
+
+
+def test_a_wrong_workflow_is_seen(tmp_path: Path) -> None:
+    wrong = tmp_path / "wrong.yml"
+    text = workflows_of(ROOT)[0].read_text(encoding="utf-8")
+    wrong.write_text(text.replace("runs-on:", "runs_on:"), encoding="utf-8")
+    assert check_schema("vendor.github-workflows", wrong).returncode == 1
+
+
+def test_commands_exist(folder: Path, render: Render) -> None:
+    commands = commands_of(folder)
+    assert commands
+    for command in commands:
+        if command[0] == "make":
+            place = render() if "-C" in command else folder
+            (target,) = (word for word in command[1:] if TARGET.fullmatch(word))
+            rules = (place / "Makefile").read_text(encoding="utf-8")
+            assert re.search(rf"^{target}:", rules, re.MULTILINE), command
+        for word in command:
+            if word.endswith(".py"):
+                assert (folder / word).is_file(), command
+
+
+def test_lowest_runs_every_task() -> None:
+    lowest = read(ROOT / ".github" / "workflows" / "test.yml")["jobs"]["lowest"]
+    assert lowest["strategy"]["matrix"]["task"] == TASKS
+
+
+def test_pythons_fit_the_settings(folder: Path) -> None:
+    lowest = settings_of(folder)["requires-python"].removeprefix(">=")
+    used = {tuple(map(int, name.split("."))) for job in jobs_of(folder) for name in pythons_of(job)}
+    assert min(used) == tuple(map(int, lowest.split(".")))
+
+
+def test_workflows_may_only_read(folder: Path) -> None:
+    for path in workflows_of(folder):
+        assert read(path)["permissions"] == {"contents": "read"}
+    may_write = [job for job in jobs_of(folder) if "permissions" in job]
+    assert [job["permissions"] for job in may_write] == [{"contents": "write"}] * (folder == ROOT)
+
+
+def test_one_version_everywhere() -> None:
+    version = settings_of(ROOT)["version"]
+    assert read(ROOT / "CITATION.cff")["version"] == version
+    assert f"## [{version}]" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("source", [*TASKS, "template"])
+def test_every_dependency_has_a_lowest_version(source: str, render: Render) -> None:
+    folder = ROOT if source == "template" else render(task=source)
+    script = [sys.executable, ROOT / "scripts" / "lowest.py", folder]
+    done = subprocess.run(script, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    settings = settings_of(folder)
+    stated = [*settings["dependencies"], *settings["optional-dependencies"]["dev"]]
+    assert done.stdout.splitlines() == [bound.replace(">=", "==", 1) for bound in stated]
+
+
+def test_a_dependency_without_a_bound_is_refused(tmp_path: Path) -> None:
+    text = '[project]\ndependencies = ["torch"]\noptional-dependencies = { dev = [] }\n'
+    (tmp_path / "pyproject.toml").write_text(text, encoding="utf-8")
+    script = [sys.executable, ROOT / "scripts" / "lowest.py", tmp_path]
+    done = subprocess.run(script, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert "torch has no lower bound" in done.stderr
