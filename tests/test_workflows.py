@@ -59,6 +59,11 @@ def check_schema(schema: str, *paths: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run([*command, *map(str, paths)], capture_output=True, text=True, timeout=120)
 
 
+def lowest_versions(folder: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(ROOT / "scripts" / "lowest.py"), str(folder)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60)
+
+
 def test_schemas(folder: Path) -> None:
     github = folder / ".github"
     files = {
@@ -121,8 +126,7 @@ def test_one_version_everywhere() -> None:
 @pytest.mark.parametrize("source", [*TASKS, "template"])
 def test_every_dependency_has_a_lowest_version(source: str, render: Render) -> None:
     folder = ROOT if source == "template" else render(task=source)
-    script = [sys.executable, ROOT / "scripts" / "lowest.py", folder]
-    done = subprocess.run(script, capture_output=True, text=True, timeout=60)
+    done = lowest_versions(folder)
     assert done.returncode == 0, done.stderr
     settings = settings_of(folder)
     stated = [*settings["dependencies"], *settings["optional-dependencies"]["dev"]]
@@ -132,7 +136,6 @@ def test_every_dependency_has_a_lowest_version(source: str, render: Render) -> N
 def test_a_dependency_without_a_bound_is_refused(tmp_path: Path) -> None:
     text = '[project]\ndependencies = ["torch"]\noptional-dependencies = { dev = [] }\n'
     (tmp_path / "pyproject.toml").write_text(text, encoding="utf-8")
-    script = [sys.executable, ROOT / "scripts" / "lowest.py", tmp_path]
-    done = subprocess.run(script, capture_output=True, text=True, timeout=60)
+    done = lowest_versions(tmp_path)
     assert done.returncode == 2
     assert "torch has no lower bound" in done.stderr
