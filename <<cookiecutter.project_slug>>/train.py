@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -25,23 +26,23 @@ from model.dataset import OPTIONS, generate_dataset
 from model.metrics import OPTIONS as SCORE_OPTIONS
 from model.metrics import Scores
 from model.modeling import Model
-from reading import DataError, Source
+from reading import DataError
 from reporting.preview import preview
 from reporting.report import Report
+from scaling.epochs import Epochs
+from scaling.memory import fit_batch_size
+from scaling.sharding import prepare, whole
 from training.arguments import HelpFormatter, OneOrMore, add_arguments, parse_args
 from training.batches import Batches, MicroBatch
 from training.checkpoint import Checkpoints
-from training.epochs import Epochs
 from training.interruption import Interruption
 from training.launch import run, start
 from training.loading import build_model, load_model, load_tokenizer, set_up
 from training.lock import locked
-from training.memory import fit_batch_size
 from training.optimization import Guard, build_optimizer, build_scheduler, take_step
 from training.peers import Peers
 from training.progress import LossSum, progress_bar
 from training.randomness import seed_all
-from training.sharding import prepare, whole
 from training.state import open_state
 
 
@@ -121,10 +122,8 @@ def valid(
     losses, count = LossSum(accelerator), int(batches.dataset.num_items.sum())
     scores.reset()
     model.eval()
-    with (
-        whole(accelerator, model, scores.generates),
-        progress_bar(accelerator, epoch, "VALID", len(batches)) as bar,
-    ):
+    shown = progress_bar(accelerator, epoch, "VALID", len(batches))
+    with whole(accelerator, model, scores.generates), shown as bar:
         for inputs, micro in batches.epoch():
             inputs = send_to_device(inputs, accelerator.device, non_blocking=True)
             outputs = model(**inputs, num_items_in_batch=micro.num_items)
@@ -147,14 +146,11 @@ def main(argv: list[str] | None = None) -> None:
     tokenizer = load_tokenizer(args.restore_dir or args.model_id)
     options = {name: getattr(args, name) for name in OPTIONS}
     score_options = {name: getattr(args, name) for name in SCORE_OPTIONS}
-
-    def read(source: Source, schema: dict | None):
-        return generate_dataset(source, tokenizer, args.max_len, **(schema or options))
-
-    epochs = Epochs(args, peers, read)
+    read = partial(generate_dataset, tokenizer=tokenizer, max_len=args.max_len)
+    epochs = Epochs(args, accelerator, peers, partial(read, **options))
     train_set = epochs.dataset
     with peers.local_main_first():
-        valid_set = read(args.valid_input, train_set.schema)
+        valid_set = read(args.valid_input, **train_set.schema)
     if args.restore_dir is None:
         config = ModelConfig(args.model_id, **train_set.schema)
         if args.lr is None:
@@ -177,23 +173,19 @@ def main(argv: list[str] | None = None) -> None:
         checkpoints = Checkpoints(
             accelerator, interruption, state, epochs, model, optimizer, tokenizer, report
         )
-        if args.restore_dir is not None:
-            checkpoints.restore(Path(args.restore_dir))
+        checkpoints.restore(args.restore_dir)
         scheduler = build_scheduler(optimizer, args.lr_scheduler_type, args.num_warmup_steps, state)
         fit_batch_size(accelerator, peers, state, model, train_set)
-        size, workers = state.args["batch_size"], args.num_workers
-        train_batches = Batches(
-            train_set, accelerator, size, state.global_batch_size, args.seed, workers
+        valid_batches = Batches(
+            valid_set, accelerator, args.eval_batch_size, num_workers=args.num_workers
         )
-        valid_batches = Batches(valid_set, accelerator, args.eval_batch_size, num_workers=workers)
         if args.dry_run:
-            parts = (model, tokenizer, scheduler, train_batches, valid_batches, train_step)
+            parts = (model, tokenizer, scheduler, epochs.batches(state), valid_batches, train_step)
             return preview(accelerator, state, *parts)
         while not state.is_over:
             began = time.perf_counter()
-            epochs.begin(state, train_batches)
             train_log = train(
-                accelerator, model, optimizer, scheduler, train_batches, checkpoints, report
+                accelerator, model, optimizer, scheduler, epochs.batches(state), checkpoints, report
             )
             epoch, pause = state.current_epoch, checkpoints.stop_if_due
             valid_log = valid(accelerator, model, valid_batches, scores, epoch, pause)

@@ -21,8 +21,8 @@ ACCELERATE = Path(sys.executable).with_name("accelerate")
 TWO_PROCESSES: list[str | Path] = [ACCELERATE, "launch", "--multi_gpu", "--num_processes", "2"]
 # Tests of what is the same for every task, byte for byte: on one of them, unless all is tested.
 WITH_MACHINERY = "classification"
-MACHINERY = ["configs", "divergence", "faults", "hostile_data", "interruption", "kills", "memory"]
-MACHINERY += ["sharded_runs", "trust"]
+MACHINERY = ["configs", "divergence", "epochs", "faults", "hostile_data", "interruption", "kills"]
+MACHINERY += ["memory", "precision", "sharded_runs", "trust"]
 FOR_SIGNALS = {  # as the project's README says
     "PET_SIGNALS_TO_HANDLE": "SIGTERM,SIGINT,SIGUSR1",
     "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "60",

@@ -56,6 +56,11 @@ FILES = [
     "reporting/hub.py",
     "reporting/preview.py",
     "reporting/report.py",
+    "scaling/__init__.py",
+    "scaling/epochs.py",
+    "scaling/memory.py",
+    "scaling/sharding.py",
+    "scaling/zero.py",
     "slurm.sh",
     "tests/conftest.py",
     "tests/killing.py",
@@ -91,21 +96,17 @@ FILES = [
     "training/arguments.py",
     "training/batches.py",
     "training/checkpoint.py",
-    "training/epochs.py",
     "training/files.py",
     "training/interruption.py",
     "training/launch.py",
     "training/loading.py",
     "training/lock.py",
-    "training/memory.py",
     "training/optimization.py",
     "training/optimizer_state.py",
     "training/peers.py",
     "training/progress.py",
     "training/randomness.py",
-    "training/sharding.py",
     "training/state.py",
-    "training/zero.py",
 ]
 
 # What may differ between the tasks; a folder ends in a slash. The rest is the same, byte for byte.
@@ -128,7 +129,7 @@ PARTS = ["dependencies.toml", "shown.md", "usage.md"]
 # Lines a file may have: the first entry that fits its path.
 MAX_LINES = {"train.py": 200, "model/": 119, "": 199}
 # Of code: in what a run's result depends on, and in what tells of it and uses it.
-MAX_LINES_IN_ALL = {"": 1699, "reporting/": 399, "predict.py": 99}
+MAX_LINES_IN_ALL = {"": 1749, "reporting/": 399, "scaling/": 259, "predict.py": 99}
 MAX_LINES_OF_FUNCTION = 60
 MAX_NESTING = 3
 

@@ -12,7 +12,7 @@ import train
 from model.modeling import Model
 from outcome import result
 from real_runs import Run
-from training import memory
+from scaling import memory
 
 
 def small_memory(most: int, ranks: tuple[int, ...], stack: ExitStack) -> None:

@@ -7,7 +7,6 @@ carries the label items of its whole global batch, which is what its loss is div
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 import torch
@@ -152,29 +151,17 @@ class Batches:
         seed: int | None = None,
         num_workers: int = 0,
     ):
-        self.global_batch_size = global_batch_size or batch_size * accelerator.num_processes
-        self._plan_for = partial(
-            Plan,
-            accelerator=accelerator,
-            batch_size=batch_size,
-            global_batch_size=self.global_batch_size,
-            seed=seed,
-        )
-        self._num_workers = num_workers
-        self.use(dataset)
-
-    def use(self, dataset) -> None:
-        """Make batches of another data set from here on."""
         self.dataset = dataset
-        self._plan = self._plan_for(dataset)
+        self.global_batch_size = global_batch_size or batch_size * accelerator.num_processes
+        self._plan = Plan(dataset, accelerator, batch_size, self.global_batch_size, seed)
         self._loader = DataLoader(
             _Fetch(dataset),
             sampler=self._plan,
             batch_size=None,
-            num_workers=self._num_workers,
-            persistent_workers=self._num_workers > 0,
+            num_workers=num_workers,
+            persistent_workers=num_workers > 0,
             # A plain fork copies the locks that gloo's and autograd's threads hold: some hang.
-            multiprocessing_context="forkserver" if self._num_workers else None,
+            multiprocessing_context="forkserver" if num_workers else None,
             pin_memory=torch.cuda.is_available(),
         )
 

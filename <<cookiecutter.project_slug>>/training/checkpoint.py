@@ -10,14 +10,15 @@ from accelerate.optimizer import AcceleratedOptimizer
 from safetensors.torch import save_file
 from transformers import PreTrainedTokenizerBase
 
+from scaling.epochs import Epochs
+from scaling.sharding import whole_state_dict
+
 from . import RunError
 from .batches import MicroBatch
-from .epochs import Epochs
 from .files import clean, publish, saving, write_file
 from .interruption import Interruption
 from .optimizer_state import load_optimizer, optimizer_tensors
 from .progress import LossSum
-from .sharding import whole_state_dict
 from .state import TrainingState
 
 OPTIMIZER = "optimizer.safetensors"
@@ -128,13 +129,15 @@ class Checkpoints:
     def write_log(self) -> None:
         write_file(self.outdir / "log.json", json.dumps(self.state.log, indent=4))
 
-    def restore(self, folder: Path) -> None:
+    def restore(self, folder: str | None) -> None:
         """Load what `save` kept for going on; the model itself is loaded by `from_pretrained`.
 
         Raises:
             RunError: the optimizer's file is not that of this model.
         """
-        load_optimizer(self.model, self.optimizer, folder / OPTIMIZER)
+        if folder is None:
+            return
+        load_optimizer(self.model, self.optimizer, Path(folder, OPTIMIZER))
         if self.accelerator.scaler is not None and self.state.scaler is not None:
             self.accelerator.scaler.load_state_dict(self.state.scaler)
         if self.peers.is_main:

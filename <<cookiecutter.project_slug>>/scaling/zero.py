@@ -13,7 +13,7 @@ from deepspeed.utils import (
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from . import RunError
+from training import RunError
 
 __all__ = ["configure", "load_optimizer", "make_state", "optimizer_tensors", "whole"]
 
@@ -26,11 +26,16 @@ def configure(accelerator: Accelerator, max_grad_norm: float) -> None:
     """Set what the engine has to know before it is built.
 
     Raises:
-        RunError: half precision was asked for.
+        RunError: half precision or offloading was asked for.
     """
     if accelerator.mixed_precision == "fp16":
         raise RunError("mixed_precision fp16: with DeepSpeed, train in bf16")
-    accelerator.state.deepspeed_plugin.deepspeed_config.update(
+    plugin = accelerator.state.deepspeed_plugin
+    devices = plugin.offload_optimizer_device, plugin.offload_param_device
+    if set(devices) - {None, "none"}:
+        # Its optimizer on the CPU would not skip a step that is not finite.
+        raise RunError("DeepSpeed: offloading is not supported; expected offload devices of none")
+    plugin.deepspeed_config.update(
         train_micro_batch_size_per_gpu=1,  # has to be there; it counts samples, nothing else
         gradient_accumulation_steps=1,  # what the loss would be divided by: it has been already
         gradient_clipping=max_grad_norm,

@@ -11,13 +11,13 @@ from typing import Any
 import datasets
 import fsspec
 import numpy as np
+from accelerate import Accelerator
 
-from reading import Source, files_of
-
-from . import RunError
-from .batches import Batches
-from .peers import Peers
-from .state import TrainingState
+from reading import files_of
+from training import RunError
+from training.batches import Batches
+from training.peers import Peers
+from training.state import TrainingState
 
 
 class Epochs:
@@ -29,7 +29,8 @@ class Epochs:
 
     Args:
         args: The arguments of the run.
-        read: Called as `read(source, schema)`, with a schema to follow or None; gives a data set.
+        read: Called as `read(source, **schema)`, with what there is of a schema to follow; gives a
+            data set.
 
     Attributes:
         dataset: That of the current epoch.
@@ -39,9 +40,15 @@ class Epochs:
     """
 
     def __init__(
-        self, args: argparse.Namespace, peers: Peers, read: Callable[[Source, dict | None], Any]
+        self,
+        args: argparse.Namespace,
+        accelerator: Accelerator,
+        peers: Peers,
+        read: Callable[..., Any],
     ):
+        self._accelerator = accelerator
         self._peers, self._read, self._source, self._seed = peers, read, args.train_input, args.seed
+        self._batches: Batches | None = None
         self._count = args.files_per_epoch
         if self._count is not None and args.max_steps is None:
             raise RunError(
@@ -50,29 +57,39 @@ class Epochs:
             )
         run = zlib.crc32(str(Path(args.outdir).resolve()).encode())
         self._folder = Path(datasets.config.HF_DATASETS_CACHE, "epochs", f"{run:08x}")
-        self._schema, epoch = None, 0
+        self._schema, epoch = {}, 0
         if args.restore_dir is not None and self._count is not None:
             state = TrainingState.read(Path(args.restore_dir))
             self._schema, epoch = state.schema, state.current_epoch
         self._open(epoch)
 
-    def begin(self, state: TrainingState, batches: Batches) -> None:
-        """Turn to the data of the state's epoch, where they are others. All have to call this."""
+    def batches(self, state: TrainingState) -> Batches:
+        """Give the batches of the state's epoch. All processes have to call this."""
         if self._count is not None and state.current_epoch != self._opened:
             self._open(state.current_epoch)
             state.take_up(self.dataset)
-            batches.use(self.dataset)
+            self._batches = None
+        if self._batches is None:
+            self._batches = Batches(
+                self.dataset,
+                self._accelerator,
+                state.args["batch_size"],
+                state.global_batch_size,
+                state.args["seed"],
+                state.args["num_workers"],
+            )
+        return self._batches
 
     def _open(self, epoch: int) -> None:
         if self._count is None:
             with self._peers.local_main_first():
-                self.dataset = self._read(self._source, None)
+                self.dataset = self._read(self._source)
         else:
             folder = self._folder / str(epoch)
             self._remove(all_but=folder)
             with self._peers.local_main_first(), _cached_in(folder):
                 files = [_fetched(file, folder) for file in self._files(epoch, self._count)]
-                self.dataset = self._read(files, self._schema)
+                self.dataset = self._read(files, **self._schema)
             self._schema = self.dataset.schema
         self._opened = epoch
 

@@ -5,9 +5,11 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import send_to_device
 
-from . import RunError
-from .peers import Peers
-from .state import TrainingState
+from training import RunError
+from training.peers import Peers
+from training.state import TrainingState
+
+from .sharding import is_zero
 
 # Where nothing is to be caught: the system ends a process that takes too much.
 UNTRIED = {"cpu"}
@@ -25,7 +27,7 @@ def fit_batch_size(
         RunError: not even one example fits.
     """
     size = asked = state.args["batch_size"]
-    if accelerator.device.type in UNTRIED:
+    if accelerator.device.type in UNTRIED or is_zero(model):  # its engine allows no try
         return
     longest = np.argsort(-dataset.lengths, kind="stable")
     while not all(peers.gather(_fits(accelerator, model, dataset, longest[:size].tolist()))):
@@ -34,9 +36,9 @@ def fit_batch_size(
                 "out of memory with not even one of the longest examples; try a lower --max_len"
             )
         size //= 2
-    if size < asked:
-        state.args["batch_size"] = size
-        accelerator.print(
+    state.args["batch_size"] = size
+    if size < asked and peers.is_main:
+        print(
             f"Out of memory with --batch_size {asked}: it is {size} now, and --accumulation is "
             f"{asked // size} times as large; {state.global_batch_size} in a step as before"
         )

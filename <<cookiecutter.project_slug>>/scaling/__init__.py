@@ -1,0 +1,1 @@
+"""More than one device, or more than it holds: weights, memory and data in parts."""
