@@ -46,7 +46,7 @@ def whole_state_dict(accelerator: Accelerator, model: torch.nn.Module) -> dict[s
     bare = accelerator.unwrap_model(model)
     names = {name for name, _ in bare.named_parameters(remove_duplicate=False)}
     copies = names - {name for name, _ in bare.named_parameters()}
-    weights = accelerator.get_state_dict(model)
+    weights = accelerator.get_state_dict(model) or {}  # in ZeRO-3, None on other processes
     return {name: tensor for name, tensor in weights.items() if name not in copies}
 
 
