@@ -18,7 +18,7 @@ from conftest import Render, wait_for
 
 ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
 ACCELERATE = Path(sys.executable).with_name("accelerate")
-TWO_PROCESSES: list[str | Path] = [ACCELERATE, "launch", "--multi_gpu", "--num_processes", "2"]
+TWO_PROCESSES: list[str | Path] = [ACCELERATE, "launch", "--config_file", "configs/cpus.yaml"]
 # Tests of what is the same for every task, byte for byte: on one of them, unless all is tested.
 WITH_MACHINERY = "classification"
 MACHINERY = ["configs", "divergence", "epochs", "faults", "hostile_data", "interruption", "kills"]
