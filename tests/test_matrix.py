@@ -1,0 +1,86 @@
+"""Every combination of answers that changes code: rendered, checked, trained, killed, used.
+
+What the projects' own tests find out is in test_projects.py, types are in test_rendering.py.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from conftest import ROOT, bake, wait_for
+
+ENVIRONMENT = {
+    **os.environ,
+    "HF_HUB_OFFLINE": "1",
+    "OMP_NUM_THREADS": "1",
+    "ACCELERATE_USE_CPU": "true",
+}
+BODIES = {
+    "classification": "AutoModel",
+    "seq2seq": "AutoModelForSeq2SeqLM",
+    "causal_lm": "AutoModelForCausalLM",
+}
+SHORT = ["--max_steps", "40", "--batch_size", "8", "--save_steps", "2"]
+SAVE_BASE = """
+import sys, transformers
+body, source, target = sys.argv[1:]
+config = transformers.AutoConfig.from_pretrained(source)
+getattr(transformers, body).from_config(config).save_pretrained(target)
+transformers.AutoTokenizer.from_pretrained(source).save_pretrained(target)
+"""
+
+
+def run(project: Path, *command: str) -> str:
+    done = subprocess.run(
+        [sys.executable, *command],
+        cwd=project,
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("base", ["tiny", "folder"] if "TEST_ALL" in os.environ else ["tiny"])
+def test_a_project_from_its_rendering_to_its_use(task: str, base: str, tmp_path: Path) -> None:
+    answers = {"task": task, "description": 'It\'s "quoted" \\ and 日本語'}
+    if base == "folder":
+        tiny = ROOT / "templates" / task / "tiny"
+        answers["base_model"] = str(tmp_path / "base")
+        run(tmp_path, "-c", SAVE_BASE, BODIES[task], str(tiny), answers["base_model"])
+    project = bake(tmp_path / "out", answers)
+    run(project, "-m", "ruff", "check", "--no-cache", ".")
+    run(project, "-m", "ruff", "format", "--no-cache", "--check", ".")
+
+    whole = run(project, "train.py", *SHORT, "--outdir", "whole")
+    assert f"parameters from {answers.get('base_model', base)}" in whole
+    killed = subprocess.Popen(
+        [sys.executable, "train.py", *SHORT],
+        cwd=project,
+        env=ENVIRONMENT,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    wait_for(lambda: (project / "outputs" / "last").exists())
+    killed.send_signal(signal.SIGKILL)
+    assert killed.wait() == -signal.SIGKILL
+    run(project, "train.py", "--restore_dir", "auto")
+    for name in ("best/model", "last/model", "last/optimizer"):
+        files = [project / folder / f"{name}.safetensors" for folder in ("outputs", "whole")]
+        assert files[0].read_bytes() == files[1].read_bytes(), name
+
+    lines = (project / "data" / "valid.jsonl").read_text(encoding="utf-8").splitlines()[:8]
+    (project / "new.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    run(project, "predict.py", "--input", "new.jsonl", "--output", "predicted.jsonl")
+    predicted = (project / "predicted.jsonl").read_text(encoding="utf-8").splitlines()
+    assert len(predicted) == len(lines)
+    assert all("prediction" in json.loads(line) for line in predicted)
