@@ -123,7 +123,7 @@ def valid(
     scores.reset()
     model.eval()
     shown = progress_bar(accelerator, epoch, "VALID", len(batches))
-    with whole(accelerator, model, scores.generates), shown as bar:
+    with whole(accelerator, model, getattr(scores, "generates", False)), shown as bar:
         for inputs, micro in batches.epoch():
             inputs = send_to_device(inputs, accelerator.device, non_blocking=True)
             outputs = model(**inputs, num_items_in_batch=micro.num_items)

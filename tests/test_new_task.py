@@ -45,13 +45,16 @@ for path in sys.argv[1:]:
         print(error)
 """
 
+# Without what pytest-xdist tells its workers: a pytest of our own would take itself for one.
+ENVIRONMENT = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_XDIST")}
+
 
 def run(folder: Path, *command: str | Path) -> subprocess.CompletedProcess[str]:
     variables = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
     return subprocess.run(
         [sys.executable, *map(str, command)],
         cwd=folder,
-        env={**os.environ, **variables},
+        env={**ENVIRONMENT, **variables},
         capture_output=True,
         text=True,
         timeout=600,

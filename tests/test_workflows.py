@@ -99,11 +99,6 @@ def test_commands_exist(folder: Path, render: Render) -> None:
                 assert (folder / word).is_file(), command
 
 
-def test_lowest_runs_every_task() -> None:
-    lowest = read(ROOT / ".github" / "workflows" / "test.yml")["jobs"]["lowest"]
-    assert lowest["strategy"]["matrix"]["task"] == TASKS
-
-
 def test_pythons_fit_the_settings(folder: Path) -> None:
     lowest = settings_of(folder)["requires-python"].removeprefix(">=")
     used = {tuple(map(int, name.split("."))) for job in jobs_of(folder) for name in pythons_of(job)}

@@ -51,7 +51,7 @@ class Scores:
     def __init__(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, device: torch.device
     ):
-        self.config, self.generates = model.config, False
+        self.config = model.config
         metrics = METRICS[self.config.problem_type](self.config.num_labels)
         self.metrics = MetricCollection(metrics).to(device)
 
