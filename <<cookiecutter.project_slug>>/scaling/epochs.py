@@ -2,6 +2,7 @@
 
 import argparse
 import shutil
+import uuid
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -120,13 +121,21 @@ def _cached_in(folder: Path) -> Iterator[None]:
 
 
 def _fetched(file: str, folder: Path) -> str:
-    """A local copy of a remote file; what an earlier try has fetched is not fetched again."""
+    """A local copy of a remote file; what an earlier try has fetched is not fetched again.
+
+    Raises:
+        RunError: it cannot be fetched.
+    """
     if "://" not in file:
         return file
     copy = folder / "files" / f"{zlib.crc32(file.encode()):08x}-{file.rpartition('/')[2]}"
     if not copy.exists():
         copy.parent.mkdir(parents=True, exist_ok=True)
-        files, path = fsspec.core.url_to_fs(file)
-        files.get(path, f"{copy}.part")
-        Path(f"{copy}.part").rename(copy)
+        part = Path(f"{copy}.{uuid.uuid4().hex}")  # machines may share the folder
+        try:
+            files, path = fsspec.core.url_to_fs(file)
+            files.get(path, str(part))
+        except Exception as error:  # of many kinds, one for each kind of network
+            raise RunError(f"{file}: cannot be fetched ({error})") from None
+        part.replace(copy)
     return str(copy)

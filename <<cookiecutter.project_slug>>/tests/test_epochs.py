@@ -63,6 +63,23 @@ def test_a_stopped_run_ends_as_if_it_had_not_been(many, read, tmp_path, monkeypa
     assert_same(tmp_path / "run", tmp_path / "whole")
 
 
+def test_a_broken_file_costs_nothing_of_what_was_learned(many, read, tmp_path):
+    train.main([*many, "--outdir", str(tmp_path / "whole")])
+    broken = tmp_path / "many" / read[1][0]
+    text = broken.read_text(encoding="utf-8")
+    broken.write_text(text + '{"text\n', encoding="utf-8")
+    with pytest.raises(train.DataError, match=f"{broken.name}:"):
+        train.main(many)
+    broken.write_text(text, encoding="utf-8")
+    train.main(["--restore_dir", str(tmp_path / "run" / "last")])
+    assert_same(tmp_path / "run", tmp_path / "whole")
+
+
+def test_a_file_that_is_gone_is_told(many, tmp_path):
+    with pytest.raises(RunError, match="part-9.jsonl: cannot be fetched"):
+        train.main([*many, "--train_input", f"file://{tmp_path}/many/part-9.jsonl"])
+
+
 def test_remote_files_are_fetched_when_their_turn_comes(many, read, tmp_path):
     train.main([*many, "--outdir", str(tmp_path / "local")])
     local = list(read)
