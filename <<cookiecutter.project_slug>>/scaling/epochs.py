@@ -87,7 +87,7 @@ class Epochs:
                 self.dataset = self._read(self._source)
         else:
             folder = self._folder / str(epoch)
-            self._remove(all_but=folder)
+            self._remove_all_but(folder)
             with self._peers.local_main_first(), _cached_in(folder):
                 files = [_fetched(file, folder) for file in self._files(epoch, self._count)]
                 self.dataset = self._read(files, **self._schema)
@@ -96,7 +96,8 @@ class Epochs:
 
     def close(self) -> None:
         """Remove what is left of the files of the last epoch."""
-        self._remove()
+        if self._peers.is_local_main:
+            shutil.rmtree(self._folder, ignore_errors=True)
 
     def _files(self, epoch: int, count: int) -> list[str]:
         files = files_of(self._source)
@@ -104,10 +105,10 @@ class Epochs:
         order = np.random.default_rng([self._seed, epoch // turns]).permutation(len(files))
         return [files[n] for n in np.array_split(order, turns)[epoch % turns]]
 
-    def _remove(self, all_but: Path | None = None) -> None:
+    def _remove_all_but(self, kept: Path) -> None:
         if self._peers.is_local_main:
             for folder in self._folder.glob("*"):
-                if folder != all_but:
+                if folder != kept:
                     shutil.rmtree(folder)
 
 

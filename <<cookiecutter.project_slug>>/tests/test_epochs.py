@@ -46,7 +46,7 @@ def test_each_file_is_taken_once_before_any_is_taken_again(many, read, tmp_path)
         turn = [name for files in read[begin : begin + 3] for name in files]
         assert sorted(turn) == [f"part-{number}.jsonl" for number in range(5)]
     assert read[:3] != read[3:6]
-    assert not list((tmp_path / "cache" / "epochs").glob("*/*"))
+    assert not list((tmp_path / "cache" / "epochs").iterdir())
 
 
 def test_a_stopped_run_ends_as_if_it_had_not_been(many, read, tmp_path, monkeypatch):
