@@ -167,12 +167,13 @@ def _as_text(
         feature = table.features[name]
         if getattr(feature, "dtype", None) in ("string", "large_string"):
             continue
-        if isinstance(feature, datasets.ClassLabel):
-            table = _with_names(source, table, name, feature)
-        elif name in lists and isinstance(getattr(feature, "feature", None), datasets.Value):
-            if pc.list_flatten(values).null_count:
-                where = row_with(source, table, name, None)
-                raise DataError(f"{where}: a list in {name!r} holds null; expected text")
+        inner = getattr(feature, "feature", None) if name in lists else None
+        if inner is not None and pc.list_flatten(values).null_count:
+            where = row_with(source, table, name, None)
+            raise DataError(f"{where}: a list in {name!r} holds null; expected text")
+        if isinstance(inner or feature, datasets.ClassLabel):
+            table = _with_names(source, table, name, inner or feature)
+        elif isinstance(inner, datasets.Value):
             table = table.cast_column(name, datasets.List(TEXT))
         elif not isinstance(feature, datasets.Value):
             raise DataError(f"{source}: column {name!r} holds more than one kind; expected text")
@@ -182,11 +183,17 @@ def _as_text(
 
 
 def _with_names(
-    source: Source, table: datasets.Dataset, column: str, feature: datasets.ClassLabel
+    source: Source, table: datasets.Dataset, column: str, names: datasets.ClassLabel
 ) -> datasets.Dataset:
-    if (row := pc.index(pc.less(table.data.column(column), 0), True).as_py()) >= 0:
-        raise DataError(f"{row_name(source, row)}: no label; expected one of {feature.names}")
-    features = datasets.Features({**table.features, column: TEXT})
+    values = table.data.column(column)
+    is_list = pa.types.is_nested(values.type)
+    row = pc.index(pc.less(pc.list_flatten(values) if is_list else values, 0), True).as_py()
+    if row >= 0:
+        where = source if is_list else row_name(source, row)
+        raise DataError(f"{where}: no label; expected one of {names.names}")
+    kind = datasets.List(TEXT) if is_list else TEXT
     return table.map(
-        lambda batch: {column: feature.int2str(batch[column])}, batched=True, features=features
+        lambda batch: {column: [names.int2str(cell) for cell in batch[column]]},
+        batched=True,
+        features=datasets.Features({**table.features, column: kind}),
     )
