@@ -25,6 +25,7 @@ FILES = [
     ".gitignore",
     ".pre-commit-config.yaml",
     "Makefile",
+    "README.ja.md",
     "README.md",
     "configs/cpu.yaml",
     "configs/cpus.yaml",
