@@ -107,9 +107,8 @@ class Epochs:
 
     def _remove_all_but(self, kept: Path) -> None:
         if self._peers.is_local_main:
-            for folder in self._folder.glob("*"):
-                if folder != kept:
-                    shutil.rmtree(folder)
+            for folder in set(self._folder.glob("*")) - {kept}:
+                shutil.rmtree(folder)
 
 
 @contextmanager

@@ -31,8 +31,7 @@ def configure(accelerator: Accelerator, max_grad_norm: float) -> None:
     if accelerator.mixed_precision == "fp16":
         raise RunError("mixed_precision fp16: with DeepSpeed, train in bf16")
     plugin = accelerator.state.deepspeed_plugin
-    devices = plugin.offload_optimizer_device, plugin.offload_param_device
-    if set(devices) - {None, "none"}:
+    if {plugin.offload_optimizer_device, plugin.offload_param_device} - {None, "none"}:
         # Its optimizer on the CPU would not skip a step that is not finite.
         raise RunError("DeepSpeed: offloading is not supported; expected offload devices of none")
     plugin.deepspeed_config.update(
