@@ -130,7 +130,7 @@ PARTS = ["dependencies.toml", "shown.md", "usage.md"]
 # Lines a file may have: the first entry that fits its path.
 MAX_LINES = {"train.py": 200, "model/": 119, "": 199}
 # Of code: in what a run's result depends on, and in what tells of it and uses it.
-MAX_LINES_IN_ALL = {"": 1749, "reporting/": 399, "scaling/": 259, "predict.py": 99}
+MAX_LINES_IN_ALL = {"": 1759, "reporting/": 399, "scaling/": 259, "predict.py": 99}
 MAX_LINES_OF_FUNCTION = 60
 MAX_NESTING = 3
 
