@@ -60,6 +60,7 @@ FILES = [
     "scaling/__init__.py",
     "scaling/epochs.py",
     "scaling/memory.py",
+    "scaling/optimizer_state.py",
     "scaling/sharding.py",
     "scaling/zero.py",
     "slurm.sh",
@@ -103,7 +104,6 @@ FILES = [
     "training/loading.py",
     "training/lock.py",
     "training/optimization.py",
-    "training/optimizer_state.py",
     "training/peers.py",
     "training/progress.py",
     "training/randomness.py",
@@ -130,7 +130,7 @@ PARTS = ["dependencies.toml", "shown.md", "usage.md"]
 # Lines a file may have: the first entry that fits its path.
 MAX_LINES = {"train.py": 200, "model/": 119, "": 199}
 # Of code: in what a run's result depends on, and in what tells of it and uses it.
-MAX_LINES_IN_ALL = {"": 1759, "reporting/": 399, "scaling/": 259, "predict.py": 99}
+MAX_LINES_IN_ALL = {"": 1699, "reporting/": 399, "scaling/": 319, "predict.py": 99}
 MAX_LINES_OF_FUNCTION = 60
 MAX_NESTING = 3
 

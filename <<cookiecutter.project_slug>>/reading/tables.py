@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import datasets
-import fsspec
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -79,9 +78,7 @@ def files_of(source: Source) -> list[str]:
         if Path(part).is_dir():
             inside = Path(part).rglob("*")
             found = sorted(str(file) for file in inside if file.suffix in FORMATS)
-        elif glob.has_magic(str(part)) and "://" in str(part):
-            found = _remote(str(part))
-        elif glob.has_magic(str(part)) and not Path(part).exists():
+        elif glob.has_magic(str(part)) and not Path(part).exists() and "://" not in str(part):
             found = sorted(glob.glob(str(part), recursive=True))
         if not found:
             raise DataError(f"{part}: no such files there; expected {endings} files")
@@ -96,14 +93,6 @@ def files_of(source: Source) -> list[str]:
         if "://" not in file and Path(file).stat().st_size == 0:
             raise DataError(f"{file}: the file is empty; expected at least one example")
     return files
-
-
-def _remote(pattern: str) -> list[str]:
-    try:
-        system, path = fsspec.core.url_to_fs(pattern)
-        return sorted(map(system.unstrip_protocol, system.glob(path)))
-    except Exception as error:  # of many kinds, one for each kind of network
-        raise DataError(f"{pattern}: cannot be read ({error})") from None
 
 
 def is_plain_text(source: Source) -> bool:

@@ -1,6 +1,7 @@
 """The training data of each epoch: all of it, or the next files of more than can be held."""
 
 import argparse
+import glob
 import shutil
 import uuid
 import zlib
@@ -13,8 +14,9 @@ import datasets
 import fsspec
 import numpy as np
 from accelerate import Accelerator
+from torch import Tensor
 
-from reading import files_of
+from reading.tables import files_of
 from training import RunError
 from training.batches import Batches
 from training.peers import Peers
@@ -94,13 +96,17 @@ class Epochs:
             self._schema = self.dataset.schema
         self._opened = epoch
 
+    def collate(self, examples: list[int]) -> dict[str, Tensor]:
+        """Make a batch of these examples of the current epoch."""
+        return self.dataset.collate([self.dataset[index] for index in examples])
+
     def close(self) -> None:
         """Remove what is left of the files of the last epoch."""
         if self._peers.is_local_main:
             shutil.rmtree(self._folder, ignore_errors=True)
 
     def _files(self, epoch: int, count: int) -> list[str]:
-        files = files_of(self._source)
+        files = [file for part in files_of(self._source) for file in _listed(part)]
         turns = -(-len(files) // count)
         order = np.random.default_rng([self._seed, epoch // turns]).permutation(len(files))
         return [files[n] for n in np.array_split(order, turns)[epoch % turns]]
@@ -118,6 +124,24 @@ def _cached_in(folder: Path) -> Iterator[None]:
         yield
     finally:
         datasets.config.HF_DATASETS_CACHE = before
+
+
+def _listed(part: str) -> list[str]:
+    """The files of a remote pattern; what is none is a file.
+
+    Raises:
+        RunError: the pattern cannot be followed, or there are none.
+    """
+    if "://" not in part or not glob.has_magic(part):
+        return [part]
+    try:
+        system, path = fsspec.core.url_to_fs(part)
+        files = sorted(map(system.unstrip_protocol, system.glob(path)))
+    except Exception as error:  # of many kinds, one for each kind of network
+        raise RunError(f"{part}: cannot be read ({error})") from None
+    if not files:
+        raise RunError(f"{part}: no such files there")
+    return files
 
 
 def _fetched(file: str, folder: Path) -> str:

@@ -11,13 +11,13 @@ from safetensors.torch import save_file
 from transformers import PreTrainedTokenizerBase
 
 from scaling.epochs import Epochs
+from scaling.optimizer_state import load_optimizer, optimizer_tensors
 from scaling.sharding import whole_state_dict
 
 from . import RunError
 from .batches import MicroBatch
 from .files import clean, publish, saving, write_file
 from .interruption import Interruption
-from .optimizer_state import load_optimizer, optimizer_tensors
 from .progress import LossSum
 from .state import TrainingState
 
@@ -150,8 +150,7 @@ class Checkpoints:
 
         def write_all(aside: Path) -> None:
             self._write_model(aside, weights)
-            dataset = self.epochs.dataset
-            batch = dataset.collate([dataset[index] for index in examples])
+            batch = self.epochs.collate(examples)
             save_file(batch, aside / "batch.safetensors")
             about = {"epoch": epoch, "step": step, "examples": examples}
             write_file(aside / "batch.json", json.dumps(about))

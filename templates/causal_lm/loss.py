@@ -24,26 +24,11 @@ def cross_entropy(
     return loss / num_items_in_batch
 
 
-def linear_cross_entropy(
-    hidden: Tensor, head: nn.Linear, labels: Tensor, num_items_in_batch: Tensor | int | None = None
-) -> Tensor:
-    """`cross_entropy(head(hidden), ...)` that never holds the logits of all tokens.
-
-    Args:
-        hidden: Shape (batch, length, hidden size).
-    """
-    targets = labels[:, 1:].flatten()
-    if num_items_in_batch is None:
-        num_items_in_batch = (targets != -100).sum()
-    hidden = hidden[:, :-1].flatten(0, 1)
-    loss = _LinearCrossEntropy.apply(
-        hidden, head.weight, head.bias, targets, torch.is_grad_enabled()
-    )
-    return loss / num_items_in_batch
-
-
 class LinearHead(nn.Linear):
-    """A head that makes the loss itself: where weights are sharded, it alone sees its own."""
+    """A head that also gives the loss, and never holds the logits of all tokens for it.
+
+    It is called, not read: sharded weights are whole only while their module is called.
+    """
 
     def forward(
         self,
@@ -51,13 +36,22 @@ class LinearHead(nn.Linear):
         labels: Tensor | None = None,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor:
-        """Return the logits, or with labels the loss."""
+        """Give the logits or, with labels, `cross_entropy` of them.
+
+        Args:
+            hidden: Shape (batch, length, hidden size).
+        """
         if labels is None:
             return super().forward(hidden)
-        return linear_cross_entropy(hidden, self, labels, num_items_in_batch)
+        targets = labels[:, 1:].flatten()
+        if num_items_in_batch is None:
+            num_items_in_batch = (targets != -100).sum()
+        hidden = hidden[:, :-1].flatten(0, 1)
+        loss = _LinearLoss.apply(hidden, self.weight, self.bias, targets, torch.is_grad_enabled())
+        return loss / num_items_in_batch
 
 
-class _LinearCrossEntropy(torch.autograd.Function):
+class _LinearLoss(torch.autograd.Function):
     """Makes the logits of some rows, turns them into their gradient, and drops them.
 
     The method of the fused linear cross entropy in Hsu et al., "Liger Kernel" (2024). It computes

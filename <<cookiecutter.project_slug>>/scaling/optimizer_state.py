@@ -11,9 +11,9 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 
-from scaling.sharding import is_zero
+from training import RunError
 
-from . import RunError
+from .sharding import is_zero
 
 
 def optimizer_tensors(
@@ -21,7 +21,7 @@ def optimizer_tensors(
 ) -> dict[str, torch.Tensor]:
     """Gather them, on one process; all have to call this."""
     if is_zero(model):
-        from scaling import zero
+        from . import zero
 
         return zero.optimizer_tensors(model, optimizer)
     whole = StateDictOptions(full_state_dict=True, cpu_offload=True)
@@ -42,7 +42,7 @@ def load_optimizer(model: torch.nn.Module, optimizer: torch.optim.Optimizer, pat
     try:
         tensors = load_file(path)
         if is_zero(model):
-            from scaling import zero
+            from . import zero
 
             return zero.load_optimizer(model, optimizer, tensors)
         # Names and hyperparameters of this run; the numbers are those of the checkpoint.
