@@ -110,7 +110,7 @@ def _read_files(files: list[str]) -> datasets.Dataset:
     except Exception as error:
         faults = [first_fault(Path(file), error) for file in files if "://" not in file]
         named = [fault for fault in faults if re.match(r".*?:\d+: ", str(fault))]
-        raise [*named, *faults, DataError(f"{files[0]}: cannot be read ({error})")][0] from None
+        raise [*named, *faults, DataError(f"{files[0]}: cannot be read ({error!r})")][0] from None
 
 
 def row_name(source: Source, row: int) -> str:

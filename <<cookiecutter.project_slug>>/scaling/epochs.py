@@ -49,10 +49,9 @@ class Epochs:
         peers: Peers,
         read: Callable[..., Any],
     ):
-        self._accelerator = accelerator
         self._peers, self._read, self._source, self._seed = peers, read, args.train_input, args.seed
         self._batches: Batches | None = None
-        self._count = args.files_per_epoch
+        self._accelerator, self._count = accelerator, args.files_per_epoch
         if self._count is not None and args.max_steps is None:
             raise RunError(
                 f"--files_per_epoch {self._count}: expected --max_steps, too, since how many steps "

@@ -32,9 +32,7 @@ def fit_batch_size(
     longest = np.argsort(-dataset.lengths, kind="stable")
     while not all(peers.gather(_fits(accelerator, model, dataset, longest[:size].tolist()))):
         if size == 1:
-            raise RunError(
-                "out of memory with not even one of the longest examples; try a lower --max_len"
-            )
+            raise RunError("out of memory with one of the longest texts; try a lower --max_len")
         size //= 2
     state.args["batch_size"] = size
     if size < asked and peers.is_main:

@@ -8,6 +8,24 @@ from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.utils import DistributedType
 from torch.distributed.fsdp import FSDPModule
+from transformers.integrations import unset_hf_deepspeed_config
+
+from training import RunError
+
+
+def build_accelerator(**options) -> Accelerator:
+    """`Accelerator(**options)`.
+
+    Raises:
+        RunError: the launcher was told to use DeepSpeed, which is not installed.
+    """
+    try:
+        accelerator = Accelerator(**options)
+    except ImportError as error:
+        raise RunError(str(error)) from None
+    # Under ZeRO-3 transformers would build parts of models, to which weights cannot be loaded.
+    unset_hf_deepspeed_config()
+    return accelerator
 
 
 def prepare(

@@ -51,6 +51,6 @@ def test_smaller_passes_give_the_same_result(processes, rank, arguments, sample,
 def test_one_example_that_does_not_fit_is_refused(arguments, tmp_path):
     run = Run(arguments, tmp_path / "output", patch=partial(small_memory, 0, (0,)))
     assert run.wait() == [2]
-    assert "not even one of the longest examples" in run.output()
+    assert "out of memory with one of the longest texts" in run.output()
     assert "Traceback" not in run.output()
     assert not (tmp_path / "run" / "last").exists()

@@ -10,7 +10,8 @@ import psutil
 import torch
 import transformers
 from accelerate import Accelerator
-from transformers.integrations import unset_hf_deepspeed_config
+
+from scaling.sharding import build_accelerator
 
 from . import RunError, Stopped
 
@@ -31,9 +32,7 @@ def start(project_dir: str | None = None, report_to: list[str] | None = None) ->
     """
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    accelerator = Accelerator(log_with=report_to or None, project_dir=project_dir)
-    # Under ZeRO-3 transformers would build parts of models, to which weights cannot be loaded.
-    unset_hf_deepspeed_config()
+    accelerator = build_accelerator(log_with=report_to or None, project_dir=project_dir)
     asked = max(int(os.environ.get("WORLD_SIZE", 1)), _asked_of_launcher())
     if asked != accelerator.num_processes:
         raise RunError(
