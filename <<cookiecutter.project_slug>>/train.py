@@ -17,7 +17,6 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.utils import gather_object, send_to_device
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -84,23 +83,23 @@ def train_step(
 def train(
     accelerator: Accelerator,
     model: torch.nn.Module,
-    optimizer: AcceleratedOptimizer,
+    optimizer: torch.optim.Optimizer,
     scheduler: LambdaLR,
     batches: Batches,
     checkpoints: Checkpoints,
     report: Report,
 ) -> dict[str, float]:
     """Train to the next validation, or the end of the epoch; return what log.json keeps of it."""
-    state, guard = checkpoints.state, Guard(accelerator, optimizer)
+    state = checkpoints.state
     done = -(-state.examples // batches.global_batch_size)  # the last step may be a smaller one
-    losses, max_grad_norm = LossSum(accelerator, state.train_loss), state.args["max_grad_norm"]
+    losses = LossSum(accelerator, state.train_loss)
+    guard = Guard(accelerator, model, optimizer, state.args["max_grad_norm"])
     micro_batches = batches.epoch(state.current_epoch, state.examples)
     model.train()
     with progress_bar(accelerator, state.current_epoch, "TRAIN", len(batches), done) as bar:
         for _ in range(min(len(batches) - done, state.steps_to_validation)):
             loss, step = train_step(accelerator, model, micro_batches)
-            grad_norm = accelerator.clip_grad_norm_(model.parameters(), max_grad_norm)
-            losses.add(guard.check(loss, grad_norm), step)
+            losses.add(guard.check(loss), step)
             lr = optimizer.param_groups[0]["lr"]
             was_skipped = take_step(accelerator, optimizer, scheduler)
             state.advance(len(step.global_batch), step.num_items, was_skipped)

@@ -30,6 +30,20 @@ FOR_SIGNALS = {  # as the project's README says
 }
 
 
+# What the README has saved opens without our code, and is the model that was trained.
+OPEN_STOCK = """
+import json, torch, transformers
+from model.modeling import Model
+trained = Model.from_pretrained("outputs/best").eval()
+kind = getattr(transformers, json.load(open("stock/config.json"))["architectures"][0])
+stock, info = kind.from_pretrained("stock", output_loading_info=True)
+assert not info["missing_keys"] and not info["unexpected_keys"], info
+(inner,) = [part for part in trained.children() if isinstance(part, kind)]
+ids = torch.tensor([[5, 6, 7]])
+assert torch.equal(stock.eval()(ids)[0], inner(ids)[0])
+"""
+
+
 def run(project: Path, *command: str | Path, **variables: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         list(map(str, command)),
@@ -86,6 +100,12 @@ print(model(**next(iter(valid_loader))).loss.item())
     done = run(project, sys.executable, "-c", code)
     assert done.returncode == 0, done.stderr
     assert float(done.stdout) > 0
+
+    readme = (project / "README.md").read_text(encoding="utf-8")
+    code = "\n".join(re.findall(r"^```py\n(.+?)^```", readme, re.DOTALL | re.MULTILINE))
+    code = code.replace("path/to/best", "outputs/best") + OPEN_STOCK
+    done = run(project, sys.executable, "-c", code)
+    assert done.returncode == 0, done.stderr
 
 
 def launched(project: Path, *command: str | Path) -> subprocess.Popen[str]:

@@ -5,7 +5,6 @@ from contextlib import contextmanager
 
 import torch
 from accelerate import Accelerator
-from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.utils import DistributedType
 from torch.distributed.fsdp import FSDPModule
 from transformers.integrations import unset_hf_deepspeed_config
@@ -33,12 +32,14 @@ def prepare(
     model: torch.nn.Module,
     optimizer: torch.optim.Optimizer,
     max_grad_norm: float,
-) -> tuple[torch.nn.Module, AcceleratedOptimizer]:
+) -> tuple[torch.nn.Module, torch.optim.Optimizer]:
     """`Accelerator.prepare`, for any model.
 
     Accelerate puts the embeddings into groups of their own, which torch refuses where more than two
     modules share a weight, as in BART, and which fails where a model does not name them. Unnamed,
-    they stay with the model itself.
+    they stay with the model itself. The optimizer comes back without Accelerate's wrapper, which
+    looks for a package on the disk in each step; DeepSpeed's keeps it, since there a backward pass
+    steps as well.
 
     Raises:
         RunError: see `zero.configure`.
@@ -48,12 +49,12 @@ def prepare(
 
         zero.configure(accelerator, max_grad_norm)
         model, optimizer = accelerator.prepare(model, optimizer)
-        zero.make_state(optimizer.optimizer)
+        zero.make_state(optimizer)
         return model, optimizer
     model.get_input_embeddings = model.get_output_embeddings = lambda: None
-    prepared = accelerator.prepare(model, optimizer)
+    model, optimizer = accelerator.prepare(model, optimizer)
     del model.get_input_embeddings, model.get_output_embeddings
-    return prepared
+    return model, optimizer.optimizer
 
 
 def whole_state_dict(accelerator: Accelerator, model: torch.nn.Module) -> dict[str, torch.Tensor]:

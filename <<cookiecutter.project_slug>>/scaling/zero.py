@@ -51,6 +51,7 @@ def configure(accelerator: Accelerator, max_grad_norm: float) -> None:
 
 def make_state(optimizer) -> None:
     """Make the state of AdamW before its first step: a run may load or save it before that."""
+    optimizer = optimizer.optimizer
     is_zero3 = hasattr(optimizer, "fp32_partitioned_groups_flat")
     for part in (
         optimizer.fp32_partitioned_groups_flat
@@ -66,7 +67,7 @@ def make_state(optimizer) -> None:
 
 def optimizer_tensors(model: nn.Module, optimizer) -> dict[str, Tensor]:
     """Gather them; all processes have to call this."""
-    step = next(iter(optimizer.optimizer.state.values()))["step"]
+    step = next(iter(optimizer.optimizer.optimizer.state.values()))["step"]
     tensors = {}
     for name, parameter in _trained(model):
         tensors[f"{name}/step"] = step.cpu().clone()
@@ -80,7 +81,7 @@ def load_optimizer(model: nn.Module, optimizer, tensors: dict[str, Tensor]) -> N
     for name, parameter in _trained(model):
         for key in MOMENTS:
             _set(parameter, tensors[f"{name}/{key}"], key)
-    for state in optimizer.optimizer.state.values():
+    for state in optimizer.optimizer.optimizer.state.values():
         state["step"].copy_(tensors[f"{name}/step"])
 
 

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from safetensors.torch import load_file
 from transformers import Trainer, TrainingArguments
 
@@ -15,7 +16,7 @@ from model.dataset import generate_dataset
 from model.modeling import Model
 from real_runs import Run
 from training.batches import MAX_TOKENS, Batches, epoch_order
-from training.optimization import build_scheduler
+from training.optimization import Guard, build_optimizer, build_scheduler
 from training.state import TrainingState
 
 WHOLE, TWO_PROCESSES = (1, 8, 64), [(2, 2, 3), (2, 1, 64)]
@@ -147,6 +148,27 @@ def test_epochs_mix_the_examples_anew():
     orders = [epoch_order(lengths, 32, 0, epoch) for epoch in range(2)]
     first, second = ({frozenset(b) for b in order.reshape(-1, 32)} for order in orders)
     assert not first & second
+
+
+@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize("max_norm", [0.0, 0.1])  # 0: as they are
+def test_gradients_are_cut_as_torch_cuts_them(max_norm, fused):
+    torch.manual_seed(0)
+    ours, theirs = ([torch.nn.Parameter(torch.zeros(9, 9))] for _ in range(2))
+    optimizer, expected = (
+        build_optimizer(torch.nn.ParameterList(p), 1e-2, 0) for p in (ours, theirs)
+    )
+    optimizer.defaults["fused"] = fused
+    guard = Guard(Accelerator(), torch.nn.ParameterList(ours), optimizer, max_norm)
+    for size in (1e-3, 1.0, 10.0):  # Adam forgets a factor that all gradients share
+        ours[0].grad = size * torch.randn(9, 9)
+        theirs[0].grad = ours[0].grad.clone()
+        guard.check(torch.zeros(()))
+        if max_norm:
+            torch.nn.utils.clip_grad_norm_(theirs, max_norm)
+        optimizer.step()
+        expected.step()
+    assert torch.allclose(ours[0], theirs[0], rtol=1e-4, atol=1e-8)
 
 
 @pytest.mark.parametrize("done", [0, 1, 5, 7, 10])

@@ -7,6 +7,7 @@ carries the label items of its whole global batch, which is what its loss is div
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 import torch
@@ -21,6 +22,10 @@ WINDOW = 256
 # The most tokens in a forward pass, padding included. What a CPU computes on has to fit its caches:
 # measured, long texts go a quarter faster. An accelerator likes large passes.
 MAX_TOKENS = {"cpu": 2048}
+
+# So many are made at a time, where no worker does it: after a step, neither the code for it nor the
+# data are in the CPU's caches. Measured, eight at a time take a third of the time.
+AHEAD = 8
 
 
 @dataclass(frozen=True)
@@ -174,7 +179,9 @@ class Batches:
     ) -> Iterator[tuple[dict[str, torch.Tensor], MicroBatch]]:
         """Load an epoch from the example `start` on; those before it cost nothing."""
         self._plan.epoch, self._plan.start = epoch, start
-        return iter(self._loader)
+        loaded = iter(self._loader)
+        while group := list(islice(loaded, 1 if self._loader.num_workers else AHEAD)):
+            yield from group
 
 
 class _Fetch(torch.utils.data.Dataset):

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.optimizer import AcceleratedOptimizer
 from safetensors.torch import save_file
 from transformers import PreTrainedTokenizerBase
 
@@ -38,7 +37,7 @@ class Checkpoints:
         state: TrainingState,
         epochs: Epochs,
         model: torch.nn.Module,
-        optimizer: AcceleratedOptimizer,
+        optimizer: torch.optim.Optimizer,
         tokenizer: PreTrainedTokenizerBase,
         report,
     ):
@@ -48,7 +47,7 @@ class Checkpoints:
         self.outdir = Path(state.args["outdir"])
         self.epochs = epochs
         self.model = model
-        self.optimizer = optimizer.optimizer
+        self.optimizer = optimizer
         self.tokenizer, self.report = tokenizer, report
         if self.peers.is_main:
             clean(self.outdir)

@@ -1,8 +1,10 @@
 """The optimizer and its schedule, which is counted in optimizer steps."""
 
+import math
+
 import torch
 from accelerate import Accelerator
-from accelerate.optimizer import AcceleratedOptimizer
+from accelerate.utils import DistributedType
 from torch import nn
 from torch.distributed.tensor import DTensor
 from torch.optim.lr_scheduler import LambdaLR
@@ -12,6 +14,9 @@ from .state import TrainingState
 
 # Those whose learning rate is a function of the step; the other two follow a metric.
 SCHEDULERS = sorted({s.value for s in SchedulerType} - {"reduce_lr_on_plateau", "greedy"})
+
+# Where a fused AdamW is known to heed `grad_scale`.
+SCALING = {"cpu", "cuda"}
 
 
 def build_optimizer(model: nn.Module, lr: float, weight_decay: float) -> torch.optim.Optimizer:
@@ -52,26 +57,54 @@ def build_scheduler(
 
 
 class Guard:
-    """Keeps the weights from a step that is not finite, and from all steps after it.
+    """Stands before each step: cuts gradients to a norm, and keeps the weights from what is not
+    finite, and from all steps after it.
 
-    Without reading anything back: a fused optimizer looks at `found_inf` on the device and, where
-    it is set, changes nothing. A loss scaler sets it by itself, and expects gradients to overflow.
+    Without reading anything back, and without writing the gradients once more: a fused optimizer
+    divides them by `grad_scale` while it steps and, where `found_inf` is set, changes nothing. A
+    loss scaler sets both itself, and expects gradients to overflow.
+
+    Args:
+        max_grad_norm: 0 for any.
     """
 
-    def __init__(self, accelerator: Accelerator, optimizer: AcceleratedOptimizer):
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        max_grad_norm: float,
+    ):
+        self._accelerator, self._parameters = accelerator, list(model.parameters())
+        self._max_norm = max_grad_norm or math.inf
         self._has_scaler = accelerator.scaler is not None
         self._found = torch.zeros((), device=accelerator.device)
-        # DeepSpeed wraps it once more; it skips such a step itself, but not those after it.
-        inner = getattr(optimizer.optimizer, "optimizer", optimizer.optimizer)
-        if not self._has_scaler and inner.defaults.get("fused"):
-            inner.found_inf = self._found
+        self._poison = torch.zeros_like(self._found)
+        while hasattr(optimizer, "optimizer"):  # DeepSpeed's skips such a step, but not those after
+            optimizer = optimizer.optimizer
+        self._optimizer = optimizer
+        is_fused = optimizer.defaults.get("fused") and not self._has_scaler
+        if is_fused:
+            optimizer.found_inf = self._found
+        is_bare = accelerator.distributed_type != DistributedType.DEEPSPEED  # that one cuts, too
+        self._scales = is_fused and is_bare and accelerator.device.type in SCALING
 
-    def check(self, loss: torch.Tensor, grad_norm: torch.Tensor | float) -> torch.Tensor:
+    def check(self, loss: torch.Tensor) -> torch.Tensor:
         """Return the loss, or NaN if it or the gradient, now or before, was not finite."""
-        grad_norm = grad_norm.full_tensor() if isinstance(grad_norm, DTensor) else grad_norm
-        is_finite = torch.isfinite(loss if self._has_scaler else loss + grad_norm)
-        torch.maximum(self._found, (~is_finite).float(), out=self._found)
-        return torch.where(self._found > 0, torch.nan, loss)
+        norm = self._cut()
+        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+        if self._scales:
+            self._optimizer.grad_scale = (norm / self._max_norm).clamp(min=1)
+        seen = loss if self._has_scaler else loss + norm
+        self._poison += seen - seen  # 0; of infinity and NaN, NaN for good
+        self._found.copy_(self._poison.isnan())
+        return loss + self._poison
+
+    def _cut(self) -> torch.Tensor | float:
+        """Cut, unless the optimizer is going to; return the norm of the gradient as it was."""
+        if not self._scales:
+            return self._accelerator.clip_grad_norm_(self._parameters, self._max_norm)
+        return nn.utils.get_total_norm([p.grad for p in self._parameters if p.grad is not None])
 
 
 def take_step(
@@ -80,14 +113,17 @@ def take_step(
     """Step, and move the schedule, unless half precision has overflowed.
 
     Returns:
-        Whether the step was skipped. `Accelerator.optimizer_step_was_skipped` does not know of
-        it: a fused optimizer is always called, and skips by itself. The scale tells.
+        Whether the step was skipped: a fused optimizer skips by itself, and the scale tells.
     """
-    scaler = accelerator.scaler
-    scale = scaler.get_scale() if scaler is not None else 0.0
-    optimizer.step()
+    scaler, was_skipped = accelerator.scaler, False
+    if scaler is None:
+        optimizer.step()
+    else:
+        scale = scaler.get_scale()
+        scaler.step(optimizer)
+        scaler.update()
+        was_skipped = scaler.get_scale() < scale
     optimizer.zero_grad()
-    was_skipped = scaler is not None and scaler.get_scale() < scale
     if not was_skipped:
         scheduler.step()
     return was_skipped
