@@ -20,8 +20,8 @@ from tqdm import tqdm
 from model.modeling import Model
 from model.prediction import OPTIONS, Predictor
 from reading import DataError, read_table
+from reporting.help import HelpFormatter
 from training import RunError
-from training.arguments import HelpFormatter
 from training.files import saving, write_file
 from training.launch import run, start
 from training.loading import load_model, load_tokenizer

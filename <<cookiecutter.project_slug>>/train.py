@@ -22,25 +22,26 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from model.configuration import BASE_MODEL, ModelConfig
 from model.dataset import OPTIONS, generate_dataset
-from model.metrics import OPTIONS as SCORE_OPTIONS
-from model.metrics import Scores
+from model.metrics import OPTIONS as SCORE_OPTIONS, Scores
 from model.modeling import Model
 from reading import DataError
+from reporting.help import HelpFormatter
 from reporting.preview import preview
+from reporting.progress import progress_bar
 from reporting.report import Report
 from scaling.epochs import Epochs
 from scaling.memory import fit_batch_size
 from scaling.sharding import prepare, whole
-from training.arguments import HelpFormatter, OneOrMore, add_arguments, parse_args
+from training.arguments import OneOrMore, add_arguments, parse_args
 from training.batches import Batches, MicroBatch
 from training.checkpoint import Checkpoints
 from training.interruption import Interruption
 from training.launch import run, start
 from training.loading import build_model, load_model, load_tokenizer, set_up
 from training.lock import locked
+from training.losses import LossSum
 from training.optimization import Guard, build_optimizer, build_scheduler, take_step
 from training.peers import Peers
-from training.progress import LossSum, progress_bar
 from training.randomness import seed_all
 from training.state import open_state
 

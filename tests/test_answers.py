@@ -12,8 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 from cookiecutter.exceptions import FailedHookException
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from slugify import slugify
 
 from conftest import ROOT, SLUG, TASKS, Render, Shell, bake, files_of

@@ -2,14 +2,13 @@
 
 from .faults import DataError
 from .tables import Source, distinct, is_plain_text, read_table, row_name, row_with
-from .tokens import mask, pad, tensors, tokenized
+from .tokens import pad, tensors, tokenized
 
 __all__ = [
     "DataError",
     "Source",
     "distinct",
     "is_plain_text",
-    "mask",
     "pad",
     "read_table",
     "row_name",

@@ -37,16 +37,6 @@ def tensors(table: pa.Table, column: str) -> list[torch.Tensor]:
     return [values[begin:end] for begin, end in zip(offsets, offsets[1:], strict=False)]
 
 
-def pad(examples: list[dict[str, torch.Tensor]], fill: dict[str, int]) -> dict[str, torch.Tensor]:
-    """Stack the keys of `fill` that examples have, filled up to the longest: (batch, length)."""
-    return {
-        key: pad_sequence([e[key] for e in examples], batch_first=True, padding_value=value)
-        for key, value in fill.items()
-        if key in examples[0]
-    }
-
-
-def mask(examples: list[dict[str, torch.Tensor]]) -> torch.Tensor:
-    """The attention mask, 1 for the `input_ids` of each and 0 for padding: (batch, length)."""
-    lengths = torch.tensor([len(e["input_ids"]) for e in examples])
-    return (torch.arange(int(lengths.max())) < lengths[:, None]).long()
+def pad(examples: list[dict[str, torch.Tensor]], key: str, value: int) -> torch.Tensor:
+    """Stack one key of the examples, filled up with `value` to the longest: (batch, length)."""
+    return pad_sequence([e[key] for e in examples], batch_first=True, padding_value=value)

@@ -7,8 +7,8 @@ from accelerate import Accelerator
 from tqdm import tqdm
 
 from training.files import saving, write_file
+from training.losses import LossSum
 from training.peers import Peers
-from training.progress import LossSum
 from training.state import TrainingState
 
 from .card import write_card

@@ -52,9 +52,9 @@ def prepare(
         zero.make_state(optimizer)
         return model, optimizer
     model.get_input_embeddings = model.get_output_embeddings = lambda: None
-    model, optimizer = accelerator.prepare(model, optimizer)
+    prepared, wrapper = accelerator.prepare(model, optimizer)
     del model.get_input_embeddings, model.get_output_embeddings
-    return model, optimizer.optimizer
+    return prepared, wrapper.optimizer
 
 
 def whole_state_dict(accelerator: Accelerator, model: torch.nn.Module) -> dict[str, torch.Tensor]:

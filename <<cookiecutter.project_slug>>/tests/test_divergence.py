@@ -14,7 +14,7 @@ import train
 from model.dataset import generate_dataset
 from model.modeling import Model
 from real_runs import Run
-from training import RunError, progress
+from training import RunError, losses
 from training.files import find_fault
 
 
@@ -40,7 +40,7 @@ def poison(how: str, rank: int, step: int, stack: ExitStack) -> None:
 
 def poison_late(how: str, rank: int, step: int, stack: ExitStack) -> None:
     """Read losses as late as on an accelerator: some steps have been done since the bad one."""
-    stack.enter_context(mock.patch.dict(progress.READ_EVERY, {"cpu": 4}))
+    stack.enter_context(mock.patch.dict(losses.READ_EVERY, {"cpu": 4}))
     poison(how, rank, step, stack)
 
 

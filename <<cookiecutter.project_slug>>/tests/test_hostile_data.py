@@ -5,8 +5,7 @@ import json
 import datasets
 import pytest
 import torch
-from hypothesis import HealthCheck, example, given, settings
-from hypothesis import strategies as st
+from hypothesis import HealthCheck, example, given, settings, strategies as st
 
 from conftest import ROOT
 from model.configuration import ModelConfig

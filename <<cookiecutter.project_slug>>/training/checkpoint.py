@@ -17,7 +17,7 @@ from . import RunError
 from .batches import MicroBatch
 from .files import clean, publish, saving, write_file
 from .interruption import Interruption
-from .progress import LossSum
+from .losses import LossSum
 from .state import TrainingState
 
 OPTIMIZER = "optimizer.safetensors"

@@ -151,12 +151,9 @@ def find_fault(folder: Path) -> str | None:
 
 def _versions(folder: Path) -> list[tuple[int, Path]]:
     """All complete contents of a published folder, the oldest first."""
-    found = []
-    for path in (folder.parent / STORE).glob(f"{folder.name}.*"):
-        number = path.name.rpartition(".")[2]
-        if number.isdecimal():
-            found.append((int(number), path))
-    return sorted(found)
+    paths = (folder.parent / STORE).glob(f"{folder.name}.*")
+    found = ((path.name.rpartition(".")[2], path) for path in paths)
+    return sorted((int(number), path) for number, path in found if number.isdecimal())
 
 
 def _sha256(path: Path) -> str:

@@ -1,12 +1,14 @@
 """The optimizer and its schedule, which is counted in optimizer steps."""
 
 import math
+from functools import partial
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType
-from torch import nn
+from torch import Tensor, nn
+from torch.amp import GradScaler
 from torch.distributed.tensor import DTensor
+from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import SchedulerType, get_scheduler
 
@@ -15,11 +17,10 @@ from .state import TrainingState
 # Those whose learning rate is a function of the step; the other two follow a metric.
 SCHEDULERS = sorted({s.value for s in SchedulerType} - {"reduce_lr_on_plateau", "greedy"})
 
-# Where a fused AdamW is known to heed `grad_scale`.
-SCALING = {"cpu", "cuda"}
+NO_SCALER = GradScaler(enabled=False)  # steps, and scales nothing
 
 
-def build_optimizer(model: nn.Module, lr: float, weight_decay: float) -> torch.optim.Optimizer:
+def build_optimizer(model: nn.Module, lr: float, weight_decay: float) -> Optimizer:
     """AdamW, fused, with weight decay on matrices only.
 
     Biases and the weights of norms, whatever an architecture calls them, are the parameters of
@@ -34,7 +35,7 @@ def build_optimizer(model: nn.Module, lr: float, weight_decay: float) -> torch.o
 
 
 def build_scheduler(
-    optimizer: torch.optim.Optimizer, name: str, num_warmup_steps: int, state: TrainingState
+    optimizer: Optimizer, name: str, num_warmup_steps: int, state: TrainingState
 ) -> LambdaLR:
     """A schedule of `transformers.get_scheduler`, as it stands after the steps done so far.
 
@@ -60,70 +61,59 @@ class Guard:
     """Stands before each step: cuts gradients to a norm, and keeps the weights from what is not
     finite, and from all steps after it.
 
-    Without reading anything back, and without writing the gradients once more: a fused optimizer
-    divides them by `grad_scale` while it steps and, where `found_inf` is set, changes nothing. A
-    loss scaler sets both itself, and expects gradients to overflow.
+    Nothing is read back, and gradients are not written once more to cut them: a fused optimizer
+    divides by `grad_scale` in its step and, where `found_inf` is set, changes nothing. A loss
+    scaler sets both itself, and expects gradients to overflow.
 
     Args:
         max_grad_norm: 0 for any.
     """
 
     def __init__(
-        self,
-        accelerator: Accelerator,
-        model: nn.Module,
-        optimizer: torch.optim.Optimizer,
-        max_grad_norm: float,
+        self, accelerator: Accelerator, model: nn.Module, optimizer: Optimizer, max_grad_norm: float
     ):
-        self._accelerator, self._parameters = accelerator, list(model.parameters())
-        self._max_norm = max_grad_norm or math.inf
         self._has_scaler = accelerator.scaler is not None
-        self._found = torch.zeros((), device=accelerator.device)
-        self._poison = torch.zeros_like(self._found)
-        while hasattr(optimizer, "optimizer"):  # DeepSpeed's skips such a step, but not those after
-            optimizer = optimizer.optimizer
-        self._optimizer = optimizer
-        is_fused = optimizer.defaults.get("fused") and not self._has_scaler
-        if is_fused:
-            optimizer.found_inf = self._found
-        is_bare = accelerator.distributed_type != DistributedType.DEEPSPEED  # that one cuts, too
-        self._scales = is_fused and is_bare and accelerator.device.type in SCALING
+        self._found, self._poison = torch.zeros(2, device=accelerator.device)
+        norm = list(model.parameters()), max_grad_norm or math.inf
+        self._cut = partial(accelerator.clip_grad_norm_, *norm)
+        inner = getattr(getattr(optimizer, "optimizer", optimizer), "optimizer", optimizer)
+        if not self._has_scaler and inner.defaults.get("fused"):
+            inner.found_inf = self._found
+            # DeepSpeed, which wraps it, cuts by itself. "mps" is not known to heed `grad_scale`.
+            if inner is optimizer and accelerator.device.type in ("cpu", "cuda"):
+                self._cut = partial(_cut_while_stepping, optimizer, *norm)
 
-    def check(self, loss: torch.Tensor) -> torch.Tensor:
+    def check(self, loss: Tensor) -> Tensor:
         """Return the loss, or NaN if it or the gradient, now or before, was not finite."""
         norm = self._cut()
         norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
-        if self._scales:
-            self._optimizer.grad_scale = (norm / self._max_norm).clamp(min=1)
         seen = loss if self._has_scaler else loss + norm
         self._poison += seen - seen  # 0; of infinity and NaN, NaN for good
         self._found.copy_(self._poison.isnan())
         return loss + self._poison
 
-    def _cut(self) -> torch.Tensor | float:
-        """Cut, unless the optimizer is going to; return the norm of the gradient as it was."""
-        if not self._scales:
-            return self._accelerator.clip_grad_norm_(self._parameters, self._max_norm)
-        return nn.utils.get_total_norm([p.grad for p in self._parameters if p.grad is not None])
+
+def _cut_while_stepping(
+    optimizer: Optimizer, parameters: list[nn.Parameter], max_norm: float
+) -> Tensor:
+    norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+    optimizer.grad_scale = (norm / max_norm).clamp(min=1)
+    return norm
 
 
-def take_step(
-    accelerator: Accelerator, optimizer: torch.optim.Optimizer, scheduler: LambdaLR
-) -> bool:
+def take_step(accelerator: Accelerator, optimizer: Optimizer, scheduler: LambdaLR) -> bool:
     """Step, and move the schedule, unless half precision has overflowed.
 
     Returns:
         Whether the step was skipped: a fused optimizer skips by itself, and the scale tells.
     """
-    scaler, was_skipped = accelerator.scaler, False
-    if scaler is None:
-        optimizer.step()
-    else:
-        scale = scaler.get_scale()
-        scaler.step(optimizer)
-        scaler.update()
-        was_skipped = scaler.get_scale() < scale
+    scaler = accelerator.scaler or NO_SCALER
+    scale = scaler.get_scale()
+    scaler.step(optimizer)
+    scaler.update()
     optimizer.zero_grad()
+    was_skipped = scaler.get_scale() < scale
     if not was_skipped:
         scheduler.step()
     return was_skipped

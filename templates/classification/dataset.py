@@ -5,7 +5,7 @@ import numpy as np
 import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from reading import DataError, Source, distinct, mask, pad, read_table, row_with, tensors, tokenized
+from reading import DataError, Source, distinct, pad, read_table, row_with, tensors, tokenized
 
 from .configuration import BASE_MODEL, label_encoder, problem_of
 
@@ -43,14 +43,15 @@ class Dataset(torch.utils.data.Dataset):
     def __getitems__(self, indices: list[int]) -> list[dict[str, torch.Tensor]]:
         rows = self.rows[indices]
         parts = {n: tensors(rows, n) for n in rows.column_names if n != "labels"}
+        parts["attention_mask"] = [torch.ones_like(ids) for ids in parts["input_ids"]]
         parts["labels"] = list(torch.tensor(rows["labels"].to_pylist()))
         return [dict(zip(parts, row, strict=True)) for row in zip(*parts.values(), strict=True)]
 
     def collate(self, examples: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
         """Pad to the longest: (batch, length); labels (batch,), of several (batch, labels)."""
-        batch = pad(examples, {"input_ids": self.pad_token_id, "token_type_ids": 0})
-        labels = torch.stack([example["labels"] for example in examples])
-        return {**batch, "attention_mask": mask(examples), "labels": labels}
+        fill = {"input_ids": self.pad_token_id, "attention_mask": 0, "token_type_ids": 0}
+        batch = {name: pad(examples, name, fill[name]) for name in fill if name in examples[0]}
+        return {**batch, "labels": torch.stack([example["labels"] for example in examples])}
 
 
 def generate_dataset(

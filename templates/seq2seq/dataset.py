@@ -5,7 +5,7 @@ import numpy as np
 import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from reading import Source, mask, pad, read_table, tensors, tokenized
+from reading import Source, pad, read_table, tensors, tokenized
 
 from .configuration import BASE_MODEL
 
@@ -47,14 +47,17 @@ class Dataset(torch.utils.data.Dataset):
     def __getitems__(self, indices: list[int]) -> list[dict[str, torch.Tensor]]:
         rows = self.rows[indices]
         return [
-            {"input_ids": ids, "labels": labels}
+            {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}
             for ids, labels in zip(tensors(rows, "input_ids"), tensors(rows, "labels"), strict=True)
         ]
 
     def collate(self, examples: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
         """Pad sources and targets to their longest: three tensors of shape (batch, length)."""
-        batch = pad(examples, {"input_ids": self.pad_token_id, "labels": -100})
-        return {**batch, "attention_mask": mask(examples)}
+        return {
+            "input_ids": pad(examples, "input_ids", self.pad_token_id),
+            "attention_mask": pad(examples, "attention_mask", 0),
+            "labels": pad(examples, "labels", -100),
+        }
 
 
 def generate_dataset(

@@ -1,29 +1,15 @@
-"""What a run shows while it goes on, and the losses it shows."""
+"""The sum of the losses, and the newest of them, without waiting for each."""
 
 import math
 from collections import deque
 
 import torch
 from accelerate import Accelerator
-from tqdm import tqdm
 
 from .batches import MicroBatch
 
 # On an accelerator, reading a number waits for all the work queued before it: read in groups.
 READ_EVERY = {"cpu": 1, "other": 16}
-
-
-def progress_bar(
-    accelerator: Accelerator, epoch: int, phase: str, total: int, initial: int = 0
-) -> tqdm:
-    """`[Epoch 0] [TRAIN]:  12%|█▏        | 520/4387 [02:31<20:56,  3.08it/s, loss=2.56]`"""
-    return tqdm(
-        total=total,
-        initial=initial,
-        desc=f"[Epoch {epoch}] [{phase}]",
-        disable=not accelerator.is_main_process,
-        dynamic_ncols=True,
-    )
 
 
 class LossSum:
