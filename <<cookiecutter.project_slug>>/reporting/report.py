@@ -70,10 +70,9 @@ class Report:
         """Move the bar; every `logging_steps` steps note the loss, and tell the trackers."""
         state = self.state
         if not bar.disable:
-            if time.time() - bar.last_print_t >= bar.mininterval:  # else it is not drawn
-                pace = (time.time() - bar.start_t) / (bar.n + 1 - bar.initial)
-                left = bar.format_interval(pace * (state.total_steps - state.step))
-                bar.set_postfix({"loss": losses.last, "lr": lr, "left": left}, refresh=False)
+            pace = (time.time() - bar.start_t) / (bar.n + 1 - bar.initial)
+            left = bar.format_interval(pace * (state.total_steps - state.step))
+            bar.set_postfix({"loss": losses.last, "lr": lr, "left": left}, refresh=False)
             bar.update()
         if state.step % state.args["logging_steps"] == 0 and losses.last is not None:
             state.note(losses.last, lr)
