@@ -100,7 +100,7 @@ def train(
     with progress_bar(accelerator, state.current_epoch, "TRAIN", len(batches), done) as bar:
         for _ in range(min(len(batches) - done, state.steps_to_validation)):
             loss, step = train_step(accelerator, model, micro_batches)
-            losses.add(guard.check(loss), step)
+            losses.add(guard.clip_and_check(loss), step)
             lr = optimizer.param_groups[0]["lr"]
             was_skipped = take_step(accelerator, optimizer, scheduler)
             state.advance(len(step.global_batch), step.num_items, was_skipped)

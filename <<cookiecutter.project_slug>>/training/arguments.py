@@ -62,7 +62,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     step.add_argument("--num_warmup_steps", type=int, default=0, help="optimizer steps")
     step.add_argument("--weight_decay", type=float, default=0.01, help="of AdamW")
-    step.add_argument("--max_grad_norm", type=float, default=1.0, help="cut to this; 0: never")
+    step.add_argument("--max_grad_norm", type=float, default=1.0, help="clip to this; 0: never")
     valid = parser.add_argument_group("validation")
     valid.add_argument("--valid_steps", type=int, help="validate every so many steps, too")
     valid.add_argument("--eval_batch_size", type=int, default=64, help="per process")

@@ -58,10 +58,10 @@ def build_scheduler(
 
 
 class Guard:
-    """Stands before each step: cuts gradients to a norm, and keeps the weights from what is not
+    """Stands before each step: clips gradients to a norm, and keeps the weights from what is not
     finite, and from all steps after it.
 
-    Nothing is read back, and gradients are not written once more to cut them: a fused optimizer
+    Nothing is read back, and gradients are not written once more to clip them: a fused optimizer
     divides by `grad_scale` in its step and, where `found_inf` is set, changes nothing. A loss
     scaler sets both itself, and expects gradients to overflow.
 
@@ -75,17 +75,17 @@ class Guard:
         self._has_scaler = accelerator.scaler is not None
         self._found, self._poison = torch.zeros(2, device=accelerator.device)
         norm = list(model.parameters()), max_grad_norm or math.inf
-        self._cut = partial(accelerator.clip_grad_norm_, *norm)
+        self._clip = partial(accelerator.clip_grad_norm_, *norm)
         inner = getattr(getattr(optimizer, "optimizer", optimizer), "optimizer", optimizer)
         if not self._has_scaler and inner.defaults.get("fused"):
             inner.found_inf = self._found
-            # DeepSpeed, which wraps it, cuts by itself. "mps" is not known to heed `grad_scale`.
+            # DeepSpeed, which wraps it, clips by itself. "mps" is not known to heed `grad_scale`.
             if inner is optimizer and accelerator.device.type in ("cpu", "cuda"):
-                self._cut = partial(_cut_while_stepping, optimizer, *norm)
+                self._clip = partial(_clip_while_stepping, optimizer, *norm)
 
-    def check(self, loss: Tensor) -> Tensor:
+    def clip_and_check(self, loss: Tensor) -> Tensor:
         """Return the loss, or NaN if it or the gradient, now or before, was not finite."""
-        norm = self._cut()
+        norm = self._clip()
         norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
         seen = loss if self._has_scaler else loss + norm
         self._poison += seen - seen  # 0; of infinity and NaN, NaN for good
@@ -93,7 +93,7 @@ class Guard:
         return loss + self._poison
 
 
-def _cut_while_stepping(
+def _clip_while_stepping(
     optimizer: Optimizer, parameters: list[nn.Parameter], max_norm: float
 ) -> Tensor:
     norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
