@@ -41,6 +41,8 @@ assert not info["missing_keys"] and not info["unexpected_keys"], info
 (inner,) = [part for part in trained.children() if isinstance(part, kind)]
 ids = torch.tensor([[5, 6, 7]])
 assert torch.equal(stock.eval()(ids)[0], inner(ids)[0])
+if stock.can_generate():
+    assert stock.generation_config == trained.generation_config
 """
 
 

@@ -1,6 +1,5 @@
 """What a run tells while it goes on, to the terminal, to trackers, and in pictures."""
 
-import time
 from pathlib import Path
 
 from accelerate import Accelerator
@@ -70,9 +69,10 @@ class Report:
         """Move the bar; every `logging_steps` steps note the loss, and tell the trackers."""
         state = self.state
         if not bar.disable:
-            pace = (time.time() - bar.start_t) / (bar.n + 1 - bar.initial)
-            left = bar.format_interval(pace * (state.total_steps - state.step))
-            bar.set_postfix({"loss": losses.last, "lr": lr, "left": left}, refresh=False)
+            shown = {"loss": losses.last, "lr": lr}
+            if rate := bar.format_dict["rate"]:  # what is left of the whole run
+                shown["left"] = bar.format_interval((state.total_steps - state.step) / rate)
+            bar.set_postfix(shown, refresh=False)
             bar.update()
         if state.step % state.args["logging_steps"] == 0 and losses.last is not None:
             state.note(losses.last, lr)

@@ -113,6 +113,9 @@ def test_tokens_are_found_again_by_another_process(sample):
         (["--model_id", "./no-such-model"], "./no-such-model: no tokenizer"),
         (["--batch_size", "0"], "--batch_size 0: expected at least 1"),
         (["--max_len", "1"], "--max_len 1: expected at least 2"),
+        (["--max_grad_norm", "-1"], "--max_grad_norm -1.0: expected at least 0"),
+        (["--lr", "nan"], "--lr nan: expected at least 0"),
+        (["--seed", "-1"], "--seed -1: expected at least 0"),
     ],
 )
 def test_bad_arguments_are_refused(extra, sentence, arguments, tmp_path):

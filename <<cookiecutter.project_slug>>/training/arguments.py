@@ -16,18 +16,19 @@ from .state import TrainingState
 
 AUTO = "auto"
 RESULTS = ("last", "best", "log.json")
-AT_LEAST_ONE = (
-    "epochs",
-    "max_steps",
-    "files_per_epoch",
-    "save_steps",
-    "valid_steps",
-    "logging_steps",
-    "batch_size",
-    "accumulation",
-    "eval_batch_size",
-    "patience",
-)
+AT_LEAST = {  # and 0 for any other number
+    "epochs": 1,
+    "max_steps": 1,
+    "files_per_epoch": 1,
+    "save_steps": 1,
+    "valid_steps": 1,
+    "logging_steps": 1,
+    "batch_size": 1,
+    "accumulation": 1,
+    "eval_batch_size": 1,
+    "patience": 1,
+    "max_len": 2,
+}
 
 
 class OneOrMore(argparse.Action):
@@ -164,12 +165,10 @@ def parse_args(
             f"{args.outdir}: holds a run already; go on with it by --restore_dir {AUTO}, or choose "
             "another --outdir"
         )
-    for name in AT_LEAST_ONE:
-        if (value := getattr(args, name)) is not None and value < 1:
-            raise RunError(f"--{name} {value}: expected at least 1")
+    for name, value in vars(args).items():
+        if type(value) in (int, float) and not value >= (least := AT_LEAST.get(name, 0)):
+            raise RunError(f"--{name} {value}: expected at least {least}")
     if missing := set(args.report_to) - set(map(str, get_available_trackers())):
         names = " ".join(sorted(missing))
         raise RunError(f"--report_to {names}: not installed; expected `pip install {names}`")
-    if args.max_len < 2:
-        raise RunError(f"--max_len {args.max_len}: expected at least 2")
     return args, notes

@@ -1,4 +1,4 @@
-"""The optimizer and its schedule, which is counted in optimizer steps."""
+"""The optimizer, what stands before its step, and its schedule, which counts its steps."""
 
 import math
 from functools import partial
