@@ -2,17 +2,17 @@
 
 from .faults import DataError
 from .tables import Source, distinct, is_plain_text, read_table, row_name, row_with
-from .tokens import pad, tensors, tokenized
+from .tokens import column, pad, tokenized
 
 __all__ = [
     "DataError",
     "Source",
+    "column",
     "distinct",
     "is_plain_text",
     "pad",
     "read_table",
     "row_name",
     "row_with",
-    "tensors",
     "tokenized",
 ]

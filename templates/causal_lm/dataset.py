@@ -75,7 +75,9 @@ class Dataset(torch.utils.data.Dataset):
     def collate(self, examples: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
         """Stack the blocks: (batch, length). A short one is padded where nothing looks."""
         return {
-            key: pad(examples, key, fill) for key, fill in self.fill.items() if key in examples[0]
+            key: pad(examples, key, fill)[0]
+            for key, fill in self.fill.items()
+            if key in examples[0]
         }
 
 

@@ -5,7 +5,7 @@ import numpy as np
 import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from reading import DataError, Source, distinct, pad, read_table, row_with, tensors, tokenized
+from reading import DataError, Source, column, distinct, pad, read_table, row_with, tokenized
 
 from .configuration import BASE_MODEL, label_encoder, problem_of
 
@@ -28,7 +28,8 @@ class Dataset(torch.utils.data.Dataset):
     """
 
     def __init__(self, rows: datasets.Dataset, schema: dict, pad_token_id: int | None):
-        self.rows = rows.remove_columns("length").with_format("arrow")
+        self.rows = rows
+        self.columns = {name: column(rows, name) for name in rows.column_names if name != "length"}
         self.lengths = rows.data.column("length").to_numpy()
         self.num_items = np.broadcast_to(np.int64(1), len(rows))
         self.schema = schema
@@ -41,17 +42,16 @@ class Dataset(torch.utils.data.Dataset):
         return self.__getitems__([index])[0]
 
     def __getitems__(self, indices: list[int]) -> list[dict[str, torch.Tensor]]:
-        rows = self.rows[indices]
-        parts = {n: tensors(rows, n) for n in rows.column_names if n != "labels"}
-        parts["attention_mask"] = [torch.ones_like(ids) for ids in parts["input_ids"]]
-        parts["labels"] = list(torch.tensor(rows["labels"].to_pylist()))
-        return [dict(zip(parts, row, strict=True)) for row in zip(*parts.values(), strict=True)]
+        rows = zip(*(values[indices] for values in self.columns.values()), strict=True)
+        return [dict(zip(self.columns, row, strict=True)) for row in rows]
 
     def collate(self, examples: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
         """Pad to the longest: (batch, length); labels (batch,), of several (batch, labels)."""
-        fill = {"input_ids": self.pad_token_id, "attention_mask": 0, "token_type_ids": 0}
-        batch = {name: pad(examples, name, fill[name]) for name in fill if name in examples[0]}
-        return {**batch, "labels": torch.stack([example["labels"] for example in examples])}
+        batch = {"labels": torch.stack([example["labels"] for example in examples])}
+        if "token_type_ids" in examples[0]:
+            batch["token_type_ids"], _ = pad(examples, "token_type_ids", 0)
+        batch["input_ids"], batch["attention_mask"] = pad(examples, "input_ids", self.pad_token_id)
+        return batch
 
 
 def generate_dataset(

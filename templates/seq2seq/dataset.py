@@ -5,7 +5,7 @@ import numpy as np
 import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from reading import Source, pad, read_table, tensors, tokenized
+from reading import Source, column, pad, read_table, tokenized
 
 from .configuration import BASE_MODEL
 
@@ -29,7 +29,8 @@ class Dataset(torch.utils.data.Dataset):
     """
 
     def __init__(self, rows: datasets.Dataset, schema: dict, pad_token_id: int | None):
-        self.rows = rows.select_columns(["input_ids", "labels"]).with_format("arrow")
+        self.rows = rows
+        self.columns = column(rows, "input_ids"), column(rows, "labels")
         self.num_items = rows.data.column("num_items").to_numpy()
         self.lengths = rows.data.column("length").to_numpy()
         # Sources within a tenth of one another, by the target; up and down in turns.
@@ -45,19 +46,14 @@ class Dataset(torch.utils.data.Dataset):
         return self.__getitems__([index])[0]
 
     def __getitems__(self, indices: list[int]) -> list[dict[str, torch.Tensor]]:
-        rows = self.rows[indices]
-        return [
-            {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}
-            for ids, labels in zip(tensors(rows, "input_ids"), tensors(rows, "labels"), strict=True)
-        ]
+        rows = zip(*(values[indices] for values in self.columns), strict=True)
+        return [{"input_ids": ids, "labels": labels} for ids, labels in rows]
 
     def collate(self, examples: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
         """Pad sources and targets to their longest: three tensors of shape (batch, length)."""
-        return {
-            "input_ids": pad(examples, "input_ids", self.pad_token_id),
-            "attention_mask": pad(examples, "attention_mask", 0),
-            "labels": pad(examples, "labels", -100),
-        }
+        input_ids, attention_mask = pad(examples, "input_ids", self.pad_token_id)
+        labels, _ = pad(examples, "labels", -100)
+        return {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
 
 
 def generate_dataset(
