@@ -19,7 +19,8 @@ from tqdm import tqdm
 
 from model.modeling import Model
 from model.prediction import OPTIONS, Predictor
-from reading import DataError, read_table
+from reading import DataError
+from reading.tables import read_table
 from reporting.help import HelpFormatter
 from training import RunError
 from training.files import saving, write_file

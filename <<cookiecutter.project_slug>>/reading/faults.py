@@ -5,11 +5,9 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+from . import DataError
+
 csv.field_size_limit(2**31 - 1)  # a cell may hold a whole document
-
-
-class DataError(ValueError):
-    """A data file that cannot be used: the message says what, where and what was expected."""
 
 
 def first_fault(path: Path, error: Exception) -> DataError:

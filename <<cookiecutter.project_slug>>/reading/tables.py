@@ -10,7 +10,8 @@ import datasets
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from .faults import DataError, first_fault, header, records
+from . import DataError
+from .faults import first_fault, header, records
 
 # Every CSV cell is text as it stands: pandas would read "NA" and "null" as nothing.
 CSV = {"keep_default_na": False, "na_filter": False}

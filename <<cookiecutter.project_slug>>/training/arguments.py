@@ -16,19 +16,9 @@ from .state import TrainingState
 
 AUTO = "auto"
 RESULTS = ("last", "best", "log.json")
-AT_LEAST = {  # and 0 for any other number
-    "epochs": 1,
-    "max_steps": 1,
-    "files_per_epoch": 1,
-    "save_steps": 1,
-    "valid_steps": 1,
-    "logging_steps": 1,
-    "batch_size": 1,
-    "accumulation": 1,
-    "eval_batch_size": 1,
-    "patience": 1,
-    "max_len": 2,
-}
+STEPS = ("max_steps", "save_steps", "valid_steps", "logging_steps", "accumulation")
+COUNTS = (*STEPS, "epochs", "files_per_epoch", "batch_size", "eval_batch_size", "patience")
+AT_LEAST = {**dict.fromkeys(COUNTS, 1), "max_len": 2}  # and 0 for any other number
 
 
 class OneOrMore(argparse.Action):

@@ -9,7 +9,7 @@ import torch
 def seed_all(*key: int) -> None:
     """Seed Python, NumPy and torch, on every device, with numbers drawn from the whole key.
 
-    Python's own generator goes first: it hashes a text, so neighbouring keys give unrelated streams.
+    Python's own comes first: it hashes a text, so that neighbouring keys give unrelated streams.
     """
     random.seed(" ".join(map(str, key)))
     np.random.seed(random.getrandbits(32))

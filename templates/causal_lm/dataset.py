@@ -5,7 +5,9 @@ import numpy as np
 import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from reading import DataError, Source, is_plain_text, pad, read_table, tokenized
+from reading import DataError
+from reading.tables import Source, is_plain_text, read_table
+from reading.tokens import pad, tokenized
 
 from .configuration import BASE_MODEL
 
@@ -74,11 +76,7 @@ class Dataset(torch.utils.data.Dataset):
 
     def collate(self, examples: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
         """Stack the blocks: (batch, length). A short one is padded where nothing looks."""
-        return {
-            key: pad(examples, key, fill)[0]
-            for key, fill in self.fill.items()
-            if key in examples[0]
-        }
+        return {key: pad(examples, key, self.fill[key])[0] for key in examples[0]}
 
 
 def generate_dataset(

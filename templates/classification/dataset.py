@@ -5,7 +5,9 @@ import numpy as np
 import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from reading import DataError, Source, column, distinct, pad, read_table, row_with, tokenized
+from reading import DataError
+from reading.tables import Source, distinct, read_table, row_with
+from reading.tokens import column, pad, tokenized
 
 from .configuration import BASE_MODEL, label_encoder, problem_of
 

@@ -5,7 +5,8 @@ import numpy as np
 import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from reading import Source, column, pad, read_table, tokenized
+from reading.tables import Source, read_table
+from reading.tokens import column, pad, tokenized
 
 from .configuration import BASE_MODEL
 
