@@ -56,46 +56,54 @@ began = time.perf_counter()
 epoch_order(lengths, 256, 0, 0)
 print(time.perf_counter() - began)
 """
-# The loop and the limit in turns, in one process: the limit is forward, backward and optimizer step
-# over the very batches that the loop has just had. Prints a step of the limit in ms, and what the
-# loop takes beside it: without clipping in the limit, and with it.
+# After each step of the loop, the limit takes two over the very batches that the loop has had, the
+# one before without clipping and the one before that with it: whatever else the machine does hits
+# all alike, and none finds memory of just its sizes. Prints a step of the limit in ms, and what the
+# loop takes beside it, without clipping in the limit and with it: the medians of parts of the run.
 LOOP = """
 import contextlib, sys, time
 from statistics import median
 import torch
 import train
-taken, seconds = [], []
-own_train, own_step = train.train, train.train_step
+from training.checkpoint import Checkpoints
+PART = 50  # steps
+steps, seconds = [[]], []  # the batches of each step; what ours, and the two limits, took for them
+began = time.perf_counter()
+own_step, own_end = train.train_step, Checkpoints.after_step
 def noted(micro_batches):
     for inputs, micro in micro_batches:
-        taken.append((inputs, micro))
+        steps[-1].append((inputs, micro))
         yield inputs, micro
-def limit(model, optimizer, max_grad_norm):
-    optimizer.grad_scale = optimizer.found_inf = None  # what the loop has left there: work for it
-    for inputs, micro in taken:
-        model(**inputs, num_items_in_batch=micro.num_items).loss.backward()
-        if micro.ends_step:
-            if max_grad_norm is not None:
-                torch.nn.utils.clip_grad_norm_(model.parameters(), max_grad_norm)
-            optimizer.step()
-            optimizer.zero_grad()
-def timed(call, *args):
+def limit(model, optimizer, max_grad_norm, batches):
     began = time.perf_counter()
-    result = call(*args)
-    return time.perf_counter() - began, result
-def in_turns(accelerator, model, optimizer, *args):
-    taken.clear()
-    ours, log = timed(own_train, accelerator, model, optimizer, *args)
-    bare, clipped = (timed(limit, model, optimizer, norm)[0] for norm in (None, 1.0))
-    seconds.append((ours, bare, clipped, sum(micro.ends_step for _, micro in taken)))
-    return log
-train.train = in_turns
+    for inputs, micro in batches:
+        model(**inputs, num_items_in_batch=micro.num_items).loss.backward()
+    if max_grad_norm is not None:
+        torch.nn.utils.clip_grad_norm_(model.parameters(), max_grad_norm)
+    optimizer.step()
+    optimizer.zero_grad()
+    return time.perf_counter() - began
+def end_of_step(self, losses):
+    global began
+    own_end(self, losses)
+    ours, optimizer = time.perf_counter() - began, self.optimizer
+    found_inf, optimizer.found_inf, optimizer.grad_scale = optimizer.found_inf, None, None
+    seconds.append([ours])
+    for norm, back in ((None, 2), (1.0, 3)):
+        if len(seconds) >= back:
+            seconds[-back].append(limit(self.model, optimizer, norm, steps[-back]))
+    optimizer.found_inf = found_inf
+    steps.append([])
+    began = time.perf_counter()
+Checkpoints.after_step = end_of_step
 train.train_step = lambda accelerator, model, batches: own_step(accelerator, model, noted(batches))
 with contextlib.redirect_stdout(sys.stderr):
     train.main(sys.argv[1:])
-print(1000 * median(bare / steps for _, bare, _, steps in seconds[1:]))
-print(median(ours / bare - 1 for ours, bare, _, _ in seconds[1:]))
-print(median(ours / clipped - 1 for ours, _, clipped, _ in seconds[1:]))
+parts = [seconds[n : n + PART] for n in range(PART, len(seconds) - PART, PART)]
+parts = [[sum(column) for column in zip(*part)] for part in parts]
+print(1000 * median(bare / PART for _, bare, _ in parts))
+print(median(ours / bare - 1 for ours, bare, _ in parts))
+print(median(ours / clipped - 1 for ours, _, clipped in parts))
 """
 
 
@@ -155,11 +163,10 @@ def measure_data(examples: int, folder: Path) -> list[list[str]]:
 def measure_loop(folder: Path) -> list[list[str]]:
     """What the loop takes beside forward, backward and optimizer step."""
     rows = []
-    for config, steps, turn in ((SMALL_BERT, 2000, 50), (BERT, 500, 25)):
+    for config, steps in ((SMALL_BERT, 2000), (BERT, 500)):
         size = config["hidden_size"]
         spec = spec_of("classification", config, 32 * 640, folder / str(size), max_len=512)
-        spec |= {"max_steps": steps, "flags": [f"--valid_steps={turn}"]}
-        spec["outdir"] = str(folder / str(size) / "run")
+        spec |= {"max_steps": steps, "outdir": str(folder / str(size) / "run")}
         step, bare, clipped = in_project(spec, LOOP, *our_arguments(spec))
         name = f"{config['num_hidden_layers']} layers, width {size}"
         rows.append([name, f"{step:.0f}", f"{clipped:.1%}", f"{bare:.1%}"])
@@ -274,8 +281,8 @@ The order of an epoch of {PLANNED:,} examples is made in {planned:.1f} s.
 ## The loop itself
 
 What `train.py` takes beside the limit: forward pass, backward pass and fused optimizer step over
-the same batches, already made, in the same process and in turns of 50 and of 25 steps. `train.py`
-clips gradients: the limit does so, too, in the one comparison, and does not in the other.
+the same batches, already made, in the same process and in turns, step by step. `train.py` clips
+gradients: the limit does so, too, in the one comparison, and does not in the other.
 
 {table("BERT", "the limit, ms a step", "beside it, clipping", "beside it, not clipping", rows=loop)}
 ## Two processes, a thread each, against one
