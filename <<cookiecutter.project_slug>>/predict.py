@@ -23,6 +23,7 @@ from reading import DataError
 from reading.tables import read_table
 from reporting.help import HelpFormatter
 from training import RunError
+from training.arguments import OneOrMore
 from training.files import saving, write_file
 from training.launch import run, start
 from training.loading import load_model, load_tokenizer
@@ -32,7 +33,8 @@ from training.state import TrainingState
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(usage="predict.py [arguments]", formatter_class=HelpFormatter)
     parser.add_argument("--checkpoint", default="outputs/best", help="folder that a run saved")
-    parser.add_argument("--input", help="file to read; if not given, lines from the terminal")
+    files: dict = {"nargs": "+", "action": OneOrMore, "metavar": "FILE"}
+    parser.add_argument("--input", help="if not given, lines from the terminal", **files)
     parser.add_argument("--output", default="predictions.jsonl", help="file to write")
     parser.add_argument("--column", nargs="+", help="columns to read, if not those of training")
     parser.add_argument("--batch_size", type=int, default=32, help="per process")

@@ -6,6 +6,7 @@ import sys
 
 import datasets
 import pytest
+import torch
 
 import train
 from conftest import ROOT
@@ -116,12 +117,20 @@ def test_tokens_are_found_again_by_another_process(sample):
         (["--max_grad_norm", "-1"], "--max_grad_norm -1.0: expected at least 0"),
         (["--lr", "nan"], "--lr nan: expected at least 0"),
         (["--seed", "-1"], "--seed -1: expected at least 0"),
+        (["--attn_implementation", "none"], "none"),
     ],
 )
 def test_bad_arguments_are_refused(extra, sentence, arguments, tmp_path):
     with pytest.raises(RunError) as error:
         train.main([*arguments, *extra])
     assert sentence in str(error.value)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="it can train there")
+def test_attention_that_cannot_train_here_is_refused(arguments, tmp_path):
+    with pytest.raises(RunError, match="flex_attention: none to train with on cpu; try sdpa"):
+        train.main([*arguments, "--attn_implementation", "flex_attention"])
     assert not (tmp_path / "run").exists()
 
 

@@ -23,9 +23,9 @@ def checkpoint(sample, tmp_path_factory) -> str:
     return str(folder / "run" / "best")
 
 
-def predicted(checkpoint, sample, output, *arguments: str, processes: int = 1) -> list[dict]:
+def predicted(checkpoint, files, output, *arguments: str, processes: int = 1) -> list[dict]:
     output.mkdir()
-    command = ["--checkpoint", checkpoint, "--input", str(sample / "valid.jsonl"), *SHORT]
+    command = ["--checkpoint", checkpoint, "--input", *map(str, files), *SHORT]
     command += ["--output", str(output / "out.jsonl"), *arguments]
     run = Run(command, output, processes, module="predict")
     assert run.wait() == [0] * processes, run.output()
@@ -33,16 +33,29 @@ def predicted(checkpoint, sample, output, *arguments: str, processes: int = 1) -
 
 
 def test_batches_and_processes_change_no_answer_and_no_order(checkpoint, sample, tmp_path):
-    lines = (sample / "valid.jsonl").read_text(encoding="utf-8").splitlines()
-    together = predicted(checkpoint, sample, tmp_path / "a", "--batch_size", "8")
+    files = [sample / "valid.jsonl"]
+    lines = files[0].read_text(encoding="utf-8").splitlines()
+    together = predicted(checkpoint, files, tmp_path / "a", "--batch_size", "8")
     column = next(iter(together[0]))
     assert [row[column] for row in together] == [json.loads(line)[column] for line in lines]
-    alone = predicted(checkpoint, sample, tmp_path / "b", "--batch_size", "1")
-    by_two = predicted(checkpoint, sample, tmp_path / "c", "--batch_size", "4", processes=2)
+    alone = predicted(checkpoint, files, tmp_path / "b", "--batch_size", "1")
+    by_two = predicted(checkpoint, files, tmp_path / "c", "--batch_size", "4", processes=2)
     for row, other, third in zip(together, alone, by_two, strict=True):
         assert row["prediction"] == other["prediction"] == third["prediction"]
         for name, score in row.get("scores", {}).items():
             assert score == pytest.approx(other["scores"][name], abs=1e-5)
+
+
+def test_several_files_are_answered_one_after_another(checkpoint, sample, tmp_path):
+    lines = (sample / "valid.jsonl").read_text(encoding="utf-8").splitlines()
+    files = [tmp_path / "one.jsonl", tmp_path / "two.jsonl"]
+    for file, part in zip(files, (lines[3:5], lines[:1]), strict=True):
+        file.write_text("\n".join(part), encoding="utf-8")
+    rows = predicted(checkpoint, files, tmp_path / "a")
+    column = next(iter(rows[0]))
+    assert [row[column] for row in rows] == [
+        json.loads(line)[column] for line in (*lines[3:5], lines[0])
+    ]
 
 
 def test_lines_are_answered_as_they_come(checkpoint, monkeypatch, capsys):

@@ -65,9 +65,12 @@ def set_up(model: PreTrainedModel, args: argparse.Namespace) -> None:
     """
     if (positions := learned_positions(model)) < args.max_len:
         raise RunError(f"--max_len {args.max_len}: {args.model_id} has {positions} positions")
+    device = str(torch.accelerator.current_accelerator() or "cpu")
+    if (name := args.attn_implementation) == "flex_attention" and device in ("cpu", "mps"):
+        raise RunError(f"--attn_implementation {name}: none to train with on {device}; try sdpa")
     try:
-        if args.attn_implementation is not None:
-            model.set_attn_implementation(args.attn_implementation)
+        if name is not None:
+            model.set_attn_implementation(name)
         if args.gradient_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
     except (ImportError, ValueError) as error:
