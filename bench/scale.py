@@ -13,6 +13,8 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -57,9 +59,10 @@ epoch_order(lengths, 256, 0, 0)
 print(time.perf_counter() - began)
 """
 # After each step of the loop, the limit takes two over the very batches that the loop has had, the
-# one before without clipping and the one before that with it: whatever else the machine does hits
-# all alike, and none finds memory of just its sizes. Prints a step of the limit in ms, and what the
-# loop takes beside it, without clipping in the limit and with it: the medians of parts of the run.
+# one before without clipping and the one before that with it, now the one first and now the other:
+# whatever else the machine does hits all alike, and none finds memory of just its sizes. Prints a
+# step of the limit in ms, and what the loop takes beside it, without clipping in the limit and with
+# it: the medians of parts of the run.
 LOOP = """
 import contextlib, sys, time
 from statistics import median
@@ -88,10 +91,11 @@ def end_of_step(self, losses):
     own_end(self, losses)
     ours, optimizer = time.perf_counter() - began, self.optimizer
     found_inf, optimizer.found_inf, optimizer.grad_scale = optimizer.found_inf, None, None
-    seconds.append([ours])
-    for norm, back in ((None, 2), (1.0, 3)):
+    seconds.append({"ours": ours})
+    limits = [(None, "bare", 2), (1.0, "clipped", 3)]
+    for norm, name, back in limits[:: -1 if len(seconds) % 2 else 1]:
         if len(seconds) >= back:
-            seconds[-back].append(limit(self.model, optimizer, norm, steps[-back]))
+            seconds[-back][name] = limit(self.model, optimizer, norm, steps[-back])
     optimizer.found_inf = found_inf
     steps.append([])
     began = time.perf_counter()
@@ -100,10 +104,10 @@ train.train_step = lambda accelerator, model, batches: own_step(accelerator, mod
 with contextlib.redirect_stdout(sys.stderr):
     train.main(sys.argv[1:])
 parts = [seconds[n : n + PART] for n in range(PART, len(seconds) - PART, PART)]
-parts = [[sum(column) for column in zip(*part)] for part in parts]
-print(1000 * median(bare / PART for _, bare, _ in parts))
-print(median(ours / bare - 1 for ours, bare, _ in parts))
-print(median(ours / clipped - 1 for ours, _, clipped in parts))
+sums = [{name: sum(step[name] for step in part) for name in part[0]} for part in parts]
+print(1000 * median(part["bare"] / PART for part in sums))
+print(median(part["ours"] / part["bare"] - 1 for part in sums))
+print(median(part["ours"] / part["clipped"] - 1 for part in sums))
 """
 
 
@@ -158,6 +162,13 @@ def measure_data(examples: int, folder: Path) -> list[list[str]]:
         rows.append([f"{count:,}", *peaks, *starts, f"{begin:.3f}", f"{deep:.3f}"])
         shutil.rmtree(folder / str(count))
     return rows
+
+
+def measure_order(folder: Path) -> list[list[str]]:
+    """How long the order of an epoch takes to be made."""
+    project = {"project": str(render("classification", folder))}
+    (seconds,) = in_project(project, PLAN, str(PLANNED))
+    return [[f"{PLANNED:,}", f"{seconds:.1f}"]]
 
 
 def measure_loop(folder: Path) -> list[list[str]]:
@@ -232,6 +243,8 @@ def measure_flags(folder: Path, rounds: int) -> list[list[str]]:
             for name, (flags, variables) in variants.items():
                 warmup = 20 if "--compile" in flags and task == "classification" else 3
                 with_flags = {**spec, "flags": flags, "variables": variables, "warmup": warmup}
+                if variables:  # it may be very slow
+                    with_flags["max_steps"] = 6
                 results[name].append(run("hf-template", with_flags, place))
         plain = medians(results["none"])
         for name, measured in results.items():
@@ -246,58 +259,109 @@ def medians(results: list[dict]) -> tuple[float, float]:
     return rate, peak
 
 
+@dataclass(frozen=True)
+class Part:
+    """What is measured together, and shown in a section of its own.
+
+    Attributes:
+        measure: Gives the rows of its table, from a new folder.
+    """
+
+    title: str
+    about: str
+    columns: list[str]
+    measure: Callable[[Path, argparse.Namespace], list[list[str]]]
+
+
+PARTS = {
+    "data": Part(
+        "By the number of examples",
+        "At the first start the texts are read and tokenized; at the second their tokens are found "
+        "cached. The pages of a mapped file are the system's to take back: they fill free memory.",
+        [
+            "examples",
+            "peak memory of its own at the first start, MiB",
+            "at the second",
+            "with mapped files at the first",
+            "at the second",
+            "first start to first step, s",
+            "second",
+            "first batch of an epoch, s",
+            "first batch at 99 % of it, s",
+        ],
+        lambda folder, args: measure_data(args.examples, folder),
+    ),
+    "order": Part(
+        "The order of an epoch",
+        "How long it takes to make, for so many examples.",
+        ["examples", "seconds"],
+        lambda folder, args: measure_order(folder),
+    ),
+    "loop": Part(
+        "The loop itself",
+        "What `train.py` takes beside the limit: forward pass, backward pass and fused optimizer "
+        "step over the same batches, already made, in the same process and in turns, step by step. "
+        "`train.py` clips gradients: the limit does so, too, in the one comparison only.",
+        ["BERT", "the limit, ms a step", "beside it, clipping", "beside it, not clipping"],
+        lambda folder, args: measure_loop(folder),
+    ),
+    "processes": Part(
+        "Two processes, a thread each, against one",
+        "Classification, batches of 32 over all processes. Padding counts as tokens.",
+        ["one process, tokens/s", "two", "efficiency", "largest difference in tokens"],
+        lambda folder, args: measure_processes(folder, args.rounds),
+    ),
+    "flags": Part(
+        "With and without each flag",
+        "As a multiple of the same without it, on a CPU. One that has no instructions for "
+        "bfloat16, neither AVX-512 BF16 nor AMX, takes many times as long in it.",
+        ["task", "flag", "speed", "peak memory"],
+        lambda folder, args: measure_flags(folder, args.rounds),
+    ),
+}
+
+
+def markdown(results: dict[str, dict[str, Any]]) -> str:
+    sections = [
+        f"""## {part.title}
+
+{part.about}
+Measured on {results[name]["machine"]}.
+
+{table(*part.columns, rows=results[name]["rows"])}"""
+        for name, part in PARTS.items()
+        if name in results
+    ]
+    about = "; ".join(f"{name} {version}" for name, version in environment().items())
+    return f"""# Much data, two processes, and the flags
+
+Made by `python bench/scale.py`. {about}.
+A 2-layer BERT of width 128 for the data, else the models of [speed.md](speed.md).
+
+{chr(10).join(sections)}"""
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Measure with much data, processes, and flags.")
     parser.add_argument("--examples", type=int, default=1_000_000)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--write", type=Path, help="write scale.md here")
+    parser.add_argument("--part", choices=list(PARTS), action="append", help="only this one")
+    parser.add_argument("--write", type=Path, help="write scale.md and .json here")
     args = parser.parse_args()
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        data = measure_data(args.examples, folder / "data")
-        any_project = {"project": str(render("classification", folder / "plan"))}
-        (planned,) = in_project(any_project, PLAN, str(PLANNED))
-        loop = measure_loop(folder / "loop")
-        processes = measure_processes(folder / "processes", args.rounds)
-        flags = measure_flags(folder / "flags", args.rounds)
-    columns = ["examples", "peak memory of its own at the first start, MiB", "at the second"]
-    columns += ["with mapped files at the first", "at the second"]
-    columns += ["first start to first step, s", "second", "first batch of an epoch, s"]
-    data_table = table(*columns, "first batch at 99 % of it, s", rows=data)
-    two = ["one process, tokens/s", "two", "efficiency", "largest difference in tokens"]
-    text = f"""# Much data, two processes, and the flags
-
-Made by `python bench/scale.py`. {"; ".join(f"{k} {v}" for k, v in environment().items())}.
-A 2-layer BERT of width 128 for the data, else the models of [speed.md](speed.md).
-
-## By the number of examples
-
-At the first start the texts are read and tokenized; at the second their tokens are found cached.
-The pages of a mapped file are the system's to take back: they fill what memory is free.
-
-{data_table}
-The order of an epoch of {PLANNED:,} examples is made in {planned:.1f} s.
-
-## The loop itself
-
-What `train.py` takes beside the limit: forward pass, backward pass and fused optimizer step over
-the same batches, already made, in the same process and in turns, step by step. `train.py` clips
-gradients: the limit does so, too, in the one comparison, and does not in the other.
-
-{table("BERT", "the limit, ms a step", "beside it, clipping", "beside it, not clipping", rows=loop)}
-## Two processes, a thread each, against one
-
-Classification, batches of 32 over all processes. Tokens are those computed, padding included.
-
-{table(*two, rows=processes)}
-## With and without each flag
-
-As a multiple of the same without it, on a CPU.
-
-{table("task", "flag", "speed", "peak memory", rows=flags)}"""
+    kept = args.write / "scale.json" if args.write else Path()
+    results = {}
+    if args.part and kept.is_file():  # measured apart, and shown together
+        results = json.loads(kept.read_text(encoding="utf-8"))
+    for name in args.part or PARTS:
+        with tempfile.TemporaryDirectory() as folder:
+            rows = PARTS[name].measure(Path(folder) / name, args)
+        results[name] = {"machine": environment()["machine"], "rows": rows}
+        print(name, rows, file=sys.stderr)
+    text = markdown(results)
     print(text)
     if args.write:
         (args.write / "scale.md").write_text(text, encoding="utf-8")
+        kept.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -2,14 +2,14 @@
 
 import io
 
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
-
 from training.state import TrainingState
 
 
 def draw_curves(state: TrainingState) -> bytes:
     """Draw, over the steps, losses, the score that best/ is chosen by, and learning rate; a PNG."""
+    from matplotlib.figure import Figure  # takes a second: not at every start
+    from matplotlib.ticker import MaxNLocator
+
     metric = state.args["metric_for_best_model"]
     entries = list(state.log.values())
     at = [entry["step"] for entry in entries]

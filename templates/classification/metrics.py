@@ -1,19 +1,9 @@
 """What validation reports beside the loss."""
 
-from collections.abc import Callable
 from itertools import product
 from pathlib import Path
 
 import torch
-from matplotlib.figure import Figure
-from torchmetrics import MeanAbsoluteError, Metric, MetricCollection, PearsonCorrCoef
-from torchmetrics.classification import (
-    MulticlassAccuracy,
-    MulticlassConfusionMatrix,
-    MulticlassF1Score,
-    MultilabelExactMatch,
-    MultilabelF1Score,
-)
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 # Arguments of Scores that train.py offers on its command line.
@@ -26,23 +16,28 @@ DIRECTIONS = {
 }
 
 
-# The metrics behind them, for a number of labels; those that are no score are shown otherwise.
-METRICS: dict[str, Callable[[int], dict[str, Metric]]] = {
-    "single_label_classification": lambda count: {
-        "accuracy": MulticlassAccuracy(count, average="micro"),
-        "macro_f1": MulticlassF1Score(count, average="macro"),
-        "confusion": MulticlassConfusionMatrix(count),
-    },
-    "multi_label_classification": lambda count: {
-        "exact_match": MultilabelExactMatch(count),
-        "micro_f1": MultilabelF1Score(count, average="micro"),
-        "macro_f1": MultilabelF1Score(count, average="macro"),
-    },
-    "regression": lambda _: {
-        "mean_absolute_error": MeanAbsoluteError(),
-        "pearson": PearsonCorrCoef(),
-    },
-}
+def metrics_of(problem_type: str, count: int):
+    """A `MetricCollection` of those behind them; one that is no score is shown otherwise."""
+    import torchmetrics  # takes a second: not before the first step
+    from torchmetrics import classification as of
+
+    kinds = {
+        "single_label_classification": lambda: {
+            "accuracy": of.MulticlassAccuracy(count, average="micro"),
+            "macro_f1": of.MulticlassF1Score(count, average="macro"),
+            "confusion": of.MulticlassConfusionMatrix(count),
+        },
+        "multi_label_classification": lambda: {
+            "exact_match": of.MultilabelExactMatch(count),
+            "micro_f1": of.MultilabelF1Score(count, average="micro"),
+            "macro_f1": of.MultilabelF1Score(count, average="macro"),
+        },
+        "regression": lambda: {
+            "mean_absolute_error": torchmetrics.MeanAbsoluteError(),
+            "pearson": torchmetrics.PearsonCorrCoef(),
+        },
+    }
+    return torchmetrics.MetricCollection(kinds[problem_type]())
 
 
 class Scores:
@@ -51,9 +46,7 @@ class Scores:
     def __init__(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, device: torch.device
     ):
-        self.config = model.config
-        metrics = METRICS[self.config.problem_type](self.config.num_labels)
-        self.metrics = MetricCollection(metrics).to(device)
+        self.config, self.device = model.config, device
 
     @staticmethod
     def directions(schema: dict) -> dict[str, bool]:
@@ -62,7 +55,8 @@ class Scores:
 
     def reset(self) -> None:
         """Begin a validation."""
-        self.metrics.reset()
+        metrics = metrics_of(self.config.problem_type, self.config.num_labels)
+        self.metrics = metrics.to(self.device)
 
     def update(self, outputs, inputs: dict[str, torch.Tensor]) -> None:
         """Take in a batch: what the model made of it, and what it was given."""
@@ -83,6 +77,8 @@ class Scores:
         """Draw confusion_matrix.png: rows are what the label is, columns what was predicted."""
         if self.confusion is None:
             return
+        from matplotlib.figure import Figure  # takes a second: not at every start
+
         count, confusion = self.config.num_labels, self.confusion.cpu()
         shares = confusion / confusion.sum(1, keepdim=True)
         size = 3 + 0.4 * min(count, 40)
