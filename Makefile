@@ -13,7 +13,7 @@ help:
 	@echo "make demo    render a project into demo/ and train it; TASK=classification, seq2seq or causal_lm"
 	@echo "make test    run the tests"
 	@echo "make test-all run them for every task, also where tasks share the code"
-	@echo "make bench   measure speed and memory, beside other trainers, into bench/results/ (an hour)"
+	@echo "make bench   measure speed and memory, beside other trainers, into bench/results/ (over an hour)"
 	@echo "make lint    check style, format and types"
 	@echo "make clean   remove the environment and the caches (demo/ is yours and stays)"
 	@echo

@@ -29,7 +29,7 @@ if auto_class in [known.__name__ for known in supported]:  # there is none from 
     use = transformers.pipeline(pipeline, model=path, trust_remote_code=True)
     options = {"max_new_tokens": 5} if model.can_generate() else {}
     found["pipeline"] = use("Do you see it?", **options)
-print(json.dumps(found))
+print(json.dumps(found, default=float))  # NumPy's numbers, in some pipelines
 """
 
 

@@ -75,9 +75,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="TRACKER",
         help=f"any of {', '.join(trackers)}",
     )
-    report.add_argument(
-        "--logging_steps", type=int, default=10, help="steps between points of a curve"
-    )
+    report.add_argument("--logging_steps", type=int, default=10, help="steps between points")
     report.add_argument("--push_to_hub", metavar="NAME", help="upload best/ there at the end")
 
 
