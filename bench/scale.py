@@ -58,52 +58,68 @@ began = time.perf_counter()
 epoch_order(lengths, 256, 0, 0)
 print(time.perf_counter() - began)
 """
-# After each step of the loop, the limit takes two over the very batches that the loop has had, the
-# one before without clipping and the one before that with it, now the one first and now the other:
-# whatever else the machine does hits all alike, and none finds memory of just its sizes. Prints a
-# step of the limit in ms, and what the loop takes beside it, without clipping in the limit and with
-# it: the medians of parts of the run.
+# The loop and two limits, one that clips gradients and one that does not, work on the same batch
+# one after another, in an order that changes from step to step: whatever else the machine does hits
+# all alike, and none is the one that finds memory of just its sizes. Prints a step of the limit in
+# ms, and what the loop takes beside it, without clipping in the limit and with it: the medians of
+# parts of the run.
 LOOP = """
 import contextlib, sys, time
+from itertools import cycle, permutations
 from statistics import median
 import torch
 import train
 from training.checkpoint import Checkpoints
-PART = 50  # steps
-steps, seconds = [[]], []  # the batches of each step; what ours, and the two limits, took for them
+PART = 48  # steps, eight in each order
+LIMITS = {"bare": None, "clipped": 1.0}
+orders, rest = cycle(permutations(["ours", *LIMITS])), []
+seconds = []  # of each step, what each of the three took
+own_step, own_guard, own_end = train.train_step, train.Guard, Checkpoints.after_step
+optimizer = None
 began = time.perf_counter()
-own_step, own_end = train.train_step, Checkpoints.after_step
-def noted(micro_batches):
-    for inputs, micro in micro_batches:
-        steps[-1].append((inputs, micro))
-        yield inputs, micro
-def limit(model, optimizer, max_grad_norm, batches):
+def guard(accelerator, model, prepared, max_grad_norm):
+    global optimizer
+    optimizer = prepared
+    return own_guard(accelerator, model, prepared, max_grad_norm)
+def limit(name, model, batches):
     began = time.perf_counter()
     for inputs, micro in batches:
         model(**inputs, num_items_in_batch=micro.num_items).loss.backward()
-    if max_grad_norm is not None:
-        torch.nn.utils.clip_grad_norm_(model.parameters(), max_grad_norm)
+    if LIMITS[name] is not None:
+        torch.nn.utils.clip_grad_norm_(model.parameters(), LIMITS[name])
     optimizer.step()
     optimizer.zero_grad()
-    return time.perf_counter() - began
-def end_of_step(self, losses):
+    seconds[-1][name] = time.perf_counter() - began
+def limits(names, model, batches):
+    found_inf, optimizer.found_inf, optimizer.grad_scale = optimizer.found_inf, None, None
+    for name in names:
+        limit(name, model, batches)
+    optimizer.found_inf = found_inf
+def step(accelerator, model, micro_batches):
+    global began, rest
+    batches = []
+    for inputs, micro in micro_batches:
+        batches.append((inputs, micro))
+        if micro.ends_step:
+            break
+    made = time.perf_counter()
+    order = next(orders)
+    turn = order.index("ours")
+    seconds.append({})
+    limits(order[:turn], model, batches)
+    rest = order[turn + 1 :], model, batches
+    began += time.perf_counter() - made  # the time of the limits is not ours
+    return own_step(accelerator, model, iter(batches))
+def after_step(self, losses):
     global began
     own_end(self, losses)
-    ours, optimizer = time.perf_counter() - began, self.optimizer
-    found_inf, optimizer.found_inf, optimizer.grad_scale = optimizer.found_inf, None, None
-    seconds.append({"ours": ours})
-    limits = [(None, "bare", 2), (1.0, "clipped", 3)]
-    for norm, name, back in limits[:: -1 if len(seconds) % 2 else 1]:
-        if len(seconds) >= back:
-            seconds[-back][name] = limit(self.model, optimizer, norm, steps[-back])
-    optimizer.found_inf = found_inf
-    steps.append([])
+    seconds[-1]["ours"] = time.perf_counter() - began
+    limits(*rest)
     began = time.perf_counter()
-Checkpoints.after_step = end_of_step
-train.train_step = lambda accelerator, model, batches: own_step(accelerator, model, noted(batches))
+train.train_step, train.Guard, Checkpoints.after_step = step, guard, after_step
 with contextlib.redirect_stdout(sys.stderr):
     train.main(sys.argv[1:])
-parts = [seconds[n : n + PART] for n in range(PART, len(seconds) - PART, PART)]
+parts = [seconds[n : n + PART] for n in range(PART, len(seconds) - PART + 1, PART)]
 sums = [{name: sum(step[name] for step in part) for name in part[0]} for part in parts]
 print(1000 * median(part["bare"] / PART for part in sums))
 print(median(part["ours"] / part["bare"] - 1 for part in sums))

@@ -1,5 +1,6 @@
 """What a run tells while it goes on, to the terminal, to trackers, and in pictures."""
 
+import time
 from pathlib import Path
 
 from accelerate import Accelerator
@@ -69,10 +70,9 @@ class Report:
         """Move the bar; every `logging_steps` steps note the loss, and tell the trackers."""
         state = self.state
         if not bar.disable:
-            shown = {"loss": losses.last, "lr": lr}
-            if rate := bar.format_dict["rate"]:  # what is left of the whole run
-                shown["left"] = bar.format_interval((state.total_steps - state.step) / rate)
-            bar.set_postfix(shown, refresh=False)
+            seconds = (time.time() - bar.start_t) / (bar.n + 1 - bar.initial)  # a step
+            left = bar.format_interval((state.total_steps - state.step) * seconds)
+            bar.set_postfix(loss=losses.last, lr=lr, left=left, refresh=False)
             bar.update()
         if state.step % state.args["logging_steps"] == 0 and losses.last is not None:
             state.note(losses.last, lr)

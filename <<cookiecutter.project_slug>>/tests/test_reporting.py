@@ -4,6 +4,7 @@ import base64
 import json
 import math
 import os
+import re
 import shutil
 import threading
 from collections import namedtuple
@@ -98,9 +99,10 @@ def test_pictures_samples_and_card_are_there(arguments, tmp_path, capsys):
     expected = log_of(run)[state["best"]["epoch"]]["valid_log"]
     assert scores == {name: expected[name] for name in ("loss", *SCORES)}
     assert "| max_len | 48 |" in card.text
-    summary = capsys.readouterr().out
+    shown = capsys.readouterr()
     for name in scores:
-        assert f"{name} {expected[name]:.4g}" in summary
+        assert f"{name} {expected[name]:.4g}" in shown.out
+    assert re.findall(r"left=([\d:?]+)", shown.err)[-1] == "00:00", "of the whole run"
 
 
 def points(folder, tag: str) -> list[tuple[int, float]]:
