@@ -72,7 +72,7 @@ class Report:
         if not bar.disable:
             seconds = (time.time() - bar.start_t) / (bar.n + 1 - bar.initial)  # a step
             left = bar.format_interval((state.total_steps - state.step) * seconds)
-            bar.set_postfix(loss=losses.last, lr=lr, left=left, refresh=False)
+            bar.set_postfix({"loss": losses.last, "lr": lr, "left": left}, refresh=False)
             bar.update()
         if state.step % state.args["logging_steps"] == 0 and losses.last is not None:
             state.note(losses.last, lr)
