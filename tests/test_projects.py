@@ -225,6 +225,34 @@ assert max(map(len, blocks)) == 50
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.parametrize("task", ["causal_lm"])
+def test_a_sample_is_a_beginning_and_how_the_model_goes_on(task: str, project: Path) -> None:
+    code = """
+import torch
+from model.configuration import ModelConfig
+from model.dataset import generate_dataset
+from model.metrics import Scores
+from model.modeling import Model
+from training.loading import load_tokenizer
+tokenizer, data = load_tokenizer("tiny"), generate_dataset("data/valid.jsonl", max_len=50)
+model = Model(ModelConfig()).eval()
+scores = Scores(model, tokenizer, torch.device("cpu"), max_new_tokens=8)
+inputs = data.collate([data[0], data[len(data) - 1], data[1]])
+scores.update(None, inputs)
+scores.compute(1.0)
+lengths = (inputs["labels"] != -100).sum(1).tolist()
+assert lengths[1] < lengths[0] == lengths[2] < 64  # the last block is not a whole one
+for ids, sample in zip(inputs["input_ids"][[0, 2]], scores.samples, strict=True):
+    ids = ids[None, : lengths[0] // 2]
+    goes_on = model.generate(ids, max_new_tokens=8, do_sample=False)[:, ids.shape[1] :]
+    assert list(sample) == [tokenizer.decode(part[0]) for part in (ids, goes_on)]
+scores.reset()
+assert scores.compute(1.0) and scores.samples == []
+"""
+    done = run(project, sys.executable, "-c", code)
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.parametrize("task", ["seq2seq", "causal_lm"])
 @pytest.mark.parametrize("pad_token", ["None", "tokenizer.eos_token"])
 def test_the_end_mark_stays_a_target_whatever_pads(pad_token: str, project: Path) -> None:

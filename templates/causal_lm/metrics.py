@@ -1,6 +1,7 @@
 """What validation reports beside the loss."""
 
 import math
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -46,23 +47,22 @@ class Scores:
     def update(self, outputs, inputs: dict[str, torch.Tensor]) -> None:
         """Take in a batch: what the model made of it, and what it was given."""
         missing = slice(SAMPLES - len(self.blocks))
-        for ids, labels in zip(
-            inputs["input_ids"][missing], inputs["labels"][missing], strict=True
-        ):
-            self.blocks.append(ids[: max(1, int((labels != -100).sum()) // 2)][:PROMPT])
+        halves = (inputs["labels"][missing] != -100).sum(1).clamp(2, 2 * PROMPT) // 2
+        parts = zip(inputs["input_ids"][missing], halves.tolist(), strict=True)
+        self.blocks += [ids[:half] for ids, half in parts]
 
     def compute(self, loss: float) -> dict[str, float]:
         """Give the scores, by name; `loss` is the mean over all label items."""
         self.samples = []
-        greedy = {"do_sample": False, "num_beams": 1, "pad_token_id": self.tokenizer.pad_token_id}
-        for ids in self.blocks:
-            room = min(self.max_new_tokens, self.positions - len(ids))
-            if room <= 0:
-                continue
-            prompt = {"input_ids": ids[None], "attention_mask": torch.ones_like(ids[None])}
-            generated = self.model.generate(**prompt, max_new_tokens=room, **greedy)
-            parts = (ids, generated[0, len(ids) :])
-            self.samples.append([self.tokenizer.decode(p, skip_special_tokens=True) for p in parts])
+        length = max(map(len, self.blocks), default=0)  # those of one length go on together
+        room = min(self.max_new_tokens, self.positions - length)
+        if length > 0 and room > 0:
+            prompts = torch.stack([ids for ids in self.blocks if len(ids) == length])
+            mask, pad_token_id = torch.ones_like(prompts), self.tokenizer.pad_token_id
+            greedy = {"do_sample": False, "num_beams": 1, "pad_token_id": pad_token_id}
+            texts = self.model.generate(prompts, attention_mask=mask, max_new_tokens=room, **greedy)
+            decode = partial(self.tokenizer.batch_decode, skip_special_tokens=True)
+            self.samples = list(zip(decode(prompts), decode(texts[:, length:]), strict=True))
         return {"perplexity": torch.tensor(loss, dtype=torch.float64).exp().item()}
 
     def save(self, folder: Path) -> None:
