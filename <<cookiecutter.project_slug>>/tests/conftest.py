@@ -59,6 +59,24 @@ def arguments(sample, tmp_path) -> list[str]:
     ]
 
 
+@pytest.fixture(scope="session")
+def left_alone(tmp_path_factory):
+    """Run arguments to the end, undisturbed, once for all tests; give the folder of the run."""
+    folders: dict[tuple, Path] = {}
+
+    def run(arguments: list[str], processes: int = 1) -> Path:
+        at = arguments.index("--outdir")
+        key = (*arguments[:at], *arguments[at + 2 :]), processes
+        if key not in folders:
+            folder = tmp_path_factory.mktemp("left-alone")
+            whole = Run([*key[0], "--outdir", str(folder / "run")], folder / "output", processes)
+            assert whole.wait() == [0] * processes, whole.output()
+            folders[key] = folder / "run"
+        return folders[key]
+
+    return run
+
+
 @pytest.fixture
 def in_two(arguments, tmp_path):
     """Run the arguments in two processes, into a folder of their own."""

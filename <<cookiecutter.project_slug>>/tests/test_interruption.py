@@ -59,19 +59,6 @@ def press_twice(step: int, stack: ExitStack) -> None:
     stack.enter_context(mock.patch.object(Checkpoints, "save", signalled))
 
 
-@pytest.fixture
-def whole(arguments, tmp_path):
-    """Run what has not been stopped, in as many processes."""
-
-    def run(processes: int):
-        folder = tmp_path / "whole"
-        uninterrupted = Run([*arguments, "--outdir", str(folder)], tmp_path / "w", processes)
-        assert uninterrupted.wait() == [0] * processes, uninterrupted.output()
-        return folder
-
-    return run
-
-
 def go_on(arguments, tmp_path, processes: int = 1) -> None:
     resumed = Run([*arguments, "--restore_dir", "auto"], tmp_path / "resumed", processes)
     assert resumed.wait() == [0] * processes, resumed.output()
@@ -80,7 +67,7 @@ def go_on(arguments, tmp_path, processes: int = 1) -> None:
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGUSR1"])
 @pytest.mark.parametrize(("processes", "rank"), [(1, 0), (2, 0), (2, 1)])
 def test_a_signal_to_one_process_stops_all(
-    name, processes, rank, arguments, steps, tmp_path, whole
+    name, processes, rank, arguments, steps, tmp_path, left_alone
 ):
     arguments += ["--batch_size", str(8 // processes)]
     patch = partial(send, [signal.Signals[name]], rank, steps + 2)
@@ -92,12 +79,12 @@ def test_a_signal_to_one_process_stops_all(
     state = json.loads((tmp_path / "run" / "last" / "training_state.json").read_text())
     assert steps + 2 <= state["step"] <= steps + 3
     go_on(arguments, tmp_path, processes)
-    assert_same(tmp_path / "run", whole(processes))
+    assert_same(tmp_path / "run", left_alone(arguments, processes))
 
 
 @pytest.mark.parametrize(("processes", "rank"), [(1, 0), (2, 1)])
 def test_a_signal_in_validation_does_not_wait_for_its_end(
-    processes, rank, arguments, steps, tmp_path, whole
+    processes, rank, arguments, steps, tmp_path, left_alone
 ):
     arguments += ["--eval_batch_size", "2", "--batch_size", str(8 // processes)]
     run = Run(arguments, tmp_path / "output", processes, partial(send_in_validation, rank))
@@ -106,7 +93,7 @@ def test_a_signal_in_validation_does_not_wait_for_its_end(
     assert state["step"] == steps
     assert state["log"] == {}
     go_on(arguments, tmp_path, processes)
-    assert_same(tmp_path / "run", whole(processes))
+    assert_same(tmp_path / "run", left_alone(arguments, processes))
 
 
 def test_one_keystroke_that_comes_twice_is_one(arguments, steps, tmp_path):
@@ -115,14 +102,14 @@ def test_one_keystroke_that_comes_twice_is_one(arguments, steps, tmp_path):
     assert run.wait() == [STOPPED]
 
 
-def test_a_second_keystroke_stops_at_once_and_loses_no_save(arguments, steps, tmp_path, whole):
+def test_a_second_keystroke_stops_at_once_and_loses_no_save(arguments, steps, tmp_path, left_alone):
     run = Run(arguments, tmp_path / "output", patch=partial(press_twice, steps + 2))
     assert run.wait() == [-signal.SIGINT]
     assert "Traceback" not in run.output()
     state = json.loads((tmp_path / "run" / "last" / "training_state.json").read_text())
     assert state["step"] == steps
     go_on(arguments, tmp_path)
-    assert_same(tmp_path / "run", whole(1))
+    assert_same(tmp_path / "run", left_alone(arguments))
 
 
 def test_handlers_of_signals_are_given_back(arguments):

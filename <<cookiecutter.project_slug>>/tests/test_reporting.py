@@ -69,21 +69,21 @@ def test_patience_counts_validations_without_a_better_score(arguments, tmp_path,
 
 @pytest.mark.parametrize("forward_passes", [3, 4])
 def test_validating_inside_an_epoch_changes_nothing(
-    forward_passes, arguments, steps, tmp_path, monkeypatch
+    forward_passes, arguments, steps, tmp_path, monkeypatch, left_alone
 ):
-    train.main([*arguments, "--outdir", str(tmp_path / "plain")])
+    plain = left_alone(arguments)
     arguments += ["--valid_steps", "2", "--save_steps", "1"]
-    train.main([*arguments, "--outdir", str(tmp_path / "whole")])
+    whole = left_alone(arguments)
     within = [f"Epoch 0, step {step}" for step in range(2, steps, 2)]
-    assert list(log_of(tmp_path / "whole"))[: len(within) + 1] == [*within, "Epoch 0"]
-    weights = [tmp_path / name / "last" / "model.safetensors" for name in ("plain", "whole")]
-    assert weights[0].read_bytes() == weights[1].read_bytes()
+    assert list(log_of(whole))[: len(within) + 1] == [*within, "Epoch 0"]
+    weights = [(run / "last" / "model.safetensors").read_bytes() for run in (plain, whole)]
+    assert weights[0] == weights[1]
     with monkeypatch.context() as patch:
         stop_after(patch, forward_passes)
         with pytest.raises(Killed):
             train.main(arguments)
     train.main(["--restore_dir", str(tmp_path / "run" / "last")])
-    assert_same(tmp_path / "run", tmp_path / "whole")
+    assert_same(tmp_path / "run", whole)
 
 
 def test_pictures_samples_and_card_are_there(arguments, tmp_path, capsys):

@@ -56,21 +56,22 @@ def test_a_run_leaves_best_last_and_log(arguments, tmp_path):
 
 
 @pytest.mark.parametrize("forward_passes", [3, 8, 9, 12, 13, 20])
-def test_a_stopped_run_ends_as_if_it_had_not_been(forward_passes, arguments, tmp_path, monkeypatch):
+def test_a_stopped_run_ends_as_if_it_had_not_been(
+    forward_passes, arguments, tmp_path, monkeypatch, left_alone
+):
     arguments += ["--batch_size", "4", "--accumulation", "2", "--save_steps", "1"]
-    whole = tmp_path / "whole"
-    train.main([*arguments, "--outdir", str(whole)])
     with monkeypatch.context() as patch:
         stop_after(patch, forward_passes)
         with pytest.raises(Killed):
             train.main(arguments)
     train.main(["--restore_dir", str(tmp_path / "run" / "last")])
-    assert_same(tmp_path / "run", whole)
+    assert_same(tmp_path / "run", left_alone(arguments))
 
 
-def test_a_run_stopped_before_its_validation_goes_on_with_it(arguments, tmp_path, monkeypatch):
+def test_a_run_stopped_before_its_validation_goes_on_with_it(
+    arguments, tmp_path, monkeypatch, left_alone
+):
     arguments += ["--save_steps", "1"]
-    train.main([*arguments, "--outdir", str(tmp_path / "whole")])
 
     def dying(*_):
         raise Killed
@@ -80,7 +81,7 @@ def test_a_run_stopped_before_its_validation_goes_on_with_it(arguments, tmp_path
         with pytest.raises(Killed):
             train.main(arguments)
     train.main(["--restore_dir", str(tmp_path / "run" / "last")])
-    assert_same(tmp_path / "run", tmp_path / "whole")
+    assert_same(tmp_path / "run", left_alone(arguments))
 
 
 def test_a_run_killed_before_it_wrote_its_log_has_one_in_the_end(arguments, tmp_path):
@@ -94,10 +95,9 @@ def test_a_run_killed_before_it_wrote_its_log_has_one_in_the_end(arguments, tmp_
 
 @pytest.mark.parametrize("damage", ["cut", "altered", "missing", "manifest"])
 def test_a_damaged_checkpoint_costs_only_the_work_since_the_one_before(
-    damage, arguments, tmp_path, monkeypatch, capfd
+    damage, arguments, tmp_path, monkeypatch, capfd, left_alone
 ):
     arguments += ["--save_steps", "1"]
-    train.main([*arguments, "--outdir", str(tmp_path / "whole")])
     with monkeypatch.context() as patch:
         stop_after(patch, 4)
         with pytest.raises(Killed):
@@ -113,7 +113,7 @@ def test_a_damaged_checkpoint_costs_only_the_work_since_the_one_before(
         (weights if damage == "missing" else last / "manifest.json").unlink()
     train.main(["--restore_dir", str(last)])
     assert "going on from the one before" in capfd.readouterr().out
-    assert_same(tmp_path / "run", tmp_path / "whole")
+    assert_same(tmp_path / "run", left_alone(arguments))
 
 
 def test_a_loss_that_is_no_number_is_never_the_best():
@@ -124,11 +124,11 @@ def test_a_loss_that_is_no_number_is_never_the_best():
     assert state.min_valid_loss == 2.0
 
 
-def test_worker_processes_change_nothing(arguments, tmp_path):
-    train.main([*arguments, "--outdir", str(tmp_path / "whole")])
+def test_worker_processes_change_nothing(arguments, tmp_path, left_alone):
+    expected = result(left_alone(arguments))[0]
     train.main([*arguments, "--num_workers", "2"])
     for name, tensor in result(tmp_path / "run")[0].items():
-        assert torch.equal(tensor, result(tmp_path / "whole")[0][name]), name
+        assert torch.equal(tensor, expected[name]), name
 
 
 @pytest.fixture
