@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import signal
 import sys
+from functools import partial
 
 import pexpect
 import pytest
@@ -33,6 +35,8 @@ class Terminal:
             dimensions=(24, 80),
             encoding="utf-8",
             timeout=60,
+            # Tests that run in the background ignore Ctrl-C, and would hand that down.
+            preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
         )
         self.screen = ""
 
