@@ -13,7 +13,7 @@ help:
 	@echo "make demo    render a project into demo/ and train it; TASK=classification, seq2seq or causal_lm"
 	@echo "make test    run the tests"
 	@echo "make test-all run them for every task, also where tasks share the code"
-	@echo "make bench   measure speed and memory, beside other trainers, into bench/results/ (over an hour)"
+	@echo "make bench   measure exactness, speed and memory, beside other trainers, into bench/results/ (over an hour)"
 	@echo "make lint    check style, format and types"
 	@echo "make clean   remove the environment and the caches (demo/ is yours and stays)"
 	@echo
@@ -47,6 +47,8 @@ test-all: $(STAMP)
 	TEST_ALL=1 "$(BIN)/python" -m pytest -n 2 --dist worksteal
 
 bench: $(STAMP)
+	"$(BIN)/python" bench/exactness.py --json bench/results/exactness.json \
+		--markdown bench/results/exactness.md
 	"$(BIN)/python" bench/speed.py --write bench/results
 	"$(BIN)/python" bench/scale.py --write bench/results
 

@@ -62,10 +62,11 @@ class Examples(torch.utils.data.Dataset):
         return {**self.examples[index], "ids": torch.tensor(index)}
 
     def collate(self, examples: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-        return self._collate(examples)
+        # A data set may ask that its examples hold what it gave them, and no more.
+        return self._collate([{k: v for k, v in e.items() if k != "ids"} for e in examples])
 
     def numbered(self, examples: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-        return {**self._collate(examples), "ids": torch.stack([e["ids"] for e in examples])}
+        return {**self.collate(examples), "ids": torch.stack([e["ids"] for e in examples])}
 
 
 def flat(tensors: dict[str, torch.Tensor]) -> np.ndarray:
