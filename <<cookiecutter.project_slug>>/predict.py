@@ -17,12 +17,11 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from tqdm import tqdm
 
+from errors import DataError, RunError
 from model.modeling import Model
 from model.prediction import OPTIONS, Predictor
-from reading import DataError
 from reading.tables import read_table
 from reporting.help import HelpFormatter
-from training import RunError
 from training.arguments import OneOrMore
 from training.files import saving, write_file
 from training.launch import run, start

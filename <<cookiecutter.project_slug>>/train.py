@@ -20,11 +20,11 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object, send_to_device
 from torch.optim.lr_scheduler import LambdaLR
 
+from errors import DataError
 from model.configuration import BASE_MODEL, ModelConfig
 from model.dataset import OPTIONS, generate_dataset
 from model.metrics import OPTIONS as SCORE_OPTIONS, Scores
 from model.modeling import Model
-from reading import DataError
 from reporting.help import HelpFormatter
 from reporting.preview import preview
 from reporting.progress import progress_bar

@@ -59,8 +59,9 @@ PACKAGES = """
     torchvision tqdm transformers triton typing_extensions wandb wheel yaml
 """
 PLACES = """
-    best build checkpoints configs configuration data dataset dist last model modeling models
-    outputs predict reading reporting scaling src templates test tests tiny train training
+    best build checkpoints configs configuration data dataset dist errors export last model
+    modeling models outputs predict reading reporting scaling src templates test tests tiny train
+    training
 """
 DEVICES = """
     aux con nul prn com0 com1 com2 com3 com4 com5 com6 com7 com8 com9

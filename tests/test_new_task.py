@@ -37,7 +37,7 @@ OF_THE_PROJECT = [
 REFUSED = """
 import sys
 from model.dataset import generate_dataset
-from reading import DataError
+from errors import DataError
 for path in sys.argv[1:]:
     try:
         generate_dataset(path, labels=["O"])

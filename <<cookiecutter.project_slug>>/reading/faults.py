@@ -5,7 +5,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from . import DataError
+from errors import DataError
 
 csv.field_size_limit(2**31 - 1)  # a cell may hold a whole document
 

@@ -10,7 +10,8 @@ import datasets
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from . import DataError
+from errors import DataError
+
 from .faults import first_fault, header, records
 
 # Every CSV cell is text as it stands: pandas would read "NA" and "null" as nothing.

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from huggingface_hub import HfApi
 
-from training import RunError
+from errors import RunError
 
 
 def push(folder: Path, repository: str) -> None:

@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
-from training import RunError
+from errors import RunError
 from training.batches import Batches
 from training.state import TrainingState
 

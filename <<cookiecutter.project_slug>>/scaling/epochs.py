@@ -16,8 +16,8 @@ import numpy as np
 from accelerate import Accelerator
 from torch import Tensor
 
+from errors import RunError
 from reading.tables import files_of
-from training import RunError
 from training.batches import Batches
 from training.peers import Peers
 from training.state import TrainingState

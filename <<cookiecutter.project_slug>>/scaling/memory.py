@@ -5,7 +5,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import send_to_device
 
-from training import RunError
+from errors import RunError
 from training.peers import Peers
 from training.state import TrainingState
 

@@ -11,7 +11,7 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 
-from training import RunError
+from errors import RunError
 
 from .sharding import is_zero
 

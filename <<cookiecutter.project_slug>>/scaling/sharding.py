@@ -9,7 +9,7 @@ from accelerate.utils import DistributedType
 from torch.distributed.fsdp import FSDPModule
 from transformers.integrations import unset_hf_deepspeed_config
 
-from training import RunError
+from errors import RunError
 
 
 def build_accelerator(**options) -> Accelerator:

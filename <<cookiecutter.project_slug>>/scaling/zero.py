@@ -13,7 +13,7 @@ from deepspeed.utils import (
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from training import RunError
+from errors import RunError
 
 __all__ = ["configure", "load_optimizer", "make_state", "optimizer_tensors", "whole"]
 

@@ -80,7 +80,7 @@ def _run(
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
     sys.argv = [f"{module}.py", *arguments]
-    from reading import DataError
+    from errors import DataError
     from training.launch import run
 
     with contextlib.ExitStack() as stack:

@@ -11,10 +11,11 @@ import torch
 from safetensors.torch import load_file
 
 import train
+from errors import RunError
 from model.dataset import generate_dataset
 from model.modeling import Model
 from real_runs import Run
-from training import RunError, losses
+from training import losses
 from training.files import find_fault
 
 

@@ -6,9 +6,9 @@ import datasets
 import pytest
 
 import train
+from errors import RunError
 from outcome import assert_same
 from test_runs import Killed, stop_after
-from training import RunError
 
 
 @pytest.fixture

@@ -15,8 +15,9 @@ import pytest
 from safetensors.torch import load_file
 
 import train
+from errors import RunError
 from outcome import assert_same
-from training import RunError, files
+from training import files
 from training.checkpoint import Checkpoints
 
 WRITING = {"os.mkdir", "os.rename", "os.symlink", "os.remove", "os.rmdir", "fsync"}

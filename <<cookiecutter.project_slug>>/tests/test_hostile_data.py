@@ -8,10 +8,10 @@ import torch
 from hypothesis import HealthCheck, example, given, settings, strategies as st
 
 from conftest import ROOT
+from errors import DataError
 from model.configuration import ModelConfig
 from model.dataset import OPTIONS, generate_dataset
 from model.modeling import Model
-from reading import DataError
 
 NAMES = [
     option["default"]

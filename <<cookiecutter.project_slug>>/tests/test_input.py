@@ -10,9 +10,8 @@ import torch
 
 import train
 from conftest import ROOT
+from errors import DataError, RunError
 from model.dataset import OPTIONS, generate_dataset
-from reading import DataError
-from training import RunError
 
 COLUMNS = [
     option["default"]

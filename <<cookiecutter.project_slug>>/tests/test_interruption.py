@@ -11,9 +11,10 @@ from unittest import mock
 import pytest
 
 import train
+from errors import RunError
 from outcome import assert_same
 from real_runs import TIMEOUT, Run
-from training import RunError, interruption
+from training import interruption
 from training.checkpoint import Checkpoints
 
 STOPPED = 75

@@ -7,9 +7,9 @@ import os
 import pytest
 
 import predict
+from errors import RunError
 from model.prediction import OPTIONS
 from real_runs import Run
-from training import RunError
 
 SHORT = ["--max_new_tokens", "5"] if "max_new_tokens" in OPTIONS else []
 

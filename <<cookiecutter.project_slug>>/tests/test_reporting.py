@@ -16,6 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import train
 from conftest import ROOT
+from errors import RunError
 from model.configuration import ModelConfig
 from model.dataset import generate_dataset
 from model.metrics import Scores
@@ -23,7 +24,6 @@ from model.modeling import Model
 from outcome import assert_same
 from real_runs import Run
 from test_runs import Killed, stop_after
-from training import RunError
 from training.files import STORE
 from training.loading import learned_positions
 from training.state import MAX_POINTS, TrainingState

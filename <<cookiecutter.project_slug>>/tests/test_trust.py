@@ -11,7 +11,8 @@ from safetensors.torch import load_file, save_file
 
 import train
 from conftest import ROOT
-from training import RunError, files
+from errors import RunError
+from training import files
 
 # Read when a run goes on: each has to be what it says it is.
 READ = [

@@ -8,7 +8,8 @@ from pathlib import Path
 import yaml
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 
-from . import RunError
+from errors import RunError
+
 from .checkpoint import OPTIMIZER
 from .files import find_whole, is_published
 from .optimization import SCHEDULERS

@@ -9,11 +9,11 @@ from accelerate import Accelerator
 from safetensors.torch import save_file
 from transformers import PreTrainedTokenizerBase
 
+from errors import RunError
 from scaling.epochs import Epochs
 from scaling.optimizer_state import load_optimizer, optimizer_tensors
 from scaling.sharding import whole_state_dict
 
-from . import RunError
 from .batches import MicroBatch
 from .files import clean, publish, saving, write_file
 from .interruption import Interruption

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from . import RunError
+from errors import RunError
 
 MANIFEST = "manifest.json"
 STORE = ".checkpoints"

@@ -4,7 +4,8 @@ import os
 import signal
 import time
 
-from . import Stopped
+from errors import Stopped
+
 from .launch import launcher_command
 from .peers import Peers
 

@@ -11,9 +11,8 @@ import torch
 import transformers
 from accelerate import Accelerator
 
+from errors import RunError, Stopped
 from scaling.sharding import build_accelerator
-
-from . import RunError, Stopped
 
 REFUSED = 2
 STOPPED = 75  # EX_TEMPFAIL of sysexits.h: to be tried again

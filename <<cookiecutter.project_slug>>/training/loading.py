@@ -8,7 +8,7 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from . import RunError
+from errors import RunError
 
 
 def load_tokenizer(model_id: str) -> PreTrainedTokenizerBase:

@@ -9,7 +9,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import TextIO
 
-from . import RunError
+from errors import RunError
+
 from .peers import Peers
 
 FILE_NAME = ".lock"

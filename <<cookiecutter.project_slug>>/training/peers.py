@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from accelerate import Accelerator
 
-from . import RunError
+from errors import RunError
 
 # One process tokenizes or saves while the others wait; torch would give up after some minutes.
 PATIENCE = timedelta(hours=12)

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from accelerate import Accelerator
 
-from . import RunError
+from errors import RunError
 
 MAX_POINTS = 1000  # of the curve
 FILE_NAME = "training_state.json"

@@ -5,7 +5,7 @@ import numpy as np
 import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from reading import DataError
+from errors import DataError
 from reading.tables import Source, is_plain_text, read_table
 from reading.tokens import pad, tokenized
 

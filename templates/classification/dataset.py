@@ -5,7 +5,7 @@ import numpy as np
 import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from reading import DataError
+from errors import DataError
 from reading.tables import Source, distinct, read_table, row_with
 from reading.tokens import column, pad, tokenized
 
