@@ -26,6 +26,7 @@ from training.arguments import OneOrMore
 from training.files import saving, write_file
 from training.launch import run, start
 from training.loading import load_model, load_tokenizer
+from training.model_check import check_length
 from training.state import TrainingState
 
 
@@ -86,9 +87,12 @@ def main(argv: list[str] | None = None) -> None:
         raise RunError("several processes: expected a file to share, by --input")
     tokenizer = load_tokenizer(args.checkpoint)
     model = load_model(Model, args.checkpoint).to(accelerator.device).eval()
-    max_len = args.max_len or TrainingState.read(Path(args.checkpoint)).args["max_len"]
+    state = TrainingState.read(Path(args.checkpoint))
+    max_len = args.max_len or state.args["max_len"]
+    check_length(model, max_len)
     options = {name: getattr(args, name) for name in OPTIONS}
-    predictor = Predictor(model, tokenizer, max_len, **options)
+    predictor = Predictor(model, tokenizer, max_len, state.schema, **options)
+    print(*getattr(predictor, "notes", []), sep="\n", end="")
     if args.input is None:
         converse(predictor, sys.stdin)
         return

@@ -37,8 +37,9 @@ from training.batches import Batches, MicroBatch
 from training.checkpoint import Checkpoints
 from training.interruption import Interruption
 from training.launch import run, start
-from training.loading import build_model, load_model, load_tokenizer, set_up
+from training.loading import build_config, build_model, load_model, load_tokenizer, set_up
 from training.lock import locked
+from training.model_check import check_model, tensors_of
 from training.losses import LossSum
 from training.optimization import Guard, build_optimizer, build_scheduler, take_step
 from training.peers import Peers
@@ -72,7 +73,7 @@ def train_step(
         inputs = send_to_device(inputs, accelerator.device, non_blocking=True)
         accelerator.sync_gradients = micro.ends_step
         with nullcontext() if micro.ends_step else accelerator.no_sync(model):
-            loss = model(**inputs, num_items_in_batch=micro.num_items).loss * micro.weight
+            loss = model(**tensors_of(inputs), num_items_in_batch=micro.num_items).loss * micro.weight
             # Gradients will be averaged, so times as many; and NaN for all if one is not finite.
             accelerator.backward(loss * (accelerator.num_processes + 0 * loss.detach()))
         step_loss += loss.detach()
@@ -126,7 +127,7 @@ def valid(
     with whole(accelerator, model, getattr(scores, "generates", False)), shown as bar:
         for inputs, micro in batches.epoch():
             inputs = send_to_device(inputs, accelerator.device, non_blocking=True)
-            outputs = model(**inputs, num_items_in_batch=micro.num_items)
+            outputs = model(**tensors_of(inputs), num_items_in_batch=micro.num_items)
             losses.add(outputs.loss * micro.weight, micro)
             if micro.weight:
                 scores.update(outputs, inputs)
@@ -152,7 +153,7 @@ def main(argv: list[str] | None = None) -> None:
     with peers.local_main_first():
         valid_set = read(args.valid_input, **train_set.schema)
     if args.restore_dir is None:
-        config = ModelConfig(args.model_id, **train_set.schema)
+        config = build_config(ModelConfig, args.model_id, train_set.schema, tokenizer)
         if args.lr is None:
             args.lr = 5e-5 if config.base_has_weights else 2e-3
     with locked(peers, Path(args.outdir)), Interruption(peers) as interruption:
@@ -161,10 +162,12 @@ def main(argv: list[str] | None = None) -> None:
         )
         seed_all(args.seed)
         if args.restore_dir is None:
-            model = build_model(Model, config, args.model_id)
+            model, more = build_model(Model, config, args.model_id)
+            notes += more
         else:
             model = load_model(Model, args.restore_dir)
         set_up(model, args)
+        notes += check_model(model, tokenizer, train_set, args.max_len)
         scores = Scores(model, tokenizer, accelerator.device, **score_options)
         report = Report(accelerator, peers, state, scores, model.config.pipeline_tag)
         report.announce(model.num_parameters(), notes)

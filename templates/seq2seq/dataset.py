@@ -48,13 +48,20 @@ class Dataset(torch.utils.data.Dataset):
 
     def __getitems__(self, indices: list[int]) -> list[dict[str, torch.Tensor]]:
         rows = zip(*(values[indices] for values in self.columns), strict=True)
-        return [{"input_ids": ids, "labels": labels} for ids, labels in rows]
+        found = [{"input_ids": ids, "labels": labels} for ids, labels in rows]
+        for row, index in zip(found, indices, strict=True):
+            for name in ("source_text", "target_text"):
+                row[name] = self.rows[int(index)][name]
+        return found
 
     def collate(self, examples: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
         """Pad sources and targets to their longest: three tensors of shape (batch, length)."""
         input_ids, attention_mask = pad(examples, "input_ids", self.pad_token_id)
         labels, _ = pad(examples, "labels", -100)
-        return {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
+        batch = {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
+        for name in ("source_text", "target_text"):
+            batch[name] = [example[name] for example in examples]
+        return batch
 
 
 def generate_dataset(
@@ -92,6 +99,8 @@ def generate_dataset(
             "labels": targets,
             "length": [len(s) + len(t) for s, t in zip(sources, targets, strict=True)],
             "num_items": [len(t) for t in targets],
+            "source_text": batch[source_column],
+            "target_text": batch[target_column],
         }
 
     rows = tokenized(table, encode, tokenizer)
