@@ -170,10 +170,7 @@ class Wrapper(PreTrainedModel):
         model.eval()
         if model.loading_info is None:
             raise OSError(f"{path} has no weight file")
-        info, prefix = dict(model.loading_info), f"{cls.base_model_prefix}."
-        for kind in ("missing_keys", "unexpected_keys"):
-            info[kind] = {prefix + name for name in info[kind]}
-        return model, info
+        return model, model.loading_info
 
     def _recompute_buffers(self) -> None:
         """Compute again the buffers of this model that no checkpoint holds.
