@@ -5,7 +5,7 @@ from pathlib import Path
 
 from huggingface_hub import EvalResult, ModelCardData
 
-from training.state import TrainingState
+from training.state import TrainState
 
 # Arguments that say where things are on this machine: no business of those who read a card.
 PLACES = ("config", "model_id", "outdir", "train_input", "valid_input")
@@ -44,7 +44,7 @@ On `{valid_input}`, after {epoch}:
 """
 
 
-def write_card(folder: Path, state: TrainingState, pipeline_tag: str | None) -> None:
+def write_card(folder: Path, state: TrainState, args: dict) -> None:
     """Write README.md into a folder that a model has been saved in.
 
     Args:
@@ -52,7 +52,8 @@ def write_card(folder: Path, state: TrainingState, pipeline_tag: str | None) -> 
     """
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     auto_class = next(name for name in config["auto_map"] if name != "AutoConfig")
-    args, base = state.args, config["base_model_id"]
+    pipeline_tag = None
+    base = config["base_model_id"]
     is_local = Path(base).exists()
     valid_input = _names(args["valid_input"])
     scores = {name: value for name, value in state.best.items() if name not in ("epoch", "count")}

@@ -4,14 +4,13 @@ import argparse
 import math
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from errors import RunError
 
 
-def load_tokenizer(model_id: str) -> PreTrainedTokenizerBase:
+def load_tokenizer(model_id: str, is_optional: bool = False) -> PreTrainedTokenizerBase:
     """Load the tokenizer of a base model, or of a checkpoint.
 
     Raises:
@@ -23,18 +22,9 @@ def load_tokenizer(model_id: str) -> PreTrainedTokenizerBase:
         raise RunError(f"{model_id}: no tokenizer to be had there ({_reason(error)})") from None
 
 
-def build_model(
-    model_class: type[PreTrainedModel], config: PreTrainedConfig, model_id: str
-) -> PreTrainedModel:
-    """Build a new model, with the weights of its base model.
-
-    Raises:
-        RunError: that has none to be read, or cannot do what the configuration asks for.
-    """
-    try:
-        return model_class(config)
-    except (OSError, ValueError, SafetensorError) as error:
-        raise RunError(f"{model_id}: no model to be had there ({_reason(error)})") from None
+def build_model(task, model_id, options, schema):
+    config = task.build_config(model_id, options, schema)
+    return task.model_class(config), getattr(config, "base_has_weights", False)
 
 
 def load_model(model_class: type[PreTrainedModel], folder: str) -> PreTrainedModel:
