@@ -175,9 +175,8 @@ class Task:
     ) -> ExampleSet:
         """Call `generate_dataset` with those arguments that it has parameters for."""
         arguments = {"tokenizer": tokenizer, "max_len": max_len, **options}
-        return ExampleSet(
-            self.generate_dataset(source, **_accepted(self.generate_dataset, arguments))
-        )
+        accepted = _accepted(self.generate_dataset, arguments)
+        return ExampleSet(self.generate_dataset(source, **accepted))
 
     def build_config(self, model_id: str, options: dict[str, Any], schema: dict[str, Any]) -> Any:
         """Make a `ModelConfig` of those arguments that it has parameters for."""
