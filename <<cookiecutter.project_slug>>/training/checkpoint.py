@@ -88,7 +88,9 @@ class Checkpointer:
             if describe is not None:
                 describe(folder)
 
-        writers = {} if describe is None else {"best": write_best}
+        writers: dict[str, Callable[[Path], None]] = {}
+        if describe is not None:
+            writers["best"] = write_best
         writers["last"] = write_last
 
         def write() -> None:

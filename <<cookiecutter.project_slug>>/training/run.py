@@ -137,7 +137,7 @@ class _Opening:
             self.check(model, scores, directions)
         state = self.open_state(directions)
         optimizer = (self.task.build_optimizer or build_optimizer)(
-            model, self.config.lr, self.config.weight_decay
+            model, self.config.peak_lr, self.config.weight_decay
         )
         strategy = build_strategy(self.accelerator, self.config.max_grad_norm)
         unused = self.unused_parameters(model)
