@@ -1,9 +1,7 @@
 """The training data of each epoch: all of it, or the next files of more than can be held."""
 
 import argparse
-import glob
 import shutil
-import uuid
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-import fsspec
 import numpy as np
 from accelerate import Accelerator
 from torch import Tensor
 
 from errors import RunError
-from reading.tables import files_of
+from reading.remote import fetch, list_remote
+from reading.sources import list_files
 from training.batches import Batches
 from training.peers import Peers
 from training.state import TrainingState
@@ -90,7 +88,7 @@ class Epochs:
             folder = self._folder / str(epoch)
             self._remove_all_but(folder)
             with self._peers.local_main_first(), _cached_in(folder):
-                files = [_fetched(file, folder) for file in self._files(epoch, self._count)]
+                files = [fetch(file, folder) for file in self._files(epoch, self._count)]
                 self.dataset = self._read(files, **self._schema)
             self._schema = self.dataset.schema
         self._opened = epoch
@@ -105,7 +103,7 @@ class Epochs:
             shutil.rmtree(self._folder, ignore_errors=True)
 
     def _files(self, epoch: int, count: int) -> list[str]:
-        files = [file for part in files_of(self._source) for file in _listed(part)]
+        files = [file for part in list_files(self._source) for file in list_remote(part)]
         turns = -(-len(files) // count)
         order = np.random.default_rng([self._seed, epoch // turns]).permutation(len(files))
         return [files[n] for n in np.array_split(order, turns)[epoch % turns]]
@@ -123,42 +121,3 @@ def _cached_in(folder: Path) -> Iterator[None]:
         yield
     finally:
         datasets.config.HF_DATASETS_CACHE = before
-
-
-def _listed(part: str) -> list[str]:
-    """The files of a remote pattern; what is none is a file.
-
-    Raises:
-        RunError: the pattern cannot be followed, or there are none.
-    """
-    if "://" not in part or not glob.has_magic(part):
-        return [part]
-    try:
-        system, path = fsspec.core.url_to_fs(part)
-        files = sorted(map(system.unstrip_protocol, system.glob(path)))
-    except Exception as error:  # of many kinds, one for each kind of network
-        raise RunError(f"{part}: cannot be read ({error})") from None
-    if not files:
-        raise RunError(f"{part}: no such files there")
-    return files
-
-
-def _fetched(file: str, folder: Path) -> str:
-    """A local copy of a remote file; what an earlier try has fetched is not fetched again.
-
-    Raises:
-        RunError: it cannot be fetched.
-    """
-    if "://" not in file:
-        return file
-    copy = folder / "files" / f"{zlib.crc32(file.encode()):08x}-{file.rpartition('/')[2]}"
-    if not copy.exists():
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        part = Path(f"{copy}.{uuid.uuid4().hex}")  # machines may share the folder
-        try:
-            files, path = fsspec.core.url_to_fs(file)
-            files.get(path, str(part))
-        except Exception as error:  # of many kinds, one for each kind of network
-            raise RunError(f"{file}: cannot be fetched ({error})") from None
-        part.replace(copy)
-    return str(copy)
