@@ -7,6 +7,8 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
+from training.state import TrainState
+
 # Arguments that are paths or names on this machine.
 PLACES = ("config", "model_id", "outdir", "train_input", "valid_input", "restore_dir")
 CARD = """---
@@ -44,16 +46,16 @@ On `{valid_input}`, after {epoch}:
 """
 
 
-def write_card(folder: Path, state: Any, pipeline_tag: str | None) -> None:
+def write_card(folder: Path, state: TrainState, args: dict, pipeline_tag: str | None) -> None:
     """Write README.md into the folder of a saved model.
 
     Args:
-        state: The state of the run, with its arguments `args` and its best validation `best`.
+        args: Arguments of the run.
         pipeline_tag: The name of the task on the Hub; None if transformers has no pipeline.
     """
     file = folder / "config.json"
     config = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-    args, best = dict(state.args), dict(state.best)
+    best = state.best
     base = str(args.get("model_id", "random weights"))
     is_local = Path(base).expanduser().exists()
     scores = {n: v for n, v in best.items() if n not in ("epoch", "count") and _is_finite(v)}

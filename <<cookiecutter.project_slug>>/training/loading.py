@@ -16,7 +16,16 @@ from transformers.utils import cached_file
 
 from errors import RunError
 
-TOKENIZER_FILES = ("tokenizer*", "vocab*", "merges.txt", "*.model", "*.spm", "special_tokens_map.json")
+from .contract import Task
+
+TOKENIZER_FILES = (
+    "tokenizer*",
+    "vocab*",
+    "merges.txt",
+    "*.model",
+    "*.spm",
+    "special_tokens_map.json",
+)
 LOADING_ERRORS = (OSError, ValueError, ImportError, RuntimeError)
 PROBE = "In 2024, O'Neill's naïve café-owners paid $1,234.56 (¥99)!\n\tおはよう\u3000世界  ok? 👍"
 
@@ -40,7 +49,9 @@ def load_tokenizer(model_id: str, is_optional: bool = False) -> PreTrainedTokeni
     try:
         tokenizer = AutoTokenizer.from_pretrained(model_id, trust_remote_code=False)
     except Exception as error:  # of many kinds, one for each kind of file
-        raise RunError(f"{model_id}: cannot load a tokenizer ({_tokenizer_reason(error)})") from None
+        raise RunError(
+            f"{model_id}: cannot load a tokenizer ({_tokenizer_reason(error)})"
+        ) from None
     _check_tokens(model_id, tokenizer)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
@@ -48,15 +59,15 @@ def load_tokenizer(model_id: str, is_optional: bool = False) -> PreTrainedTokeni
 
 
 def build_config(
-    config_class: type[PreTrainedConfig],
+    task: Task,
     model_id: str,
-    schema: dict,
+    arguments: dict,
     tokenizer: PreTrainedTokenizerBase | None,
 ) -> PreTrainedConfig:
     """Make the configuration of a new model.
 
     Args:
-        schema: How the data were read: passed to the configuration class by name.
+        arguments: Those of `ModelConfig`, from the command line and from the data's schema.
 
     Raises:
         RunError: the base model has no configuration that transformers can read.
@@ -67,10 +78,10 @@ def build_config(
     with suppress(OSError):  # there may be none, if the model needs none
         saved, _ = PreTrainedConfig.get_config_dict(model_id)
     try:
-        if not saved or saved.get("model_type") != getattr(config_class, "model_type", None):
-            config = config_class(model_id, **schema)
+        if not saved or saved.get("model_type") != getattr(task.config_class, "model_type", None):
+            config = task.build_config(model_id, arguments)
         else:  # a checkpoint of this very model: its own fields come back as they were
-            config = config_class.from_dict({**saved, **schema})
+            config = task.config_class.from_dict({**saved, **arguments})
             config.name_or_path = model_id
             if hasattr(config, "base_model_id"):
                 config.base_model_id = model_id
@@ -192,7 +203,9 @@ def _left_out(model: PreTrainedModel, folder: Path) -> set[str]:
             saved |= set(tensors.keys())
     state = model.state_dict(keep_vars=True)
     held = {id(state[name]) for name in saved & state.keys()}
-    absent = {name for name, tensor in state.items() if name not in saved and id(tensor) not in held}
+    absent = {
+        name for name, tensor in state.items() if name not in saved and id(tensor) not in held
+    }
     return {name for name in absent if any(pattern.search(name) for pattern in patterns)}
 
 

@@ -6,17 +6,23 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from accelerate.utils import send_to_device
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from errors import RunError
+
+from .contract import ExampleSet, model_inputs
 
 TOLERANCE = 1e-4  # relative to the largest logit
 ROWS = 2  # of the batch that is tried
 
 
 def check_model(
-    model: nn.Module, tokenizer: PreTrainedTokenizerBase | None, dataset, max_len: int
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase | None,
+    examples: ExampleSet,
+    max_len: int,
 ) -> list[str]:
     """Check that model, tokenizer and data fit together, and align what may be aligned.
 
@@ -30,7 +36,7 @@ def check_model(
         RunError: they do not fit together.
     """
     notes: list[str] = []
-    batch = sample_batch(dataset)
+    batch = sample_batch(examples)
     if tokenizer is not None:
         _check_vocabulary(model, tokenizer)
         notes += _align_tokens(model, tokenizer, batch)
@@ -42,7 +48,7 @@ def check_model(
             _check_documents(model, batch)
         notes += _check_router_loss(model, batch)
     if hasattr(model, "choose_form"):
-        notes.append(model.choose_form(tensors_of(batch)))
+        notes.append(model.choose_form(model_inputs(batch)))
     return notes
 
 
@@ -83,18 +89,9 @@ def unused_parameters(model: nn.Module, batch: dict[str, Any]) -> list[str]:
     return names
 
 
-def sample_batch(dataset) -> dict[str, Any]:
+def sample_batch(examples: ExampleSet) -> dict[str, Any]:
     """Collate the shortest examples of a data set, two of them."""
-    lengths = getattr(dataset, "lengths", None)
-    count = min(ROWS, len(dataset))
-    indices = range(count) if lengths is None else lengths.argsort(kind="stable")[:count].tolist()
-    collate = getattr(dataset, "collate", torch.utils.data.default_collate)
-    return collate([dataset[index] for index in indices])
-
-
-def tensors_of(batch: dict[str, Any]) -> dict[str, Tensor]:
-    """Return the part of a batch that `forward` takes."""
-    return {name: value for name, value in batch.items() if isinstance(value, Tensor)}
+    return examples.batch(examples.lengths.argsort(kind="stable")[:ROWS].tolist())
 
 
 @contextmanager
@@ -112,7 +109,7 @@ def probing(model: nn.Module) -> Iterator[None]:
 
 
 def _run(model: nn.Module, batch: dict[str, Any], sentence: str):
-    inputs = {name: value.to(_device(model)) for name, value in tensors_of(batch).items()}
+    inputs = send_to_device(model_inputs(batch), _device(model))
     try:
         return model.forward(**inputs)  # not by __call__, which would compile it
     except Exception as error:  # of any kind: of the model's own code
@@ -148,8 +145,10 @@ def _align_tokens(
         kept = [token for token in ends if token in special]
         settings.eos_token_id = [end, *kept] if kept else end
         configs[0].eos_token_id = end
-        notes.append(f"generation stops at {tokenizer.convert_ids_to_tokens(end)!r} ({end}), the "
-                     f"tokenizer's end mark; the base model's was {ends[0]}")
+        notes.append(
+            f"generation stops at {tokenizer.convert_ids_to_tokens(end)!r} ({end}), the "
+            f"tokenizer's end mark; the base model's was {ends[0]}"
+        )
     if settings.pad_token_id is None:
         settings.pad_token_id = tokenizer.pad_token_id
     if getattr(configs[0], "is_encoder_decoder", False):
@@ -176,9 +175,13 @@ def _align_decoder_start(
     is_derived = start is None and settings.decoder_start_token_id is None
     if start is None:
         candidates = (tokenizer.bos_token_id, tokenizer.cls_token_id, tokenizer.pad_token_id)
-        found = [token for token in (settings.decoder_start_token_id, *candidates) if token is not None]
+        found = [
+            token for token in (settings.decoder_start_token_id, *candidates) if token is not None
+        ]
         if not found:
-            raise RunError("the base model has no decoder_start_token_id, the tokenizer no token for it")
+            raise RunError(
+                "the base model has no decoder_start_token_id, the tokenizer no token for it"
+            )
         config.decoder_start_token_id = found[0]
     if not hasattr(model, "shift_right") or "labels" not in batch:
         return []

@@ -49,7 +49,9 @@ class Predictor:
     ):
         self.model, self.tokenizer = model, tokenizer
         self.options = {name: value for name, value in options.items() if value is not None}
-        self.columns: list[str] = [schema.get("text_column", DATA_OPTIONS["text_column"]["default"])]
+        self.columns: list[str] = [
+            schema.get("text_column", DATA_OPTIONS["text_column"]["default"])
+        ]
         self.decode = Decoder(tokenizer, model.generation_config)
         self.notes: list[str] = []
         self.room = self._room(max_len, self.options.get("max_new_tokens", 0))
@@ -79,7 +81,9 @@ class Predictor:
         positions = getattr(self.model.config, "max_position_embeddings", None)
         room = max_len if positions is None else min(max_len, positions - max_new_tokens)
         if room < 1:
-            raise RunError(f"--max_new_tokens {max_new_tokens}: the model has {positions} positions")
+            raise RunError(
+                f"--max_new_tokens {max_new_tokens}: the model has {positions} positions"
+            )
         if room < max_len:
             self.notes.append(
                 f"prompts are truncated to their last {room} tokens: the model has {positions} "
