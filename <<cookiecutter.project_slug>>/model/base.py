@@ -1,13 +1,20 @@
 """A model around one model of transformers, saved as that model wherever that is exact."""
 
 import copy
+import hashlib
 import os
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, GenerationConfig, PreTrainedConfig, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    GenerationConfig,
+    GenerationMixin,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 
 # Weight files of any format: a folder that holds one of these is not trained from scratch.
 WEIGHT_FILES = (
@@ -22,6 +29,7 @@ DELEGATED = (
     "decoder_start_token_id",
 )
 HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
+CODE_MARK = "# sha256 of the code beside this file: "
 # Settings of generation that say which tokens are possible, not how they are searched for.
 TOKEN_SETTINGS = (
     *("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id"),
@@ -194,10 +202,24 @@ class Wrapper(PreTrainedModel):
         if not self.saves_stock:
             code = f"{type(self).__module__.split('.')[-1]}.{type(self).__name__}"
             self.config.auto_map = {**getattr(self.config, "auto_map", {}), "AutoModel": code}
-            return super().save_pretrained(save_directory, state_dict=tensors, **kwargs)
+            super().save_pretrained(save_directory, state_dict=tensors, **kwargs)
+            return self._mark_code(Path(save_directory))
         prefix = f"{self.base_model_prefix}."
         tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
         return self.base_model.save_pretrained(save_directory, state_dict=tensors, **kwargs)
+
+    def _mark_code(self, folder: Path) -> None:
+        """Let the configuration's code differ wherever any code of two checkpoints differs.
+
+        transformers finds the model class by the configuration class. It takes two of these for
+        one if their code is the same, and would run the first model's code for both checkpoints.
+        """
+        codes = [file.read_text(encoding="utf-8") for file in sorted(folder.glob("*.py"))]
+        digest = hashlib.sha256("\0".join(codes).encode()).hexdigest()
+        file = folder / f"{type(self.config).__module__.split('.')[-1]}.py"
+        lines = file.read_text(encoding="utf-8").splitlines()
+        lines = [line for line in lines if not line.startswith(CODE_MARK)]
+        file.write_text("\n".join([*lines, CODE_MARK + digest, ""]), encoding="utf-8")
 
     def choose_form(self, batch: dict[str, Tensor] | None = None) -> str:
         """Choose the form of all saves: stock if the base model alone gives the same logits.
@@ -268,12 +290,6 @@ class Wrapper(PreTrainedModel):
         if self.base_model is not self:  # PreTrainedModel sets it before there is a base model
             self.base_model.generation_config = value
 
-    def generate(self, *args, **kwargs):
-        """Generate: see `transformers.GenerationMixin.generate`."""
-        if getattr(self.base_model.config, "output_router_logits", False):
-            kwargs["output_router_logits"] = False  # its loss needs all tokens, not the last
-        return self.base_model.generate(*args, **kwargs)
-
     def get_input_embeddings(self) -> nn.Module:
         return self.base_model.get_input_embeddings()
 
@@ -288,6 +304,17 @@ class Wrapper(PreTrainedModel):
 
     def resize_token_embeddings(self, *args, **kwargs) -> nn.Module:
         return self.base_model.resize_token_embeddings(*args, **kwargs)
+
+
+class WrapperGenerationMixin(GenerationMixin):
+    """Lets the base model of a `Wrapper` generate."""
+
+    def generate(self, *args, **kwargs):
+        """Generate: see `transformers.GenerationMixin.generate`."""
+        base: Any = self.base_model  # type: ignore[attr-defined]
+        if getattr(base.config, "output_router_logits", False):
+            kwargs["output_router_logits"] = False  # their loss cannot be computed token by token
+        return base.generate(*args, **kwargs)
 
 
 def generate_greedily(

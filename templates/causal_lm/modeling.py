@@ -2,16 +2,16 @@
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, GenerationMixin
+from transformers import AutoModelForCausalLM
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils import can_return_tuple
 
-from .base import Wrapper
+from .base import Wrapper, WrapperGenerationMixin
 from .configuration import ModelConfig
 from .loss import LinearHead, cross_entropy, num_targets
 
 
-class Model(Wrapper, GenerationMixin):
+class Model(Wrapper, WrapperGenerationMixin):
     """Any `AutoModelForCausalLM` (GPT-2, Llama, Qwen, SmolLM, ...)."""
 
     config_class = ModelConfig
