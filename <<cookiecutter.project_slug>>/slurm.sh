@@ -24,6 +24,9 @@ export MASTER_ADDR MASTER_PORT=$((20000 + SLURM_JOB_ID % 10000)) WORLD_SIZE=$SLU
 # reaches the processes alone.
 cancelled=no
 trap 'cancelled=yes' TERM
+# These stop the processes, which save; this shell must live on to put the job back into the queue,
+# also where the whole job is signalled, as by scancel --full. Ignored ('') would be inherited.
+trap : HUP USR1 USR2
 
 # The processes end by themselves where one has died: killing the others could cut a save short.
 # shellcheck disable=SC2016 # what stands in single quotes is for each process to fill in

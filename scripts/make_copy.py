@@ -61,7 +61,7 @@ def translated(value: Any) -> Any:
 
 def sources() -> Iterator[Path]:
     """The files to copy, as paths below ROOT, without the caches of tools."""
-    yield from (Path("LICENSE"), Path("cookiecutter.json"))
+    yield from map(Path, (".gitattributes", "LICENSE", "cookiecutter.json", "hf_template_ext.py"))
     for folder in ("hooks", "templates", TEMPLATE):
         for path in (ROOT / folder).rglob("*"):
             name = path.relative_to(ROOT)
@@ -72,8 +72,9 @@ def sources() -> Iterator[Path]:
 def is_rendered(path: Path) -> bool:
     """Whether Cookiecutter renders the file at this path below ROOT."""
     place, *inside = path.parts
-    if place != TEMPLATE:  # hooks/hf_ext.py is imported
-        return place == "templates" or path.stem in ("pre_gen_project", "post_gen_project")
+    if place != TEMPLATE:  # hf_template_ext.py is imported, and reads task.json
+        is_included = place == "templates" and path.name != "task.json"
+        return is_included or path.stem in ("pre_gen_project", "post_gen_project")
     above = ("/".join(inside[:depth]) for depth in range(1, len(inside) + 1))
     copy_only = any(is_copy_only_path(name, {"cookiecutter": QUESTIONS}) for name in above)
     return not copy_only and not is_binary(str(ROOT / path))

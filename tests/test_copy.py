@@ -13,7 +13,7 @@ from zipfile import ZipFile
 import pytest
 
 from conftest import ROOT, SLUG, TEMPLATE, Render, files_of
-from hooks.hf_ext import DEVICES
+from hf_template_ext import DEVICES
 
 ODD = 'it\'s "x" \\ {x} % {0} %d 100% # 日本語'
 
@@ -58,7 +58,7 @@ def make_copy(template: Path, out: Path) -> None:
 
 
 def bake_apart(source: Path, out: Path, **answers: str) -> Path:
-    """Render in a process of its own: hooks.hf_ext of one template serves no other."""
+    """Render in a process of its own: hf_template_ext of one template serves no other."""
     given = [f"{name}={value}" for name, value in answers.items()]
     out.mkdir()
     succeed(sys.executable, "-m", "cookiecutter", str(source), "--no-input", *given, cwd=out)
