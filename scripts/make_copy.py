@@ -102,7 +102,9 @@ def main() -> None:
     out = parser.parse_args().out.resolve()
     copies = {path: Path(translated(str(path))) for path in sources()}
     earlier = [path for path in out.glob("*") if path.name != ".git"]
-    if {path.name for path in earlier} not in (set(), {path.parts[0] for path in copies.values()}):
+    found = {path.name for path in earlier}
+    ours = {path.parts[0] for path in copies.values()}
+    if found and not {"cookiecutter.json"} <= found <= ours:
         parser.error(f"{out} holds something else than a copy; expected a new or empty folder")
     for path in earlier:
         shutil.rmtree(path) if path.is_dir() else path.unlink()

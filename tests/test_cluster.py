@@ -20,6 +20,8 @@ import os, signal, subprocess, sys
 command = sys.argv[1:]
 while command[0].startswith("--"):
     del command[0]
+for name in ("SIGHUP", "SIGUSR1", "SIGUSR2"):  # srun passes them on, and lives on
+    signal.signal(getattr(signal, name), lambda *_: None)
 tasks = int(os.environ["SLURM_NTASKS"])
 children = [
     subprocess.Popen(command, env=dict(os.environ, SLURM_PROCID=str(i), SLURM_LOCALID=str(i)))
@@ -83,6 +85,22 @@ def test_a_job_whose_time_is_up_queues_again_and_ends_as_if_it_had_not(
     assert submit(project, cluster, *short, "--outdir", "run").wait(120) == 0
     weights = [(project / outdir / WEIGHTS).read_bytes() for outdir in ("whole", "run")]
     assert weights[0] == weights[1]
+
+
+@pytest.mark.parametrize("task", ["classification"])
+@pytest.mark.parametrize("name", ["SIGHUP", "SIGUSR1", "SIGUSR2"])
+def test_a_job_that_is_signalled_as_a_whole_queues_again(
+    name: str, project: Path, cluster: dict[str, str]
+) -> None:
+    """The shell and srun as well, as by scancel --full, and as submitit does with SIGUSR2."""
+    job = submit(project, cluster, "--epochs", "999")
+    wait_for(lambda: (project / "outputs" / "last").exists())
+    (srun,) = psutil.Process(job.pid).children()
+    for process in [*processes_of(job), srun, job]:
+        process.send_signal(signal.Signals[name])
+    assert job.wait(120) == 75, (project / "output.txt").read_text()[-3000:]
+    assert f"stopped by {name} and saved" in (project / "output.txt").read_text()
+    assert (project / "requeued").read_text() == f"{os.getpid()}\n"
 
 
 @pytest.mark.parametrize("task", ["classification"])
