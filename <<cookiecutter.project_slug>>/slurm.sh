@@ -15,6 +15,7 @@
 #SBATCH --output=%x-%j.out
 
 set -uo pipefail
+: "${SLURM_JOB_ID:?is not set; submit this script by sbatch}"
 export PATH="$PWD/.venv/bin:$PATH" # where make has made it; else what sbatch was called in
 MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1} # srun does not take it over from sbatch

@@ -116,6 +116,14 @@ def test_a_job_that_is_cancelled_saves_and_does_not_queue_again(
     assert not (project / "requeued").exists()
 
 
+@pytest.mark.parametrize("task", ["classification"])
+def test_slurm_sh_without_slurm_ends_in_one_sentence(project: Path) -> None:
+    done = subprocess.run(["bash", "slurm.sh"], cwd=project, capture_output=True, text=True)
+    assert done.returncode != 0
+    assert done.stderr.endswith("SLURM_JOB_ID: is not set; submit this script by sbatch\n")
+    assert done.stderr.count("\n") == 1
+
+
 def can_mount() -> bool:
     command = ["unshare", "-rm", "mount", "-t", "tmpfs", "none", "/mnt"]
     return (

@@ -139,6 +139,14 @@ def test_a_package_of_that_name_elsewhere(
     assert contents(shell.here / MADE) == expected
 
 
+@pytest.mark.parametrize("name", ["contextlib", "shlex"])
+def test_a_module_of_that_name_among_temporary_files(name: str, shell: Shell) -> None:
+    """Hooks run from that folder, and one that fails would undo the project."""
+    (shell.home / f"{name}.py").write_text("raise SystemExit('wrong module')\n", encoding="utf-8")
+    done = shell.run("--no-input", TMPDIR=str(shell.home))
+    assert done.returncode == 0 and f"{SLUG} (classification) is ready" in done.stderr, done.stderr
+
+
 def test_two_templates_in_one_process(render: Render, tmp_path: Path) -> None:
     """As pytest-cookies does it: each is rendered by its own extension, whatever came before."""
     other = tmp_path / "other"
