@@ -26,6 +26,7 @@ from training.contract import Task
 from training.help import HelpFormatter, OneOrMore
 from training.launch import run, start
 from training.loading import load_model, load_tokenizer
+from training.model_check import check_length
 from training.state import STATE_FILE, SavedRun
 
 MAX_LEN = 128  # for a checkpoint that does not say what it was trained with
@@ -80,8 +81,13 @@ def load_predictor(task: Task, args: argparse.Namespace, accelerator: Accelerato
         saved = SavedRun.read(checkpoint)
         schema = saved.schema
         max_len = saved.args["max_len"]
+    max_len = args.max_len or max_len
+    check_length(model, max_len)
     options = {name: getattr(args, name) for name in task.predict_options}
-    return task.predictor_class(model, tokenizer, args.max_len or max_len, schema, **options)
+    predictor = task.predictor_class(model, tokenizer, max_len, schema, **options)
+    for note in getattr(predictor, "notes", []):
+        accelerator.print(note)
+    return predictor
 
 
 def predict(

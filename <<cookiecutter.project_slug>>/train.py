@@ -100,10 +100,10 @@ def mean_losses(run: Run) -> dict[str, float]:
     sums = run.losses.sums()
     run.state.train_loss = sums.get(LOSS, 0.0)
     run.state.named_losses = {name: value for name, value in sums.items() if name != LOSS}
-    gathered = run.group.gather((sums, _place(run.losses.first_bad_step)))
-    bad = [place for _, place in gathered if place is not None]
+    gathered = run.group.gather((sums, run.losses.first_bad_step))
+    bad = [step for _, step in gathered if step is not None]
     if bad:
-        raise_not_finite(run, Step(*min(bad), micro_batches=iter(())))
+        raise_not_finite(run, min(bad, key=lambda step: (step.epoch, step.index)))
     items = max(1, run.state.train_items)
     names = [LOSS, *run.state.named_losses]
     return {name: math.fsum(part.get(name, 0.0) for part, _ in gathered) / items for name in names}
@@ -120,9 +120,16 @@ def raise_not_finite(run: Run, step: Step) -> None:
     )
 
 
-def _place(step: Step | None) -> tuple[int, int, list[int], int] | None:
-    """The part of a step that other ranks can be sent."""
-    return step and (step.epoch, step.index, step.examples, step.num_items)
+def validate_step(run: Run, step: Step, losses: LossMeter) -> None:
+    """Add a batch of validation examples to losses and scores."""
+    for micro in step.micro_batches:
+        batch = send_to_device(micro.batch, run.accelerator.device, non_blocking=True)
+        outputs, parts = run.task.forward(run.model, batch, step.num_items)
+        factor = loss_factor(run.task, micro)
+        losses.update({name: part * factor for name, part in parts.items()}, step)
+        if micro.weight:  # 0 on a rank that has no example left
+            run.scores.update(outputs, batch)
+        save_point(run)
 
 
 @torch.no_grad()
@@ -137,14 +144,7 @@ def validate(run: Run, report: Report) -> dict[str, float]:
     bar = report.progress_bar("VALID", len(batches))
     with run.strategy.full_parameters(run.model, generates), bar:
         for step in batches.steps():
-            for micro in step.micro_batches:
-                batch = send_to_device(micro.batch, run.accelerator.device, non_blocking=True)
-                outputs, parts = run.task.forward(run.model, batch, step.num_items)
-                factor = loss_factor(run.task, micro)
-                losses.update({name: part * factor for name, part in parts.items()}, step)
-                if micro.weight:  # 0 on a rank that has no example left
-                    run.scores.update(outputs, batch)
-                save_point(run)
+            validate_step(run, step, losses)
             bar.set_postfix(loss=losses.latest, refresh=False)
             bar.update()
         sums = run.group.gather(losses.sums())

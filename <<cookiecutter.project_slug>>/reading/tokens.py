@@ -1,8 +1,11 @@
 """Tokenize a table once, in parallel and cached, and make batches of its rows."""
 
+import zlib
 from bisect import bisect_right
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from itertools import accumulate
+from pathlib import Path
 
 import datasets
 import numpy as np
@@ -10,57 +13,107 @@ import pyarrow as pa
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from .identity import hash_function, hash_values, unchanged
 
-def tokenized(
+CHECKSUM = "checksum"  # column that `tokenize` adds
+
+
+def tokenize(
     table: datasets.Dataset,
     encode: Callable[[dict[str, list]], dict[str, list]],
     tokenizer: PreTrainedTokenizerBase,
 ) -> datasets.Dataset:
-    """Apply `encode` to batches of rows and keep only the columns it returns.
+    """Apply `encode` to batches of rows; keep the columns it returns, with a checksum of each row.
 
-    The result is cached by the table, the code of `encode` and all that it uses, and
-    memory-mapped: a second run, or a second process, finds it.
+    The result is memory-mapped from the cache of `datasets`, where a second run or process finds
+    it: by the table, the source code of `encode` and all modules of the project that it imports,
+    the values that it closes over, and the tokenizer. The tokenizer is left as it was.
     """
-    if tokenizer.is_fast:
-        # Truncation is kept inside the tokenizer, and would change the hash the cache goes by.
-        tokenizer.backend_tokenizer.no_truncation()
-        tokenizer.backend_tokenizer.no_padding()
+    key = hash_values(table._fingerprint, hash_function(encode, tokenizer))
+    path = Path(datasets.config.HF_DATASETS_CACHE, "tokens", f"{key}.arrow")
+
+    def encode_and_sum(batch: dict[str, list]) -> dict[str, list]:
+        columns = encode(batch)
+        sums = [zlib.crc32(repr(row).encode("utf-8", "surrogatepass")) for row in _rows(columns)]
+        return {**columns, CHECKSUM: sums}
+
+    path.parent.mkdir(parents=True, exist_ok=True)
     # No `num_proc`: a fast tokenizer works on all cores by itself, and a fork beside the threads
     # of a process group can hang.
-    return table.map(encode, batched=True, remove_columns=table.column_names)
+    with nullcontext() if path.exists() else unchanged(tokenizer):
+        return table.map(
+            encode_and_sum,
+            batched=True,
+            remove_columns=table.column_names,
+            cache_file_name=str(path),
+            new_fingerprint=key,
+        )
 
 
-class Lists:
-    """The lists of a column, one for each row, read where they lie in the disk map."""
+def _rows(columns: dict[str, list]) -> Iterator[tuple]:
+    columns = {name: getattr(c, "tolist", c.copy)() for name, c in sorted(columns.items())}
+    return zip(*columns.values(), strict=True)
+
+
+def fingerprint(rows: datasets.Dataset) -> int:
+    """Return a hash of the content of `tokenize`'s rows, the same on every machine."""
+    return zlib.crc32(rows.data.column(CHECKSUM).to_numpy().astype("<u4").tobytes())
+
+
+class _Column:
+    """A column of a memory-mapped table, read chunk by chunk."""
 
     def __init__(self, rows: datasets.Dataset, name: str):
         self._source = rows, name
-        chunks = rows.data.column(name).chunks
-        self._parts = [(chunk.offsets.to_numpy(), chunk.values.to_numpy()) for chunk in chunks]
-        self._firsts = [0, *accumulate(map(len, chunks))]
+        self._chunks = rows.data.column(name).chunks
+        self._firsts = [0, *accumulate(map(len, self._chunks))]
+
+    def __reduce__(self):
+        return type(self), self._source  # a worker process maps the file itself
+
+    def _locate(self, index: int) -> tuple[int, int]:
+        """Return the chunk of a row and its place in the chunk."""
+        chunk = bisect_right(self._firsts, index) - 1
+        return chunk, index - self._firsts[chunk]
+
+
+class RaggedColumn(_Column):
+    """Zero-copy access to a list column of a memory-mapped table."""
+
+    def __init__(self, rows: datasets.Dataset, name: str):
+        super().__init__(rows, name)
+        self._parts = [(c.offsets.to_numpy(), c.values.to_numpy()) for c in self._chunks]
 
     def __getitem__(self, indices: list[int]) -> tuple[torch.Tensor, ...]:
         parts = [self._row(index) for index in indices]
         return _tensor(np.concatenate(parts)).split([len(part) for part in parts])
 
-    def __reduce__(self):
-        return Lists, self._source  # a worker process maps the file itself
-
     def _row(self, index: int) -> np.ndarray:
-        part = bisect_right(self._firsts, index) - 1
-        offsets, values = self._parts[part]
-        row = index - self._firsts[part]
+        chunk, row = self._locate(index)
+        offsets, values = self._parts[chunk]
         return values[offsets[row] : offsets[row + 1]]
 
 
-def column(rows: datasets.Dataset, name: str) -> Lists | torch.Tensor:
-    """Give a column that lists of row numbers index: its numbers, or its lists as tensors."""
+class TextColumn(_Column):
+    """Access to a text column of a memory-mapped table."""
+
+    def __getitem__(self, indices: list[int]) -> list[str]:
+        places = map(self._locate, indices)
+        return [self._chunks[chunk][row].as_py() for chunk, row in places]
+
+
+def column(rows: datasets.Dataset, name: str) -> RaggedColumn | TextColumn | torch.Tensor:
+    """Return a column that is indexed by a list of rows."""
     values = rows.data.column(name)
-    return Lists(rows, name) if pa.types.is_nested(values.type) else _tensor(values.to_numpy())
+    if pa.types.is_nested(values.type):
+        return RaggedColumn(rows, name)
+    if pa.types.is_string(values.type):
+        return TextColumn(rows, name)
+    return _tensor(values.to_numpy())
 
 
 def _tensor(values: np.ndarray) -> torch.Tensor:
-    """In the types that models take: int64 and float32."""
+    """Convert to the types that models take: int64 and float32."""
     is_whole = np.issubdtype(values.dtype, np.integer)
     return torch.from_numpy(values.astype(np.int64 if is_whole else np.float32))
 
@@ -68,10 +121,10 @@ def _tensor(values: np.ndarray) -> torch.Tensor:
 def pad(
     examples: list[dict[str, torch.Tensor]], key: str, value: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Stack one key of the examples, filled up with `value` to the longest.
+    """Stack one key of the examples, padded with `value` to the longest.
 
     Returns:
-        What was stacked; and 1 where it is, 0 where it was filled up: both (batch, length).
+        The stacked values and the attention mask, both of shape (batch, length).
     """
     parts = [example[key] for example in examples]
     lengths = np.array([part.numel() for part in parts])

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import psutil
 import torch
-from torch import Tensor
 
 from errors import RunError
 from training.batches import Batches, Step
@@ -60,7 +59,7 @@ def _about_data(name: str, examples: ExampleSet, max_len: int) -> Iterator[str]:
 
 def _about_steps(run: Run, batches: Batches) -> Iterator[str]:
     state = run.state
-    padding = _padding(batches) if batches.examples.has_lengths else None
+    padding = _padding(run, batches) if batches.examples.has_lengths else None
     share = "" if padding is None else f"; {padding:.1%} padding"
     yield (
         f"steps: {state.total_steps:,}, {len(batches):,} per epoch, "
@@ -75,24 +74,18 @@ def _about_steps(run: Run, batches: Batches) -> Iterator[str]:
         yield f"  learning rate: {rates}"
 
 
-def _padding(batches: Batches) -> float | None:
-    """The share of padding in the tensors that are as long as the examples, if there are any."""
-    real, computed = 0, 0
+def _padding(run: Run, batches: Batches) -> float | None:
+    """The share of padding among the tokens of a batch; None for batches without `input_ids`."""
+    config = getattr(run.accelerator.unwrap_model(run.model), "config", None)
+    has_decoder = getattr(config, "is_encoder_decoder", False)
+    sequences = ("input_ids", "labels") if has_decoder else ("input_ids",)
+    real = 0
+    computed = 0
     for step in islice(batches.steps(), SAMPLED):
         for micro in step.micro_batches:
             real += int(batches.examples.lengths[micro.indices].sum())
-            computed += _padded_size(micro.batch)
+            computed += sum(micro.batch[key].numel() for key in sequences if key in micro.batch)
     return 1 - real / computed if computed >= real > 0 else None
-
-
-def _padded_size(batch: dict[str, Any]) -> int:
-    """Sizes of input_ids, and of labels of another length, as an encoder-decoder has them."""
-    shapes = {
-        tuple(value.shape)
-        for key, value in batch.items()
-        if key in ("input_ids", "labels") and isinstance(value, Tensor) and value.ndim == 2
-    }
-    return sum(rows * columns for rows, columns in shapes)
 
 
 def _memory_of_a_step(run: Run, train_step: Callable[[Run, Step], Any]) -> int:

@@ -144,7 +144,9 @@ class Report:
             init()
 
     def _write_card(self, folder: Path) -> None:
-        write_card(folder, self.state, self.config.to_args())
+        config = getattr(self.run.accelerator.unwrap_model(self.run.model), "config", None)
+        pipeline_tag = getattr(config, "pipeline_tag", None)
+        write_card(folder, self.state, self.config.to_args(), pipeline_tag)
         (folder / "loss.png").write_bytes(self._draw())
 
     def _draw(self) -> bytes:

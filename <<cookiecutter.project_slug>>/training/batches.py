@@ -6,7 +6,7 @@ target items of the whole step.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import islice, tee
 
@@ -67,7 +67,7 @@ class Step:
     index: int
     examples: list[int]
     num_items: int
-    micro_batches: Iterator[MicroBatch]
+    micro_batches: Iterable[MicroBatch] = ()
 
 
 def epoch_order(keys: np.ndarray, global_batch_size: int, seed: int, epoch: int) -> np.ndarray:
@@ -183,7 +183,7 @@ class Batches:
                 index=index,
                 examples=batch.tolist(),
                 num_items=num_items,
-                micro_batches=self._split(batch, epoch, index, num_items),  # type: ignore[arg-type]
+                micro_batches=self._split(batch, epoch, index, num_items),
             )
 
     def _split(self, batch: np.ndarray, epoch: int, index: int, num_items: int) -> list[MicroBatch]:

@@ -88,9 +88,10 @@ class Checkpointer:
             if describe is not None:
                 describe(folder)
 
-        writers = (
-            {"last": write_last} if describe is None else {"best": write_best, "last": write_last}
-        )
+        writers: dict[str, Callable[[Path], None]] = {}
+        if describe is not None:
+            writers["best"] = write_best
+        writers["last"] = write_last
 
         def write() -> None:
             size = _size(weights) * len(writers) + moments.nbytes

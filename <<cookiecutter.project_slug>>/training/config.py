@@ -220,6 +220,12 @@ class RunConfig:
         config.validate()
         return config, notes
 
+    @property
+    def peak_lr(self) -> float:
+        """`lr`, which is set when it is known whether the weights are pretrained."""
+        assert self.lr is not None
+        return self.lr
+
     def validate(self) -> None:
         """Check each value against its rule.
 

@@ -175,13 +175,12 @@ class Task:
     ) -> ExampleSet:
         """Call `generate_dataset` with those arguments that it has parameters for."""
         arguments = {"tokenizer": tokenizer, "max_len": max_len, **options}
-        return ExampleSet(
-            self.generate_dataset(source, **_accepted(self.generate_dataset, arguments))
-        )
+        accepted = _accepted(self.generate_dataset, arguments)
+        return ExampleSet(self.generate_dataset(source, **accepted))
 
-    def build_config(self, model_id: str, options: dict[str, Any], schema: dict[str, Any]) -> Any:
+    def build_config(self, model_id: str, arguments: dict[str, Any]) -> Any:
         """Make a `ModelConfig` of those arguments that it has parameters for."""
-        arguments = {"base_model_id": model_id, **schema, **options}
+        arguments = {"base_model_id": model_id, **arguments}
         return self.config_class(**_accepted(self.config_class.__init__, arguments))
 
     def directions(self, schema: dict, options: dict[str, Any]) -> dict[str, bool]:
@@ -199,11 +198,16 @@ class Task:
         Returns:
             What the model returned; and its losses by name, the one to minimise as "loss".
         """
-        inputs = {key: value for key, value in batch.items() if _holds_tensor(value)}
+        inputs = model_inputs(batch)
         if self.divides_by_items:
             inputs["num_items_in_batch"] = num_items
         outputs = model(**inputs)
         return outputs, {**(getattr(outputs, "losses", None) or {}), "loss": outputs.loss}
+
+
+def model_inputs(batch: dict[str, Any]) -> dict[str, Any]:
+    """Return the part of a batch that `forward` takes: what holds tensors."""
+    return {key: value for key, value in batch.items() if _holds_tensor(value)}
 
 
 def _optional(name: str) -> Any:

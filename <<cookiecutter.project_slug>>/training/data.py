@@ -12,7 +12,7 @@ import numpy as np
 from accelerate import Accelerator
 
 from reading.remote import fetch, list_remote
-from reading.tables import files_of
+from reading.sources import list_files
 
 from .batches import Batches
 from .config import RunConfig
@@ -95,7 +95,7 @@ class TrainData:
         return examples
 
     def _files(self, epoch: int, count: int) -> list[str]:
-        parts = files_of(self._config.train_input)
+        parts = list_files(self._config.train_input)
         files = [file for part in parts for file in list_remote(part)]
         turns = math.ceil(len(files) / count)
         rng = np.random.default_rng([self._config.seed, epoch // turns])

@@ -3,6 +3,7 @@
 import math
 from collections import deque
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 from accelerate import Accelerator
@@ -59,7 +60,7 @@ class LossMeter:
                 if name == LOSS:
                     self.latest = value * self._num_ranks
                     if self.first_bad_step is None and not math.isfinite(value):
-                        self.first_bad_step = step
+                        self.first_bad_step = replace(step, micro_batches=())
         self._pending.clear()
 
 

@@ -24,7 +24,7 @@ from .contract import ExampleSet, Task
 from .data import TrainData
 from .distributed import RankGroup
 from .launch import start
-from .loading import build_model, load_model, load_tokenizer, set_up
+from .loading import build_config, build_model, load_model, load_tokenizer, set_up
 from .lock import lock_folder
 from .losses import LOSS, LossMeter
 from .memory import largest_batch_size
@@ -137,7 +137,7 @@ class _Opening:
             self.check(model, scores, directions)
         state = self.open_state(directions)
         optimizer = (self.task.build_optimizer or build_optimizer)(
-            model, self.config.lr, self.config.weight_decay
+            model, self.config.peak_lr, self.config.weight_decay
         )
         strategy = build_strategy(self.accelerator, self.config.max_grad_norm)
         unused = self.unused_parameters(model)
@@ -219,10 +219,12 @@ class _Opening:
         """Build the model, or load that of the checkpoint."""
         config = self.config
         if config.restore_dir is None:
-            model, is_pretrained = build_model(
-                self.task, config.model_id, config.model_options, self.train_data.examples.schema
-            )
+            arguments = {**self.train_data.examples.schema, **config.model_options}
+            made = build_config(self.task, config.model_id, arguments, self.tokenizer)
+            model, notes = build_model(self.task.model_class, made, config.model_id)
+            self.notes += notes
             if config.lr is None:
+                is_pretrained = getattr(made, "base_has_weights", False)
                 self.config = replace(config, lr=5e-5 if is_pretrained else 2e-3)
         else:
             model = load_model(self.task.model_class, config.restore_dir)
@@ -240,8 +242,7 @@ class _Opening:
         examples = self.train_data.examples
         shortest = int(examples.lengths.argmin())
         batch = examples.batch([shortest])
-        seed_all(self.config.seed)
-        unused = unused_parameters(self.task, model, batch)
+        unused = unused_parameters(model, batch)
         if unused:
             names = ", ".join(unused[:4]) + (", ..." if len(unused) > 4 else "")
             self.notes.append(f"{len(unused)} parameters get no gradient from an example: {names}")

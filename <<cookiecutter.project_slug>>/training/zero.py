@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -69,8 +70,8 @@ class ZeroStrategy(Strategy):
         _make_state(optimizer)
         return model, optimizer
 
-    def optimizer_state(self, model: nn.Module, optimizer: Optimizer) -> OptimizerState:
-        step = next(iter(optimizer.optimizer.optimizer.state.values()))["step"]  # type: ignore[attr-defined]
+    def optimizer_state(self, model: nn.Module, optimizer: Any) -> OptimizerState:
+        step = next(iter(optimizer.optimizer.optimizer.state.values()))["step"]
         tensors = {}
         for name, parameter in _trained(model):
             tensors[f"{name}/step"] = step.cpu().clone()
@@ -78,9 +79,7 @@ class ZeroStrategy(Strategy):
                 tensors[f"{name}/{key}"] = safe_get_full_optimizer_state(parameter, key).cpu()
         return OptimizerState(tensors)
 
-    def load_optimizer_state(
-        self, model: nn.Module, optimizer: Optimizer, state: OptimizerState
-    ) -> None:
+    def load_optimizer_state(self, model: nn.Module, optimizer: Any, state: OptimizerState) -> None:
         step = None
         for name, parameter in _trained(model):
             if f"{name}/step" not in state.tensors:  # has never had a gradient
@@ -90,19 +89,19 @@ class ZeroStrategy(Strategy):
                 _set(parameter, state.tensors[f"{name}/{key}"], key)
         if step is None:
             raise KeyError("step")
-        for values in optimizer.optimizer.optimizer.state.values():  # type: ignore[attr-defined]
+        for values in optimizer.optimizer.optimizer.state.values():
             values["step"].copy_(step)
 
     @contextmanager
-    def full_parameters(self, model: nn.Module, is_needed: bool) -> Iterator[None]:
-        if not is_needed or not model.zero_optimization_partition_weights():  # type: ignore[operator]
+    def full_parameters(self, model: Any, is_needed: bool) -> Iterator[None]:
+        if not is_needed or not model.zero_optimization_partition_weights():
             yield
             return
         with unwrap_model_for_generation(model):
             yield
 
 
-def _make_state(optimizer) -> None:  # type: ignore[no-untyped-def]
+def _make_state(optimizer: Any) -> None:
     """Make the state of AdamW before its first step: a run may load or save it before that."""
     optimizer = optimizer.optimizer
     is_zero3 = hasattr(optimizer, "fp32_partitioned_groups_flat")
@@ -129,5 +128,5 @@ def _set(parameter: nn.Parameter, value: Tensor, key: str) -> None:
     return safe_set_local_optimizer_state(parameter, part, key)
 
 
-def _trained(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
-    return [(n, p) for n, p in model.module.named_parameters() if p.requires_grad]  # type: ignore[union-attr]
+def _trained(model: Any) -> list[tuple[str, nn.Parameter]]:
+    return [(n, p) for n, p in model.module.named_parameters() if p.requires_grad]

@@ -1,20 +1,25 @@
 """The data: texts, joined end to end and cut into blocks."""
 
+import zlib
+from collections.abc import Iterator
+
 import datasets
 import numpy as np
 import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from errors import DataError
-from reading.tables import Source, is_plain_text, read_table
-from reading.tokens import pad, tokenized
+from reading.examples import describe_examples
+from reading.sources import Source
+from reading.tables import is_plain_text, read_table
+from reading.tokens import fingerprint, pad, tokenize
 
 from .configuration import BASE_MODEL
 
 # Arguments of generate_dataset that train.py offers on its command line.
 OPTIONS: dict[str, dict] = {
     "text_column": {"default": "text", "help": "column of both files"},
-    "separate_documents": {"action": "store_true", "help": "hide a document's text from the next"},
+    "separate_documents": {"action": "store_true", "help": "mask attention across documents"},
 }
 
 
@@ -27,10 +32,18 @@ class Dataset(torch.utils.data.Dataset):
     Attributes:
         lengths: Tokens of each block, shape (n,); like lengths are batched together.
         num_items: Tokens to predict in each block, shape (n,); the loss is averaged over these.
-        schema: How the file was read, to read another alike, and for `ModelConfig` to keep.
+        schema: How the file was read: arguments with which `generate_dataset` reads another file
+            in the same way.
+        fingerprint: Hash of the tokens, the same on every machine.
     """
 
-    def __init__(self, rows: datasets.Dataset, schema: dict, pad_id: int | None, max_len: int):
+    def __init__(
+        self,
+        rows: datasets.Dataset,
+        schema: dict,
+        tokenizer: PreTrainedTokenizerBase,
+        max_len: int,
+    ):
         self.rows = rows
         chunks = rows.data.column("input_ids").chunks
         self.starts = np.cumsum([0] + [len(chunk.flatten()) for chunk in chunks])
@@ -38,14 +51,17 @@ class Dataset(torch.utils.data.Dataset):
         self.begins = np.arange(0, tokens - 1, max_len - 1)
         self.lengths = np.minimum(self.begins + max_len, tokens) - self.begins
         self.num_items = self.lengths - 1
-        self.documents = np.empty(0, dtype=np.int64)  # where those begin that are to be separate
+        self.documents = np.empty(0, dtype=np.int64)  # where they begin, if they are separate
         if schema["separate_documents"]:
             lengths = [chunk.value_lengths().to_numpy() for chunk in chunks]
             self.documents = np.cumsum(np.concatenate([[0], *lengths]))[:-1]
-            blocks = (self.documents[1:] - 1) // (max_len - 1)  # whose targets they would be
+            # Blocks in which the first token of a document would be a target.
+            blocks = (self.documents[1:] - 1) // (max_len - 1)
             self.num_items -= np.bincount(blocks, minlength=len(self.begins))
         self.schema = schema
-        self.fill = {"input_ids": pad_id or 0, "labels": -100, "position_ids": 0}
+        self.fingerprint = zlib.crc32(repr((max_len, schema)).encode(), fingerprint(rows))
+        self.tokenizer = tokenizer
+        self.fill = {"input_ids": tokenizer.pad_token_id or 0, "labels": -100, "position_ids": 0}
 
     def __len__(self) -> int:
         return len(self.begins)
@@ -75,8 +91,16 @@ class Dataset(torch.utils.data.Dataset):
         return np.concatenate(parts).astype(np.int64)
 
     def collate(self, examples: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-        """Stack the blocks: (batch, length). A short one is padded where nothing looks."""
+        """Pad to the longest block, on the right: (batch, length)."""
         return {key: pad(examples, key, self.fill[key])[0] for key in examples[0]}
+
+    def describe(self) -> Iterator[str]:
+        """Yield lines that show a few blocks."""
+        yield from describe_examples(self, self._decode)
+
+    def _decode(self, example: dict[str, torch.Tensor]) -> tuple[str, str]:
+        decode, labels = self.tokenizer.decode, example["labels"]
+        return decode(example["input_ids"]), decode(labels[labels != -100])
 
 
 def generate_dataset(
@@ -87,23 +111,27 @@ def generate_dataset(
     text_column: str = OPTIONS["text_column"]["default"],
     separate_documents: bool = False,
 ) -> Dataset:
-    """Read a file of texts: an end mark follows each, and all are joined and cut into blocks.
+    """Read a file of texts; add end-of-sequence to each, join them and cut them into blocks.
 
     Args:
-        path: What `read_table` reads, a document per row; or plain text, which is one document
-            and gets no end mark.
+        path: A source that `read_table` reads, with a document per row; or plain text, which is
+            one document without end-of-sequence.
         tokenizer: The base model's own when not given.
         max_len: Tokens in a block, at least 2.
         text_column: The column that holds the text.
-        separate_documents: Whether each sees itself alone, from its second token on predicted.
+        separate_documents: Whether attention is masked across documents. The first token of each
+            is then no target.
 
     Raises:
-        DataError: the file cannot be read, or holds no token to predict.
+        DataError: The file cannot be read or holds no token to predict, or the tokenizer has no
+            end-of-sequence token.
     """
     tokenizer = tokenizer or AutoTokenizer.from_pretrained(BASE_MODEL)
-    table = read_table(path, [text_column])
     end = tokenizer.sep_token_id if tokenizer.eos_token_id is None else tokenizer.eos_token_id
     is_one_text = is_plain_text(path)
+    if end is None and not is_one_text:
+        raise DataError("the tokenizer has neither eos_token nor sep_token; expected one of them")
+    table = read_table(path, [text_column])
 
     def encode(batch: dict[str, list]) -> dict[str, list]:
         texts = tokenizer(batch[text_column], add_special_tokens=not is_one_text, verbose=False)
@@ -111,9 +139,9 @@ def generate_dataset(
             return {"input_ids": texts["input_ids"]}
         return {"input_ids": [i if i[-1:] == [end] else [*i, end] for i in texts["input_ids"]]}
 
-    rows = tokenized(table, encode, tokenizer)
+    rows = tokenize(table, encode, tokenizer)
     schema = {"text_column": text_column, "separate_documents": separate_documents}
-    dataset = Dataset(rows, schema, tokenizer.pad_token_id, max_len)
+    dataset = Dataset(rows, schema, tokenizer, max_len)
     if dataset.num_items.sum() == 0:
         raise DataError(f"{path}: fewer than two tokens; expected text to learn from")
     return dataset

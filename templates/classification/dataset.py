@@ -1,20 +1,27 @@
 """The data: a text, or two, and what it is labelled with, per example."""
 
+from collections.abc import Iterator
+from typing import Any
+
 import datasets
 import numpy as np
+import pyarrow as pa
 import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from errors import DataError
-from reading.tables import Source, distinct, read_table, row_with
-from reading.tokens import column, pad, tokenized
+from reading.examples import describe_counts, describe_examples
+from reading.locate import locate_row, locate_value
+from reading.sources import Source
+from reading.tables import distinct, read_table
+from reading.tokens import CHECKSUM, column, fingerprint, pad, tokenize
 
 from .configuration import BASE_MODEL, label_encoder, problem_of
 
 # Arguments of generate_dataset that train.py offers on its command line.
 OPTIONS: dict[str, dict] = {
     "text_column": {"default": "text", "help": "column of both files"},
-    "pair_column": {"help": "column of a second text, where they come in pairs"},
+    "pair_column": {"help": "column of the second text of a pair"},
     "label_column": {"default": "label", "help": "column of both files"},
 }
 
@@ -25,17 +32,21 @@ class Dataset(torch.utils.data.Dataset):
     Attributes:
         lengths: Tokens of each example, shape (n,); like lengths are batched together.
         num_items: Label items of each example, shape (n,); the loss is averaged over these.
-        schema: How the file was read. Given to `generate_dataset`, it reads another file in the
-            same way; given to `ModelConfig`, it tells the model the labels.
+        schema: How the file was read: arguments with which `generate_dataset` reads another file
+            in the same way. `ModelConfig` takes the labels from it.
+        fingerprint: Hash of the tokens and labels, the same on every machine.
     """
 
-    def __init__(self, rows: datasets.Dataset, schema: dict, pad_token_id: int | None):
+    def __init__(self, rows: datasets.Dataset, schema: dict, tokenizer: PreTrainedTokenizerBase):
         self.rows = rows
-        self.columns = {name: column(rows, name) for name in rows.column_names if name != "length"}
+        names = [name for name in rows.column_names if name not in ("length", CHECKSUM)]
+        self.columns = {name: column(rows, name) for name in names}
         self.lengths = rows.data.column("length").to_numpy()
         self.num_items = np.broadcast_to(np.int64(1), len(rows))
         self.schema = schema
-        self.pad_token_id = pad_token_id or 0  # any id will do: the mask hides it
+        self.fingerprint = fingerprint(rows)
+        self.tokenizer = tokenizer
+        self.pad_token_id = tokenizer.pad_token_id or 0  # any id will do: the mask hides it
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -48,12 +59,41 @@ class Dataset(torch.utils.data.Dataset):
         return [dict(zip(self.columns, row, strict=True)) for row in rows]
 
     def collate(self, examples: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-        """Pad to the longest: (batch, length); labels (batch,), of several (batch, labels)."""
+        """Pad to the longest: (batch, length); labels (batch,), or (batch, labels) of lists."""
         batch = {"labels": torch.stack([example["labels"] for example in examples])}
         if "token_type_ids" in examples[0]:
             batch["token_type_ids"], _ = pad(examples, "token_type_ids", 0)
         batch["input_ids"], batch["attention_mask"] = pad(examples, "input_ids", self.pad_token_id)
         return batch
+
+    def describe(self) -> Iterator[str]:
+        """Yield lines that show the labels and a few examples."""
+        labels = self.rows.data.column("labels")
+        if self.schema["problem_type"] == "regression":
+            values = labels.to_numpy()
+            yield f"values: {values.min():.6g} to {values.max():.6g}, mean {values.mean():.6g}"
+        else:
+            names = self.schema["labels"]
+            yield describe_counts(dict(zip(names, _count(labels, len(names)), strict=True)))
+        yield from describe_examples(self, self._decode)
+
+    def _decode(self, example: dict[str, Any]) -> tuple[str, str]:
+        names, labels = self.schema["labels"], example["labels"]
+        if self.schema["problem_type"] == "regression":
+            target = str(labels.item())
+        elif labels.ndim == 0:
+            target = names[labels]
+        else:
+            target = ", ".join(names[index] for index in labels.nonzero().flatten())
+        return self.tokenizer.decode(example["input_ids"]), target
+
+
+def _count(labels: pa.ChunkedArray, count: int) -> list[int]:
+    """Count the examples of each label."""
+    if not pa.types.is_nested(labels.type):
+        return np.bincount(labels.to_numpy(), minlength=count).tolist()
+    chunks = (chunk.flatten().to_numpy().reshape(-1, count) for chunk in labels.chunks)
+    return sum(chunk.sum(0) for chunk in chunks).astype(int).tolist()
 
 
 def generate_dataset(
@@ -70,19 +110,20 @@ def generate_dataset(
     """Read a file of labelled texts.
 
     Args:
-        path: JSON lines, CSV, TSV or Parquet; see `read_table` for all that may stand here.
+        path: A JSON, CSV, TSV or Parquet file, or another source: see `read_table`.
         tokenizer: The base model's own when not given.
         max_len: Longer texts, or pairs of them, are cut to this many tokens.
         text_column: The column that holds the text.
         pair_column: The column that holds the second text of a pair.
-        label_column: The column that holds the label: text or number, or a list of them; numbers
+        label_column: The column that holds the label: text or number, or a list of them. Numbers
             with fractions are values to predict.
         labels: The label names to expect, in the order of their ids; those found in the file,
             sorted, when not given.
         problem_type: What the labels are, as `problem_of` says; found in the file when not given.
 
     Raises:
-        DataError: the file cannot be read, or holds a label that is not one of `labels`.
+        DataError: The file cannot be read, has a label that is not one of `labels`, fewer than two
+            labels, or a text without tokens.
     """
     tokenizer = tokenizer or AutoTokenizer.from_pretrained(BASE_MODEL)
     texts = [text_column] if pair_column is None else [text_column, pair_column]
@@ -90,25 +131,34 @@ def generate_dataset(
     found, is_list = distinct(table, label_column)
     problem_type = problem_type or problem_of(found, is_list)
     labels = labels or ([label_column] if problem_type == "regression" else found)
-    if problem_type == "multi_label_classification" and len(labels) < 2:
+    if problem_type != "regression" and len(labels) < 2:
         raise DataError(f"{path}: {len(labels)} label in {label_column!r}; expected at least 2")
     encode_label = label_encoder(problem_type, labels)
     for name in found:
         try:
             encode_label([name] if is_list else name)
         except (KeyError, TypeError, ValueError):
-            where, known = row_with(path, table, label_column, name), ", ".join(labels)
+            where = locate_value(path, table, label_column, name)
+            known = ", ".join(labels)
             expected = "a number" if problem_type == "regression" else f"one of {known}"
             raise DataError(f"{where}: unknown label {name!r}; expected {expected}") from None
 
     def encode(batch: dict[str, list]) -> dict[str, list]:
-        types = None if pair_column else False  # None: those of the tokenizer, if it has any
-        cut = {"truncation": True, "max_length": max_len, "return_attention_mask": False}
-        tokens = tokenizer(*(batch[n] for n in texts), **cut, return_token_type_ids=types)
-        labels, lengths = map(encode_label, batch[label_column]), map(len, tokens["input_ids"])
-        return {**tokens, "labels": list(labels), "length": list(lengths)}
+        tokens = tokenizer(
+            *(batch[name] for name in texts),
+            truncation=True,
+            max_length=max_len,
+            return_attention_mask=False,
+            return_token_type_ids=None if pair_column else False,  # None: if the tokenizer has any
+        )
+        labels = [encode_label(label) for label in batch[label_column]]
+        return {**tokens, "labels": labels, "length": [len(ids) for ids in tokens["input_ids"]]}
 
-    rows = tokenized(table, encode, tokenizer)
+    rows = tokenize(table, encode, tokenizer)
     schema: dict = {"text_column": text_column, "pair_column": pair_column}
     schema |= {"label_column": label_column, "labels": labels, "problem_type": problem_type}
-    return Dataset(rows, schema, tokenizer.pad_token_id)
+    dataset = Dataset(rows, schema, tokenizer)
+    if dataset.lengths[empty := int(dataset.lengths.argmin())] == 0:
+        where = locate_row(path, empty)
+        raise DataError(f"{where}: {table[empty][text_column]!r} has no tokens; expected text")
+    return dataset

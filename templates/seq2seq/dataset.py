@@ -1,12 +1,19 @@
 """The data: a source text and a target text per example."""
 
+from collections.abc import Iterator
+from typing import Any
+
 import datasets
 import numpy as np
 import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from reading.tables import Source, read_table
-from reading.tokens import column, pad, tokenized
+from errors import DataError
+from reading.examples import describe_examples
+from reading.locate import locate_row
+from reading.sources import Source
+from reading.tables import read_table
+from reading.tokens import column, fingerprint, pad, tokenize
 
 from .configuration import BASE_MODEL
 
@@ -22,39 +29,72 @@ class Dataset(torch.utils.data.Dataset):
 
     Attributes:
         lengths: Tokens of source and target, shape (n,).
-        sort_keys: Near one another where both parts are alike in length, shape (n,): these
+        sort_keys: Similar where sources and targets have similar lengths, shape (n,): such
             examples are batched together.
         num_items: Target tokens of each example, shape (n,); the loss is averaged over these.
-        schema: How the file was read. Given to `generate_dataset`, it reads another file in the
-            same way; given to `ModelConfig`, it is kept with the model.
+        schema: How the file was read: arguments with which `generate_dataset` reads another file
+            in the same way.
+        fingerprint: Hash of the tokens, the same on every machine.
     """
 
-    def __init__(self, rows: datasets.Dataset, schema: dict, pad_token_id: int | None):
+    def __init__(
+        self,
+        rows: datasets.Dataset,
+        table: datasets.Dataset,
+        schema: dict,
+        tokenizer: PreTrainedTokenizerBase,
+    ):
         self.rows = rows
-        self.columns = column(rows, "input_ids"), column(rows, "labels")
         self.num_items = rows.data.column("num_items").to_numpy()
         self.lengths = rows.data.column("length").to_numpy()
-        # Sources within a tenth of one another, by the target; up and down in turns.
-        bucket = np.floor(np.log(self.lengths - self.num_items + 1) / np.log(1.1)).astype(np.int64)
-        self.sort_keys = 2**32 * bucket + np.where(bucket % 2, -self.num_items, self.num_items)
+        self.sort_keys = boustrophedon_keys(self.lengths - self.num_items, self.num_items)
+        self.columns = {
+            "input_ids": column(rows, "input_ids"),
+            "labels": column(rows, "labels"),
+            # The texts of the file, which scores are computed from.
+            "source_text": column(table, schema["source_column"]),
+            "target_text": column(table, schema["target_column"]),
+        }
         self.schema = schema
-        self.pad_token_id = pad_token_id or 0  # any id will do: the mask hides it
+        self.fingerprint = fingerprint(rows)
+        self.tokenizer = tokenizer
+        self.pad_token_id = tokenizer.pad_token_id or 0  # any id will do: the mask hides it
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+    def __getitem__(self, index: int) -> dict[str, Any]:
         return self.__getitems__([index])[0]
 
-    def __getitems__(self, indices: list[int]) -> list[dict[str, torch.Tensor]]:
-        rows = zip(*(values[indices] for values in self.columns), strict=True)
-        return [{"input_ids": ids, "labels": labels} for ids, labels in rows]
+    def __getitems__(self, indices: list[int]) -> list[dict[str, Any]]:
+        rows = zip(*(values[indices] for values in self.columns.values()), strict=True)
+        return [dict(zip(self.columns, row, strict=True)) for row in rows]
 
-    def collate(self, examples: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-        """Pad sources and targets to their longest: three tensors of shape (batch, length)."""
+    def collate(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
+        """Pad sources and targets to their longest, (batch, length); list the texts."""
         input_ids, attention_mask = pad(examples, "input_ids", self.pad_token_id)
         labels, _ = pad(examples, "labels", -100)
-        return {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
+        batch = {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
+        texts = ("source_text", "target_text")
+        return batch | {name: [example[name] for example in examples] for name in texts}
+
+    def describe(self) -> Iterator[str]:
+        """Yield lines that show a few examples."""
+        yield from describe_examples(self, self._decode)
+
+    def _decode(self, example: dict[str, Any]) -> tuple[str, str]:
+        decode = self.tokenizer.decode
+        return decode(example["input_ids"]), decode(example["labels"])
+
+
+def boustrophedon_keys(sources: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """Return keys that order pairs by source length and, among similar sources, by target length.
+
+    Sources count as similar within a tenth. Target lengths rise and fall in turns, so that
+    neighbours are similar where one group of sources meets the next.
+    """
+    group = np.floor(np.log(sources + 1) / np.log(1.1)).astype(np.int64)
+    return 2**32 * group + np.where(group % 2, -targets, targets)
 
 
 def generate_dataset(
@@ -68,32 +108,40 @@ def generate_dataset(
     """Read a file of pairs.
 
     Args:
-        path: JSON lines, CSV, TSV or Parquet; see `read_table` for all that may stand here.
+        path: A JSON, CSV, TSV or Parquet file, or another source: see `read_table`.
         tokenizer: The base model's own when not given.
-        max_len: Longer sources and targets are cut to this many tokens, the end mark included.
+        max_len: Longer sources and targets are cut to this many tokens, end-of-sequence included.
         source_column: The column that holds the source text.
         target_column: The column that holds the target text.
 
     Raises:
-        DataError: the file cannot be read.
+        DataError: The file cannot be read, a source has no tokens, or the tokenizer has no
+            end-of-sequence token.
     """
     tokenizer = tokenizer or AutoTokenizer.from_pretrained(BASE_MODEL)
-    table = read_table(path, [source_column, target_column])
     end = tokenizer.sep_token_id if tokenizer.eos_token_id is None else tokenizer.eos_token_id
+    if end is None:
+        raise DataError("the tokenizer has neither eos_token nor sep_token; expected one of them")
+    table = read_table(path, [source_column, target_column])
 
     def encode(batch: dict[str, list]) -> dict[str, list]:
         cut = {"truncation": True, "max_length": max_len}
         sources = tokenizer(batch[source_column], **cut)["input_ids"]
         targets = tokenizer(text_target=batch[target_column], **cut)["input_ids"]
-        # A tokenizer that adds no end mark would teach the model never to stop.
+        # Without an end-of-sequence token in the targets, the model would never learn to stop.
         targets = [ids if end in ids[-2:] else [*ids[: max_len - 1], end] for ids in targets]
         return {
             "input_ids": sources,
             "labels": targets,
             "length": [len(s) + len(t) for s, t in zip(sources, targets, strict=True)],
-            "num_items": [len(t) for t in targets],
+            "num_items": [len(ids) for ids in targets],
         }
 
-    rows = tokenized(table, encode, tokenizer)
+    rows = tokenize(table, encode, tokenizer)
     schema = {"source_column": source_column, "target_column": target_column}
-    return Dataset(rows, schema, tokenizer.pad_token_id)
+    dataset = Dataset(rows, table, schema, tokenizer)
+    source_lengths = dataset.lengths - dataset.num_items
+    if source_lengths[empty := int(source_lengths.argmin())] == 0:
+        where = locate_row(path, empty)
+        raise DataError(f"{where}: {table[empty][source_column]!r} has no tokens; expected text")
+    return dataset

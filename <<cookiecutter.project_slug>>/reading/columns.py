@@ -1,0 +1,86 @@
+"""Turn the columns of Arrow tables into text."""
+
+from collections.abc import Callable
+
+import datasets
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from errors import DataError
+
+Place = Callable[[int], str]  # from the number of a row to the words for it
+
+
+def as_text(
+    table: pa.Table, features: datasets.Features, lists: list[str], place: Place
+) -> pa.RecordBatch:
+    """Convert all columns to text, or to lists of texts where `lists` allows it.
+
+    Whole numbers become their digits, other numbers what `repr` gives, classes their names, dates
+    their ISO form.
+
+    Raises:
+        DataError: A cell has no value, or is no text, number or list that is allowed.
+    """
+    columns = {}
+    for name in table.column_names:
+        values = _combine(table.column(name))
+        if values.null_count:
+            row = pc.index(pc.is_null(values), True).as_py()
+            raise DataError(f"{place(row)}: no value for {name!r}; expected text")
+        feature = features[name]
+        if _is_list(values.type) and name in lists:
+            inner = getattr(feature, "feature", None)
+            columns[name] = _list_as_text(values, inner, name, place)
+        else:
+            columns[name] = _scalars_as_text(values, feature, name, place)
+    return pa.RecordBatch.from_pydict(columns)
+
+
+def _combine(values: pa.ChunkedArray) -> pa.Array:
+    combined = values.combine_chunks()
+    if isinstance(combined, pa.ChunkedArray):
+        combined = pa.concat_arrays(combined.chunks)
+    if pa.types.is_dictionary(combined.type):
+        combined = combined.dictionary_decode()
+    return combined
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    return (
+        pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+    )
+
+
+def _list_as_text(values: pa.Array, feature, name: str, place: Place) -> pa.Array:
+    parents = pc.list_parent_indices(values)
+    inner = _combine(pa.chunked_array([pc.list_flatten(values)]))
+    if inner.null_count:
+        row = parents[pc.index(pc.is_null(inner), True).as_py()].as_py()
+        raise DataError(f"{place(row)}: a list in {name!r} holds null; expected text")
+    texts = _scalars_as_text(inner, feature, name, lambda item: place(parents[item].as_py()))
+    ends = np.cumsum(pc.list_value_length(values).to_numpy(zero_copy_only=False))
+    offsets = np.concatenate([[0], ends]).astype(np.int32)
+    return pa.ListArray.from_arrays(pa.array(offsets), texts)
+
+
+def _scalars_as_text(values: pa.Array, feature, name: str, place: Place) -> pa.Array:
+    if isinstance(feature, datasets.ClassLabel) and pa.types.is_integer(values.type):
+        return _class_names(values, feature, place)
+    if pa.types.is_floating(values.type):
+        # Arrow would write 1.0 as 1, and 1e16 otherwise than Python, JSON and CSV writers.
+        return pa.array(values.to_numpy(zero_copy_only=False).astype(str).tolist(), pa.string())
+    try:
+        return values.cast(pa.string())
+    except UnicodeDecodeError:
+        raise DataError(f"{place(0)}: {name!r} is not UTF-8; expected text") from None
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+        raise DataError(f"{place(0)}: {name!r} holds {values.type}; expected text") from None
+
+
+def _class_names(values: pa.Array, feature: datasets.ClassLabel, place: Place) -> pa.Array:
+    outside = pc.or_(pc.less(values, 0), pc.greater_equal(values, len(feature.names)))
+    if (row := pc.index(outside, True).as_py()) >= 0:
+        raise DataError(f"{place(row)}: no label; expected one of {feature.names}")
+    return pa.array(feature.names, pa.string()).take(values)

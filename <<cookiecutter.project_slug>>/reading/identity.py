@@ -1,0 +1,141 @@
+"""Cache keys: hashes of values, of source code and of tokenizers."""
+
+import ast
+import copy
+import hashlib
+import importlib.util
+import inspect
+import json
+import sys
+import tempfile
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from datasets.fingerprint import Hasher
+from transformers import PreTrainedTokenizerBase
+
+ROOT = Path(__file__).resolve().parent.parent
+# Where a tokenizer was loaded from, and whether it has warned: its tokens do not depend on these.
+IRRELEVANT = ("name_or_path", "is_local", "local_files_only", "files_loaded", "verbose")
+
+
+def hash_values(*values: Any) -> str:
+    """Hash values that have a `repr` of their own: strings, numbers, lists and dicts of them."""
+    return hashlib.sha256(repr(values).encode("utf-8", "surrogatepass")).hexdigest()[:32]
+
+
+def hash_source(file: str, package: str) -> str:
+    """Hash the source of a file and of all files of the project that it imports, at any depth.
+
+    `datasets` hashes a function of a module by its name alone, so an edited one would go unnoticed.
+
+    Args:
+        package: The package of the file, from which its relative imports start.
+    """
+    pending = [(Path(file).resolve(), package)]
+    sources: dict[str, str] = {}
+    while pending:
+        path, package = pending.pop()
+        if str(path) in sources:
+            continue
+        sources[str(path)] = path.read_text(encoding="utf-8")
+        for name in _imported_names(sources[str(path)], package):
+            pending += _project_files(name)
+    return hash_values(sorted((Path(path).name, source) for path, source in sources.items()))
+
+
+def _imported_names(source: str, package: str) -> Iterator[str]:
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            with suppress(ImportError):  # more dots than packages: not a module of the project
+                base = importlib.util.resolve_name("." * node.level + (node.module or ""), package)
+                yield base
+                yield from (f"{base}.{alias.name}" for alias in node.names)
+
+
+def _project_files(name: str) -> Iterator[tuple[Path, str]]:
+    """Yield the files that an import of this name executes, each with its package."""
+    folder = ROOT
+    package = ""
+    for part in name.split("."):
+        if (module := folder / f"{part}.py").is_file():
+            yield module, package
+        folder /= part
+        package = f"{package}.{part}".strip(".")
+        if (module := folder / "__init__.py").is_file():
+            yield module, package
+
+
+def hash_function(function: Callable, tokenizer: PreTrainedTokenizerBase) -> str:
+    """Hash everything that the result of a function depends on.
+
+    These are the source files it comes from, the values it closes over, and the tokenizer.
+    """
+    module = sys.modules[function.__module__]
+    if file := getattr(module, "__file__", None):
+        code = hash_source(file, module.__package__ or "")
+    else:  # written in a notebook
+        code = _hash_object(function)
+    if inspect.isfunction(function):
+        values = {**inspect.getclosurevars(function).nonlocals, "": function.__defaults__}
+    else:
+        values = {"": function}
+    hashes = {n: _hash_object(value) for n, value in values.items() if value is not tokenizer}
+    return hash_values(code, function.__qualname__, hashes, hash_tokenizer(tokenizer))
+
+
+def _hash_object(value: Any) -> str:
+    try:
+        return Hasher.hash(value)
+    except Exception:  # it cannot be pickled, for one of many reasons: never found in the cache
+        return uuid.uuid4().hex
+
+
+def hash_tokenizer(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Hash a tokenizer as it would be saved, and its settings that are not saved."""
+    settings = {
+        name: value
+        for name, value in vars(tokenizer).items()
+        if isinstance(value, (str, int, float)) and name not in IRRELEVANT
+    }
+    _forget_last_call(tokenizer)
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer.save_pretrained(folder)
+        files = sorted(path for path in Path(folder).rglob("*") if path.is_file())
+        contents = [(path.name, _content(path)) for path in files]
+    return hash_values(type(tokenizer).__qualname__, sorted(settings.items()), contents)
+
+
+def _content(path: Path) -> bytes | list:
+    if path.name != "tokenizer_config.json":
+        return path.read_bytes()
+    config = json.loads(path.read_bytes())
+    return [(name, value) for name, value in sorted(config.items()) if name not in IRRELEVANT]
+
+
+def _forget_last_call(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Reset what a fast tokenizer keeps of its last call: truncation and padding."""
+    if tokenizer.is_fast:
+        tokenizer.backend_tokenizer.no_truncation()
+        tokenizer.backend_tokenizer.no_padding()
+
+
+@contextmanager
+def unchanged(tokenizer: PreTrainedTokenizerBase) -> Iterator[None]:
+    """Restore the state of a tokenizer at the end.
+
+    What is saved with a model must not depend on whether its tokens came from the cache.
+    """
+    before = dict(vars(tokenizer))
+    if tokenizer.is_fast:
+        before["_tokenizer"] = copy.deepcopy(tokenizer.backend_tokenizer)
+    try:
+        yield
+    finally:
+        vars(tokenizer).clear()
+        vars(tokenizer).update(before)

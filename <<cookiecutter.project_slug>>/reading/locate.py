@@ -1,0 +1,36 @@
+"""Find where a row stands, to name it in an error."""
+
+from collections.abc import Iterator
+from itertools import islice
+
+import datasets
+import pyarrow.parquet as pq
+
+from .files import format_of, open_file
+from .named import resolve
+from .records import read_records
+from .sources import Source
+
+
+def locate_row(source: Source, row: int) -> str:
+    """Return where a row, counted from 0, begins: `train.jsonl:12`, or `train.parquet (row 12)`."""
+    resolved = resolve(source)
+    if resolved.table is None and resolved.split is None:
+        return next(islice(_places(resolved.files), row, None))
+    return f"{source} (row {row + 1})"
+
+
+def _places(files: list[str]) -> Iterator[str]:
+    for file in files:
+        if format_of(file) == ".parquet":
+            with open_file(file) as stream:
+                count = pq.ParquetFile(stream).metadata.num_rows
+            yield from (f"{file} (row {row + 1})" for row in range(count))
+        else:
+            yield from (f"{file}:{line}" for line, _ in read_records(file))
+
+
+def locate_value(source: Source, table: datasets.Dataset, column: str, value: str) -> str:
+    """Return where a text occurs first in a column of the table, alone or in a list."""
+    cells = (cell if isinstance(cell, list) else [cell] for cell in table[column])
+    return locate_row(source, next(row for row, cell in enumerate(cells) if value in cell))

@@ -1,0 +1,106 @@
+"""Resolve a source: to data files, or to a table that `datasets` has."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import datasets
+
+from errors import DataError
+
+from .files import identify_file
+from .sources import Source, expand_user, list_files, parse_name, saved_by
+
+
+@dataclasses.dataclass
+class Resolved:
+    """What a source stands for.
+
+    Attributes:
+        files: The data files to read, if there are any;
+        table: otherwise a table with types.
+        split: A part of the rows of the files, such as `train[:10]`.
+    """
+
+    files: list[str] = dataclasses.field(default_factory=list)
+    table: datasets.Dataset | None = None
+    split: str | None = None
+
+    def identify(self) -> list[str]:
+        """Return strings that change when the content does."""
+        if self.table is None:
+            return [identify_file(file) for file in self.files]
+        files = [file["filename"] for file in self.table.cache_files]
+        return [self.table._fingerprint, *map(identify_file, files)]
+
+    def select(self, rows: datasets.Dataset) -> datasets.Dataset:
+        """Select the part of the rows that the split stands for."""
+        return rows if self.split is None else _select(rows, self.split)
+
+
+def resolve(source: Source) -> Resolved:
+    """Find what a source stands for.
+
+    Raises:
+        DataError: There is nothing, or `datasets` cannot read it.
+    """
+    if isinstance(source, (str, Path)) and (kind := saved_by(folder := expand_user(source))):
+        if kind == "Dataset":
+            return Resolved(table=_attempt(source, datasets.load_from_disk, str(folder)))
+        splits = ", ".join(_attempt(source, datasets.load_from_disk, str(folder)))
+        raise DataError(f"{source}: has the splits {splits}; expected one, as {source}:train")
+    if (match := parse_name(source)) is None:
+        return Resolved(files=list_files(source))
+    name, config, split = match["name"], match["config"], match["split"]
+    folder = expand_user(name)
+    if saved_by(folder):
+        saved = _attempt(source, datasets.load_from_disk, str(folder))
+        return Resolved(table=_attempt(source, _select_split, saved, split))
+    name = str(folder) if folder.is_dir() else name
+    if folder.is_dir():
+        builder = _attempt(source, datasets.load_dataset_builder, name, config)
+        if _is_plain(builder):
+            return _files_of_split(source, builder, split)
+    return Resolved(table=_attempt(source, datasets.load_dataset, name, config, split=split))
+
+
+def _attempt(source: Source, load: Any, *args: Any, **options: Any) -> Any:
+    try:
+        return load(*args, **options)
+    except Exception as error:  # of many kinds, of the network's and of the data's
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise DataError(f"{source}: cannot be read ({reason})") from None
+
+
+def _is_plain(builder: datasets.DatasetBuilder) -> bool:
+    """Return whether it would only infer types: then the files are read here, as text."""
+    is_text = builder.name in ("json", "text", "csv")
+    separator = getattr(builder.config, "sep", ",")
+    return is_text and separator == "," and builder.info.features is None
+
+
+def _files_of_split(source: Source, builder: datasets.DatasetBuilder, split: str) -> Resolved:
+    name = split.partition("[")[0]
+    if name not in builder.config.data_files:
+        splits = ", ".join(map(str, builder.config.data_files))
+        raise DataError(f"{source}: cannot be read (no split {name!r}; there are {splits})")
+    files = list_files(list(builder.config.data_files[name]))
+    return Resolved(files=files, split=None if split == name else split)
+
+
+def _select_split(saved: datasets.Dataset | datasets.DatasetDict, split: str) -> datasets.Dataset:
+    if isinstance(saved, datasets.DatasetDict):
+        return _select(saved[split.partition("[")[0]], split)
+    return _select(saved, split, str(saved.split or "train"))
+
+
+def _select(rows: datasets.Dataset, split: str, name: str | None = None) -> datasets.Dataset:
+    """Select a part of the rows.
+
+    Args:
+        split: Such as `train[:10%]`.
+        name: What the split has to be called, if not as in `split`.
+    """
+    counts = {name or split.partition("[")[0]: len(rows)}
+    (part,) = datasets.ReadInstruction.from_spec(split).to_absolute(counts)
+    return rows.select(range(part.from_ or 0, len(rows) if part.to is None else part.to))

@@ -1,0 +1,96 @@
+"""Find the files that a source stands for."""
+
+import glob
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from errors import DataError
+
+from .files import FORMATS, format_of, is_remote
+from .remote import list_remote
+
+Source = str | Path | Sequence[str | Path]
+# name:split, or name:configuration:split, of a data set on the Hub or in a folder
+NAMED = re.compile(r"(?P<name>[^:]{2,}?)(:(?P<config>[^:\[\]]+))?:(?P<split>\w+(\[.*\])?)")
+EXPECTED = f"expected a {', '.join(FORMATS)} file"
+# Written by `datasets` beside the data files.
+DESCRIPTIONS = ("dataset_info.json", "dataset_infos.json")
+SPLIT = re.compile(r"(?:^|[-._ ])(train|valid|val|dev|test)(?:ing|idation)?(?:[-._ ]|$)", re.I)
+
+
+def parse_name(source: Source) -> re.Match | None:
+    """Match `name:split`; None if the source is a path, an address or several sources."""
+    if not isinstance(source, (str, Path)) or expand_user(source).exists():
+        return None
+    return NAMED.fullmatch(str(source))
+
+
+def expand_user(path: str | Path) -> Path:
+    """Replace a leading `~` by the home directory."""
+    path = Path(path)
+    return path.expanduser() if path.parts[:1] and path.parts[0].startswith("~") else path
+
+
+def saved_by(folder: Path) -> str | None:
+    """Return which class wrote a folder by `save_to_disk`: Dataset or DatasetDict, or None."""
+    if (folder / "dataset_dict.json").is_file():
+        return "DatasetDict"
+    if (folder / "state.json").is_file() and (folder / "dataset_info.json").is_file():
+        return "Dataset"
+    return None
+
+
+def list_files(source: Source) -> list[str]:
+    """List the files of a source: all of one format, none of them empty.
+
+    A folder stands for all files in it with a known ending, at any depth. As in pyarrow and Spark,
+    names that begin with a dot or an underscore are left out. A path that exists is never taken
+    for a pattern.
+
+    Raises:
+        DataError: There are no such files, or they differ in format.
+    """
+    parts = [source] if isinstance(source, (str, Path)) else source
+    files = [file for part in parts for file in _expand(str(part))]
+    for file in files:
+        if not is_remote(file) and not Path(file).is_file():
+            raise DataError(f"{file}: no such file; {EXPECTED}")
+        if not format_of(file):
+            raise DataError(f"{file}: unknown format; {EXPECTED}")
+        if format_of(file) != format_of(files[0]):
+            raise DataError(f"{file}: another format than {files[0]}; expected files of one")
+        if not is_remote(file) and Path(file).stat().st_size == 0:
+            raise DataError(f"{file}: the file is empty; expected at least one example")
+    return files
+
+
+def _expand(part: str) -> list[str]:
+    if is_remote(part):
+        return list_remote(part)
+    path = expand_user(part)
+    if path.is_dir():
+        found = _files_in(path)
+    elif glob.has_magic(part) and not path.exists():
+        found = sorted(glob.glob(str(path), recursive=True))
+    else:
+        return [str(path)]
+    if not found:
+        raise DataError(f"{part}: no such files there; {EXPECTED}s")
+    return found
+
+
+def _files_in(folder: Path) -> list[str]:
+    found = [
+        file
+        for file in sorted(folder.rglob("*"))
+        if file.is_file()
+        and format_of(file)
+        and file.name not in DESCRIPTIONS
+        and not any(name.startswith((".", "_")) for name in file.relative_to(folder).parts)
+    ]
+    splits = {match[1].lower() for file in found if (match := SPLIT.search(file.name))}
+    if len(splits) > 1:
+        names = ", ".join(sorted(splits))
+        raise DataError(f"{folder}: files of the splits {names}; expected one, {folder}/train*")
+    return [str(file) for file in found]
