@@ -235,7 +235,9 @@ class _Opening:
         """Run model, scores and checkpoint once, on a few examples."""
         examples = self.train_data.examples
         self.notes += check_model(model, self.tokenizer, examples, self.config.max_len)
-        self.notes += check_contract(self.task, model, examples, scores, directions)
+        self.notes += check_contract(
+            self.task, model, examples, scores, directions, self.group.is_main
+        )
 
     def unused_parameters(self, model: Any) -> list[str]:
         """Names of parameters that get no gradient from a short example."""
