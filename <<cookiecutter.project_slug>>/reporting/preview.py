@@ -65,7 +65,8 @@ def _about_steps(run: Run, batches: Batches) -> Iterator[str]:
         f"steps: {state.total_steps:,}, {len(batches):,} per epoch, "
         f"global batch size {state.global_batch_size}{share}"
     )
-    warm, end = run.config.num_warmup_steps, state.total_steps - 1
+    warm = run.config.num_warmup_steps
+    end = state.total_steps - 1
     factors = getattr(run.scheduler, "lr_lambdas", None)
     if factors is not None:
         base = run.scheduler.base_lrs[0]
