@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from conftest import ROOT
+from helpers.processes import Launch
 from model.configuration import ModelConfig
 from model.dataset import generate_dataset
 from model.modeling import Model
-from real_runs import Run
 from reporting.card import auto_class
 from training.loading import load_model
 
@@ -93,8 +93,7 @@ def run(sample, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("portable")
     files = [f"--{part}_input={sample / part}.jsonl" for part in ("train", "valid")]
     arguments = [*files, f"--model_id={ROOT / 'tiny'}", "--max_len=48", "--max_steps=1"]
-    first = Run([*arguments, f"--outdir={folder / 'run'}"], folder / "output")
-    assert first.wait() == [0], first.output()
+    Launch([*arguments, f"--outdir={folder / 'run'}"], folder / "output").expect()
     return folder / "run"
 
 
@@ -201,7 +200,7 @@ def test_a_checkpoint_is_a_base_model_like_any_other(run, sample, tokenizer, tmp
     files = [f"--{part}_input={sample / part}.jsonl" for part in ("train", "valid")]
     outdir = tmp_path / "run"
     arguments = [*files, f"--model_id={run / 'best'}", "--max_len=48", "--lr=1e-12"]
-    assert Run([*arguments, "--max_steps=1", f"--outdir={outdir}"], tmp_path / "out").wait() == [0]
+    Launch([*arguments, "--max_steps=1", f"--outdir={outdir}"], tmp_path / "output").expect()
     one, two = (load_model(Model, str(folder / "best")) for folder in (run, outdir))
     torch.testing.assert_close(logits_of(one, tokenizer), logits_of(two, tokenizer))
     configs = [json.loads((folder / "best" / "config.json").read_text()) for folder in (run, outdir)]
