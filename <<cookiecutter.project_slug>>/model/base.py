@@ -3,6 +3,8 @@
 import copy
 import hashlib
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -232,20 +234,17 @@ class Wrapper(PreTrainedModel):
         Returns:
             One line: the form, and the reason.
         """
-        modes = [(module, module.training) for module in self.modules()]
         name = type(self.base_model).__name__
         try:
-            reason = self._difference_to_base(self._dummy_batch() if batch is None else batch)
+            with evaluating(self):
+                reason = self._difference_to_base(self._dummy_batch() if batch is None else batch)
         except Exception as error:  # of the user's forward, too
             reason = f"it cannot be compared with {name} ({error!r})"
-        for module, mode in modes:
-            module.training = mode
         self.saves_stock = reason is None
         if reason is None:
             return f"checkpoints are stock {name}: the logits are the same bit for bit"
         return f"checkpoints hold the code of model/: {reason}"
 
-    @torch.no_grad()
     def _difference_to_base(self, batch: dict[str, Tensor]) -> str | None:
         base, name = self.base_model, type(self.base_model).__name__
         own = [k for k in self.state_dict() if not k.startswith(f"{self.base_model_prefix}.")]
@@ -266,7 +265,7 @@ class Wrapper(PreTrainedModel):
         inputs = {k: v for k, v in batch.items() if isinstance(v, Tensor) and k != "labels"}
         if self.config.is_encoder_decoder:
             inputs["decoder_input_ids"] = batch["labels"].clamp(min=0)
-        logits = self.eval().forward(**inputs).logits
+        logits = self.forward(**inputs).logits
         alone = alone.eval().to(self.device)
         if not torch.equal(logits, alone(**inputs).logits):
             return f"the logits are not those of {name}"
@@ -304,6 +303,19 @@ class Wrapper(PreTrainedModel):
 
     def resize_token_embeddings(self, *args, **kwargs) -> nn.Module:
         return self.base_model.resize_token_embeddings(*args, **kwargs)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Run a model in evaluation mode, without gradients; restore the mode of each module."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
 
 
 class WrapperGenerationMixin(GenerationMixin):

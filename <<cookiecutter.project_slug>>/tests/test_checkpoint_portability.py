@@ -130,7 +130,10 @@ def test_a_checkpoint_is_one_of_its_base_model(name, run, tokenizer, tmp_path):
     checkpoint = run / name
     config = (checkpoint / "config.json").read_text(encoding="utf-8")
     assert "auto_map" not in json.loads(config)
-    assert json.loads(config)["model_type"] == Model(ModelConfig(str(ROOT / "tiny"))).config.base_config.model_type
+    assert (
+        json.loads(config)["model_type"]
+        == Model(ModelConfig(str(ROOT / "tiny"))).config.base_config.model_type
+    )
     assert not list(checkpoint.glob("*.py"))
     assert str(ROOT) not in config + (checkpoint / "tokenizer_config.json").read_text()
     out = in_empty_folder(tmp_path / "empty", OPEN, str(checkpoint), name_of(checkpoint), "stock")
@@ -203,7 +206,9 @@ def test_a_checkpoint_is_a_base_model_like_any_other(run, sample, tokenizer, tmp
     Launch([*arguments, "--max_steps=1", f"--outdir={outdir}"], tmp_path / "output").expect()
     one, two = (load_model(Model, str(folder / "best")) for folder in (run, outdir))
     torch.testing.assert_close(logits_of(one, tokenizer), logits_of(two, tokenizer))
-    configs = [json.loads((folder / "best" / "config.json").read_text()) for folder in (run, outdir)]
+    configs = [
+        json.loads((folder / "best" / "config.json").read_text()) for folder in (run, outdir)
+    ]
     assert configs[0] == configs[1]
 
 

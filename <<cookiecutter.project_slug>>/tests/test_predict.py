@@ -86,6 +86,10 @@ def test_an_answer_does_not_depend_on_its_batch(checkpoint):
     model = load_model(Model, checkpoint).eval()
     options = {"max_new_tokens": 8} if "max_new_tokens" in OPTIONS else {}
     predictor = Predictor(model, load_tokenizer(checkpoint), 48, {}, **options)
-    texts = ["Do you see it?", "No.", "She looked at him for a long while, and said nothing at all."]
+    texts = [
+        "Do you see it?",
+        "No.",
+        "She looked at him for a long while, and said nothing at all.",
+    ]
     rows = [predictor([text])[0]["prediction"] for text in texts]
     assert [row["prediction"] for row in predictor(texts)] == rows
