@@ -17,6 +17,7 @@ from model.modeling import Model
 from reporting.card import auto_class
 from training.loading import load_model
 
+BASE_TYPE = json.loads((ROOT / "tiny" / "config.json").read_text("utf-8"))["model_type"]
 OPEN = """
 import json, sys
 import torch, transformers
@@ -30,7 +31,8 @@ if model.config.is_encoder_decoder and model.can_generate():
     inputs["decoder_input_ids"] = inputs["input_ids"]
 torch.save(model(**inputs).logits.detach(), "logits.pt")
 half = auto.from_pretrained(path, trust_remote_code=trust, dtype=torch.bfloat16)
-found = {"module": type(model).__module__, "dtypes": sorted({str(p.dtype) for p in half.parameters()})}
+dtypes = sorted({str(p.dtype) for p in half.parameters()})
+found = {"module": type(model).__module__, "dtypes": dtypes}
 body = transformers.AutoModel.from_pretrained(path, trust_remote_code=trust)
 found["embeddings"] = body.get_input_embeddings().num_embeddings
 if model.can_generate():
@@ -204,8 +206,8 @@ def test_a_checkpoint_is_a_base_model_like_any_other(run, sample, tokenizer, tmp
     outdir = tmp_path / "run"
     arguments = [*files, f"--model_id={run / 'best'}", "--max_len=48", "--lr=1e-12"]
     Launch([*arguments, "--max_steps=1", f"--outdir={outdir}"], tmp_path / "output").expect()
-    one, two = (load_model(Model, str(folder / "best")) for folder in (run, outdir))
-    torch.testing.assert_close(logits_of(one, tokenizer), logits_of(two, tokenizer))
+    models = [load_model(Model, str(folder / "best")) for folder in (run, outdir)]
+    torch.testing.assert_close(*(logits_of(model, tokenizer) for model in models))
     configs = [
         json.loads((folder / "best" / "config.json").read_text()) for folder in (run, outdir)
     ]
