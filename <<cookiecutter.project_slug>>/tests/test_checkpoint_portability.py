@@ -115,9 +115,10 @@ def rewritten(sample, tokenizer, tmp_path):
             file.write(more)
         schema = generate_dataset(sample / "train.jsonl", tokenizer, 48).schema
         code = (
-            f"import torch; from model.configuration import ModelConfig; from model.modeling "
-            f"import Model; torch.manual_seed(0); model = Model(ModelConfig({str(ROOT / 'tiny')!r}, "
-            f"**{schema!r})); model.save_pretrained({str(project / 'best')!r})"
+            "import torch; from model.configuration import ModelConfig; "
+            "from model.modeling import Model; torch.manual_seed(0); "
+            f"model = Model(ModelConfig({str(ROOT / 'tiny')!r}, **{schema!r})); "
+            f"model.save_pretrained({str(project / 'best')!r})"
         )
         environment = {**os.environ, "PYTHONPATH": str(project)}
         subprocess.run([sys.executable, "-c", code], cwd=project, env=environment, check=True)

@@ -252,10 +252,9 @@ def _check_weights(model: PreTrainedModel, info: dict, model_id: str) -> list[st
             f"{model_id}: {len(body)} weights of {type(base).__name__} are missing, such as "
             f"{body[0]}{other}"
         )
-    unused = [name for name in unexpected if not name.startswith("replaced.")]
     return [
         f"{what}: {', '.join(names[:4])}{f' and {len(names) - 4} more' if len(names) > 4 else ''}"
-        for what, names in (("new weights", missing), ("weights not used", unused))
+        for what, names in (("new weights", missing), ("weights not used", unexpected))
         if names
     ]
 

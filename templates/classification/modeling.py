@@ -75,8 +75,19 @@ class Model(Wrapper):
                 self.notes.append("the rows of the base model's head now have the data's order")
             return base
         self.notes.append(f"labels other than the base model's ({', '.join(names[:8])}): new head")
-        new = "|".join(name.replace(".", r"\.") for name in _label_dims(config))
-        return self.load_base(config, key_mapping={f"^({new})$": r"replaced.\1"})
+        loaded = AutoModelForSequenceClassification.from_pretrained(
+            config.base_model_id, config=saved, dtype=torch.float32, trust_remote_code=False
+        )
+        head = _label_dims(config)
+        body = {name: t for name, t in loaded.state_dict().items() if name not in head}
+        base, self.loading_info = type(loaded).from_pretrained(
+            None,
+            config=config.base_config,
+            state_dict=body,
+            dtype=torch.float32,
+            output_loading_info=True,
+        )
+        return self._adopt(base, config)
 
 
 def _fits(saved: PreTrainedConfig, names: list[str], config: ModelConfig) -> bool:
