@@ -31,7 +31,7 @@ OF_THE_PROJECT = [
     "test_predict.py",
     "test_input.py::test_a_bad_file_is_named_in_one_sentence",
     "test_input.py::test_every_format_gives_the_same_examples",
-    "test_elsewhere.py::test_a_checkpoint_opens_without_the_project[best]",
+    "test_checkpoint_portability.py::test_a_checkpoint_is_one_of_its_base_model[best]",
     "test_interruption.py::test_a_signal_to_one_process_stops_all[1-0-SIGTERM]",
     "test_runs.py::test_a_stopped_run_ends_as_if_it_had_not_been[9]",
 ]

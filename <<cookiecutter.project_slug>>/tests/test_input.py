@@ -135,7 +135,7 @@ def test_tokens_are_found_again_by_another_process(sample):
     [
         (["--restore_dir", "data"], "data: no checkpoint here"),
         (["--restore_dir", "nowhere"], "nowhere: no checkpoint here"),
-        (["--model_id", "./no-such-model"], "./no-such-model: no tokenizer"),
+        (["--model_id", "./no-such-model"], "./no-such-model: no such folder"),
         (["--batch_size", "0"], "--batch_size 0: expected at least 1"),
         (["--max_len", "1"], "--max_len 1: expected at least 2"),
         (["--max_grad_norm", "-1"], "--max_grad_norm -1.0: expected at least 0"),

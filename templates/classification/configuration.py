@@ -32,8 +32,8 @@ class ModelConfig(WrapperConfig):
     ):
         if "classifier_dropout" in kwargs:
             raise ValueError(
-                "it was saved by an earlier version, with mean pooling, which is another model; open "
-                "it with AutoModelForSequenceClassification.from_pretrained(folder, "
+                "it was saved by an earlier version, with mean pooling, which is another model; "
+                "open it with AutoModelForSequenceClassification.from_pretrained(folder, "
                 "trust_remote_code=True)"
             )
         saved = list((kwargs.get("id2label") or {}).values())

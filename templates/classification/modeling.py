@@ -90,17 +90,18 @@ def _fits(saved: PreTrainedConfig, names: list[str], config: ModelConfig) -> boo
 def _label_dims(config: ModelConfig) -> dict[str, int]:
     """Return the tensors that have a row for each label, and the dimension of these rows."""
     sizes = []
-    for more in (0, 1):
+    for count in (config.num_labels, config.num_labels + 1):
         other = copy.deepcopy(config.base_config)
-        other.num_labels = config.num_labels + more
+        other.num_labels = count
         with torch.device("meta"):
             model = AutoModelForSequenceClassification.from_config(other, trust_remote_code=False)
         sizes.append({name: tensor.shape for name, tensor in model.named_parameters()})
-    return {
-        name: next(dim for dim, (a, b) in enumerate(zip(shape, sizes[1][name])) if a != b)
-        for name, shape in sizes[0].items()
-        if shape != sizes[1][name]
-    }
+    found = {}
+    for name, shape in sizes[0].items():
+        differs = [a != b for a, b in zip(shape, sizes[1][name], strict=True)]
+        if any(differs):
+            found[name] = differs.index(True)
+    return found
 
 
 Model.register_for_auto_class("AutoModelForSequenceClassification")
