@@ -136,14 +136,16 @@ FULL = """
 set -e
 mkdir small
 mount -t tmpfs -o size=12m none small
-code=0; python train.py --train_input data/valid.jsonl --outdir small/run || code=$?
+code=0
+python train.py --train_input data/valid.jsonl --valid_input data/valid.jsonl --outdir small/run \\
+    || code=$?
 echo "code $code"
 mount -o remount,ro small
 code=0; python train.py --outdir small/other || code=$?
 echo "code $code"
 python -c '
 from pathlib import Path
-from training.files import find_fault
+from training.atomic import find_fault
 print(*(find_fault(Path("small/run") / name) for name in ("best", "last")))
 '
 """
@@ -166,4 +168,5 @@ def test_a_full_and_a_read_only_file_system_leave_the_last_save_whole(
     assert done.stdout.splitlines()[-1] == "None None"
     sentences = [line for line in done.stderr.splitlines() if line.startswith("train.py: ")]
     assert len(sentences) == 2, done.stderr[-3000:]
+    assert "not saved" in sentences[0] and "Read-only file system" in sentences[1], sentences
     assert "Traceback" not in done.stderr

@@ -145,9 +145,8 @@ class Report:
             init()
 
     def _write_card(self, folder: Path) -> None:
-        config = getattr(self.run.accelerator.unwrap_model(self.run.model), "config", None)
-        pipeline_tag = getattr(config, "pipeline_tag", None)
-        write_card(folder, self.state, self.config.to_args(), pipeline_tag)
+        model = self.run.accelerator.unwrap_model(self.run.model)
+        write_card(folder, self.state, self.config.to_args(), model)
         (folder / "loss.png").write_bytes(self._draw())
 
     def _draw(self) -> bytes:

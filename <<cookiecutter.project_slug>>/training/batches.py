@@ -140,7 +140,7 @@ class Batches:
         self.seed = seed
         self.max_tokens = MAX_TOKENS.get(accelerator.device.type) if examples.is_divisible else None
         self._order = _PlannedOrder()
-        self._loader = DataLoader(
+        self._loader: DataLoader | None = DataLoader(
             _Loading(examples),
             sampler=self._order,
             batch_size=None,
@@ -204,7 +204,15 @@ class Batches:
             )
         return micro_batches
 
+    def close(self) -> None:
+        """End the workers, once no generator of `steps` is open.
+
+        They block SIGTERM, by which torch ends those that are left to the garbage collector.
+        """
+        self._loader = None
+
     def _load(self) -> Iterator[dict]:
+        assert self._loader is not None
         if not self._loader.num_workers:
             loaded = iter(self._loader)
             while group := list(islice(loaded, AHEAD)):

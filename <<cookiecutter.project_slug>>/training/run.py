@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import DistributedType
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from transformers import PreTrainedTokenizerBase
@@ -34,7 +35,7 @@ from .randomness import seed_all
 from .signals import StopSignals
 from .start_check import check_contract
 from .state import TrainState
-from .strategy import Strategy, build_strategy
+from .strategy import Strategy
 
 
 @dataclass
@@ -85,9 +86,26 @@ def open_run(task: Task, argv: list[str]) -> Iterator[Run]:
     with lock_folder(group, Path(config.outdir)):
         _check_unchanged(group, task, argv, config)
         run = _Opening(task, config, accelerator, group, notes).open()
-        with run.signals:
-            yield run
-        run.train_data.close()
+        try:
+            with run.signals:
+                yield run
+        finally:
+            run.train_data.close_batches()
+            run.valid_batches.close()
+        run.train_data.remove_files()
+
+
+def _build_strategy(accelerator: Accelerator, max_grad_norm: float) -> Strategy:
+    """Choose the strategy that the launcher asked for.
+
+    Raises:
+        RunError: DeepSpeed was configured for something that is not supported.
+    """
+    if accelerator.distributed_type != DistributedType.DEEPSPEED:
+        return Strategy(accelerator)
+    from .zero import ZeroStrategy  # imports DeepSpeed, which few installations have
+
+    return ZeroStrategy(accelerator, max_grad_norm)
 
 
 def _check_unchanged(group: RankGroup, task: Task, argv: list[str], config: RunConfig) -> None:
@@ -139,7 +157,7 @@ class _Opening:
         optimizer = (self.task.build_optimizer or build_optimizer)(
             model, self.config.peak_lr, self.config.weight_decay
         )
-        strategy = build_strategy(self.accelerator, self.config.max_grad_norm)
+        strategy = _build_strategy(self.accelerator, self.config.max_grad_norm)
         unused = self.unused_parameters(model)
         model, optimizer = strategy.prepare(model, optimizer, unused)
         checkpoints = Checkpointer(
