@@ -19,11 +19,13 @@ class Resolved:
     Attributes:
         files: The data files to read, if there are any;
         table: otherwise a table with types.
+        is_inferred: Whether `datasets` has inferred these types from JSON.
         split: A part of the rows of the files, such as `train[:10]`.
     """
 
     files: list[str] = dataclasses.field(default_factory=list)
     table: datasets.Dataset | None = None
+    is_inferred: bool = False
     split: str | None = None
 
     def identify(self) -> list[str]:
@@ -61,7 +63,8 @@ def resolve(source: Source) -> Resolved:
         files = files_of_split(folder, whole)
         return Resolved(files=files, split=None if split == whole else split)
     name = str(folder) if folder.is_dir() else name
-    return Resolved(table=_attempt(source, datasets.load_dataset, name, config, split=split))
+    table = _attempt(source, datasets.load_dataset, name, config, split=split)
+    return Resolved(table=table, is_inferred=table.info.builder_name == "json")
 
 
 def _attempt(source: Source, load: Any, *args: Any, **options: Any) -> Any:

@@ -16,7 +16,7 @@ from errors import DataError
 from .columns import as_text
 from .files import format_of
 from .identity import hash_source, hash_values
-from .named import resolve
+from .named import Resolved, resolve
 from .parquet import ROWS, read_parquet
 from .sources import Source
 from .texts import read_texts
@@ -51,7 +51,7 @@ def read_table(source: Source, columns: list[str], lists: Sequence[str] = ()) ->
     lists = [name for name in columns if name in lists]
     resolved = resolve(source)
     if resolved.table is not None:
-        batches = _read_typed(source, resolved.table, columns, lists)
+        batches = _read_typed(source, resolved, columns, lists)
     elif format_of(resolved.files[0]) == ".parquet":
         batches = chain.from_iterable(read_parquet(f, columns, lists) for f in resolved.files)
     else:
@@ -83,15 +83,22 @@ def _sort_key(text: str) -> tuple[int, str]:
 
 
 def _read_typed(
-    source: Source, table: datasets.Dataset, columns: list[str], lists: list[str]
+    source: Source, resolved: Resolved, columns: list[str], lists: list[str]
 ) -> Iterator[pa.RecordBatch]:
+    table = resolved.table
+    assert table is not None
     for name in columns:
         if name not in table.column_names:
             found = ", ".join(map(repr, table.column_names))
             raise DataError(f"{source}: no column {name!r}; the data set has {found}")
-    table = table.select_columns(columns)
+        kind = table.data.schema.field(name).type
+        if resolved.is_inferred and pa.types.is_temporal(kind):
+            # How the dates were written is lost.
+            sentence = f"{source}: {name!r} was read as {kind}; expected the address of the files"
+            raise DataError(f"{sentence}, as hf://datasets/org/name/train.jsonl")
+    rows = table.select_columns(columns).with_format("arrow")
     first = 1
-    for part in table.with_format("arrow").iter(ROWS):
+    for part in rows.iter(ROWS):
         yield as_text(part, table.features, lists, lambda row: f"{source} (row {first + row})")  # noqa: B023
         first += len(part)
 

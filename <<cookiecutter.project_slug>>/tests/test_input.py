@@ -22,6 +22,7 @@ COLUMNS = [
 GOOD = dict.fromkeys(COLUMNS, "text")
 FIRST, HEADER = next(iter(GOOD)), ",".join(GOOD) + "\n"
 CELLS = ",".join(GOOD.values())
+GAPS = "," * (len(GOOD) - 1)
 
 
 def jsonl(*rows: object) -> bytes:
@@ -50,11 +51,15 @@ def jsonl(*rows: object) -> bytes:
         ("half.jsonl", jsonl(GOOD, {**GOOD, FIRST: "\ud800"}), r"half.jsonl:2: '" + FIRST),
         ("cut.json", json.dumps([GOOD, GOOD])[:-3].encode(), "cut.json:1: broken JSON"),
         ("late.json", b"[" + jsonl(GOOD) + b", 1]", "late.json:2: broken JSON ('1' in the list)"),
-        ("empty.csv", f"{HEADER}{CELLS}\n,{CELLS[5:]}\n".encode(), "empty.csv:3: no value"),
+        ("empty.csv", f"more,{HEADER}1,{CELLS}\n2,{GAPS}\n".encode(), "empty.csv:3: no value"),
         ("short.csv", f"more,{HEADER}1,{CELLS}\n1\n".encode(), "short.csv:3: 1 cells; expected"),
         ("open.csv", f'{HEADER}{CELLS}\n"a,b\n\n'.encode(), "open.csv:3: broken CSV"),
         ("twice.csv", f"{FIRST},{HEADER}a,{CELLS}\n".encode(), f"twice.csv:1: 2 columns '{FIRST}'"),
-        ("empty.tsv", f"{HEADER}{CELLS}\n".replace(",", "\t").encode()[:-5] + b"\n", "empty.tsv:2"),
+        (
+            "empty.tsv",
+            f"more,{HEADER}1,{CELLS}\n2,{GAPS}\n".replace(",", "\t").encode(),
+            "empty.tsv:3: no value",
+        ),
         (
             "quoted.tsv",
             f'{HEADER}{CELLS}\n"say ""a""",{CELLS[5:]}\n'.replace(",", "\t").encode(),

@@ -292,6 +292,16 @@ def test_folders_of_save_to_disk_are_read(tmp_path):
         read(f"{tmp_path}/one:test")
 
 
+def test_dates_that_were_inferred_from_json_are_refused(tmp_path):
+    (tmp_path / "README.md").write_text(
+        "---\nconfigs:\n- config_name: b\n  data_files: x.jsonl\n---\n"
+    )
+    (tmp_path / "x.jsonl").write_text(lines({"a": "2019-01-01", "b": "y"}))
+    assert read(f"{tmp_path}:b:train", "b") == [("y",)]
+    with pytest.raises(DataError, match=r"'a' was read as timestamp\[s\]; expected the address"):
+        read(f"{tmp_path}:b:train", "a")
+
+
 def test_a_part_of_a_split_is_taken_from_its_rows(tmp_path):
     (tmp_path / "train.jsonl").write_text(lines(*({"a": str(n)} for n in range(10))))
     assert read(f"{tmp_path}:train[8:]", "a") == [("8",), ("9",)]
