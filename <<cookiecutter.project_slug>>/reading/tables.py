@@ -18,7 +18,7 @@ from .files import format_of
 from .identity import hash_source, hash_values
 from .named import Resolved, resolve
 from .parquet import ROWS, read_parquet
-from .sources import Source
+from .sources import Source, expand_user, parse_name
 from .texts import read_texts
 
 
@@ -65,6 +65,9 @@ def read_table(source: Source, columns: list[str], lists: Sequence[str] = ()) ->
 
 def is_plain_text(source: Source) -> bool:
     """Return whether the source consists of .txt files: one document, without rows."""
+    match = parse_name(source)
+    if match and not expand_user(match["name"]).is_dir():
+        return False  # on the Hub
     files = resolve(source).files
     return bool(files) and format_of(files[0]) == ".txt"
 

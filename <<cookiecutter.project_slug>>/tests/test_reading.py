@@ -8,6 +8,7 @@ import gzip
 import json
 import lzma
 import os
+import pickle
 import random
 import shutil
 import subprocess
@@ -56,7 +57,7 @@ ODD = [
 TEXT = st.sampled_from(ODD) | st.text(st.characters(exclude_categories=["Cs"]), max_size=9)
 ROWS = st.lists(st.tuples(TEXT, TEXT), min_size=1, max_size=6)
 SETTINGS = settings(
-    max_examples=25, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)
+    max_examples=20, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)
 )
 
 
@@ -215,6 +216,9 @@ def test_a_json_array_larger_than_a_block_is_read(tmp_path):
     text = json.dumps([{"a": a, "b": b} for a, b in rows], ensure_ascii=False)
     (tmp_path / "t.json").write_bytes(codecs.BOM_UTF8 + text.encode())
     assert read(tmp_path / "t.json") == rows
+    (tmp_path / "t.json").write_bytes(text.encode()[:-1] + b',\n"\xe9"]')
+    with pytest.raises(DataError, match=r"t\.json:2: not UTF-8"):
+        read(tmp_path / "t.json")
     (tmp_path / "t.json").write_bytes(text.encode() + b"\n\n]")
     with pytest.raises(DataError, match=r"t\.json:3: broken JSON"):
         read(tmp_path / "t.json")
@@ -237,6 +241,7 @@ def test_compressed_files_are_read_and_damaged_ones_refused(ending, tmp_path):
     assert read(path) == [("x", "1"), ("y", "2")] * 2
     assert read(f"file://{path}") == [("x", "1"), ("y", "2")] * 2
     assert locate_row(path, 3) == f"{path}:4"
+    assert read(path, "b") == [("1",), ("2",)] * 2
     path.write_bytes(twice[:-3])
     with pytest.raises(DataError, match=f"{path.name}: cannot be read"):
         read(path)
@@ -429,6 +434,15 @@ def test_a_text_without_tokens_is_refused_or_has_an_end(text, tmp_path):
     else:
         assert dataset.lengths.min() > 0
         assert dataset[len(dataset) - 1]["input_ids"][-1] == 1
+
+
+def test_examples_survive_the_way_to_a_worker(rows):
+    dataset = generate_dataset(rows, load_tokenizer(str(ROOT / "tiny")), 16)
+    copy = pickle.loads(pickle.dumps(dataset))
+    batch, expected = (part.collate([part[0]]) for part in (copy, dataset))
+    assert {k: getattr(v, "tolist", lambda v=v: v)() for k, v in batch.items()} == {
+        k: getattr(v, "tolist", lambda v=v: v)() for k, v in expected.items()
+    }
 
 
 def test_data_describe_themselves(rows):
