@@ -2,7 +2,7 @@
 
 import logging
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import chain
 from pathlib import Path
 
@@ -106,7 +106,7 @@ def _read_typed(
         first += len(part)
 
 
-def _cached(source: Source, key: str, batches: Iterable[pa.RecordBatch]) -> datasets.Dataset:
+def _cached(source: Source, key: str, batches: Iterator[pa.RecordBatch]) -> datasets.Dataset:
     path = Path(datasets.config.HF_DATASETS_CACHE, "text", f"{key}.arrow")
     if not path.exists():
         try:
@@ -118,17 +118,20 @@ def _cached(source: Source, key: str, batches: Iterable[pa.RecordBatch]) -> data
     return datasets.Dataset(MemoryMappedTable.from_file(str(path)), fingerprint=key)
 
 
-def _write(source: Source, path: Path, batches: Iterable[pa.RecordBatch]) -> None:
+def _write(source: Source, path: Path, batches: Iterator[pa.RecordBatch]) -> None:
+    if (first := next(batches, None)) is None:
+        raise DataError(f"{source}: no rows; expected at least one example")
     part = Path(f"{path}.{uuid.uuid4().hex}")  # another process may write the same
-    batches = iter(batches)
     try:
-        if (first := next(batches, None)) is None:
-            raise DataError(f"{source}: no rows; expected at least one example")
         with pa.OSFile(str(part), "wb") as sink, pa.ipc.new_stream(sink, first.schema) as writer:
             for batch in chain([first], batches):
-                if batch.schema != first.schema:
-                    raise DataError(f"{source}: lists in some files only; expected one kind")
-                writer.write_batch(batch)
+                writer.write_batch(_alike(source, batch, first.schema))
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def _alike(source: Source, batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
+    if batch.schema != schema:
+        raise DataError(f"{source}: lists in some files only; expected one kind")
+    return batch

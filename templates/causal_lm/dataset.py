@@ -1,4 +1,4 @@
-"""The data: texts, joined end to end and cut into blocks."""
+"""Read texts, tokenize them, join them and cut them into blocks."""
 
 import zlib
 from collections.abc import Iterator

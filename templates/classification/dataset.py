@@ -1,4 +1,4 @@
-"""The data: a text, or two, and what it is labelled with, per example."""
+"""Read labelled texts, or pairs of texts, and tokenize them."""
 
 from collections.abc import Iterator
 from typing import Any
