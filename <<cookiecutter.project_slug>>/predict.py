@@ -1,11 +1,12 @@
-"""Use a checkpoint: a file in, a file out, in the same order; or a line at a time.
+"""Predict with a checkpoint: from a file into a file, in the same order; or interactively.
 
 python predict.py --input new.jsonl --output predictions.jsonl
 accelerate launch --multi_gpu --num_processes 2 predict.py --input new.jsonl    two GPUs
-python predict.py                                    asks for a line, answers it, asks again
+python predict.py                                    reads lines from the terminal
 """
 
 import argparse
+import io
 import json
 import sys
 from collections.abc import Iterable
@@ -17,41 +18,87 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from tqdm import tqdm
 
-from errors import DataError, RunError
-from model.modeling import Model
-from model.prediction import OPTIONS, Predictor
+from errors import RunError
+from model.interface import TaskPredictor
 from reading.tables import read_table
-from reporting.help import HelpFormatter
-from training.arguments import OneOrMore
-from training.files import saving, write_file
+from training.atomic import saving, write_file
+from training.contract import Task
+from training.help import HelpFormatter, OneOrMore
 from training.launch import run, start
 from training.loading import load_model, load_tokenizer
-from training.state import TrainingState
+from training.model_check import check_length
+from training.state import STATE_FILE, SavedRun
+
+MAX_LEN = 128  # for a checkpoint that does not say what it was trained with
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser(task: Task) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(usage="predict.py [arguments]", formatter_class=HelpFormatter)
-    parser.add_argument("--checkpoint", default="outputs/best", help="folder that a run saved")
+    parser.add_argument("--checkpoint", default="outputs/best", help="folder of a trained model")
     files: dict = {"nargs": "+", "action": OneOrMore, "metavar": "FILE"}
-    parser.add_argument("--input", help="if not given, lines from the terminal", **files)
-    parser.add_argument("--output", default="predictions.jsonl", help="file to write")
+    parser.add_argument("--input", help="input file(s); interactive if omitted", **files)
+    parser.add_argument("--output", default="predictions.jsonl", help="output file")
     parser.add_argument("--column", nargs="+", help="columns to read, if not those of training")
-    parser.add_argument("--batch_size", type=int, default=32, help="per process")
-    parser.add_argument("--max_len", type=int, help="most tokens in a text, if not as in training")
-    for name, option in OPTIONS.items():
+    parser.add_argument("--batch_size", type=int, default=32, help="examples per process")
+    parser.add_argument("--max_len", type=int, help="maximum sequence length")
+    for name, option in task.predict_options.items():
         parser.add_argument(f"--{name}", **option)
     return parser
 
 
+def parse_args(task: Task, argv: list[str] | None) -> argparse.Namespace:
+    """Parse and check the arguments.
+
+    Raises:
+        RunError: A number is not positive, or the output folder does not exist.
+    """
+    args = build_parser(task).parse_args(argv)
+    for name in ("batch_size", "max_len", *task.predict_options):
+        value = getattr(args, name)
+        if isinstance(value, (int, float)) and value <= 0:
+            raise RunError(f"--{name} {value}: expected more than 0")
+    args.checkpoint = str(Path(args.checkpoint).expanduser())
+    args.output = Path(args.output).expanduser()
+    if not args.output.parent.is_dir():
+        raise RunError(f"--output {args.output}: there is no folder {args.output.parent}")
+    return args
+
+
+def load_predictor(task: Task, args: argparse.Namespace, accelerator: Accelerator) -> TaskPredictor:
+    """Load the model of a checkpoint, to predict as it was trained.
+
+    Raises:
+        RunError: `model/` has no Predictor, or the checkpoint cannot be loaded.
+    """
+    if task.predictor_class is None:
+        raise RunError("model/prediction.py: no class Predictor; expected one for predict.py")
+    checkpoint = Path(args.checkpoint)
+    tokenizer = load_tokenizer(args.checkpoint, is_optional=not task.needs_tokenizer)
+    model = load_model(task.model_class, args.checkpoint).to(accelerator.device).eval()
+    schema: dict = {}
+    max_len = MAX_LEN
+    if (checkpoint / STATE_FILE).is_file():
+        saved = SavedRun.read(checkpoint)
+        schema = saved.schema
+        max_len = saved.args["max_len"]
+    max_len = args.max_len or max_len
+    check_length(model, max_len)
+    options = {name: getattr(args, name) for name in task.predict_options}
+    predictor = task.predictor_class(model, tokenizer, max_len, schema, **options)
+    for note in getattr(predictor, "notes", []):
+        accelerator.print(note)
+    return predictor
+
+
 def predict(
-    accelerator: Accelerator, predictor: Predictor, texts: list, batch_size: int
+    accelerator: Accelerator, predictor: TaskPredictor, texts: list, batch_size: int
 ) -> list[dict]:
-    """Predict all texts, those of like length together, in all processes.
+    """Predict all texts, batched by length, over all ranks.
 
     Returns:
-        The predictions, in the order of the texts.
+        The predictions in the order of the texts, on every rank.
     """
-    order = np.argsort([-len("".join(text)) for text in texts], kind="stable")
+    order = np.argsort([-len(str(text)) for text in texts], kind="stable")
     batches = [order[begin : begin + batch_size] for begin in range(0, len(order), batch_size)]
     mine = batches[accelerator.process_index :: accelerator.num_processes]
     found: list[tuple[int, dict]] = []
@@ -61,8 +108,8 @@ def predict(
     return [by_index[index] for index in range(len(texts))]
 
 
-def converse(predictor: Predictor, lines: Iterable[str]) -> None:
-    """Answer each line as it comes; a tab divides the texts of a pair."""
+def converse(predictor: TaskPredictor, lines: Iterable[str]) -> None:
+    """Answer each line; a tab separates the two texts of a pair."""
     print("> ", end="", flush=True)
     with suppress(KeyboardInterrupt):
         for line in lines:
@@ -73,24 +120,22 @@ def converse(predictor: Predictor, lines: Iterable[str]) -> None:
     print()
 
 
+def standard_input() -> Iterable[str]:
+    """Lines of the terminal or a pipe; bytes that are not UTF-8 become U+FFFD."""
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(encoding="utf-8", errors="replace")
+    return sys.stdin
+
+
 def main(argv: list[str] | None = None) -> None:
-    args = build_parser().parse_args(argv)
-    output = Path(args.output)
-    for name in ("batch_size", "max_len", *OPTIONS):
-        if (value := getattr(args, name)) is not None and value <= 0:
-            raise RunError(f"--{name} {value}: expected more than 0")
-    if not output.parent.is_dir():
-        raise RunError(f"--output {output}: there is no folder {output.parent}")
+    task = Task()
+    args = parse_args(task, argv)
     accelerator = start()
     if args.input is None and accelerator.num_processes > 1:
         raise RunError("several processes: expected a file to share, by --input")
-    tokenizer = load_tokenizer(args.checkpoint)
-    model = load_model(Model, args.checkpoint).to(accelerator.device).eval()
-    max_len = args.max_len or TrainingState.read(Path(args.checkpoint)).args["max_len"]
-    options = {name: getattr(args, name) for name in OPTIONS}
-    predictor = Predictor(model, tokenizer, max_len, **options)
+    predictor = load_predictor(task, args, accelerator)
     if args.input is None:
-        converse(predictor, sys.stdin)
+        converse(predictor, standard_input())
         return
     columns = args.column or predictor.columns
     if len(columns) != len(predictor.columns):
@@ -102,10 +147,10 @@ def main(argv: list[str] | None = None) -> None:
     if accelerator.is_main_process:
         both = ({**row, **found} for row, found in zip(rows, predictions, strict=True))
         lines = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in both)
-        with saving(output.parent, len(lines)):
-            write_file(output, lines)
-        print(f"{len(texts):,} predictions: see {output}")
+        with saving(args.output.parent, len(lines)):
+            write_file(args.output, lines)
+        print(f"{len(texts):,} predictions: see {args.output}")
 
 
 if __name__ == "__main__":
-    sys.exit(run(main, DataError))
+    sys.exit(run(main))

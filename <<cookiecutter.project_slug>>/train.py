@@ -1,200 +1,186 @@
 """Train the model of `model/` on the data of `data/`.
 
-accelerate launch train.py                                          the first run, as it stands
+accelerate launch train.py                                          first run, default arguments
 accelerate launch train.py --train_input my.jsonl --valid_input my_valid.jsonl --outdir run1
-accelerate launch train.py --restore_dir run1/last                  go on with a stopped run
+accelerate launch train.py --restore_dir run1/last                  resume
 accelerate launch --multi_gpu --num_processes 2 train.py            two GPUs
 """
 
-import argparse
 import math
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import nullcontext
-from functools import partial
-from pathlib import Path
 
 import torch
-from accelerate import Accelerator
-from accelerate.utils import gather_object, send_to_device
-from torch.optim.lr_scheduler import LambdaLR
+from accelerate.utils import send_to_device
+from torch import Tensor
 
-from errors import DataError
-from model.configuration import BASE_MODEL, ModelConfig
-from model.dataset import OPTIONS, generate_dataset
-from model.metrics import OPTIONS as SCORE_OPTIONS, Scores
-from model.modeling import Model
-from reporting.help import HelpFormatter
+from errors import RunError
 from reporting.preview import preview
-from reporting.progress import progress_bar
 from reporting.report import Report
-from scaling.epochs import Epochs
-from scaling.memory import fit_batch_size
-from scaling.sharding import prepare, whole
-from training.arguments import OneOrMore, add_arguments, parse_args
-from training.batches import Batches, MicroBatch
-from training.checkpoint import Checkpoints
-from training.interruption import Interruption
-from training.launch import run, start
-from training.loading import build_model, load_model, load_tokenizer, set_up
-from training.lock import locked
-from training.losses import LossSum
-from training.optimization import Guard, build_optimizer, build_scheduler, take_step
-from training.peers import Peers
+from training.batches import Step
+from training.contract import Task
+from training.launch import run as exit_code_of
+from training.losses import LOSS, LossMeter, add_losses, loss_factor
+from training.optimization import optimizer_step, sum_over_ranks
 from training.randomness import seed_all
-from training.state import open_state
+from training.run import Run, open_run
 
 
-def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(usage="train.py [arguments]", formatter_class=HelpFormatter)
-    data = parser.add_argument_group("data and model")
-    files: dict = {"nargs": "+", "action": OneOrMore, "metavar": "FILE"}
-    data.add_argument("--train_input", default="data/train.jsonl", help="to learn from", **files)
-    data.add_argument("--valid_input", default="data/valid.jsonl", help="to judge by", **files)
-    for name, option in {**OPTIONS, **SCORE_OPTIONS}.items():
-        data.add_argument(f"--{name}", **option)
-    data.add_argument("--model_id", default=BASE_MODEL, help="base model: Hub id or folder")
-    data.add_argument("--max_len", type=int, default=128, help="most tokens in a text or block")
-    add_arguments(parser)
-    return parser
+def train_step(run: Run, step: Step) -> dict[str, Tensor]:
+    """Accumulate the gradient of one global batch; return this rank's part of its losses."""
+    step_losses: dict[str, Tensor] = {}
+    for micro in step.micro_batches:
+        # Dropout is a function of (seed, epoch, step, rank, number): no RNG state is ever saved.
+        seed_all(*micro.rng_key)
+        batch = send_to_device(micro.batch, run.accelerator.device, non_blocking=True)
+        # Gradients are reduced over the ranks once per step, in its last backward pass.
+        with run.strategy.gradient_sync(run.model, enabled=micro.is_last):
+            # Divided by the target items of the whole step, over all its micro-batches and ranks,
+            # so that the gradient does not depend on how the step was split.
+            _, losses = run.task.forward(run.model, batch, step.num_items)
+            factor = loss_factor(run.task, micro)
+            loss = sum_over_ranks(losses[LOSS] * factor, run.accelerator.num_processes)
+            run.accelerator.backward(loss)
+        add_losses(step_losses, losses, factor)
+    return step_losses
 
 
-def train_step(
-    accelerator: Accelerator,
-    model: torch.nn.Module,
-    micro_batches: Iterator[tuple[dict[str, torch.Tensor], MicroBatch]],
-) -> tuple[torch.Tensor, MicroBatch]:
-    """Add up the gradients of a global batch; return this process's part of its loss."""
-    step_loss = torch.zeros((), device=accelerator.device)
-    for inputs, micro in micro_batches:
-        seed_all(*micro.seed)
-        inputs = send_to_device(inputs, accelerator.device, non_blocking=True)
-        accelerator.sync_gradients = micro.ends_step
-        with nullcontext() if micro.ends_step else accelerator.no_sync(model):
-            loss = model(**inputs, num_items_in_batch=micro.num_items).loss * micro.weight
-            # Gradients will be averaged, so times as many; and NaN for all if one is not finite.
-            accelerator.backward(loss * (accelerator.num_processes + 0 * loss.detach()))
-        step_loss += loss.detach()
-        if micro.ends_step:
-            break
-    return step_loss, micro
+def train_until_validation(run: Run, report: Report) -> dict[str, float]:
+    """Train to the end of the epoch, or for `--valid_steps` steps; return mean losses."""
+    state = run.state
+    batches = run.train_batches
+    steps = batches.steps(state.current_epoch, start=state.examples)
+    done = math.ceil(state.examples / batches.global_batch_size)  # the last step may be smaller
+    left = min(len(batches) - done, state.steps_to_validation(run.config.valid_steps))
+    run.losses = LossMeter(run.accelerator, {LOSS: state.train_loss, **state.named_losses})
+    run.model.train()
+    with report.progress_bar("TRAIN", len(batches), done) as bar:
+        for _ in range(left):
+            step = next(steps)
+            losses = train_step(run, step)
+            # From the first loss or gradient on that is not finite this loss is NaN, and the
+            # optimizer changes nothing any more: all on the device, without waiting for it.
+            losses[LOSS] = run.guard.clip_gradients(losses[LOSS])
+            lr = run.optimizer.param_groups[0]["lr"]
+            was_skipped = optimizer_step(run.accelerator, run.optimizer, run.scheduler, run.guard)
+            state.advance(len(step.examples), step.num_items, was_skipped)
+            run.losses.update(losses, step)
+            report.after_step(bar, run.losses.latest, lr)
+            save_point(run, is_due=is_multiple(state.step, run.config.save_steps))
+    return mean_losses(run)
 
 
-def train(
-    accelerator: Accelerator,
-    model: torch.nn.Module,
-    optimizer: torch.optim.Optimizer,
-    scheduler: LambdaLR,
-    batches: Batches,
-    checkpoints: Checkpoints,
-    report: Report,
-) -> dict[str, float]:
-    """Train to the next validation, or the end of the epoch; return what log.json keeps of it."""
-    state = checkpoints.state
-    done = -(-state.examples // batches.global_batch_size)  # the last step may be a smaller one
-    losses = LossSum(accelerator, state.train_loss)
-    guard = Guard(accelerator, model, optimizer, state.args["max_grad_norm"])
-    micro_batches = batches.epoch(state.current_epoch, state.examples)
-    model.train()
-    with progress_bar(accelerator, state.current_epoch, "TRAIN", len(batches), done) as bar:
-        for _ in range(min(len(batches) - done, state.steps_to_validation)):
-            loss, step = train_step(accelerator, model, micro_batches)
-            losses.add(guard.clip_and_check(loss), step)
-            lr = optimizer.param_groups[0]["lr"]
-            was_skipped = take_step(accelerator, optimizer, scheduler)
-            state.advance(len(step.global_batch), step.num_items, was_skipped)
-            report.after_step(bar, losses, lr)
-            checkpoints.after_step(losses)
-    return {"loss": checkpoints.sum_up(losses) / state.train_items}
+def save_point(run: Run, is_due: bool = False) -> None:
+    """Save `last/` if that is due or a rank was signalled; in the latter case stop.
+
+    With several ranks a signal is seen one call later, so that no rank waits for another one.
+
+    Raises:
+        Stopped: A rank was signalled, and the run has been saved.
+        RunError: A loss or gradient was not finite, or the save failed.
+    """
+    must_stop = run.signals.stop_requested(run.losses.first_bad_step is not None)
+    if must_stop or is_due:
+        mean_losses(run)  # raises rather than save a step that is not finite
+        run.checkpoints.save(run.model, run.optimizer, run.state)
+    if must_stop:
+        raise run.signals.stopped(run.config.outdir)
+
+
+def is_multiple(step: int, interval: int | None) -> bool:
+    return interval is not None and step % interval == 0
+
+
+def mean_losses(run: Run) -> dict[str, float]:
+    """Read the losses of the epoch into the state; return their means over all ranks.
+
+    Raises:
+        RunError: One was not finite; `bad_batch/` has been saved to reproduce it.
+    """
+    sums = run.losses.sums()
+    run.state.train_loss = sums.get(LOSS, 0.0)
+    run.state.named_losses = {name: value for name, value in sums.items() if name != LOSS}
+    gathered = run.group.gather((sums, run.losses.first_bad_step))
+    bad = [step for _, step in gathered if step is not None]
+    if bad:
+        raise_not_finite(run, min(bad, key=lambda step: (step.epoch, step.index)))
+    items = max(1, run.state.train_items)
+    names = [LOSS, *run.state.named_losses]
+    return {name: math.fsum(part.get(name, 0.0) for part, _ in gathered) / items for name in names}
+
+
+def raise_not_finite(run: Run, step: Step) -> None:
+    """End the run before a step whose loss or gradient is not finite."""
+    place = run.checkpoints.save_bad_batch(run.model, run.train_data.examples, step)
+    shown = ", ".join(map(str, step.examples[:8]))
+    more = ", ..." if len(step.examples) > 8 else ""
+    raise RunError(
+        f"epoch {step.epoch}, step {step.index}: the loss or its gradient is not finite, examples "
+        f"{shown}{more} (0-based); {place}"
+    )
+
+
+def validate_step(run: Run, step: Step, losses: LossMeter) -> None:
+    """Add a batch of validation examples to losses and scores."""
+    for micro in step.micro_batches:
+        batch = send_to_device(micro.batch, run.accelerator.device, non_blocking=True)
+        outputs, parts = run.task.forward(run.model, batch, step.num_items)
+        factor = loss_factor(run.task, micro)
+        losses.update({name: part * factor for name, part in parts.items()}, step)
+        if micro.weight:  # 0 on a rank that has no example left
+            run.scores.update(outputs, batch)
+        save_point(run)
 
 
 @torch.no_grad()
-def valid(
-    accelerator: Accelerator,
-    model: torch.nn.Module,
-    batches: Batches,
-    scores: Scores,
-    epoch: int,
-    after_batch: Callable[[], None] = lambda: None,
-) -> dict[str, float]:
-    """Compute loss and scores of the whole validation set; return what log.json keeps of it."""
-    losses, count = LossSum(accelerator), int(batches.dataset.num_items.sum())
-    scores.reset()
-    model.eval()
-    shown = progress_bar(accelerator, epoch, "VALID", len(batches))
-    with whole(accelerator, model, getattr(scores, "generates", False)), shown as bar:
-        for inputs, micro in batches.epoch():
-            inputs = send_to_device(inputs, accelerator.device, non_blocking=True)
-            outputs = model(**inputs, num_items_in_batch=micro.num_items)
-            losses.add(outputs.loss * micro.weight, micro)
-            if micro.weight:
-                scores.update(outputs, inputs)
-            bar.set_postfix(loss=losses.last, refresh=False)
-            bar.update(micro.ends_step)
-            after_batch()
-        loss = math.fsum(gather_object([losses.total()])) / count
-        log = {"loss": loss, **scores.compute(loss), "count": count}
+def validate(run: Run, report: Report) -> dict[str, float]:
+    """Compute losses and scores of the whole validation set, over all ranks."""
+    batches = run.valid_batches
+    losses = LossMeter(run.accelerator)
+    count = int(batches.examples.num_items.sum())
+    run.scores.reset()
+    run.model.eval()
+    generates = getattr(run.scores, "generates", False)
+    bar = report.progress_bar("VALID", len(batches))
+    with run.strategy.full_parameters(run.model, generates), bar:
+        for step in batches.steps():
+            validate_step(run, step, losses)
+            bar.set_postfix(loss=losses.latest, refresh=False)
+            bar.update()
+        sums = run.group.gather(losses.sums())
+        means = {name: math.fsum(s[name] for s in sums) / max(1, count) for name in sums[0]}
+        scores = run.scores.compute(means[LOSS])
+        log = {LOSS: means.pop(LOSS), **means, **scores, "count": count}
         bar.set_postfix(log)
+    # Ranks that disagree on a score would disagree on best/ and on early stopping, too.
+    run.group.expect_equal({f"{name} (Scores.compute has to reduce it)": log[name] for name in log})
     return log
 
 
 def main(argv: list[str] | None = None) -> None:
-    args, notes = parse_args(build_parser(), argv)
-    accelerator = start(f"{args.outdir}/trackers", args.report_to)
-    peers = Peers(accelerator)
-    tokenizer = load_tokenizer(args.restore_dir or args.model_id)
-    options = {name: getattr(args, name) for name in OPTIONS}
-    score_options = {name: getattr(args, name) for name in SCORE_OPTIONS}
-    read = partial(generate_dataset, tokenizer=tokenizer, max_len=args.max_len)
-    epochs = Epochs(args, accelerator, peers, partial(read, **options))
-    train_set = epochs.dataset
-    with peers.local_main_first():
-        valid_set = read(args.valid_input, **train_set.schema)
-    if args.restore_dir is None:
-        config = ModelConfig(args.model_id, **train_set.schema)
-        if args.lr is None:
-            args.lr = 5e-5 if config.base_has_weights else 2e-3
-    with locked(peers, Path(args.outdir)), Interruption(peers) as interruption:
-        state = open_state(
-            args, train_set, accelerator, Scores.directions(train_set.schema, **score_options)
-        )
-        seed_all(args.seed)
-        if args.restore_dir is None:
-            model = build_model(Model, config, args.model_id)
-        else:
-            model = load_model(Model, args.restore_dir)
-        set_up(model, args)
-        scores = Scores(model, tokenizer, accelerator.device, **score_options)
-        report = Report(accelerator, peers, state, scores, model.config.pipeline_tag)
-        report.announce(model.num_parameters(), notes)
-        optimizer = build_optimizer(model, args.lr, args.weight_decay)
-        model, optimizer = prepare(accelerator, model, optimizer, args.max_grad_norm)
-        checkpoints = Checkpoints(
-            accelerator, interruption, state, epochs, model, optimizer, tokenizer, report
-        )
-        checkpoints.restore(args.restore_dir)
-        scheduler = build_scheduler(optimizer, args.lr_scheduler_type, args.num_warmup_steps, state)
-        fit_batch_size(accelerator, peers, state, model, train_set)
-        valid_batches = Batches(
-            valid_set, accelerator, args.eval_batch_size, num_workers=args.num_workers
-        )
-        if args.dry_run:
-            parts = (model, tokenizer, scheduler, epochs.batches(state), valid_batches, train_step)
-            return preview(accelerator, state, *parts)
-        while not state.is_over:
-            began = time.perf_counter()
-            train_log = train(
-                accelerator, model, optimizer, scheduler, epochs.batches(state), checkpoints, report
+    argv = sys.argv[1:] if argv is None else argv
+    with open_run(Task(), argv) as run:
+        report = Report(run)
+        report.start()
+        if run.config.dry_run:
+            preview(run, train_step)
+            return
+        while not run.state.is_finished(run.config.patience):
+            start = time.perf_counter()
+            train_log = train_until_validation(run, report)
+            valid_log = validate(run, report)
+            is_best = run.state.record(
+                train_log,
+                valid_log,
+                run.config.metric_for_best_model,
+                seconds=time.perf_counter() - start,
+                epoch_size=len(run.train_data.examples),
             )
-            epoch, pause = state.current_epoch, checkpoints.stop_if_due
-            valid_log = valid(accelerator, model, valid_batches, scores, epoch, pause)
-            is_best = state.record(train_log, valid_log, time.perf_counter() - began)
-            checkpoints.save(is_best)
+            describe = report.describe if is_best else None
+            run.checkpoints.save(run.model, run.optimizer, run.state, describe)
             report.after_validation()
-    epochs.close()
-    report.conclude()
+        report.finish()
 
 
 if __name__ == "__main__":
-    sys.exit(run(main, DataError))
+    sys.exit(exit_code_of(main))

@@ -1,28 +1,30 @@
 """README.md of a checkpoint: the model card."""
 
 import json
+import math
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
-from training.state import TrainingState
+from training.state import TrainState
 
-# Arguments that say where things are on this machine: no business of those who read a card.
-PLACES = ("config", "model_id", "outdir", "train_input", "valid_input")
+# Arguments that are paths or names on this machine.
+PLACES = ("config", "model_id", "outdir", "train_input", "valid_input", "restore_dir")
 CARD = """---
 {metadata}
 ---
 
 # {name}
 
-Trained from `{base}` on `{train_input}`: {step:,} steps of {global_batch_size} examples each.
+Trained from `{base}` on `{train_input}`: {step:,} steps with a global batch of {global_batch_size}.
 
-## How to load it
+## Load the model
 
 ```py
 from transformers import {auto_class}, AutoTokenizer
 
-model = {auto_class}.from_pretrained("path/to/this", trust_remote_code=True)
+model = {auto_class}.from_pretrained("path/to/this"{trust})
 tokenizer = AutoTokenizer.from_pretrained("path/to/this")
 ```
 
@@ -44,23 +46,26 @@ On `{valid_input}`, after {epoch}:
 """
 
 
-def write_card(folder: Path, state: TrainingState, pipeline_tag: str | None) -> None:
-    """Write README.md into a folder that a model has been saved in.
+def write_card(folder: Path, state: TrainState, args: dict, pipeline_tag: str | None) -> None:
+    """Write README.md into the folder of a saved model.
 
     Args:
-        pipeline_tag: What the Hub calls the task.
+        args: Arguments of the run.
+        pipeline_tag: The name of the task on the Hub; None if transformers has no pipeline.
     """
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    auto_class = next(name for name in config["auto_map"] if name != "AutoConfig")
-    args, base = state.args, config["base_model_id"]
-    is_local = Path(base).exists()
-    valid_input = _names(args["valid_input"])
-    scores = {name: value for name, value in state.best.items() if name not in ("epoch", "count")}
+    file = folder / "config.json"
+    config = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    best = state.best
+    base = str(args.get("model_id", "random weights"))
+    is_local = Path(base).expanduser().exists()
+    scores = {n: v for n, v in best.items() if n not in ("epoch", "count") and _is_finite(v)}
+    valid_input = _names(args.get("valid_input"))
+    is_custom = "auto_map" in config
     metadata = ModelCardData(
         base_model=None if is_local else base,
         pipeline_tag=pipeline_tag,
         library_name="transformers",
-        tags=["custom_code"],
+        tags=["custom_code"] if is_custom else None,
         model_name=Path.cwd().name,
         eval_results=[
             EvalResult(
@@ -77,20 +82,45 @@ def write_card(folder: Path, state: TrainingState, pipeline_tag: str | None) -> 
         metadata=metadata.to_yaml(),
         name=Path.cwd().name,
         base=Path(base).name if is_local else base,
-        train_input=_names(args["train_input"]),
+        train_input=_names(args.get("train_input")),
         valid_input=valid_input,
         step=state.step,
         global_batch_size=state.global_batch_size,
-        auto_class=auto_class,
-        epoch=state.best["epoch"],
+        auto_class=auto_class(config),
+        trust=", trust_remote_code=True" if is_custom else "",
+        epoch=best.get("epoch", "no validation"),
         scores=_rows({name: f"{value:.4g}" for name, value in scores.items()}),
         arguments=_rows({name: v for name, v in args.items() if name not in PLACES}),
     )
     (folder / "README.md").write_text(card, encoding="utf-8")
 
 
-def _names(source: str | list[str]) -> str:
-    return ", ".join(Path(part).name for part in ([source] if isinstance(source, str) else source))
+def auto_class(config: dict) -> str:
+    """Return the name of the Auto class that opens a checkpoint with this config.json."""
+    known = [name for name in config.get("auto_map", {}) if name not in ("AutoConfig", "AutoModel")]
+    if known:
+        return known[0]
+    name = (config.get("architectures") or [""])[0]
+    if name.endswith("ForSequenceClassification"):
+        return "AutoModelForSequenceClassification"
+    if name.endswith("ForTokenClassification"):
+        return "AutoModelForTokenClassification"
+    from transformers.models.auto import modeling_auto
+
+    for auto in ("CausalLM", "Seq2SeqLM"):
+        table = "CAUSAL_LM" if auto == "CausalLM" else "SEQ_TO_SEQ_CAUSAL_LM"
+        if name in getattr(modeling_auto, f"MODEL_FOR_{table}_MAPPING_NAMES").values():
+            return f"AutoModelFor{auto}"
+    return "AutoModel"
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, (int, float)) and math.isfinite(value)
+
+
+def _names(source: str | list[str] | None) -> str:
+    parts = [source] if isinstance(source, str) else source or []
+    return ", ".join(Path(part).name for part in parts)
 
 
 def _rows(values: dict) -> str:

@@ -1,16 +1,20 @@
-"""loss.png: the run at a glance."""
+"""loss.png: losses, the score that best/ is chosen by, and the learning rate, over the steps."""
 
 import io
+import math
 
-from training.state import TrainingState
+from training.state import TrainState
 
 
-def draw_curves(state: TrainingState) -> bytes:
-    """Draw, over the steps, losses, the score that best/ is chosen by, and learning rate; a PNG."""
-    from matplotlib.figure import Figure  # takes a second: not at every start
+def draw_curves(state: TrainState, metric: str) -> bytes:
+    """Return a PNG file.
+
+    Args:
+        metric: Name of the score that best/ is chosen by.
+    """
+    from matplotlib.figure import Figure  # importing it takes a second
     from matplotlib.ticker import MaxNLocator
 
-    metric = state.args["metric_for_best_model"]
     entries = list(state.log.values())
     at = [entry["step"] for entry in entries]
     figure = Figure(figsize=(9, 5), layout="constrained")
@@ -18,12 +22,14 @@ def draw_curves(state: TrainingState) -> bytes:
     steps, losses, rates = zip(*state.curve, strict=True) if state.curve else ((), (), ())
     left.plot(steps, losses, color="tab:blue", alpha=0.35, linewidth=1, label="train, single steps")
     for part, color in (("train", "tab:blue"), ("valid", "tab:orange")):
-        means = [entry[f"{part}_log"]["loss"] for entry in entries]
+        losses_of = [entry[f"{part}_log"]["loss"] for entry in entries]
+        means = [math.nan if loss is None else loss for loss in losses_of]
         left.plot(at, means, color=color, marker="o", label=f"{part}, mean")
     left.set(title="loss", xlabel="step")
     right.set(xlabel="step")
     if metric != "loss":
-        values = [entry["valid_log"].get(metric, float("nan")) for entry in entries]
+        found = [entry["valid_log"].get(metric) for entry in entries]
+        values = [math.nan if value is None else value for value in found]
         right.plot(at, values, color="tab:green", marker="o", label=f"valid, {metric}")
         right.set_title(f"{metric} and learning rate")
         rate = right.twinx()
@@ -32,7 +38,7 @@ def draw_curves(state: TrainingState) -> bytes:
         rate = right
     rate.plot(steps, rates, color="tab:gray", linestyle="--", label="learning rate")
     rate.ticklabel_format(axis="y", style="sci", scilimits=(-2, 4))
-    if state.best:
+    if state.best.get("epoch") in state.log:
         best = state.log[state.best["epoch"]]["step"]
         left.axvline(best, color="tab:green", linestyle=":", label="best/")
     for axes in (left, right):

@@ -3,15 +3,32 @@
 from pathlib import Path
 
 from huggingface_hub import HfApi
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
 
 from errors import RunError
 
+# They hold paths of this machine.
+LOCAL = ["training_state.json", "manifest.json"]
 
-def push(folder: Path, repository: str) -> None:
-    """Upload a checkpoint; the repository is made, as a public one, if there is none.
+
+def check_repo_id(name: str) -> None:
+    """Check a name before the work, not after it.
 
     Raises:
-        RunError: the Hub cannot be reached or does not take it; nothing local has changed.
+        RunError: the Hub does not accept it as the name of a repository.
+    """
+    try:
+        validate_repo_id(name)
+    except HFValidationError as error:
+        raise RunError(f"--push_to_hub {name}: {_reason(error)}") from None
+
+
+def push(folder: Path, repository: str) -> None:
+    """Upload a checkpoint; a public repository is created if there is none.
+
+    Raises:
+        RunError: the Hub cannot be reached or rejects it. Nothing local has changed.
     """
     api = HfApi()
     try:
@@ -19,11 +36,14 @@ def push(folder: Path, repository: str) -> None:
         api.upload_folder(
             folder_path=folder.resolve(),
             repo_id=repository,
-            ignore_patterns=["training_state.json", "manifest.json"],
+            ignore_patterns=LOCAL,
             commit_message="Upload the best checkpoint",
         )
     except Exception as error:  # of many kinds: of the network, of its client, of the Hub
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise RunError(
-            f"--push_to_hub {repository}: not uploaded ({reason}); see {folder}"
+            f"--push_to_hub {repository}: not uploaded ({_reason(error)}); see {folder}"
         ) from None
+
+
+def _reason(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

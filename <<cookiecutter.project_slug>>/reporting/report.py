@@ -1,124 +1,113 @@
-"""What a run tells while it goes on, to the terminal, to trackers, and in pictures."""
+"""Report a run while it goes on: terminal, trackers and pictures."""
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 
-from accelerate import Accelerator
+import torch
 from tqdm import tqdm
 
-from training.files import saving, write_file
-from training.losses import LossSum
-from training.peers import Peers
-from training.state import TrainingState
+from errors import RunError
+from training.atomic import saving, write_file
+from training.run import Run
 
 from .card import write_card
 from .curves import draw_curves
 from .hub import push
 
-# The trackers that find their run again by an id of ours, and the arguments that say so.
-TAKE_UP = {
-    "wandb": lambda run: {"id": run, "resume": "allow"},
-    "trackio": lambda run: {"name": run, "resume": "allow"},
-    "swanlab": lambda run: {"id": run, "resume": "allow"},
+# init_kwargs that let a tracker resume its run by id.
+RESUME: dict[str, Callable[[str], dict]] = {
+    "wandb": lambda run_id: {"id": run_id, "resume": "allow"},
+    "trackio": lambda run_id: {"name": run_id, "resume": "allow"},
+    "swanlab": lambda run_id: {"id": run_id, "resume": "allow"},
 }
 
 
 class Report:
-    """All processes call the same methods; the main one tells.
+    """Every rank calls the same methods; the main one reports.
 
-    Args:
-        scores: Of the validation, with `save(folder)`: see `model/metrics.py`.
-        pipeline_tag: What the Hub calls the task.
+    Raises:
+        RunError: A tracker cannot start.
     """
 
-    def __init__(
-        self,
-        accelerator: Accelerator,
-        peers: Peers,
-        state: TrainingState,
-        scores,
-        pipeline_tag: str | None,
-    ):
-        self.accelerator, self.peers, self.state, self.scores = accelerator, peers, state, scores
-        self.print = accelerator.on_main_process(print)  # accelerator.print does on each machine
-        self.pipeline_tag = pipeline_tag
-        self.outdir = Path(state.args["outdir"])
-        self._curves: tuple[int, bytes] = -1, b""
-        if state.args["report_to"] and not state.args["dry_run"]:
-            settings = {name: about(state.run_id) for name, about in TAKE_UP.items()}
-            if state.step > 0:  # what was logged after the save is logged again
-                settings["tensorboard"] = {"purge_step": state.step + 1}
-            simple = (bool, int, float, str)
-            config = {name: v for name, v in state.args.items() if isinstance(v, simple)}
-            accelerator.init_trackers(
-                Path.cwd().name, None if state.step > 0 else config, init_kwargs=settings
-            )
+    def __init__(self, run: Run):
+        self.run = run
+        self.state = run.state
+        self.config = run.config
+        self.outdir = Path(run.config.outdir)
+        self.print = run.accelerator.on_main_process(print)  # accelerator.print: on each machine
+        self._curves: tuple[int, bytes] = (-1, b"")
+        if run.config.report_to and not run.config.dry_run:
+            self._start_trackers()
 
-    def announce(self, num_parameters: int, notes: list[str]) -> None:
-        """Say what is about to be run."""
+    def start(self) -> None:
+        """Print model, data, number of steps, and what the user should know."""
         state = self.state
         steps = f"{state.step} of {state.total_steps}" if state.step else f"{state.total_steps}"
+        parameters = sum(_full_size(p) for p in self.run.model.parameters())
         self.print(
-            f"{num_parameters / 1e6:,.1f} M parameters from {state.args['model_id']}; "
-            f"{state.data['examples']:,} examples, {state.global_batch_size} in a step; "
-            f"{steps} steps",
-            *notes,
+            f"{parameters / 1e6:,.1f} M parameters from {self.config.model_id}; "
+            f"{len(self.run.train_data.examples):,} examples, "
+            f"global batch size {state.global_batch_size}; {steps} steps",
+            *self.run.notes,
             sep="\n",
         )
 
-    def after_step(self, bar: tqdm, losses: LossSum, lr: float) -> None:
-        """Move the bar; every `logging_steps` steps note the loss, and tell the trackers."""
+    def progress_bar(self, phase: str, total: int, initial: int = 0) -> tqdm:
+        """`[Epoch 0] [TRAIN]:  12%|█▏        | 520/4387 [02:31<20:56,  3.08it/s, loss=2.56]`"""
+        return tqdm(
+            total=total,
+            initial=initial,
+            desc=f"[Epoch {self.state.current_epoch}] [{phase}]",
+            disable=not self.run.group.is_main,
+            dynamic_ncols=True,
+        )
+
+    def after_step(self, bar: tqdm, loss: float | None, lr: float) -> None:
+        """Move the bar; every `--logging_steps` steps add a point to curve and trackers."""
         state = self.state
         if not bar.disable:
-            seconds = (time.time() - bar.start_t) / (bar.n + 1 - bar.initial)  # a step
+            seconds = (time.time() - bar.start_t) / (bar.n + 1 - bar.initial)  # per step
             left = bar.format_interval((state.total_steps - state.step) * seconds)
-            bar.set_postfix({"loss": losses.last, "lr": lr, "left": left}, refresh=False)
+            bar.set_postfix({"loss": loss, "lr": lr, "left": left}, refresh=False)
             bar.update()
-        if state.step % state.args["logging_steps"] == 0 and losses.last is not None:
-            state.note(losses.last, lr)
-            values = {"train/loss": losses.last, "train/lr": lr, "train/epoch": state.current_epoch}
-            self.accelerator.log(values, step=state.step)
+        if state.step % self.config.logging_steps == 0 and loss is not None:
+            state.add_curve_point(loss, lr)
+            values = {"train/loss": loss, "train/lr": lr, "train/epoch": state.current_epoch}
+            self.run.accelerator.log(values, step=state.step)
 
     def after_validation(self) -> None:
-        """Draw loss.png, save what the scores show, and tell the trackers.
-
-        Raises:
-            RunError: there is no room.
-        """
+        """Draw loss.png, save the files of the scores, and log to the trackers."""
         log = list(self.state.log.values())[-1]["valid_log"]
-        self.accelerator.log({f"valid/{k}": v for k, v in log.items()}, step=self.state.step)
+        values = {f"valid/{name}": value for name, value in log.items()}
+        self.run.accelerator.log(values, step=self.state.step)
 
         def save() -> None:
             with saving(self.outdir, 0):
-                write_file(self.outdir / "loss.png", self.curves())
-                self.scores.save(self.outdir)
+                write_file(self.outdir / "loss.png", self._draw())
+                self.run.scores.save(self.outdir)
 
-        self.peers.main_does(save)
+        self.run.group.on_main(lambda: self._attempt("files of the validation", save))
 
     def describe(self, folder: Path) -> None:
-        """Write the model card and its picture into a checkpoint that is being written."""
-        write_card(folder, self.state, self.pipeline_tag)
-        (folder / "loss.png").write_bytes(self.curves())
+        """Write the model card and its picture into a `best/` that is being saved."""
+        self._attempt("README.md", lambda: self._write_card(folder))
 
-    def curves(self) -> bytes:
-        """The picture after the latest validation, drawn once."""
-        if self._curves[0] != self.state.validated_step:
-            self._curves = self.state.validated_step, draw_curves(self.state)
-        return self._curves[1]
-
-    def conclude(self) -> None:
-        """Say what was reached and where it is; upload it, if that was asked for.
+    def finish(self) -> None:
+        """Print what was reached and where it is; upload `best/` if that was asked for.
 
         Raises:
-            RunError: the Hub did not take it.
+            RunError: The upload failed.
         """
-        self.accelerator.end_training()
-        state, outdir = self.state, self.outdir
-        if state.is_stuck and state.step < state.total_steps:
-            metric, patience = state.args["metric_for_best_model"], state.args["patience"]
-            self.print(f"Ended early: no better {metric} in {patience} validations")
+        self.run.accelerator.end_training()
+        state = self.state
+        outdir = self.outdir
+        metric = self.config.metric_for_best_model
+        if state.is_stuck(self.config.patience) and state.step < state.total_steps:
+            patience = self.config.patience
+            self.print(f"Early stopping: no better {metric} in {patience} validations")
         if not state.best:
-            self.print("No validation loss was a number: there is no best/")
+            self.print(f"{metric} was not a number in any validation: no best/ was saved")
             return
         scores = {name: v for name, v in state.best.items() if name not in ("epoch", "count")}
         reached = ", ".join(f"{name} {value:.4g}" for name, value in scores.items())
@@ -127,10 +116,55 @@ class Report:
             f"{state.step:,} steps in {tqdm.format_interval(seconds)}",
             f"Best: {state.best['epoch']}, {reached}",
             f"  {outdir}/best       the model; python predict.py --checkpoint {outdir}/best",
-            f"  {outdir}/last       to go on from, with --restore_dir",
+            f"  {outdir}/last       resume with --restore_dir",
             f"  {outdir}/loss.png   the curves of {outdir}/log.json",
             sep="\n",
         )
-        if (repository := state.args["push_to_hub"]) is not None:
-            self.peers.main_does(lambda: push(outdir / "best", repository))
+        if (repository := self.config.push_to_hub) is not None:
+            self.run.group.on_main(lambda: push(outdir / "best", repository))
             self.print(f"Uploaded to {repository}")
+
+    def _start_trackers(self) -> None:
+        state = self.state
+        settings = {name: arguments(state.run_id) for name, arguments in RESUME.items()}
+        if state.step > 0:  # steps after the save are logged again
+            settings["tensorboard"] = {"purge_step": state.step + 1}
+        args = self.config.to_args()
+        simple = {name: v for name, v in args.items() if isinstance(v, (bool, int, float, str))}
+        config = None if state.step > 0 else simple
+
+        def init() -> None:
+            try:
+                self.run.accelerator.init_trackers(Path.cwd().name, config, init_kwargs=settings)
+            except Exception as error:  # of many kinds, one for each tracker
+                reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+                names = " ".join(self.config.report_to)
+                raise RunError(f"--report_to {names}: cannot start ({reason})") from None
+
+        with self.run.group.in_agreement():
+            init()
+
+    def _write_card(self, folder: Path) -> None:
+        config = getattr(self.run.accelerator.unwrap_model(self.run.model), "config", None)
+        pipeline_tag = getattr(config, "pipeline_tag", None)
+        write_card(folder, self.state, self.config.to_args(), pipeline_tag)
+        (folder / "loss.png").write_bytes(self._draw())
+
+    def _draw(self) -> bytes:
+        """The picture after the latest validation, drawn once."""
+        if self._curves[0] != self.state.validated_step:
+            metric = self.config.metric_for_best_model
+            self._curves = (self.state.validated_step, draw_curves(self.state, metric))
+        return self._curves[1]
+
+    def _attempt(self, what: str, action: Callable[[], None]) -> None:
+        """Report a failure of something that training does not need, and continue."""
+        try:
+            action()
+        except Exception as error:
+            tqdm.write(f"{what}: not written ({type(error).__name__}: {error})")
+
+
+def _full_size(parameter: torch.nn.Parameter) -> int:
+    """Number of values over all ranks; under ZeRO-3 each rank holds a part in another place."""
+    return getattr(parameter, "ds_numel", parameter.numel())

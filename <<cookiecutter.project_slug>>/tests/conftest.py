@@ -1,6 +1,7 @@
-"""What the tests share: a few real examples, and the arguments of a short run on them."""
+"""Fixtures: a few real examples, and the arguments of a short run on them."""
 
 import json
+import math
 import os
 from itertools import islice
 from pathlib import Path
@@ -8,18 +9,18 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-# Before torch is imported: two processes on two cores must not fight for them.
+# Before torch is imported: two processes on two cores must not compete for them.
 os.environ.update(HF_HUB_OFFLINE="1", OMP_NUM_THREADS="1", ACCELERATE_USE_CPU="true")
 os.environ["PYTHONPATH"] = f"{ROOT}{os.pathsep}{ROOT / 'tests'}"  # for processes that tests start
 
+from helpers.processes import Launch  # noqa: E402
 from model.dataset import generate_dataset  # noqa: E402
-from real_runs import Run  # noqa: E402
 from training.loading import load_tokenizer  # noqa: E402
 
 
 @pytest.fixture(scope="session")
 def sample(tmp_path_factory) -> Path:
-    """A folder with a small train.jsonl and valid.jsonl, and `tiny`, which has no dropout."""
+    """A folder with a small train.jsonl and valid.jsonl, and `tiny` without dropout."""
     folder = tmp_path_factory.mktemp("sample")
     for name, lines in (("train.jsonl", 42), ("valid.jsonl", 21)):
         with (ROOT / "data" / name).open(encoding="utf-8") as source:
@@ -45,7 +46,7 @@ def tokenizer():
 @pytest.fixture(scope="session")
 def steps(sample, tokenizer) -> int:
     """Steps in an epoch of the run below."""
-    return -(-len(generate_dataset(sample / "train.jsonl", tokenizer, 48)) // 8)
+    return math.ceil(len(generate_dataset(sample / "train.jsonl", tokenizer, 48)) / 8)
 
 
 @pytest.fixture
@@ -60,31 +61,29 @@ def arguments(sample, tmp_path) -> list[str]:
 
 
 @pytest.fixture(scope="session")
-def left_alone(tmp_path_factory):
-    """Run arguments to the end, undisturbed, once for all tests; give the folder of the run."""
-    folders: dict[tuple, Path] = {}
+def uninterrupted(tmp_path_factory):
+    """Run arguments from start to end, once for all tests; return the output directory."""
+    outdirs: dict[tuple, Path] = {}
 
     def run(arguments: list[str], processes: int = 1) -> Path:
-        at = arguments.index("--outdir")
-        key = (*arguments[:at], *arguments[at + 2 :]), processes
-        if key not in folders:
-            folder = tmp_path_factory.mktemp("left-alone")
-            whole = Run([*key[0], "--outdir", str(folder / "run")], folder / "output", processes)
-            assert whole.wait() == [0] * processes, whole.output()
-            folders[key] = folder / "run"
-        return folders[key]
+        position = arguments.index("--outdir")
+        key = (*arguments[:position], *arguments[position + 2 :]), processes
+        if key not in outdirs:
+            folder = tmp_path_factory.mktemp("uninterrupted")
+            outdir = ["--outdir", str(folder / "run")]
+            Launch([*key[0], *outdir], folder / "output", processes).expect()
+            outdirs[key] = folder / "run"
+        return outdirs[key]
 
     return run
 
 
 @pytest.fixture
-def in_two(arguments, tmp_path):
-    """Run the arguments in two processes, into a folder of their own."""
+def in_two_processes(arguments, tmp_path):
+    """Run the arguments in two processes, in the output directory `name`; return the output."""
 
-    def run(name: str, *more: str, patch=None) -> str:
+    def run(name: str, *more: str, **options) -> str:
         both = [*arguments, "--batch_size", "4", "--outdir", str(tmp_path / name), *more]
-        pair = Run(both, tmp_path / f"output of {name}", 2, patch)
-        assert pair.wait() == [0, 0], pair.output() + pair.output(1)
-        return pair.output()
+        return Launch(both, tmp_path / f"output of {name}", 2, **options).expect()
 
     return run

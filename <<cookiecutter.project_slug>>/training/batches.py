@@ -1,199 +1,241 @@
-"""Which examples a step takes, in which order, and which process works on which of them.
+"""Which examples belong to a step, in which order, and which rank computes which of them.
 
-The order is a function of (seed, epoch, global batch size) alone. How a global batch is cut into
-forward passes depends on the processes at hand, but not what is computed: every micro-batch
-carries the label items of its whole global batch, which is what its loss is divided by.
+The order is a function of (seed, epoch, global batch size) alone. How a global batch is split into
+micro-batches depends on the number of ranks, but not what is computed: each loss is divided by the
+target items of the whole step.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-from itertools import islice
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from itertools import islice, tee
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from torch.utils.data import DataLoader, Sampler
 
+from .contract import ExampleSet
 from .randomness import seed_all
+from .signals import blocked_signals
 
 # Examples are sorted by length inside windows of this many global batches, or of half an epoch:
-# wide enough to leave little padding, narrow enough to mix the batches anew in every epoch.
+# wide enough for little padding, narrow enough to mix the batches anew in every epoch.
 WINDOW = 256
-# The most tokens in a forward pass, padding included. What a CPU computes on has to fit its caches:
-# measured, long texts go a quarter faster. An accelerator likes large passes.
+# Most tokens in a micro-batch, padding included. On a CPU the activations should fit the caches:
+# long texts take a quarter less time. Accelerators prefer large micro-batches.
 MAX_TOKENS = {"cpu": 2048}
-
-# So many are made at a time, where no worker does it: after a step, neither the code for it nor the
-# data are in the CPU's caches. Measured, eight at a time take three fifths of the time.
+# Without workers, build 8 micro-batches at once: 1.7 times as fast, since caches stay warm.
 AHEAD = 8
 
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """One process's share of one forward pass.
+    """One rank's share of a micro-batch.
 
     Attributes:
-        indices: The examples to take.
-        seed: What all randomness of this forward pass follows from.
-        num_items: Label items of the whole global batch, over all processes.
-        global_batch: The examples of the whole global batch, over all processes.
-        weight: 1; or 0 where there are more processes than examples, and one without work takes
-            part in the communication on an example that then counts nothing.
-        ends_step: Whether the global batch is complete after this one.
+        indices: Examples to load.
+        rng_key: Seed of everything random in this micro-batch: (seed, epoch, step, rank, number).
+        weight: 1; or 0 on a rank without examples, which runs a dummy one so that collectives
+            match.
+        share: Target items of these examples, divided by those of the step.
+        is_last: Whether this micro-batch completes its step.
+        batch: The collated examples.
     """
 
     indices: list[int]
-    seed: tuple[int, ...]
-    num_items: int
-    global_batch: list[int]
+    rng_key: tuple[int, ...]
     weight: float
-    ends_step: bool
+    share: float
+    is_last: bool
+    batch: dict = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Step:
+    """One optimizer step.
+
+    Attributes:
+        epoch: Index of the epoch.
+        index: Index of the step inside its epoch.
+        examples: Examples of the global batch, over all ranks.
+        num_items: Target items of the global batch, over all ranks.
+        micro_batches: Those of this rank, to be iterated over once; equally many on each rank.
+    """
+
+    epoch: int
+    index: int
+    examples: list[int]
+    num_items: int
+    micro_batches: Iterable[MicroBatch] = ()
 
 
 def epoch_order(keys: np.ndarray, global_batch_size: int, seed: int, epoch: int) -> np.ndarray:
-    """Order the examples of an epoch: batches of like length, in random order.
+    """Order the examples of an epoch: batches of similar length, in random order.
 
     Args:
-        keys: Alike where lengths are alike, shape (n,).
+        keys: Sort keys, shape (n,); similar keys are batched together.
 
     Returns:
-        A permutation of the n indices. Each run of `global_batch_size` is a global batch; what
-        remains is the smaller last one, drawn like any other example.
+        A permutation of the n indices. Each run of `global_batch_size` is a global batch; the
+        rest is a smaller last one, drawn like any other example.
     """
     rng = np.random.default_rng([seed, epoch])
     order = rng.permutation(len(keys))
-    whole = len(order) - len(order) % global_batch_size
-    window = max(1, min(WINDOW, whole // global_batch_size // 2)) * global_batch_size
-    for begin in range(0, whole, window):
-        part = order[begin : min(begin + window, whole)]
+    full = len(order) - len(order) % global_batch_size
+    window = max(1, min(WINDOW, full // global_batch_size // 2)) * global_batch_size
+    for begin in range(0, full, window):
+        part = order[begin : min(begin + window, full)]
         part[:] = part[np.argsort(keys[part], kind="stable")]
-    batches = order[:whole].reshape(-1, global_batch_size)
-    order[:whole] = batches[rng.permutation(len(batches))].ravel()
+    batches = order[:full].reshape(-1, global_batch_size)
+    order[:full] = batches[rng.permutation(len(batches))].ravel()
     return order
 
 
-def share(
-    batch: np.ndarray, keys: np.ndarray, batch_size: int, num_processes: int, turn: int
+def split(
+    batch: np.ndarray, keys: np.ndarray, batch_size: int, num_ranks: int, rotation: int
 ) -> list[list[np.ndarray]]:
-    """Cut a global batch into as many forward passes for each process, of like length in each.
+    """Split a global batch into equally many micro-batches per rank, of similar length in each.
 
     Args:
-        batch: Indices of the examples, in any number.
-        batch_size: The most examples in a forward pass of one process.
-        turn: Shifts the longest texts from process to process.
+        batch: Indices of any number of examples.
+        batch_size: Most examples of one rank in a micro-batch.
+        rotation: Rotates which rank gets the longest examples.
 
     Returns:
-        For each forward pass, the indices of each process.
+        For each micro-batch, the indices of each rank.
     """
     batch = batch[np.argsort(keys[batch], kind="stable")]
-    passes = -(-len(batch) // (batch_size * num_processes))
-    parts = np.array_split(batch, passes * num_processes)
-    ranks = (np.arange(num_processes) + turn) % num_processes
-    return [[parts[n * num_processes + rank] for rank in ranks] for n in range(passes)]
-
-
-class Plan(Sampler):
-    """The micro-batches of one process, from a point in an epoch to its end."""
-
-    def __init__(
-        self,
-        dataset,
-        accelerator: Accelerator,
-        batch_size: int,
-        global_batch_size: int,
-        seed: int | None,
-    ):
-        self.lengths, self.num_items = dataset.lengths, dataset.num_items
-        self.keys = getattr(dataset, "sort_keys", dataset.lengths)
-        self.rank, self.world = accelerator.process_index, accelerator.num_processes
-        self.batch_size, self.global_batch_size = batch_size, global_batch_size
-        self.max_tokens = MAX_TOKENS.get(accelerator.device.type)
-        self.seed = seed
-        self.epoch = self.start = 0
-
-    def __iter__(self) -> Iterator[MicroBatch]:
-        if self.seed is None:
-            order = np.argsort(-self.keys, kind="stable")
-        else:
-            order = epoch_order(self.keys, self.global_batch_size, self.seed, self.epoch)
-        for begin in range(self.start, len(order), self.global_batch_size):
-            step = begin // self.global_batch_size
-            batch = order[begin : begin + self.global_batch_size]
-            members = batch.tolist()
-            size = self.batch_size
-            if self.max_tokens is not None:
-                size = min(size, max(1, self.max_tokens // int(self.lengths[batch].max())))
-            passes = share(batch, self.keys, size, self.world, turn=step)
-            for number, parts in enumerate(passes, 1):
-                mine = parts[self.rank]
-                yield MicroBatch(
-                    indices=mine.tolist() or members[:1],
-                    seed=(self.seed or 0, self.epoch, step, self.rank, number),
-                    num_items=max(1, int(self.num_items[batch].sum())),
-                    global_batch=members,
-                    weight=float(len(mine) > 0),
-                    ends_step=number == len(passes),
-                )
+    count = math.ceil(len(batch) / (batch_size * num_ranks))
+    parts = np.array_split(batch, count * num_ranks)
+    ranks = (np.arange(num_ranks) + rotation) % num_ranks
+    return [[parts[n * num_ranks + rank] for rank in ranks] for n in range(count)]
 
 
 class Batches:
-    """The batches of this process, made into tensors by worker processes.
+    """The steps of a data set, loaded by this rank.
 
     Args:
-        dataset: Has `lengths`, `num_items` and `collate`: see `model/dataset.py`.
-        batch_size: The most examples in a forward pass of one process.
-        global_batch_size: Examples in a step, over all processes; one forward pass of each when
-            not given.
-        seed: Gives each epoch an order of its own; without one, the longest come first.
+        batch_size: Most examples of one rank in a micro-batch.
+        global_batch_size: Examples in a step, over all ranks; `batch_size` of each if not given.
+        seed: Seed of the order of each epoch; without one, the longest examples come first.
+        num_workers: Loader processes.
     """
 
     def __init__(
         self,
-        dataset,
+        examples: ExampleSet,
         accelerator: Accelerator,
         batch_size: int,
         global_batch_size: int | None = None,
+        *,
         seed: int | None = None,
         num_workers: int = 0,
     ):
-        self.dataset = dataset
-        self.global_batch_size = global_batch_size or batch_size * accelerator.num_processes
-        self._plan = Plan(dataset, accelerator, batch_size, self.global_batch_size, seed)
+        self.examples = examples
+        self.rank = accelerator.process_index
+        self.num_ranks = accelerator.num_processes
+        self.batch_size = batch_size
+        self.global_batch_size = global_batch_size or batch_size * self.num_ranks
+        self.seed = seed
+        self.max_tokens = MAX_TOKENS.get(accelerator.device.type) if examples.is_divisible else None
+        self._order = _PlannedOrder()
         self._loader = DataLoader(
-            _Fetch(dataset),
-            sampler=self._plan,
+            _Loading(examples),
+            sampler=self._order,
             batch_size=None,
             num_workers=num_workers,
             persistent_workers=num_workers > 0,
-            # A plain fork copies the locks that gloo's and autograd's threads hold: some hang.
+            # A plain fork copies locks that threads of gloo and autograd hold, and may hang.
             multiprocessing_context="forkserver" if num_workers else None,
             pin_memory=torch.cuda.is_available(),
         )
 
     def __len__(self) -> int:
         """Steps in an epoch."""
-        return -(-len(self.dataset) // self.global_batch_size)
+        return math.ceil(len(self.examples) / self.global_batch_size)
 
-    def epoch(
-        self, epoch: int = 0, start: int = 0
-    ) -> Iterator[tuple[dict[str, torch.Tensor], MicroBatch]]:
-        """Load an epoch from the example `start` on; those before it cost nothing."""
-        self._plan.epoch, self._plan.start = epoch, start
-        loaded = iter(self._loader)
-        while group := list(islice(loaded, 1 if self._loader.num_workers else AHEAD)):
-            yield from group
+    def steps(self, epoch: int = 0, start: int = 0) -> Iterator[Step]:
+        """Yield the steps of an epoch from the example `start` on; skipped ones cost nothing."""
+        plans, ahead = tee(self._plan(epoch, start))
+        self._order.micro_batches = (micro for step in ahead for micro in step.micro_batches)
+        loaded = self._load()
+        for plan in plans:
+            planned = list(plan.micro_batches)
+            yield replace(plan, micro_batches=_filled(planned, loaded))
 
-
-class _Fetch(torch.utils.data.Dataset):
-    """Turns a micro-batch into tensors, in a worker process."""
-
-    def __init__(self, dataset):
-        self.dataset = dataset
-
-    def __getitem__(self, micro: MicroBatch) -> tuple[dict[str, torch.Tensor], MicroBatch]:
-        seed_all(*micro.seed)  # a data set may draw at random, too
-        if hasattr(self.dataset, "__getitems__"):
-            examples = self.dataset.__getitems__(micro.indices)
+    def _plan(self, epoch: int, start: int) -> Iterator[Step]:
+        """Yield the steps without their batches; `micro_batches` is a list."""
+        examples = self.examples
+        if self.seed is None:
+            order = np.argsort(-examples.sort_keys, kind="stable")
         else:
-            examples = [self.dataset[index] for index in micro.indices]
-        return self.dataset.collate(examples), micro
+            order = epoch_order(examples.sort_keys, self.global_batch_size, self.seed, epoch)
+        for begin in range(start, len(order), self.global_batch_size):
+            index = begin // self.global_batch_size
+            batch = order[begin : begin + self.global_batch_size]
+            num_items = max(1, int(examples.num_items[batch].sum()))
+            yield Step(
+                epoch=epoch,
+                index=index,
+                examples=batch.tolist(),
+                num_items=num_items,
+                micro_batches=self._split(batch, epoch, index, num_items),
+            )
+
+    def _split(self, batch: np.ndarray, epoch: int, index: int, num_items: int) -> list[MicroBatch]:
+        examples = self.examples
+        size = self.batch_size
+        if self.max_tokens is not None:
+            longest = max(1, int(examples.lengths[batch].max()))
+            size = min(size, max(1, self.max_tokens // longest))
+        parts = split(batch, examples.sort_keys, size, self.num_ranks, rotation=index)
+        micro_batches = []
+        for number, ranks in enumerate(parts, 1):
+            own = ranks[self.rank]
+            micro_batches.append(
+                MicroBatch(
+                    indices=own.tolist() or batch[:1].tolist(),
+                    rng_key=(self.seed or 0, epoch, index, self.rank, number),
+                    weight=float(len(own) > 0),
+                    share=float(examples.num_items[own].sum()) / num_items,
+                    is_last=number == len(parts),
+                )
+            )
+        return micro_batches
+
+    def _load(self) -> Iterator[dict]:
+        if not self._loader.num_workers:
+            loaded = iter(self._loader)
+            while group := list(islice(loaded, AHEAD)):
+                yield from group
+            return
+        with blocked_signals():
+            loaded = iter(self._loader)
+        yield from loaded
+
+
+def _filled(planned: list[MicroBatch], loaded: Iterator[dict]) -> Iterator[MicroBatch]:
+    for micro in planned:
+        yield replace(micro, batch=next(loaded))
+
+
+class _PlannedOrder(Sampler):
+    """Hands the micro-batches of the current epoch to the loader."""
+
+    def __init__(self) -> None:
+        self.micro_batches: Iterator[MicroBatch] = iter(())
+
+    def __iter__(self) -> Iterator[MicroBatch]:
+        return self.micro_batches
+
+
+class _Loading(torch.utils.data.Dataset):
+    """Collates the examples of a micro-batch, in a worker process if there is one."""
+
+    def __init__(self, examples: ExampleSet):
+        self.examples = examples
+
+    def __getitem__(self, micro: MicroBatch) -> dict:
+        seed_all(*micro.rng_key)  # a data set may draw random numbers, too
+        return self.examples.batch(micro.indices)

@@ -1,180 +1,175 @@
-"""Saving and restoring a run: `best/` is to be used, `last/` is to go on from."""
+"""Save and load checkpoints: best/ for inference, last/ for resuming."""
 
+import inspect
 import json
-import math
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 from safetensors.torch import save_file
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from errors import RunError
-from scaling.epochs import Epochs
-from scaling.optimizer_state import load_optimizer, optimizer_tensors
-from scaling.sharding import whole_state_dict
 
-from .batches import MicroBatch
-from .files import clean, publish, saving, write_file
-from .interruption import Interruption
-from .losses import LossSum
-from .state import TrainingState
+from .atomic import clean, publish, saving, write_file
+from .batches import Step
+from .contract import ExampleSet
+from .distributed import RankGroup
+from .optimizer_state import OptimizerState
+from .state import OPTIMIZER_FILE, SavedRun, TrainState, to_json
+from .strategy import Strategy
 
-OPTIMIZER = "optimizer.safetensors"
+LOG_FILE = "log.json"
 
 
-class Checkpoints:
-    """The output folder of a run. All processes call the same methods; one writes.
+class Checkpointer:
+    """The output directory of a run. Every rank calls the same methods; the main one writes.
 
     Args:
-        report: Its `describe(folder)` adds what people read to a `best/` that is being written.
+        args, schema, data: Content of `training_state.json` beside the state: see `SavedRun`.
     """
 
     def __init__(
         self,
         accelerator: Accelerator,
-        interruption: Interruption,
-        state: TrainingState,
-        epochs: Epochs,
-        model: torch.nn.Module,
-        optimizer: torch.optim.Optimizer,
-        tokenizer: PreTrainedTokenizerBase,
-        report,
+        group: RankGroup,
+        strategy: Strategy,
+        tokenizer: PreTrainedTokenizerBase | None,
+        about: dict[str, dict],
     ):
         self.accelerator = accelerator
-        self.interruption, self.peers = interruption, interruption.peers
-        self.state = state
-        self.outdir = Path(state.args["outdir"])
-        self.epochs = epochs
-        self.model = model
-        self.optimizer = optimizer
-        self.tokenizer, self.report = tokenizer, report
-        if self.peers.is_main:
+        self.group = group
+        self.strategy = strategy
+        self.tokenizer = tokenizer
+        self.about = about
+        self.outdir = Path(about["args"]["outdir"])
+        if group.is_main:
             clean(self.outdir)
 
-    def after_step(self, losses: LossSum) -> None:
-        """Save `last/` inside an epoch: every `save_steps` steps, and when the run is to stop.
+    def save(
+        self,
+        model: torch.nn.Module,
+        optimizer: torch.optim.Optimizer,
+        state: TrainState,
+        describe: Callable[[Path], None] | None = None,
+    ) -> None:
+        """Save `last/` and bring log.json up to date; with `describe`, save `best/`, too.
+
+        `best/` is published first, so that `last/` never refers to a missing `best/`.
+
+        Args:
+            describe: Writes README.md and loss.png into `best/`.
 
         Raises:
-            Stopped: a process was signalled.
-            RunError: see `sum_up` and `save`.
+            RunError: There is no room, or something else prevents it.
         """
-        is_to_stop = self.interruption.is_due(losses.bad is not None)
-        save_steps = self.state.args["save_steps"]
-        if is_to_stop or (save_steps and self.state.step % save_steps == 0):
-            self.sum_up(losses)
-            self.save()
-        if is_to_stop:
-            self.interruption.stop(str(self.outdir))
-
-    def stop_if_due(self) -> None:
-        """Save `last/` as it stands before the validation, if the run is to stop now.
-
-        Raises:
-            Stopped: a process was signalled.
-        """
-        if self.interruption.is_due():
-            self.save()
-            self.interruption.stop(str(self.outdir))
-
-    def sum_up(self, losses: LossSum) -> float:
-        """Take the losses of the epoch into the state; give their sum over all processes.
-
-        Raises:
-            RunError: one was not finite; what reproduces it has been saved as `bad_batch/`.
-        """
-        self.state.train_loss = losses.total()
-        reports = self.peers.gather((self.state.train_loss, losses.bad))
-        if bad := [batch for _, batch in reports if batch is not None]:
-            self._stop_before(min(bad, key=lambda batch: batch.seed))
-        return math.fsum(loss for loss, _ in reports)
-
-    def save(self, is_best: bool = False) -> None:
-        """Save `last/` and, before it, `best/`; and bring log.json up to date.
-
-        Published in this order, so that a `last/` that knows of a best loss always has its `best/`.
-
-        Raises:
-            RunError: there is no room, or something else prevents it.
-        """
-        state, scaler = self.state, self.accelerator.scaler
+        scaler = self.accelerator.scaler
         state.scaler = scaler.state_dict() if scaler is not None else None
-        train_losses = self.peers.gather(state.train_loss)
-        weights = whole_state_dict(self.accelerator, self.model)
-        moments = optimizer_tensors(self.model, self.optimizer)
+        losses = self.group.gather((state.train_loss, state.named_losses))
+        saved = SavedRun(
+            **self.about,
+            state=state,
+            train_losses=[loss for loss, _ in losses],
+            named_losses=[named for _, named in losses],
+        )
+        weights = self.strategy.full_state_dict(model)
+        moments = self.strategy.optimizer_state(model, optimizer)
 
-        def write_model(folder: Path) -> None:
-            self._write_model(folder, weights)
-            state.write(folder, train_losses)
-
-        def write_all(folder: Path) -> None:
-            write_model(folder)
-            save_file(moments, folder / OPTIMIZER)
+        def write_last(folder: Path) -> None:
+            self._write_model(folder, model, weights)
+            saved.write(folder)
+            moments.save(folder / OPTIMIZER_FILE)
 
         def write_best(folder: Path) -> None:
-            write_model(folder)
-            self.report.describe(folder)
+            self._write_model(folder, model, weights)
+            saved.write(folder)
+            if describe is not None:
+                describe(folder)
 
-        contents: dict = {"best": write_best} if is_best else {}
-        contents["last"] = write_all
+        writers: dict[str, Callable[[Path], None]] = {}
+        if describe is not None:
+            writers["best"] = write_best
+        writers["last"] = write_last
 
         def write() -> None:
-            with saving(self.outdir, _size(weights) * len(contents) + _size(moments)):
-                publish(self.outdir, contents)
-                self.write_log()
+            size = _size(weights) * len(writers) + moments.nbytes
+            with saving(self.outdir, size):
+                publish(self.outdir, writers)
+                self.write_log(state)
 
-        self.peers.main_does(write)
+        self.group.on_main(write)
 
-    def write_log(self) -> None:
-        write_file(self.outdir / "log.json", json.dumps(self.state.log, indent=4))
+    def write_log(self, state: TrainState) -> None:
+        write_file(self.outdir / LOG_FILE, to_json(state.log, indent=4))
 
-    def restore(self, folder: str | None) -> None:
-        """Load what `save` kept for going on; the model itself is loaded by `from_pretrained`.
+    def load(
+        self,
+        folder: Path,
+        model: torch.nn.Module,
+        optimizer: torch.optim.Optimizer,
+        state: TrainState,
+    ) -> None:
+        """Load the optimizer and the gradient scaler; the model has been loaded before.
 
         Raises:
-            RunError: the optimizer's file is not that of this model.
+            RunError: The file is not the optimizer state of this model.
         """
-        if folder is None:
-            return
-        load_optimizer(self.model, self.optimizer, Path(folder, OPTIMIZER))
-        if self.accelerator.scaler is not None and self.state.scaler is not None:
-            self.accelerator.scaler.load_state_dict(self.state.scaler)
-        if self.peers.is_main:
-            self.write_log()  # the run may have been killed between its last save and this
+        path = folder / OPTIMIZER_FILE
+        try:
+            loaded = OptimizerState.load(path)
+            self.strategy.load_optimizer_state(model, optimizer, loaded)
+        except KeyError as error:
+            raise RunError(
+                f"{path}: has a parameter {error} that the optimizer does not have; expected the "
+                "model that was saved"
+            ) from None
+        if self.accelerator.scaler is not None and state.scaler is not None:
+            self.accelerator.scaler.load_state_dict(state.scaler)
+        if self.group.is_main:
+            with saving(self.outdir, 0):  # the run may have been killed before it wrote its log
+                self.write_log(state)
 
-    def _stop_before(self, bad: MicroBatch) -> None:
-        weights = whole_state_dict(self.accelerator, self.model)
-        _, epoch, step, *_ = bad.seed
-        examples = bad.global_batch
+    def save_bad_batch(self, model: torch.nn.Module, examples: ExampleSet, step: Step) -> str:
+        """Save the weights before a step, and its batch, as `bad_batch/`.
 
-        def write_all(aside: Path) -> None:
-            self._write_model(aside, weights)
-            batch = self.epochs.collate(examples)
-            save_file(batch, aside / "batch.safetensors")
-            about = {"epoch": epoch, "step": step, "examples": examples}
-            write_file(aside / "batch.json", json.dumps(about))
+        Returns:
+            Where they are, or why they could not be saved.
+        """
+        weights = self.strategy.full_state_dict(model)
+
+        def write_all(folder: Path) -> None:
+            self._write_model(folder, model, weights)
+            batch = examples.batch(step.examples)
+            tensors = {key: value for key, value in batch.items() if isinstance(value, Tensor)}
+            save_file(tensors, folder / "batch.safetensors")
+            about = {"epoch": step.epoch, "step": step.index, "examples": step.examples}
+            write_file(folder / "batch.json", json.dumps(about))
 
         def write() -> None:
             with saving(self.outdir, _size(weights)):
                 publish(self.outdir, {"bad_batch": write_all})
 
         try:
-            self.peers.main_does(write)
-            place = f"{self.outdir}/bad_batch holds them, and the weights before this step"
+            self.group.on_main(write)
         except RunError as error:
-            place = str(error)
-        names = ", ".join(map(str, examples[:8])) + ", ..." * (len(examples) > 8)
-        raise RunError(
-            f"epoch {epoch}, step {step}: the loss or its gradient is not a finite number, on the "
-            f"examples {names} (the first is 0); {place}"
-        )
+            return str(error)
+        return f"{self.outdir}/bad_batch has them and the weights before this step"
 
-    def _write_model(self, folder: Path, weights: dict[str, torch.Tensor]) -> None:
-        model = self.accelerator.unwrap_model(self.model, keep_torch_compile=False)
-        model.save_pretrained(folder, state_dict=dict(weights))  # it empties what it gets
-        self.tokenizer.save_pretrained(folder)
+    def _write_model(
+        self, folder: Path, model: torch.nn.Module, weights: dict[str, Tensor]
+    ) -> None:
+        bare = self.accelerator.unwrap_model(model, keep_torch_compile=False)
+        save = bare.save_pretrained
+        if "state_dict" in inspect.signature(save).parameters:
+            save(folder, state_dict=dict(weights))  # the dict is emptied on the way
+        else:
+            save(folder)
+        if self.tokenizer is not None:
+            self.tokenizer.save_pretrained(folder)
 
 
-def _size(tensors: dict[str, torch.Tensor]) -> int:
+def _size(tensors: dict[str, Tensor]) -> int:
     """In bytes."""
     return sum(tensor.nbytes for tensor in tensors.values())

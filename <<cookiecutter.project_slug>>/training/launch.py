@@ -1,4 +1,4 @@
-"""Starting a run: the processes, and whether they are those that were asked for."""
+"""Create the Accelerator, check what it was configured for, and map errors to exit codes."""
 
 import gc
 import os
@@ -6,86 +6,104 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import psutil
 import torch
 import transformers
 from accelerate import Accelerator
+from accelerate.utils import DistributedType, DynamoBackend
+from transformers.integrations import unset_hf_deepspeed_config
 
-from errors import RunError, Stopped
-from scaling.sharding import build_accelerator
+from errors import RunError, Stopped, UserError
+
+from .launcher import requested_processes
 
 REFUSED = 2
-STOPPED = 75  # EX_TEMPFAIL of sysexits.h: to be tried again
-LAUNCHERS = ("accelerate", "accelerate-launch", "torchrun", "accelerate.commands.launch")
+STOPPED = 75  # EX_TEMPFAIL of sysexits.h: try again
+PRECISIONS = ("no", "fp16", "bf16")
 
 
 def start(project_dir: str | None = None, report_to: list[str] | None = None) -> Accelerator:
-    """Join the processes that `accelerate launch` has started.
+    """Create the Accelerator and join the other processes of the launch.
 
     Args:
-        project_dir: A folder for trackers that log into files.
+        project_dir: Folder for trackers that write files.
         report_to: Names of trackers.
 
     Raises:
-        RunError: more processes were asked for than have found one another.
+        RunError: Accelerate was configured for something that the loop does itself or cannot do,
+            or fewer processes have joined than were asked for.
     """
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    accelerator = build_accelerator(log_with=report_to or None, project_dir=project_dir)
-    asked = max(int(os.environ.get("WORLD_SIZE", 1)), _asked_of_launcher())
-    if asked != accelerator.num_processes:
-        raise RunError(
-            f"{asked} processes were asked for, but this one is in a group of "
-            f"{accelerator.num_processes}; without GPUs, launch with "
-            f"`ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes {asked}`"
-        )
+    try:
+        accelerator = Accelerator(log_with=report_to or None, project_dir=project_dir)
+    except (ImportError, ValueError) as error:
+        raise RunError(f"Accelerate cannot start: {_first_line(error)}") from None
+    # Under ZeRO-3 transformers would build sharded models, into which weights cannot be loaded.
+    unset_hf_deepspeed_config()
+    _check_processes(accelerator)
+    _check_settings(accelerator)
     return accelerator
 
 
-def run(main: Callable[[], None], *refusals: type[Exception]) -> int:
-    """Run `main` in all processes and return the exit code.
+def run(main: Callable[[], None]) -> int:
+    """Run `main` and return the exit code of the process.
 
     Returns:
-        0; 2 after one of `refusals` or a `RunError`, 75 after `Stopped`: told in one sentence.
+        0; 2 after a UserError, 75 after Stopped. Their message is printed once per machine.
     """
-    refused: tuple[type[Exception], ...] = (RunError, *refusals)
+    code = 0
+    message = ""
     try:
         main()
-        code, words = 0, ""
-    except refused as error:
-        code, words = REFUSED, str(error)
+    except UserError as error:
+        code = REFUSED
+        message = str(error)
     except Stopped as error:
-        code, words = STOPPED, str(error)
-    # The model has to be gone first: DistributedDataParallel can hang if it outlives its group.
+        code = STOPPED
+        message = str(error)
+    # Delete the model first: DistributedDataParallel can hang if it outlives its process group.
     gc.collect()
-    if words and os.environ.get("RANK", "0") == "0":
-        print(f"{Path(sys.argv[0]).name}: {words}", file=sys.stderr)
+    if message and os.environ.get("LOCAL_RANK", "0") == "0":
+        print(f"{Path(sys.argv[0]).name}: {message}", file=sys.stderr)
     if code != REFUSED and torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
     return code
 
 
-def launcher_command() -> list[str]:
-    """The command of the launcher that started this process, if one did."""
-    try:
-        command = psutil.Process(os.getppid()).cmdline()
-    except psutil.Error:
-        return []
-    names = (Path(word).name for word in command[:4])
-    return command if any(name in LAUNCHERS for name in names) else []
+def _check_processes(accelerator: Accelerator) -> None:
+    requested = requested_processes()
+    if requested != accelerator.num_processes:
+        raise RunError(
+            f"{requested} processes were requested, but this one is in a group of "
+            f"{accelerator.num_processes}; without GPUs, launch with "
+            f"`ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes {requested}`"
+        )
 
 
-def _asked_of_launcher() -> int:
-    """Find `--num_processes` in the command that started this process.
+def _check_settings(accelerator: Accelerator) -> None:
+    """Compare what Accelerate read from its file and environment with what the loop does."""
+    if (count := accelerator.gradient_accumulation_steps) != 1:
+        raise RunError(
+            f"Accelerate was configured with gradient_accumulation_steps {count}; expected 1 "
+            f"there, and `--accumulation {count}` for train.py"
+        )
+    backend = accelerator.state.dynamo_plugin.backend
+    if backend != DynamoBackend.NO:
+        raise RunError(
+            f"Accelerate was configured with dynamo_backend {backend.value.lower()}; expected no "
+            "there, and `--compile` for train.py"
+        )
+    word = os.environ.get("ACCELERATE_MIXED_PRECISION", "no").lower()
+    if word not in PRECISIONS:
+        raise RunError(f"mixed_precision {word}: expected one of {', '.join(PRECISIONS)}")
+    is_deepspeed = accelerator.distributed_type == DistributedType.DEEPSPEED
+    if word != "no" and not accelerator.native_amp and not is_deepspeed:
+        raise RunError(f"mixed_precision {word}: not available on {accelerator.device.type}")
+    if accelerator.distributed_type == DistributedType.FSDP:
+        version = accelerator.state.fsdp_plugin.fsdp_version
+        if version != 2:
+            raise RunError(f"fsdp_version {version}: expected `fsdp_version: 2`")
 
-    `accelerate launch --cpu --num_processes 2` starts one process and tells it nothing.
-    """
-    command = launcher_command()
-    for position, word in enumerate(command):
-        name, _, value = word.partition("=")
-        if name in ("--num_processes", "--num-processes"):
-            value = value or command[position + 1]
-            return int(value) if value.isdecimal() else 1
-        if word.endswith(".py"):  # what follows are the script's own arguments
-            break
-    return 1
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

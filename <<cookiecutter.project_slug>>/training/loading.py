@@ -1,73 +1,153 @@
 """Load what a checkpoint or a base model holds: nothing in it is executed or unpickled."""
 
-import argparse
-import math
+import importlib.util
+import json
+import os
+import re
+from contextlib import suppress
+from pathlib import Path
+from pickle import UnpicklingError
 
 import torch
-from safetensors import SafetensorError
-from torch import nn
+from safetensors import SafetensorError, safe_open
+from tokenizers import Tokenizer
 from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import cached_file
 
 from errors import RunError
 
+from .contract import Task
 
-def load_tokenizer(model_id: str) -> PreTrainedTokenizerBase:
-    """Load the tokenizer of a base model, or of a checkpoint.
+TOKENIZER_FILES = (
+    "tokenizer*",
+    "vocab*",
+    "merges.txt",
+    "*.model",
+    "*.spm",
+    "special_tokens_map.json",
+)
+LOADING_ERRORS = (OSError, ValueError, ImportError, RuntimeError)
+PROBE = "In 2024, O'Neill's naïve café-owners paid $1,234.56 (¥99)!\n\tおはよう\u3000世界  ok? 👍"
+
+
+def load_tokenizer(model_id: str, is_optional: bool = False) -> PreTrainedTokenizerBase | None:
+    """Load the tokenizer of a base model or a checkpoint; it gets a padding token if it has none.
+
+    The padding token is then the end mark, else the token for unknown text.
+
+    Args:
+        is_optional: Whether to return None if a folder holds no tokenizer at all.
 
     Raises:
-        RunError: there is none.
+        RunError: there is none, or its tokens are not those of its own file.
     """
+    model_id = os.path.expanduser(model_id)
+    _check_folder(model_id)
+    folder = Path(model_id)
+    if is_optional and folder.is_dir() and not any(any(folder.glob(n)) for n in TOKENIZER_FILES):
+        return None
     try:
-        return AutoTokenizer.from_pretrained(model_id)
+        tokenizer = AutoTokenizer.from_pretrained(model_id, trust_remote_code=False)
     except Exception as error:  # of many kinds, one for each kind of file
-        raise RunError(f"{model_id}: no tokenizer to be had there ({_reason(error)})") from None
+        raise RunError(
+            f"{model_id}: cannot load a tokenizer ({_tokenizer_reason(error)})"
+        ) from None
+    _check_tokens(model_id, tokenizer)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
+    return tokenizer
+
+
+def build_config(
+    task: Task,
+    model_id: str,
+    arguments: dict,
+    tokenizer: PreTrainedTokenizerBase | None,
+) -> PreTrainedConfig:
+    """Make the configuration of a new model.
+
+    Args:
+        arguments: Those of `ModelConfig`, from the command line and from the data's schema.
+
+    Raises:
+        RunError: the base model has no configuration that transformers can read.
+    """
+    model_id = os.path.expanduser(model_id)
+    _check_folder(model_id)
+    saved: dict = {}
+    with suppress(OSError):  # there may be none, if the model needs none
+        saved, _ = PreTrainedConfig.get_config_dict(model_id)
+    try:
+        if not saved or saved.get("model_type") != getattr(task.config_class, "model_type", None):
+            config = task.build_config(model_id, arguments)
+        else:  # a checkpoint of this very model: its own fields come back as they were
+            config = task.config_class.from_dict({**saved, **arguments})
+            config.name_or_path = model_id
+            if hasattr(config, "base_model_id"):
+                config.base_model_id = model_id
+    except Exception as error:  # of AutoConfig, of many kinds
+        raise RunError(f"{model_id}: cannot load a configuration ({_reason(error)})") from None
+    if tokenizer is not None and hasattr(config, "use_tokenizer"):
+        config.use_tokenizer(tokenizer)
+    return config
 
 
 def build_model(
     model_class: type[PreTrainedModel], config: PreTrainedConfig, model_id: str
-) -> PreTrainedModel:
+) -> tuple[PreTrainedModel, list[str]]:
     """Build a new model, with the weights of its base model.
 
+    Returns:
+        The model, and lines about weights that are new or were not used.
+
     Raises:
-        RunError: that has none to be read, or cannot do what the configuration asks for.
+        RunError: the weights cannot be read, or are not those of the base model.
     """
+    model_id = os.path.expanduser(model_id)
+    is_own = getattr(config, "name_or_path", "") == model_id
     try:
-        return model_class(config)
-    except (OSError, ValueError, SafetensorError) as error:
-        raise RunError(f"{model_id}: no model to be had there ({_reason(error)})") from None
+        model = _load(model_class, model_id, config) if is_own else model_class(config)
+    except RunError:
+        raise
+    except (*LOADING_ERRORS, SafetensorError, UnpicklingError) as error:
+        raise RunError(f"{model_id}: cannot load the model ({_reason(error)})") from None
+    info = getattr(model, "loading_info", None)
+    notes = list(getattr(model, "notes", []))
+    return model, notes + (_check_weights(model, info, model_id) if info else [])
 
 
 def load_model(model_class: type[PreTrainedModel], folder: str) -> PreTrainedModel:
-    """Load a model to be trained on: in float32, whatever it was saved in.
+    """Load a model to resume from or to predict with, in float32.
 
     Raises:
         RunError: a file cannot be read, or the weights are not those of `model_class`.
     """
+    folder = os.path.expanduser(folder)
+    _check_folder(folder)
     try:
-        model, report = model_class.from_pretrained(
-            folder, dtype=torch.float32, use_safetensors=True, output_loading_info=True
-        )
+        model = _load(model_class, folder)
+    except RunError:
+        raise
     except Exception as error:
-        raise RunError(f"{folder}: the model cannot be loaded ({_reason(error)})") from None
-    # transformers itself goes on, with random weights for what is missing.
-    for fault in ("missing_keys", "unexpected_keys", "mismatched_keys"):
-        if names := sorted(map(str, report[fault])):
-            reason = fault.replace("_", " ")
-            raise RunError(f"{folder}: not weights of this model ({reason}: {', '.join(names)})")
+        raise RunError(f"{folder}: cannot load the model ({_reason(error)})") from None
+    # The rounding of some products depends on the address of a tensor: a loaded tensor lies at any
+    # address of its file, a new one at a multiple of 64.
+    for tensor in [*model.parameters(), *model.buffers()]:
+        tensor.data = tensor.data.clone()
     return model
 
 
-def set_up(model: PreTrainedModel, args: argparse.Namespace) -> None:
+def set_up(model: PreTrainedModel, args) -> None:
     """Choose how the model computes: what it computes stays the same.
 
     Raises:
-        RunError: the model cannot do what was asked for, or has no positions for `max_len` tokens.
+        RunError: the model does not support it.
     """
-    if (positions := learned_positions(model)) < args.max_len:
-        raise RunError(f"--max_len {args.max_len}: {args.model_id} has {positions} positions")
     device = str(torch.accelerator.current_accelerator() or "cpu")
     if (name := args.attn_implementation) == "flex_attention" and device in ("cpu", "mps"):
-        raise RunError(f"--attn_implementation {name}: none to train with on {device}; try sdpa")
+        raise RunError(
+            f"--attn_implementation {name}: does not support training on {device}; use sdpa"
+        )
     try:
         if name is not None:
             model.set_attn_implementation(name)
@@ -82,16 +162,157 @@ def set_up(model: PreTrainedModel, args: argparse.Namespace) -> None:
         model.compile(dynamic=True)
 
 
-def learned_positions(model: PreTrainedModel) -> float:
-    """The most tokens it can tell apart; infinite where positions are computed, not looked up."""
-    parts = list(model.named_modules())
-    configs = [part.config for _, part in parts if isinstance(part, PreTrainedModel)]
-    limits = {getattr(config, "max_position_embeddings", None) for config in configs}
-    tables = [part for name, part in parts if "position" in name or name.endswith("wpe")]
-    sizes = [(t.num_embeddings, t.padding_idx or -1) for t in tables if isinstance(t, nn.Embedding)]
-    # RoBERTa begins to count behind its padding id; OPT and BART have two rows more than they say.
-    rows = [n - 2 if n - 2 in limits else n - pad - 1 for n, pad in sizes if {n, n - 2} & limits]
-    return min(rows, default=math.inf)
+def _load(
+    model_class: type[PreTrainedModel], folder: str, config: PreTrainedConfig | None = None
+) -> PreTrainedModel:
+    """Load all weights of a checkpoint by `from_pretrained`, and leave the rest as constructed."""
+    if not issubclass(model_class, PreTrainedModel):
+        return model_class.from_pretrained(folder)
+    model, report = model_class.from_pretrained(
+        folder,
+        config=config,
+        dtype=torch.float32,
+        use_safetensors=True,
+        output_loading_info=True,
+    )
+    missing = set(map(str, report["missing_keys"])) | _left_out(model, Path(folder))
+    # transformers itself would continue, with random weights for those that are missing.
+    for kind, names in (
+        ("missing", missing),
+        ("unexpected", report["unexpected_keys"]),
+        ("mismatched", report["mismatched_keys"]),
+    ):
+        if listed := ", ".join(sorted(map(str, names))[:8]):
+            raise RunError(f"{folder}: not weights of this model ({kind} keys: {listed})")
+    _as_constructed(model)
+    return model
+
+
+def _left_out(model: PreTrainedModel, folder: Path) -> set[str]:
+    """Find tensors that no file holds, though transformers was told not to report them."""
+    patterns = [
+        re.compile(pattern)
+        for name in ("_keys_to_ignore_on_load_missing", "_keys_to_ignore_on_save")
+        for pattern in getattr(type(model), name, None) or ()
+    ]
+    if not patterns:
+        return set()
+    saved: set[str] = set()
+    for file in folder.glob("*.safetensors"):
+        with safe_open(file, "pt") as tensors:
+            saved |= set(tensors.keys())
+    state = model.state_dict(keep_vars=True)
+    held = {id(state[name]) for name in saved & state.keys()}
+    absent = {
+        name for name, tensor in state.items() if name not in saved and id(tensor) not in held
+    }
+    return {name for name in absent if any(pattern.search(name) for pattern in patterns)}
+
+
+def _as_constructed(model: PreTrainedModel) -> None:
+    """Restore what `from_pretrained` does not: `requires_grad`, and buffers that are not saved."""
+    with torch.device("meta"):
+        constructed = type(model)(model.config)
+    trained = {name: p.requires_grad for name, p in constructed.named_parameters()}
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(trained.get(name, parameter.requires_grad))
+    if hasattr(model, "load_base"):
+        return  # it restores its buffers itself
+    saved = model.state_dict()
+    buffers = {name: buffer for name, buffer in model.named_buffers() if name not in saved}
+    if buffers:
+        with torch.random.fork_rng():
+            computed = dict(type(model)(model.config).named_buffers())
+        for name, buffer in buffers.items():
+            buffer.copy_(computed[name])
+
+
+def _check_weights(model: PreTrainedModel, info: dict, model_id: str) -> list[str]:
+    """Name new and unused weights in one line each.
+
+    Raises:
+        RunError: weights of the body are missing.
+    """
+    base = model.base_model
+    prefix, names = f"{base.base_model_prefix}.", [name for name, _ in base.named_parameters()]
+    if not any(name.startswith(prefix) for name in names):  # T5 has no module of its prefix
+        prefix = ""
+    head = base.get_output_embeddings() if base.can_generate() else None
+    is_head = {name for name, p in base.named_parameters() if head and p is head.weight}
+    missing = sorted(info["missing_keys"])
+    unexpected = sorted(info["unexpected_keys"])
+    body = [
+        name
+        for name in missing
+        if name.startswith(prefix) and name not in is_head and "pooler" not in name
+    ]
+    if body:
+        other = f"; it holds {unexpected[0]}" if unexpected else ""
+        raise RunError(
+            f"{model_id}: {len(body)} weights of {type(base).__name__} are missing, such as "
+            f"{body[0]}{other}"
+        )
+    unused = [name for name in unexpected if not name.startswith("replaced.")]
+    return [
+        f"{what}: {', '.join(names[:4])}{f' and {len(names) - 4} more' if len(names) > 4 else ''}"
+        for what, names in (("new weights", missing), ("weights not used", unused))
+        if names
+    ]
+
+
+def _check_folder(model_id: str) -> None:
+    """Check that a path is a folder that can hold a model.
+
+    Raises:
+        RunError: it is not.
+    """
+    folder = Path(model_id)
+    if not folder.is_dir():
+        if model_id.startswith((".", "/")) or len(folder.parts) > 2:
+            raise RunError(f"{model_id}: no such folder; expected a Hub id or a folder")
+        return
+    if (folder / "adapter_config.json").exists():
+        adapter = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+        base = adapter.get("base_model_name_or_path")
+        raise RunError(
+            f"{model_id}: an adapter of PEFT for {base}; expected a whole model (merge it with "
+            "`merge_and_unload` and save that)"
+        )
+
+
+def _check_tokens(model_id: str, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Compare the tokens of a probe text with those of tokenizer.json itself.
+
+    Raises:
+        RunError: transformers has built another tokenizer than the one in the file.
+    """
+    if not tokenizer.is_fast:
+        return
+    file = cached_file(
+        model_id,
+        "tokenizer.json",
+        local_files_only=True,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+    )
+    if file is None:
+        return
+    own = Tokenizer.from_file(file)
+    own.no_truncation()
+    own.no_padding()
+    expected = own.encode(PROBE, add_special_tokens=False).ids
+    if tokenizer(PROBE, add_special_tokens=False).input_ids != expected:
+        raise RunError(
+            f"{model_id}: {type(tokenizer).__name__} does not give the tokens of tokenizer.json; "
+            "correct tokenizer_class in tokenizer_config.json (PreTrainedTokenizerFast takes the "
+            "file as it is)"
+        )
+
+
+def _tokenizer_reason(error: Exception) -> str:
+    if "sentencepiece" in str(error).lower() and not importlib.util.find_spec("sentencepiece"):
+        return "it needs the package sentencepiece: pip install -e '.[sentencepiece]'"
+    return _reason(error)
 
 
 def _reason(error: Exception) -> str:

@@ -1,60 +1,44 @@
-"""One run in a folder at a time."""
+"""Lock an output folder for one run."""
 
-import fcntl
-import os
-import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from datetime import datetime
 from pathlib import Path
-from typing import TextIO
+
+from filelock import FileLock, Timeout
 
 from errors import RunError
 
-from .peers import Peers
+from .distributed import RankGroup
 
-FILE_NAME = ".lock"
+LOCK_FILE = ".lock"
 
 
 @contextmanager
-def locked(peers: Peers, outdir: Path) -> Iterator[None]:
-    """Keep other runs out of a folder, which is made if need be, and goes if nothing came of it.
+def lock_folder(group: RankGroup, outdir: Path) -> Iterator[None]:
+    """Hold the lock of a folder; create the folder if missing, remove it if it stays empty.
 
-    The kernel holds the lock, and lets go of it with the process: a run that was killed is in
-    nobody's way.
+    The operating system releases the lock when the process ends, even by `kill -9`.
 
     Raises:
-        RunError: another run is at work there, or the folder cannot be written to.
+        RunError: Another run holds the lock, or the folder is not writable.
     """
-    held: list[TextIO] = []
-    peers.main_does(lambda: held.append(_lock(outdir)))
+    lock = FileLock(outdir / LOCK_FILE, timeout=0)
+    group.on_main(lambda: _acquire(lock, outdir))
     try:
         yield
     finally:
-        for file in held:
-            with suppress(OSError):  # of what remains, or is not there any more
-                (outdir / FILE_NAME).unlink()
+        if lock.is_locked:
+            with suppress(OSError):  # the folder may be gone or hold results
+                (outdir / LOCK_FILE).unlink()
                 outdir.rmdir()
-            file.close()
+            lock.release()
 
 
-def _lock(outdir: Path) -> TextIO:
+def _acquire(lock: FileLock, outdir: Path) -> None:
     try:
         outdir.mkdir(parents=True, exist_ok=True)
-        file = (outdir / FILE_NAME).open("a+", encoding="utf-8")
+        lock.acquire()
+    except Timeout:
+        raise RunError(f"{outdir}: another run is using this folder; expected it to end") from None
     except OSError as error:
-        raise RunError(f"{outdir}: cannot be written to ({error.strerror})") from None
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.seek(0)
-        raise RunError(f"{outdir}: {file.read()} is at work here; wait for it to end") from None
-    except OSError:  # a file system without locks
-        pass
-    if os.fstat(file.fileno()).st_nlink == 0:
-        return _lock(outdir)  # the run before has ended in between, and taken its file away
-    file.truncate(0)
-    now = datetime.now().isoformat(" ", "minutes")
-    file.write(f"the run of {now}, process {os.getpid()} on {socket.gethostname()},")
-    file.flush()
-    return file
+        raise RunError(f"{outdir}: not writable ({error.strerror})") from None

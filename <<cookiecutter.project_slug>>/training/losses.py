@@ -1,50 +1,76 @@
-"""The sum of the losses, and the newest of them, without waiting for each."""
+"""Accumulate losses without synchronizing with the device at every step."""
 
 import math
 from collections import deque
+from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 from accelerate import Accelerator
+from torch import Tensor
 
-from .batches import MicroBatch
+from .batches import MicroBatch, Step
+from .contract import Task
 
-# On an accelerator, reading a number waits for all the work queued before it: read in groups.
+# On an accelerator, reading a number waits for all work queued before it: read in groups.
 READ_EVERY = {"cpu": 1, "other": 16}
+LOSS = "loss"
 
 
-class LossSum:
-    """Adds up losses that are still being computed, without waiting for each.
+class LossMeter:
+    """Sums losses over steps.
+
+    Args:
+        sums: Sums of this rank so far, by name.
 
     Attributes:
-        last: The newest loss that has been read, scaled up from this process to all.
-        bad: The end of the first step, of those read, whose loss is not a finite number.
+        latest: Latest loss that has been read, scaled from this rank to all.
+        first_bad_step: First step, of those read, whose loss is not finite.
     """
 
-    def __init__(self, accelerator: Accelerator, start: float = 0.0):
-        self._sum, self._world = start, accelerator.num_processes
-        self._pending: deque[tuple[torch.Tensor, MicroBatch]] = deque()
-        self.last: float | None = None
-        self.bad: MicroBatch | None = None
+    def __init__(self, accelerator: Accelerator, sums: Mapping[str, float] | None = None):
+        self._sums = dict(sums or {})
+        self._num_ranks = accelerator.num_processes
+        self._pending: deque[tuple[dict[str, Tensor], Step]] = deque()
+        self.latest: float | None = None
+        self.first_bad_step: Step | None = None
 
-    def add(self, mean: torch.Tensor, micro: MicroBatch) -> None:
-        """Take note of a loss, a scalar, that is the mean of `micro.num_items` label items."""
-        self._pending.append((mean.detach(), micro))
-        patience = READ_EVERY.get(mean.device.type, READ_EVERY["other"])
-        if self.last is None or len(self._pending) >= patience:
+    def update(self, losses: dict[str, Tensor], step: Step) -> None:
+        """Add this rank's part of the losses of a step, each divided by `step.num_items`."""
+        self._pending.append(({name: loss.detach() for name, loss in losses.items()}, step))
+        interval = READ_EVERY.get(losses[LOSS].device.type, READ_EVERY["other"])
+        if self.latest is None or len(self._pending) >= interval:
             self._read()
 
-    def total(self) -> float:
-        """The sum over all label items so far."""
+    def sums(self) -> dict[str, float]:
+        """Return this rank's sums over all target items so far, by name."""
         self._read()
-        return self._sum
+        return dict(self._sums)
 
     def _read(self) -> None:
         if not self._pending:
             return
-        means = torch.stack([mean for mean, _ in self._pending]).tolist()
-        for mean, (_, micro) in zip(means, self._pending, strict=True):
-            self._sum += mean * micro.num_items
-            if self.bad is None and not math.isfinite(mean):
-                self.bad = micro
+        tensors = [loss for losses, _ in self._pending for loss in losses.values()]
+        values = iter(torch.stack(tensors).tolist())  # one transfer for all of them
+        for losses, step in self._pending:
+            self._add({name: next(values) for name in losses}, step)
         self._pending.clear()
-        self.last = means[-1] * self._world
+
+    def _add(self, values: dict[str, float], step: Step) -> None:
+        for name, value in values.items():
+            self._sums[name] = self._sums.get(name, 0.0) + value * step.num_items
+        self.latest = values[LOSS] * self._num_ranks
+        if self.first_bad_step is None and not math.isfinite(values[LOSS]):
+            self.first_bad_step = replace(step, micro_batches=())
+
+
+def add_losses(total: dict[str, Tensor], losses: dict[str, Tensor], factor: float) -> None:
+    """Add the losses of a micro-batch, times a factor, to those of its step."""
+    for name, loss in losses.items():
+        part = loss.detach() * factor
+        total[name] = total[name] + part if name in total else part
+
+
+def loss_factor(task: Task, micro: MicroBatch) -> float:
+    """Weight of a micro-batch's loss in that of its step."""
+    return micro.weight if task.divides_by_items else micro.share

@@ -1,4 +1,4 @@
-"""Randomness as a function of where the run stands, so that no random state is ever saved."""
+"""Randomness as a function of the position in a run, so that no RNG state is ever saved."""
 
 import random
 
@@ -7,13 +7,13 @@ import torch
 
 
 def seed_all(*key: int) -> None:
-    """Seed Python, NumPy and torch, on every device, with numbers drawn from the whole key.
+    """Seed Python, NumPy and torch, on every device, from a whole key.
 
-    Python's own comes first: it hashes a text, so that neighbouring keys give unrelated streams.
+    Python hashes the text of the key, so that neighbouring keys give unrelated streams.
     """
     random.seed(" ".join(map(str, key)))
     np.random.seed(random.getrandbits(32))
-    # For devices that are absent, torch.manual_seed writes down a stack trace each time: slow.
+    # Without an accelerator torch.manual_seed records a stack trace at each call, which is slow.
     has_accelerator = torch.accelerator.is_available()
     seed_torch = torch.manual_seed if has_accelerator else torch.default_generator.manual_seed
     seed_torch(random.getrandbits(64))

@@ -1,49 +1,19 @@
-"""What the model is made of: saved as config.json, so that a checkpoint explains itself."""
+"""The configuration of the model."""
 
-from pathlib import Path
-
-from transformers import AutoConfig, PreTrainedConfig
+from .base import WrapperConfig
 
 BASE_MODEL = "<< cookiecutter.base_model >>"
 
 
-class ModelConfig(PreTrainedConfig):
-    """A base decoder.
-
-    Args:
-        base_model_id: A Hub id or a local folder. A folder that holds a configuration but no
-            weights is trained from random ones.
-        base_config: The base model's own configuration; read from `base_model_id` when not given.
-        has_linear_head: Whether logits are a linear function of the last hidden state; the model
-            finds out when it is made.
-    """
+class ModelConfig(WrapperConfig):
+    """A base decoder: see `WrapperConfig`."""
 
     model_type = "custom_causal_lm"
-    pipeline_tag = "text-generation"  # what the Hub calls this task
-    sub_configs = {"base_config": AutoConfig}
+    pipeline_tag = "text-generation"  # the task's name on the Hub
+    default_base_model = BASE_MODEL
 
-    def __init__(
-        self,
-        base_model_id: str = BASE_MODEL,
-        base_config: PreTrainedConfig | dict | None = None,
-        has_linear_head: bool = False,
-        **kwargs,
-    ):
-        if isinstance(base_config, dict):
-            base_config = AutoConfig.for_model(**base_config)
-        self.base_model_id = base_model_id
-        self.has_linear_head = has_linear_head
-        self.base_config: PreTrainedConfig = base_config or AutoConfig.from_pretrained(
-            base_model_id
-        )
-        super().__init__(**kwargs)
-
-    @property
-    def base_has_weights(self) -> bool:
-        folder = Path(self.base_model_id)
-        weights = [*folder.glob("*.safetensors"), *folder.glob("*.bin")]
-        return bool(weights) or not folder.is_dir()
+    def __init__(self, base_model_id: str | None = None, **kwargs):
+        super().__init__(base_model_id, **kwargs)
 
 
-AutoConfig.register(ModelConfig.model_type, ModelConfig, exist_ok=True)
 ModelConfig.register_for_auto_class()

@@ -1,4 +1,6 @@
-"""The loss: cross entropy, per token to predict in the whole global batch."""
+"""The loss: cross entropy, per target token of the global batch."""
+
+import math
 
 import torch
 from torch import Tensor, nn
@@ -7,27 +9,32 @@ from torch.nn import functional as F
 LOGITS_AT_ONCE = 2**25  # 128 MiB in float32
 
 
+def num_targets(labels: Tensor) -> Tensor:
+    """Count the targets: labels that are not -100, but for the first column."""
+    return (labels[:, 1:] != -100).sum()
+
+
 def cross_entropy(
     logits: Tensor, labels: Tensor, num_items_in_batch: Tensor | int | None = None
 ) -> Tensor:
-    """Sum over the tokens, divided by `num_items_in_batch`; their mean when that is left out.
+    """Compute the sum over the tokens, divided by `num_items_in_batch`; by default their mean.
 
     Args:
         logits: Shape (batch, length, vocabulary).
-        labels: Token ids, shape (batch, length), -100 where nothing is to be predicted; each is
-            predicted by the logits one place before.
+        labels: Token ids, shape (batch, length); -100 is ignored. Each label is predicted by the
+            logits one place before it.
     """
-    targets = labels[:, 1:].flatten()
     if num_items_in_batch is None:
-        num_items_in_batch = (targets != -100).sum()
+        num_items_in_batch = num_targets(labels)
+    targets = labels[:, 1:].flatten()
     loss = F.cross_entropy(logits[:, :-1].flatten(0, 1), targets, reduction="sum")
     return loss / num_items_in_batch
 
 
 class LinearHead(nn.Linear):
-    """A head that also gives the loss, and never holds the logits of all tokens for it.
+    """A linear head that also computes the loss, without the logits of all tokens in memory.
 
-    It is called, not read: sharded weights are whole only while their module is called.
+    The loss is computed in `forward`, because FSDP and ZeRO gather the weight only there.
     """
 
     def forward(
@@ -36,26 +43,26 @@ class LinearHead(nn.Linear):
         labels: Tensor | None = None,
         num_items_in_batch: Tensor | int | None = None,
     ) -> Tensor:
-        """Give the logits or, with labels, `cross_entropy` of them.
+        """Return the logits or, with labels, `cross_entropy` of them.
 
         Args:
             hidden: Shape (batch, length, hidden size).
         """
         if labels is None:
             return super().forward(hidden)
-        targets = labels[:, 1:].flatten()
         if num_items_in_batch is None:
-            num_items_in_batch = (targets != -100).sum()
+            num_items_in_batch = num_targets(labels)
+        targets = labels[:, 1:].flatten()
         hidden = hidden[:, :-1].flatten(0, 1)
         loss = _LinearLoss.apply(hidden, self.weight, self.bias, targets, torch.is_grad_enabled())
         return loss / num_items_in_batch
 
 
 class _LinearLoss(torch.autograd.Function):
-    """Makes the logits of some rows, turns them into their gradient, and drops them.
+    """Compute logits of a few rows at a time, and replace them by their gradient.
 
-    The method of the fused linear cross entropy in Hsu et al., "Liger Kernel" (2024). It computes
-    no more than is computed without it, unlike a checkpoint around the head.
+    The method of the fused linear cross entropy in Hsu et al., "Liger Kernel" (2024). Unlike
+    gradient checkpointing of the head, it computes nothing twice.
     """
 
     @staticmethod
@@ -63,8 +70,8 @@ class _LinearLoss(torch.autograd.Function):
         total = torch.zeros((), device=hidden.device)
         grad_hidden, grad_weight = torch.zeros_like(hidden), torch.zeros_like(weight)
         grad_bias = None if bias is None else torch.zeros_like(bias)
-        parts = max(1, -(-len(hidden) * len(weight) // LOGITS_AT_ONCE))
-        rows = max(1, -(-len(hidden) // parts))  # all of one size
+        parts = max(1, math.ceil(len(hidden) * len(weight) / LOGITS_AT_ONCE))
+        rows = max(1, math.ceil(len(hidden) / parts))  # all parts are of one size
         for x, target, grad_x in zip(
             hidden.split(rows), targets.split(rows), grad_hidden.split(rows), strict=True
         ):
@@ -87,4 +94,5 @@ class _LinearLoss(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad_total):
-        return *(g * grad_total if g is not None else None for g in ctx.saved_tensors), None, None
+        grads = (None if grad is None else grad * grad_total for grad in ctx.saved_tensors)
+        return *grads, None, None

@@ -1,26 +1,29 @@
-"""What validation reports beside the loss."""
+"""The scores of a validation."""
 
 import math
-from functools import partial
 from pathlib import Path
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from reading.decoding import Decoder
+
+from .base import generate_greedily
 
 # Arguments of Scores that train.py offers on its command line.
 OPTIONS: dict[str, dict] = {
     "max_new_tokens": {
         "type": int,
         "default": 32,
-        "help": "tokens to generate for each text of samples.txt; 0: none",
+        "help": "tokens to generate for each text of samples.txt (0: none)",
     },
 }
-SAMPLES = 4  # of samples.txt
-PROMPT = 32  # their tokens, at most
+SAMPLES = 4  # texts in samples.txt
+PROMPT = 32  # maximum number of tokens of their prompts
 
 
 class Scores:
-    """Perplexity: the exponential of the loss per token. And a few texts, continued greedily."""
+    """Perplexity, the exponential of the loss per token; and a few greedy continuations."""
 
     def __init__(
         self,
@@ -30,42 +33,41 @@ class Scores:
         *,
         max_new_tokens: int = 32,
     ):
-        self.model, self.tokenizer, self.max_new_tokens = model, tokenizer, max_new_tokens
+        self.model, self.max_new_tokens = model, max_new_tokens
         self.generates = max_new_tokens > 0
-        self.positions = getattr(model.config.base_config, "max_position_embeddings", math.inf)
+        self.decode = Decoder(tokenizer, model.generation_config)
+        self.positions = getattr(model.config, "max_position_embeddings", math.inf)
         self.reset()
 
     @staticmethod
     def directions(schema: dict, max_new_tokens: int = 32) -> dict[str, bool]:
-        """The names of the scores for data of this schema, and of each whether more is better."""
+        """Return the names of the scores, and whether larger is better."""
         return {"perplexity": False}
 
     def reset(self) -> None:
-        """Begin a validation."""
-        self.blocks: list[torch.Tensor] = []
+        """Start a validation."""
+        self.prompts: list[torch.Tensor] = []
+        self.samples: list[tuple[str, str]] = []
 
-    def update(self, outputs, inputs: dict[str, torch.Tensor]) -> None:
-        """Take in a batch: what the model made of it, and what it was given."""
-        missing = slice(SAMPLES - len(self.blocks))
-        halves = (inputs["labels"][missing] != -100).sum(1).clamp(2, 2 * PROMPT) // 2
-        parts = zip(inputs["input_ids"][missing], halves.tolist(), strict=True)
-        self.blocks += [ids[:half] for ids, half in parts]
+    def update(self, outputs, batch: dict) -> None:
+        """Add a batch, and the model's outputs for it."""
+        missing = slice(SAMPLES - len(self.prompts))
+        halves = (batch["labels"][missing] != -100).sum(1).clamp(2, 2 * PROMPT) // 2
+        parts = zip(batch["input_ids"][missing], halves.tolist(), strict=True)
+        self.prompts += [ids[:half] for ids, half in parts]
 
     def compute(self, loss: float) -> dict[str, float]:
-        """Give the scores, by name; `loss` is the mean over all label items."""
-        self.samples = []
-        length = max(map(len, self.blocks), default=0)  # those of one length go on together
+        """Return the scores by name; `loss` is the mean over all target tokens."""
+        length = max(map(len, self.prompts), default=0)  # prompts of one length need no padding
         room = min(self.max_new_tokens, self.positions - length)
         if length > 0 and room > 0:
-            prompts = torch.stack([ids for ids in self.blocks if len(ids) == length])
-            mask, pad_token_id = torch.ones_like(prompts), self.tokenizer.pad_token_id
-            greedy = {"do_sample": False, "num_beams": 1, "pad_token_id": pad_token_id}
-            texts = self.model.generate(prompts, attention_mask=mask, max_new_tokens=room, **greedy)
-            decode = partial(self.tokenizer.batch_decode, skip_special_tokens=True)
-            self.samples = list(zip(decode(prompts), decode(texts[:, length:]), strict=True))
+            prompts = torch.stack([ids for ids in self.prompts if len(ids) == length])
+            texts = generate_greedily(self.model, prompts, torch.ones_like(prompts), int(room))
+            continuations = self.decode(texts[:, length:])
+            self.samples = list(zip(self.decode(prompts), continuations, strict=True))
         return {"perplexity": torch.tensor(loss, dtype=torch.float64).exp().item()}
 
     def save(self, folder: Path) -> None:
-        """Write the beginnings of some blocks, and how the model goes on, into samples.txt."""
-        lines = [f"prompt:    {prompt}\ngenerated: {goes_on}\n" for prompt, goes_on in self.samples]
+        """Write prompts and their continuations to samples.txt."""
+        lines = [f"prompt:    {prompt}\ngenerated: {text}\n" for prompt, text in self.samples]
         (folder / "samples.txt").write_text("\n".join(lines), encoding="utf-8")

@@ -1,56 +1,125 @@
-"""From prompts to their continuations: what predict.py does with a trained model."""
+"""From prompts to their continuations: the work of predict.py."""
 
+from collections import defaultdict
+
+import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-# Arguments of Predictor that predict.py offers on its command line. What is not given is as in the
-# generation_config.json of the checkpoint.
+from errors import RunError
+from reading.decoding import Decoder
+
+from .dataset import OPTIONS as DATA_OPTIONS
+
+# Arguments of Predictor that predict.py offers on its command line. The others are those of the
+# checkpoint's generation_config.json.
 OPTIONS: dict[str, dict] = {
-    "max_new_tokens": {"type": int, "default": 64, "help": "most tokens to generate"},
-    "num_beams": {"type": int, "help": "beams to search with"},
-    "do_sample": {"action": "store_const", "const": True, "help": "draw tokens at random"},
-    "temperature": {"type": float, "help": "of drawing: below 1, likely ones more often"},
-    "top_p": {"type": float, "help": "of drawing: from the likeliest ones, of this much in all"},
+    "max_new_tokens": {"type": int, "default": 64, "help": "maximum number of tokens to generate"},
+    "num_beams": {"type": int, "help": "number of beams"},
+    "do_sample": {
+        "action": "store_const",
+        "const": True,
+        "help": "sample instead of greedy decoding",
+    },
+    "temperature": {"type": float, "help": "sampling temperature"},
+    "top_p": {"type": float, "help": "nucleus sampling probability"},
 }
+TOLERANCE = 1e-4  # relative to the largest logit
 
 
 class Predictor:
-    """Continues texts.
+    """Continue texts.
 
     Args:
-        max_len: Of longer texts, as many of the last tokens are seen.
-        options: Of `generate`; None where not given.
+        max_len: Longer prompts are truncated on the left.
+        schema: How the training data were read.
+        options: Arguments of `generate`; None if not given.
 
     Attributes:
-        columns: The one that held the text in training.
+        columns: The column of the text in the training data.
+        notes: Lines about limits that were set here.
     """
 
     def __init__(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_len: int, **options
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        max_len: int,
+        schema: dict,
+        **options,
     ):
-        self.model, self.tokenizer, self.max_len = model, tokenizer, max_len
+        self.model, self.tokenizer = model, tokenizer
         self.options = {name: value for name, value in options.items() if value is not None}
-        self.columns: list[str] = [model.config.text_column]
-        # New tokens are put behind the last column, so it must not be padding.
-        tokenizer.padding_side = tokenizer.truncation_side = "left"
-        if tokenizer.pad_token is None:
-            tokenizer.pad_token = tokenizer.eos_token
+        self.columns: list[str] = [
+            schema.get("text_column", DATA_OPTIONS["text_column"]["default"])
+        ]
+        self.decode = Decoder(tokenizer, model.generation_config)
+        self.notes: list[str] = []
+        self.room = self._room(max_len, self.options.get("max_new_tokens", 0))
+        end = tokenizer.sep_token_id if tokenizer.eos_token_id is None else tokenizer.eos_token_id
+        start = tokenizer.bos_token_id
+        self.pad_token_id = tokenizer.pad_token_id or 0  # any token will do, it is masked
+        self.default = end if start is None else start
+        marks = tokenizer("").input_ids  # that the tokenizer adds to any text
+        self.added_end = marks[-1:] == [end]
+        self.head = len(marks) - self.added_end
+        self.pads = self._ignores_padding()
 
     def __call__(self, texts: list) -> list[dict]:
-        """Give the `prediction` for each text: what comes next."""
-        start = self.tokenizer.bos_token or self.tokenizer.eos_token  # for what has no token
-        inputs = self.tokenizer(
-            [text or start for text in texts],
-            truncation=True,
-            max_length=self.max_len,
-            padding=True,
-            return_tensors="pt",
-        ).to(self.model.device)
-        outputs = self.model.generate(
-            inputs.input_ids,
-            attention_mask=inputs.attention_mask,
-            pad_token_id=self.tokenizer.pad_token_id,
-            **self.options,
+        """Return the `prediction` for each text: its continuation."""
+        prompts = [self._prompt(text) for text in texts]
+        together: dict[int, list[int]] = defaultdict(list)
+        for index, prompt in enumerate(prompts):
+            together[0 if self.pads else len(prompt)].append(index)
+        predictions: dict[int, str] = {}
+        for indices in together.values():
+            continuations = self._continue([prompts[index] for index in indices])
+            predictions.update(zip(indices, continuations, strict=True))
+        return [{"prediction": predictions[index]} for index in range(len(texts))]
+
+    def _room(self, max_len: int, max_new_tokens: int) -> int:
+        """Return the maximum number of tokens of a prompt: positions must suffice for all."""
+        positions = getattr(self.model.config, "max_position_embeddings", None)
+        room = max_len if positions is None else min(max_len, positions - max_new_tokens)
+        if room < 1:
+            raise RunError(
+                f"--max_new_tokens {max_new_tokens}: the model has {positions} positions"
+            )
+        if room < max_len:
+            self.notes.append(
+                f"prompts are truncated to their last {room} tokens: the model has {positions} "
+                f"positions, {max_new_tokens} of them for new tokens"
+            )
+        return room
+
+    def _prompt(self, text: str) -> list[int]:
+        """Tokenize a text as in training, but without an end mark."""
+        ids = self.tokenizer(text, verbose=False).input_ids
+        ids = ids[:-1] if self.added_end else ids
+        head, rest = ids[: self.head], ids[self.head :]
+        ids = head + rest[max(0, len(ids) - self.room) :]
+        return ids or [self.default]
+
+    def _continue(self, prompts: list[list[int]]) -> list[str]:
+        length = max(map(len, prompts))
+        # On the left: new tokens are put behind the last column.
+        padded = [[self.pad_token_id] * (length - len(ids)) + ids for ids in prompts]
+        masks = [[0] * (length - len(ids)) + [1] * len(ids) for ids in prompts]
+        outputs = self._generate(padded, masks, **self.options)
+        return self.decode(outputs[:, length:])
+
+    def _generate(self, ids: list[list[int]], masks: list[list[int]], **options):
+        return self.model.generate(
+            torch.tensor(ids, device=self.model.device),
+            attention_mask=torch.tensor(masks, device=self.model.device),
+            pad_token_id=self.pad_token_id,
+            **options,
         )
-        new = outputs[:, inputs.input_ids.shape[1] :]
-        continuations = self.tokenizer.batch_decode(new, skip_special_tokens=True)
-        return [{"prediction": text} for text in continuations]
+
+    def _ignores_padding(self) -> bool:
+        """Whether padding on the left leaves the logits of a prompt as they are."""
+        options = {"max_new_tokens": 1, "do_sample": False, "num_beams": 1}
+        options |= {"output_logits": True, "return_dict_in_generate": True}
+        ids, pads = [1, 2, 1], [self.pad_token_id] * 2
+        alone = self._generate([ids], [[1, 1, 1]], **options).logits[0]
+        padded = self._generate([pads + ids], [[0, 0, 1, 1, 1]], **options).logits[0]
+        return bool((alone - padded).abs().max() <= TOLERANCE * alone.abs().max())

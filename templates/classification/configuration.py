@@ -1,74 +1,76 @@
-"""What the model is made of: saved as config.json, so that a checkpoint explains itself."""
+"""The configuration of the model, and the kinds of labels."""
 
 import math
 from collections.abc import Callable
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig, PreTrainedConfig
+from .base import WrapperConfig
 
 BASE_MODEL = "<< cookiecutter.base_model >>"
 
 
-class ModelConfig(PreTrainedConfig):
-    """A base encoder and the labels to choose from.
+class ModelConfig(WrapperConfig):
+    """A base encoder or decoder, and the labels to choose from.
 
     Args:
-        base_model_id: A Hub id or a local folder. A folder that holds a configuration but no
-            weights is trained from random ones.
-        labels: The label names, in the order of the logits.
-        problem_type: What kind of labels they are: see `problem_of`.
-        classifier_dropout: Probability of dropping a feature before the classifier; that of the
-            base model's layers when not given.
-        base_config: The base model's own configuration; read from `base_model_id` when not given.
+        base_model_id: See `WrapperConfig`, as all that is not listed here.
+        labels: The label names in the order of the logits. Those of the base model by default.
+        problem_type: The kind of labels: see `problem_of`.
     """
 
     model_type = "custom_classification"
-    pipeline_tag = "text-classification"  # what the Hub calls this task
-    sub_configs = {"base_config": AutoConfig}
+    pipeline_tag = "text-classification"  # the task's name on the Hub
+    default_base_model = BASE_MODEL
 
     def __init__(
         self,
-        base_model_id: str = BASE_MODEL,
+        base_model_id: str | None = None,
         labels: list[str] | None = None,
-        problem_type: str = "single_label_classification",
-        classifier_dropout: float | None = None,
-        base_config: PreTrainedConfig | dict | None = None,
+        problem_type: str | None = None,
         **kwargs,
     ):
-        if isinstance(base_config, dict):
-            base_config = AutoConfig.for_model(**base_config)
-        self.base_model_id = base_model_id
-        self.base_config: PreTrainedConfig = base_config or AutoConfig.from_pretrained(
-            base_model_id
-        )
-        if classifier_dropout is None:
-            layers = getattr(self.base_config, "dropout", 0.1)  # BERT and its kin name it otherwise
-            classifier_dropout = getattr(self.base_config, "hidden_dropout_prob", layers)
-        self.classifier_dropout = classifier_dropout
+        if "classifier_dropout" in kwargs:
+            raise ValueError(
+                "it was saved by an earlier version, with mean pooling, which is another model; open "
+                "it with AutoModelForSequenceClassification.from_pretrained(folder, "
+                "trust_remote_code=True)"
+            )
+        saved = list((kwargs.get("id2label") or {}).values())
+        if labels is not None and saved and saved != labels:
+            raise ValueError(f"its head is for the labels {', '.join(saved)}; expected the same")
+        super().__init__(base_model_id, **kwargs)
         if labels is not None:
-            kwargs["id2label"] = dict(enumerate(labels))
-            kwargs["label2id"] = {name: index for index, name in enumerate(labels)}
-        super().__init__(**kwargs)
-        self.problem_type = problem_type  # given above, a single label would be refused
+            self.base_config.id2label = self.id2label = dict(enumerate(labels))
+            self.base_config.label2id = {name: index for index, name in enumerate(labels)}
+            self.label2id = self.base_config.label2id
+        one_value = "regression" if self.num_labels == 1 else "single_label_classification"
+        self.problem_type = problem_type or self.problem_type or one_value
+        self.base_config.problem_type = self.problem_type
+
+    def use_tokenizer(self, tokenizer) -> None:
+        """Take the padding token of the tokenizer if the base model has none.
+
+        Decoders classify by the last token that is not padding, so they must recognize it.
+        """
+        if self.base_config.pad_token_id is None:
+            self.base_config.pad_token_id = tokenizer.pad_token_id
 
     @property
-    def base_has_weights(self) -> bool:
-        folder = Path(self.base_model_id)
-        weights = [*folder.glob("*.safetensors"), *folder.glob("*.bin")]
-        return bool(weights) or not folder.is_dir()
+    def labels(self) -> list[str]:
+        """The label names in the order of the logits."""
+        return [self.id2label[index] for index in range(self.num_labels)]
 
 
 def problem_of(names: list[str], is_list: bool) -> str:
-    """Find out what labels are, in the words that transformers has for it.
+    """Infer the kind of labels, in the words of transformers.
 
     Args:
-        names: All that occur.
-        is_list: Whether an example has a list of them.
+        names: All labels that occur.
+        is_list: Whether an example has a list of labels.
 
     Returns:
-        `multi_label_classification` for lists, `regression` where all are numbers and some have
+        `multi_label_classification` for lists, `regression` if all are numbers and some have
         fractions, else `single_label_classification`.
     """
     if is_list:
@@ -84,9 +86,9 @@ def problem_of(names: list[str], is_list: bool) -> str:
 
 
 def label_encoder(problem_type: str, labels: list[str]) -> Callable[[Any], int | float | list]:
-    """What makes of an example's label, or list of labels, what the loss is computed with.
+    """Return a function that maps an example's label, or list of labels, to the loss's input.
 
-    It raises KeyError for a name that is none of `labels`, and ValueError for no number.
+    It raises KeyError if a name is not in `labels`, and ValueError if a value is not a number.
     """
     ids = {name: index for index, name in enumerate(labels)}
 
@@ -108,5 +110,4 @@ def _number(text: str) -> float:
     return number
 
 
-AutoConfig.register(ModelConfig.model_type, ModelConfig, exist_ok=True)
 ModelConfig.register_for_auto_class()

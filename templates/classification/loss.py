@@ -1,23 +1,23 @@
-"""The loss: per label item of the whole global batch."""
+"""The loss: per label of the global batch."""
 
 from torch import Tensor
 from torch.nn import functional as F
 
 
-def loss_of(
+def compute_loss(
     problem_type: str,
     logits: Tensor,
     labels: Tensor,
     num_items_in_batch: Tensor | int | None = None,
 ) -> Tensor:
-    """Sum over the examples, divided by `num_items_in_batch`; their mean when that is left out.
+    """Compute the sum over the examples, divided by `num_items_in_batch`; by default their mean.
 
     Args:
         problem_type: `single_label_classification` (cross entropy), `multi_label_classification`
             (binary cross entropy, the mean over the labels) or `regression` (squared error).
-        logits: Shape (batch, labels); (batch, 1) in regression.
-        labels: Label ids, shape (batch,), where -100 is ignored; of several labels 1 or 0 each,
-            shape (batch, labels); or values, shape (batch,).
+        logits: Shape (batch, labels); (batch, 1) for regression.
+        labels: Label ids, shape (batch,), where -100 is ignored; for several labels per example
+            1.0 or 0.0, shape (batch, labels); for regression values, shape (batch,).
     """
     if num_items_in_batch is None:
         num_items_in_batch = (labels != -100).sum() if labels.ndim == 1 else len(labels)

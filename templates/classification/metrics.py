@@ -1,4 +1,4 @@
-"""What validation reports beside the loss."""
+"""The scores of a validation."""
 
 from itertools import product
 from pathlib import Path
@@ -8,36 +8,40 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 # Arguments of Scores that train.py offers on its command line.
 OPTIONS: dict[str, dict] = {}
-# By the problem type: the name of each score, and whether more is better.
+# By the problem type: the names of the scores, and whether larger is better.
 DIRECTIONS = {
     "single_label_classification": {"accuracy": True, "macro_f1": True},
     "multi_label_classification": {"exact_match": True, "micro_f1": True, "macro_f1": True},
     "regression": {"mean_absolute_error": False, "pearson": True},
 }
+DRAWN = 40  # labels in a confusion matrix: more cannot be read, and cost the square in memory
 
 
-def metrics_of(problem_type: str, count: int):
-    """A `MetricCollection` of those behind them; one that is no score is shown otherwise."""
-    import torchmetrics  # takes a second: not before the first step
-    from torchmetrics import classification as of
+def build_metrics(problem_type: str, count: int):
+    """Return a `MetricCollection` of the scores, with the confusion matrix of few labels."""
+    import torchmetrics  # imported here because it takes a second
+    from torchmetrics import classification
 
-    kinds = {
-        "single_label_classification": lambda: {
-            "accuracy": of.MulticlassAccuracy(count, average="micro"),
-            "macro_f1": of.MulticlassF1Score(count, average="macro"),
-            "confusion": of.MulticlassConfusionMatrix(count),
-        },
-        "multi_label_classification": lambda: {
-            "exact_match": of.MultilabelExactMatch(count),
-            "micro_f1": of.MultilabelF1Score(count, average="micro"),
-            "macro_f1": of.MultilabelF1Score(count, average="macro"),
-        },
-        "regression": lambda: {
+    classes = max(2, count)  # torchmetrics rejects one class
+    if problem_type == "single_label_classification":
+        metrics = {
+            "accuracy": classification.MulticlassAccuracy(classes, average="micro"),
+            "macro_f1": classification.MulticlassF1Score(classes, average="macro"),
+        }
+        if count <= DRAWN:
+            metrics["confusion"] = classification.MulticlassConfusionMatrix(classes)
+    elif problem_type == "multi_label_classification":
+        metrics = {
+            "exact_match": classification.MultilabelExactMatch(classes),
+            "micro_f1": classification.MultilabelF1Score(classes, average="micro"),
+            "macro_f1": classification.MultilabelF1Score(classes, average="macro"),
+        }
+    else:
+        metrics = {
             "mean_absolute_error": torchmetrics.MeanAbsoluteError(),
             "pearson": torchmetrics.PearsonCorrCoef(),
-        },
-    }
-    return torchmetrics.MetricCollection(kinds[problem_type]())
+        }
+    return torchmetrics.MetricCollection(metrics)
 
 
 class Scores:
@@ -50,43 +54,46 @@ class Scores:
 
     @staticmethod
     def directions(schema: dict) -> dict[str, bool]:
-        """The names of the scores for data of this schema, and of each whether more is better."""
+        """Return the names of the scores for data of this schema, and whether larger is better."""
         return DIRECTIONS[schema["problem_type"]]
 
     def reset(self) -> None:
-        """Begin a validation."""
-        metrics = metrics_of(self.config.problem_type, self.config.num_labels)
+        """Start a validation."""
+        metrics = build_metrics(self.config.problem_type, self.config.num_labels)
         self.metrics = metrics.to(self.device)
 
-    def update(self, outputs, inputs: dict[str, torch.Tensor]) -> None:
-        """Take in a batch: what the model made of it, and what it was given."""
-        logits, labels = outputs.logits.float(), inputs["labels"]
+    def update(self, outputs, batch: dict) -> None:
+        """Add a batch, and the model's outputs for it."""
+        logits, labels = outputs.logits.float(), batch["labels"]
         if self.config.problem_type == "regression":
             logits = logits.squeeze(-1)
         elif self.config.problem_type == "multi_label_classification":
             logits, labels = logits.sigmoid(), labels.int()
+        else:
+            logits = logits.argmax(-1)
         self.metrics.update(logits, labels)
 
     def compute(self, loss: float) -> dict[str, float]:
-        """Give the scores, by name; `loss` is the mean over all label items."""
+        """Return the scores by name; `loss` is the mean over all labels."""
         scores = self.metrics.compute()
         self.confusion = scores.pop("confusion", None)
         return {name: value.item() for name, value in scores.items()}
 
     def save(self, folder: Path) -> None:
-        """Draw confusion_matrix.png: rows are what the label is, columns what was predicted."""
+        """Draw confusion_matrix.png, with true labels as rows and predictions as columns."""
         if self.confusion is None:
             return
-        from matplotlib.figure import Figure  # takes a second: not at every start
+        from matplotlib.figure import Figure  # imported here because it takes a second
 
-        count, confusion = self.config.num_labels, self.confusion.cpu()
+        count = self.config.num_labels
+        confusion = self.confusion.cpu()[:count, :count]
         shares = confusion / confusion.sum(1, keepdim=True)
-        size = 3 + 0.4 * min(count, 40)
+        size = 3 + 0.4 * count
         figure = Figure(figsize=(size, size), layout="constrained")
         axes = figure.subplots()
         axes.imshow(shares.nan_to_num().numpy(), cmap="Blues", vmin=0, vmax=1)
         axes.set(xlabel="predicted", ylabel="label", xticks=range(count), yticks=range(count))
-        # A dollar sign would begin a formula.
+        # A dollar sign would start a formula.
         names = [name.replace("$", r"\$")[:30] for _, name in sorted(self.config.id2label.items())]
         axes.set_xticklabels(names, rotation=45 if count < 20 else 90, ha="right")
         axes.set_yticklabels(names)

@@ -1,38 +1,37 @@
-"""The model: an encoder, the mean of its token vectors, and a linear classifier."""
+"""The model: a classifier of sequences, with the pooling and the head of its architecture."""
+
+import copy
 
 import torch
-from torch import Tensor, nn
-from transformers import AutoModel, AutoModelForSequenceClassification, PreTrainedModel
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedConfig
 from transformers.modeling_outputs import SequenceClassifierOutput
+from transformers.utils import can_return_tuple
 
+from .base import Wrapper
 from .configuration import ModelConfig
-from .loss import loss_of
+from .loss import compute_loss
 
 
-class Model(PreTrainedModel):
-    """Any `AutoModel` body (encoder or decoder) with a classifier on top."""
+class Model(Wrapper):
+    """Any `AutoModelForSequenceClassification` (BERT, RoBERTa, ModernBERT, GPT-2, Llama, ...)."""
 
     config_class = ModelConfig
-    supports_gradient_checkpointing = True
-    accepts_loss_kwargs = True  # asks transformers.Trainer for `num_items_in_batch`
-    _supports_sdpa = True
+    auto_class = AutoModelForSequenceClassification
+    base_model_prefix = "classifier"
 
     def __init__(self, config: ModelConfig):
         super().__init__(config)
-        # from_pretrained builds on the meta device and fills in the checkpoint's weights itself.
         if config.base_has_weights and torch.get_default_device().type != "meta":
-            self.encoder = AutoModel.from_pretrained(config.base_model_id, dtype=torch.float32)
+            self.classifier = self._load_classifier(config)
         else:
-            self.encoder = AutoModel.from_config(config.base_config, dtype=torch.float32)
-        # Not used here, and DistributedDataParallel refuses parameters that get no gradient.
-        self.encoder.pooler = None
-        self.dropout = nn.Dropout(config.classifier_dropout)
-        self.classifier = nn.Linear(config.base_config.hidden_size, config.num_labels)
+            self.classifier = self.load_base(config)
         self.post_init()
 
+    @can_return_tuple
     def forward(
         self,
-        input_ids: Tensor,
+        input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         labels: Tensor | None = None,
         num_items_in_batch: Tensor | int | None = None,
@@ -43,26 +42,65 @@ class Model(PreTrainedModel):
         Args:
             input_ids: Token ids, shape (batch, length).
             attention_mask: 1 for tokens, 0 for padding, shape (batch, length).
-            labels: See `loss_of`.
-            num_items_in_batch: What to divide the summed loss by: the labels of the whole global
-                batch. The labels given here when left out, which makes the loss their mean.
+            labels: See `compute_loss`.
+            num_items_in_batch: Divisor of the summed loss: the labels of the global batch.
+                Defaults to those of this batch, which makes the loss their mean.
 
         Returns:
-            `loss`, a scalar if `labels` were given, and `logits`, shape (batch, labels).
+            `loss`, a scalar if `labels` were given, and `logits`, shape (batch, labels), with the
+            other outputs of the base model.
         """
-        if attention_mask is None:
-            attention_mask = torch.ones_like(input_ids)
-        hidden = self.encoder(
-            input_ids=input_ids, attention_mask=attention_mask, **kwargs
-        ).last_hidden_state
-        mask = attention_mask.unsqueeze(-1).to(hidden.dtype)
-        mean = (hidden * mask).sum(dim=1) / mask.sum(dim=1)
-        logits = self.classifier(self.dropout(mean))
-        loss = None
+        outputs = self.classifier(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
         if labels is not None:
-            loss = loss_of(self.config.problem_type, logits, labels, num_items_in_batch)
-        return SequenceClassifierOutput(loss=loss, logits=logits)
+            problem_type = self.config.problem_type
+            outputs.loss = compute_loss(problem_type, outputs.logits, labels, num_items_in_batch)
+        return outputs
+
+    def _load_classifier(self, config: ModelConfig):
+        """Load the base model; keep its head if it was trained for the same labels.
+
+        If they are in another order, the head's rows are put into the order of `config.labels`.
+        """
+        saved = AutoConfig.from_pretrained(config.base_model_id, trust_remote_code=False)
+        names = [saved.id2label[index] for index in range(saved.num_labels)]
+        if not any("SequenceClassification" in name for name in saved.architectures or []):
+            return self.load_base(config)
+        if _fits(saved, names, config):
+            base = self.load_base(config)
+            if names != config.labels and len(names) > 1:
+                order = torch.tensor([names.index(name) for name in config.labels])
+                for name, dim in _label_dims(config).items():
+                    tensor = base.get_parameter(name)
+                    tensor.data = tensor.data.index_select(dim, order)
+                self.notes.append("the rows of the base model's head now have the data's order")
+            return base
+        self.notes.append(f"labels other than the base model's ({', '.join(names[:8])}): new head")
+        new = "|".join(name.replace(".", r"\.") for name in _label_dims(config))
+        return self.load_base(config, key_mapping={f"^({new})$": r"replaced.\1"})
 
 
-AutoModelForSequenceClassification.register(ModelConfig, Model, exist_ok=True)
+def _fits(saved: PreTrainedConfig, names: list[str], config: ModelConfig) -> bool:
+    """Whether a head was trained for the labels of `config`."""
+    one_value = "regression" if saved.num_labels == 1 else "single_label_classification"
+    if (saved.problem_type or one_value) != config.problem_type:
+        return False
+    return config.problem_type == "regression" or sorted(names) == sorted(config.labels)
+
+
+def _label_dims(config: ModelConfig) -> dict[str, int]:
+    """Return the tensors that have a row for each label, and the dimension of these rows."""
+    sizes = []
+    for more in (0, 1):
+        other = copy.deepcopy(config.base_config)
+        other.num_labels = config.num_labels + more
+        with torch.device("meta"):
+            model = AutoModelForSequenceClassification.from_config(other, trust_remote_code=False)
+        sizes.append({name: tensor.shape for name, tensor in model.named_parameters()})
+    return {
+        name: next(dim for dim, (a, b) in enumerate(zip(shape, sizes[1][name])) if a != b)
+        for name, shape in sizes[0].items()
+        if shape != sizes[1][name]
+    }
+
+
 Model.register_for_auto_class("AutoModelForSequenceClassification")

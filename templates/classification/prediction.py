@@ -1,37 +1,50 @@
-"""From texts to labels: what predict.py does with a trained model."""
+"""From texts to labels: the work of predict.py."""
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from .dataset import OPTIONS as DATA_OPTIONS
 
 # Arguments of Predictor that predict.py offers on its command line.
 OPTIONS: dict[str, dict] = {}
 
 
 class Predictor:
-    """Labels texts.
+    """Label texts.
 
     Args:
-        max_len: Longer texts are cut to this many tokens.
+        max_len: Longer texts are truncated.
+        schema: How the training data were read.
 
     Attributes:
-        columns: Those that held the text, or the two texts, in training.
+        columns: The columns of the text, or of the two texts, in the training data.
     """
 
-    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_len: int):
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        max_len: int,
+        schema: dict,
+    ):
         self.model, self.tokenizer, self.max_len = model, tokenizer, max_len
-        columns = (model.config.text_column, model.config.pair_column)
-        self.columns: list[str] = [name for name in columns if name is not None]
+        tokenizer.padding_side = tokenizer.truncation_side = "right"
+        defaults = {name: option.get("default") for name, option in DATA_OPTIONS.items()}
+        columns = {**defaults, **schema}
+        text, pair = columns["text_column"], columns["pair_column"]
+        self.columns: list[str] = [text] if pair is None else [text, pair]
 
     @torch.no_grad()
     def __call__(self, texts: list) -> list[dict]:
-        """Give the `prediction` for each text or pair, and in `scores` each label's probability.
+        """Return the `prediction` for each text or pair, and the probabilities as `scores`.
 
-        Of several labels, all that are likelier than not; in regression a number, and no scores.
+        With several labels per example, the prediction is the list of labels above 0.5; in
+        regression it is a number, without scores.
         """
         inputs = self.tokenizer(
             texts, truncation=True, max_length=self.max_len, padding=True, return_tensors="pt"
         ).to(self.model.device)
-        if len(self.columns) == 1:  # as in training: they tell a pair's texts apart
+        if len(self.columns) == 1:  # as in training: only pairs have types
             inputs.pop("token_type_ids", None)
         logits = self.model(**inputs).logits.float()
         names = [self.model.config.id2label[index] for index in range(logits.shape[-1])]

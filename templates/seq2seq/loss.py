@@ -1,4 +1,4 @@
-"""The loss: cross entropy, per label item of the whole global batch."""
+"""The loss: cross entropy, per target token of the global batch."""
 
 from torch import Tensor
 from torch.nn import functional as F
@@ -7,7 +7,7 @@ from torch.nn import functional as F
 def cross_entropy(
     logits: Tensor, labels: Tensor, num_items_in_batch: Tensor | int | None = None
 ) -> Tensor:
-    """Sum over the tokens, divided by `num_items_in_batch`; their mean when that is left out.
+    """Compute the sum over the tokens, divided by `num_items_in_batch`; by default their mean.
 
     Args:
         logits: Shape (batch, length, vocabulary).

@@ -1,43 +1,69 @@
-"""From sources to targets: what predict.py does with a trained model."""
+"""From sources to targets: the work of predict.py."""
 
+import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-# Arguments of Predictor that predict.py offers on its command line. What is not given is as in the
-# generation_config.json of the checkpoint.
+from reading.decoding import Decoder
+from reading.tokens import pad
+
+from .dataset import OPTIONS as DATA_OPTIONS
+
+# Arguments of Predictor that predict.py offers on its command line. The others are those of the
+# checkpoint's generation_config.json.
 OPTIONS: dict[str, dict] = {
-    "max_new_tokens": {"type": int, "default": 64, "help": "most tokens to generate"},
-    "num_beams": {"type": int, "help": "beams to search with"},
-    "do_sample": {"action": "store_const", "const": True, "help": "draw tokens at random"},
-    "temperature": {"type": float, "help": "of drawing: below 1, likely ones more often"},
-    "top_p": {"type": float, "help": "of drawing: from the likeliest ones, of this much in all"},
+    "max_new_tokens": {"type": int, "default": 64, "help": "maximum number of tokens to generate"},
+    "num_beams": {"type": int, "help": "number of beams"},
+    "do_sample": {
+        "action": "store_const",
+        "const": True,
+        "help": "sample instead of greedy decoding",
+    },
+    "temperature": {"type": float, "help": "sampling temperature"},
+    "top_p": {"type": float, "help": "nucleus sampling probability"},
 }
 
 
 class Predictor:
-    """Generates the target of each source.
+    """Generate the target of each source.
 
     Args:
-        max_len: Longer sources are cut to this many tokens.
-        options: Of `generate`; None where not given.
+        max_len: Longer sources are truncated.
+        schema: How the training data were read.
+        options: Arguments of `generate`; None if not given.
 
     Attributes:
-        columns: The one that held the source in training.
+        columns: The column of the source in the training data.
+        notes: Lines about limits that were set here.
     """
 
     def __init__(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_len: int, **options
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        max_len: int,
+        schema: dict,
+        **options,
     ):
         self.model, self.tokenizer, self.max_len = model, tokenizer, max_len
         self.options = {name: value for name, value in options.items() if value is not None}
-        self.columns: list[str] = [model.config.source_column]
+        default = DATA_OPTIONS["source_column"]["default"]
+        self.columns: list[str] = [schema.get("source_column", default)]
+        self.decode = Decoder(tokenizer, model.generation_config)
+        self.notes: list[str] = []
+        positions = getattr(model.config, "max_position_embeddings", None)
+        if positions is not None and self.options.get("max_new_tokens", 0) > positions:
+            self.options["max_new_tokens"] = positions
+            self.notes.append(f"at most {positions} tokens are generated: the model's positions")
 
     def __call__(self, texts: list) -> list[dict]:
-        """Give the `prediction` for each source."""
-        inputs = self.tokenizer(
-            texts, truncation=True, max_length=self.max_len, padding=True, return_tensors="pt"
-        ).to(self.model.device)
+        """Return the `prediction` for each source."""
+        rows = self.tokenizer(texts, truncation=True, max_length=self.max_len).input_ids
+        examples = [{"input_ids": torch.tensor(ids)} for ids in rows]
+        # Padded as in training, where the tokenizer may have no padding token.
+        input_ids, mask = pad(examples, "input_ids", self.tokenizer.pad_token_id or 0)
         outputs = self.model.generate(
-            inputs.input_ids, attention_mask=inputs.attention_mask, **self.options
+            input_ids.to(self.model.device),
+            attention_mask=mask.to(self.model.device),
+            **self.options,
         )
-        targets = self.tokenizer.batch_decode(outputs, skip_special_tokens=True)
-        return [{"prediction": target} for target in targets]
+        return [{"prediction": target} for target in self.decode(outputs)]

@@ -4,12 +4,12 @@ from functools import partial
 
 import pytest
 import torch
-from safetensors.torch import load_file
-
-import train
 from launching import shard
 from outcome import result
 from real_runs import Run
+from safetensors.torch import load_file
+
+import train
 from test_divergence import poison
 from test_memory import small_memory
 

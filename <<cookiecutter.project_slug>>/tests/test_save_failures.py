@@ -12,11 +12,11 @@ from itertools import count
 from pathlib import Path
 
 import pytest
+from outcome import assert_same
 from safetensors.torch import load_file
 
 import train
 from errors import RunError
-from outcome import assert_same
 from training import files
 from training.checkpoint import Checkpoints
 

@@ -9,11 +9,11 @@ from functools import partial
 from unittest import mock
 
 import pytest
+from outcome import assert_same
+from real_runs import TIMEOUT, Run
 
 import train
 from errors import RunError
-from outcome import assert_same
-from real_runs import TIMEOUT, Run
 from training import interruption
 from training.checkpoint import Checkpoints
 

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import datasets
 import pytest
+from outcome import assert_same
 
 import train
 from errors import RunError
-from outcome import assert_same
 from test_runs import Killed, stop_after
 
 

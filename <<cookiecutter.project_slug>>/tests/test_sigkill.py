@@ -1,7 +1,6 @@
 """SIGKILL at random moments: nothing is lost but the work since the last save."""
 
 import pytest
-
 from killing import kill_again_and_again
 
 

@@ -1,0 +1,308 @@
+"""A model around one model of transformers, saved as that model wherever that is exact."""
+
+import copy
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, GenerationConfig, PreTrainedConfig, PreTrainedModel
+
+# Weight files of any format: a folder that holds one of these is not trained from scratch.
+WEIGHT_FILES = (
+    *("*.safetensors", "*.bin", "*.pt", "*.pth", "*.ckpt*", "*.h5", "*.msgpack"),
+    *("*.gguf", "*.npz", "*.onnx", "*.index.json"),
+)
+# What tools read in a configuration; in the custom form it stands in `base_config`.
+SHARED = ("is_encoder_decoder", "id2label", "label2id", "problem_type")
+DELEGATED = (
+    *("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads"),
+    *("max_position_embeddings", "pad_token_id", "bos_token_id", "eos_token_id"),
+    "decoder_start_token_id",
+)
+HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
+# Settings of generation that say which tokens are possible, not how they are searched for.
+TOKEN_SETTINGS = (
+    *("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id"),
+    *("forced_bos_token_id", "forced_eos_token_id", "bad_words_ids"),
+    *("suppress_tokens", "begin_suppress_tokens"),
+)
+
+
+class WrapperConfig(PreTrainedConfig):
+    """The configuration of a base model, and where its weights come from.
+
+    Args:
+        base_model_id: A Hub id or a local folder. A folder with a configuration but without
+            weights gives random weights. Not saved.
+        base_config: The configuration of the base model. Read from `base_model_id` by default.
+        load_options: Arguments of the base model's `from_pretrained`. Not saved.
+    """
+
+    sub_configs = {"base_config": AutoConfig}
+    has_no_defaults_at_init = True  # transformers < 5.20 would build a default one at each load
+    default_base_model = ""
+
+    def __init__(
+        self,
+        base_model_id: str | None = None,
+        base_config: PreTrainedConfig | dict | None = None,
+        load_options: dict[str, Any] | None = None,
+        **kwargs,
+    ):
+        if base_config is None:
+            base_model_id = os.path.expanduser(base_model_id or self.default_base_model)
+            base_config = AutoConfig.from_pretrained(base_model_id, trust_remote_code=False)
+        elif isinstance(base_config, dict):
+            base_config = AutoConfig.for_model(**base_config)
+        self.base_model_id = base_model_id
+        self.base_config: PreTrainedConfig = base_config
+        self.load_options = load_options or {}
+        super().__init__(**kwargs)
+        for name in SHARED:
+            setattr(self, name, getattr(base_config, name))
+
+    def __getattr__(self, name: str):
+        if name in DELEGATED:
+            return getattr(self.base_config, name)
+        raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
+
+    @property
+    def base_has_weights(self) -> bool:
+        """Whether `base_model_id` is a folder with weights, or a Hub id."""
+        if self.base_model_id is None:
+            return False
+        folder = Path(self.base_model_id)
+        return not folder.is_dir() or any(any(folder.glob(name)) for name in WEIGHT_FILES)
+
+    def get_text_config(self, *args, **kwargs) -> PreTrainedConfig:
+        return self.base_config.get_text_config(*args, **kwargs)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return all values but those that are about this machine."""
+        values = super().to_dict()
+        for name in ("base_model_id", "load_options", "_name_or_path"):
+            values.pop(name, None)
+        values["base_config"].pop("_name_or_path", None)
+        return values
+
+
+class Wrapper(PreTrainedModel):
+    """A model that holds a base model of transformers, and has two forms on the disk.
+
+    The stock form is a checkpoint of the base model: any tool opens it. It is used only where
+    `choose_form` has shown that the base model alone computes the same logits. The custom form
+    holds the code of this model as well; transformers opens it with `trust_remote_code=True`.
+
+    Subclasses set `auto_class`, and `base_model_prefix`: the attribute that holds the base model.
+
+    Attributes:
+        notes: Lines about how the weights of the base model were loaded.
+        loading_info: What `from_pretrained` of the base model reported; None without weights.
+        saves_stock: Whether `save_pretrained` writes the stock form; None until it is chosen.
+    """
+
+    auto_class: Any
+    supports_gradient_checkpointing = True
+    accepts_loss_kwargs = True  # makes transformers.Trainer pass `num_items_in_batch`
+    _supports_sdpa = True
+
+    def __init__(self, config: WrapperConfig):
+        super().__init__(config)
+        self.notes: list[str] = []
+        self.loading_info: dict | None = None
+        self.saves_stock: bool | None = None
+
+    def load_base(self, config: WrapperConfig, **options) -> PreTrainedModel:
+        """Build the base model, with the weights of `config.base_model_id` if it has any.
+
+        On the meta device, where `from_pretrained` builds a model, it fills in the weights later.
+        """
+        on_meta = torch.get_default_device().type == "meta"
+        if on_meta or not config.base_has_weights:
+            base = self.auto_class.from_config(
+                config.base_config, dtype=torch.get_default_dtype(), trust_remote_code=False
+            )
+        else:
+            options = {"dtype": torch.float32, **config.load_options, **options}
+            base, self.loading_info = self.auto_class.from_pretrained(
+                config.base_model_id,
+                config=config.base_config,
+                output_loading_info=True,
+                trust_remote_code=False,
+                **options,
+            )
+        if not on_meta and config.base_model_id is not None and not config.base_has_weights:
+            self.notes.append(f"{config.base_model_id} has no weight file: training from scratch")
+        base.config._name_or_path = ""
+        config.base_config = base.config  # from_pretrained has made a copy of it
+        return base
+
+    def on_weights_loaded(self) -> None:
+        """Set up what depends on the values of the weights."""
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path, *args, config=None, output_loading_info=False, **kwargs
+    ):
+        """Load either form; see `transformers.PreTrainedModel.from_pretrained`."""
+        path = os.path.expanduser(pretrained_model_name_or_path)
+        hub = {name: kwargs[name] for name in HUB_OPTIONS if name in kwargs}
+        if config is None:
+            saved, _ = PreTrainedConfig.get_config_dict(path, **hub)
+            if saved.get("model_type") != cls.config_class.model_type:
+                model, info = cls._from_stock(path, hub, kwargs)
+                return (model, info) if output_loading_info else model
+        model, info = super().from_pretrained(
+            path, *args, config=config, output_loading_info=True, **kwargs
+        )
+        model._recompute_buffers()
+        model.on_weights_loaded()
+        return (model, info) if output_loading_info else model
+
+    @classmethod
+    def _from_stock(cls, path: str, hub: dict, options: dict) -> tuple["Wrapper", dict]:
+        base_config = AutoConfig.from_pretrained(path, trust_remote_code=False, **hub)
+        options = {"dtype": "auto", **options}
+        model = cls(cls.config_class(path, base_config=base_config, load_options=options))
+        model.config.load_options = {}
+        model.eval()
+        if model.loading_info is None:
+            raise OSError(f"{path} has no weight file")
+        info, prefix = dict(model.loading_info), f"{cls.base_model_prefix}."
+        for kind in ("missing_keys", "unexpected_keys"):
+            info[kind] = {prefix + name for name in info[kind]}
+        return model, info
+
+    def _recompute_buffers(self) -> None:
+        """Compute again the buffers of this model that no checkpoint holds.
+
+        `from_pretrained` builds on the meta device and would leave them without values.
+        """
+        prefix, saved = f"{self.base_model_prefix}.", self.state_dict()
+        buffers = {name: b for name, b in self.named_buffers() if name not in saved}
+        if all(name.startswith(prefix) for name in buffers):
+            return  # transformers computes those of its own models
+        with torch.random.fork_rng(), torch.device("cpu"):
+            computed = dict(type(self)(copy.deepcopy(self.config)).named_buffers())
+        for name, buffer in buffers.items():
+            buffer.copy_(computed[name])
+
+    def save_pretrained(self, save_directory, state_dict=None, **kwargs):
+        """Save the stock form or the custom form; see `choose_form`."""
+        if self.saves_stock is None:
+            self.choose_form()
+        tensors = self.state_dict() if state_dict is None else state_dict
+        if not self.saves_stock:
+            code = f"{type(self).__module__.split('.')[-1]}.{type(self).__name__}"
+            self.config.auto_map = {**getattr(self.config, "auto_map", {}), "AutoModel": code}
+            return super().save_pretrained(save_directory, state_dict=tensors, **kwargs)
+        prefix = f"{self.base_model_prefix}."
+        tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+        return self.base_model.save_pretrained(save_directory, state_dict=tensors, **kwargs)
+
+    def choose_form(self, batch: dict[str, Tensor] | None = None) -> str:
+        """Choose the form of all saves: stock if the base model alone gives the same logits.
+
+        To be called before the weights are sharded.
+
+        Args:
+            batch: A real batch. A few token ids by default.
+
+        Returns:
+            One line: the form, and the reason.
+        """
+        modes = [(module, module.training) for module in self.modules()]
+        name = type(self.base_model).__name__
+        try:
+            reason = self._difference_to_base(self._dummy_batch() if batch is None else batch)
+        except Exception as error:  # of the user's forward, too
+            reason = f"it cannot be compared with {name} ({error!r})"
+        for module, mode in modes:
+            module.training = mode
+        self.saves_stock = reason is None
+        if reason is None:
+            return f"checkpoints are stock {name}: the logits are the same bit for bit"
+        return f"checkpoints hold the code of model/: {reason}"
+
+    @torch.no_grad()
+    def _difference_to_base(self, batch: dict[str, Tensor]) -> str | None:
+        base, name = self.base_model, type(self.base_model).__name__
+        own = [k for k in self.state_dict() if not k.startswith(f"{self.base_model_prefix}.")]
+        if own:
+            return f"{own[0]} is no tensor of {name}"
+        if not type(base).__module__.startswith("transformers.models."):
+            return f"{name} is no model of transformers"
+        alone, info = type(base).from_pretrained(
+            None,
+            config=copy.deepcopy(base.config),
+            state_dict=dict(base.state_dict()),
+            dtype=base.dtype,
+            attn_implementation=base.config._attn_implementation,
+            output_loading_info=True,
+        )
+        if keys := [*info["missing_keys"], *info["unexpected_keys"], *info["mismatched_keys"]]:
+            return f"{name} and model/ differ in the tensor {keys[0]}"
+        inputs = {k: v for k, v in batch.items() if isinstance(v, Tensor) and k != "labels"}
+        if self.config.is_encoder_decoder:
+            inputs["decoder_input_ids"] = batch["labels"].clamp(min=0)
+        logits = self.eval().forward(**inputs).logits
+        alone = alone.eval().to(self.device)
+        if not torch.equal(logits, alone(**inputs).logits):
+            return f"the logits are not those of {name}"
+        return None
+
+    def _dummy_batch(self) -> dict[str, Tensor]:
+        eos = self.config.eos_token_id
+        last = eos if isinstance(eos, int) and eos < self.config.vocab_size else 2
+        ids = torch.tensor([[1, 2, 3, last]], device=self.device)
+        return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids}
+
+    # What transformers, PEFT and others ask of a model is answered by the base model.
+
+    @property
+    def generation_config(self):
+        base = self.base_model
+        return None if base is self else getattr(base, "generation_config", None)
+
+    @generation_config.setter
+    def generation_config(self, value) -> None:
+        if self.base_model is not self:  # PreTrainedModel sets it before there is a base model
+            self.base_model.generation_config = value
+
+    def generate(self, *args, **kwargs):
+        """Generate: see `transformers.GenerationMixin.generate`."""
+        if getattr(self.base_model.config, "output_router_logits", False):
+            kwargs["output_router_logits"] = False  # its loss needs all tokens, not the last
+        return self.base_model.generate(*args, **kwargs)
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.base_model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.base_model.set_input_embeddings(value)
+
+    def get_output_embeddings(self) -> nn.Module | None:
+        return self.base_model.get_output_embeddings()
+
+    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
+        self.base_model.set_output_embeddings(new_embeddings)
+
+    def resize_token_embeddings(self, *args, **kwargs) -> nn.Module:
+        return self.base_model.resize_token_embeddings(*args, **kwargs)
+
+
+def generate_greedily(
+    model: Any, input_ids: Tensor, attention_mask: Tensor, max_new_tokens: int
+) -> Tensor:
+    """Generate by plain greedy search, whatever search `model.generation_config` asks for."""
+    own = model.generation_config
+    tokens = {name: getattr(own, name, None) for name in TOKEN_SETTINGS}
+    model.generation_config = GenerationConfig(**tokens, do_sample=False, num_beams=1)
+    try:
+        return model.generate(
+            input_ids, attention_mask=attention_mask, max_new_tokens=max_new_tokens
+        )
+    finally:
+        model.generation_config = own

@@ -1,0 +1,1 @@
+"""What several tests share. No test module imports another one."""

@@ -1,0 +1,69 @@
+"""What `accelerate launch --config_file configs/NAME.yaml` passes to a process, by its own parser.
+
+Accelerate has no public function for this, so private names of it and of argparse are used:
+`_validate_launch_command` applies the file, `_actions` are the known arguments, and
+`_shared_state` replaces the choice of a backend, which is DDP wherever there is no GPU.
+"""
+
+import argparse
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+
+from accelerate import PartialState
+from accelerate.commands import launch
+from accelerate.commands.config.config_args import ClusterConfig
+from accelerate.utils import DistributedType
+from accelerate.utils.launch import prepare_multi_gpu_env, prepare_simple_launcher_cmd_env
+
+from .processes import ROOT, Patch
+from .seams import shards_announced
+
+CONFIGS = ROOT / "configs"
+
+
+def read_config(path: Path) -> argparse.Namespace:
+    """Parse a configuration file as the launcher does.
+
+    Raises:
+        ValueError: It has a key that Accelerate does not know.
+    """
+    parser = launch.launch_command_parser()
+    # The keys of a file, which Accelerate checks itself, and those below them, which it does not.
+    known = {"nondefault", *ClusterConfig.__dataclass_fields__, *(a.dest for a in parser._actions)}
+    args, *_ = launch._validate_launch_command(
+        parser.parse_args(["--config_file", str(path), "train.py"])
+    )
+    if unknown := vars(args).keys() - known:
+        raise ValueError(f"{path}: {unknown}")
+    return args
+
+
+def environment(name: str) -> dict[str, str]:
+    """Return the variables that the launcher sets for a file of configs/."""
+    args = read_config(CONFIGS / f"{name}.yaml")
+    if args.use_fsdp or args.multi_gpu:
+        return prepare_multi_gpu_env(args)
+    return prepare_simple_launcher_cmd_env(args)[1]
+
+
+@contextmanager
+def fsdp2(precision: str = "no", also: Patch = nullcontext) -> Iterator[None]:
+    """Start as configs/fsdp2.yaml does, on the CPU.
+
+    Args:
+        also: A further patch.
+    """
+    os.environ.update(environment("fsdp2"), ACCELERATE_MIXED_PRECISION=precision)
+    PartialState(cpu=True)
+    PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
+    with shards_announced(), also():
+        yield
+
+
+@contextmanager
+def variables(**values: str) -> Iterator[None]:
+    """Set environment variables of a process that ends with its run."""
+    os.environ.update(values)
+    yield

@@ -1,0 +1,110 @@
+"""Run a `main` in one process or several, as a launcher starts them.
+
+The processes are forked from a server that has already imported train.py.
+"""
+
+import importlib
+import multiprocessing
+import os
+import socket
+import sys
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent.parent
+TIMEOUT = 120.0  # seconds after which a run is taken to hang
+STOPPED = 75  # exit code of a run that was asked to stop and has saved
+
+Patch = Callable[[], AbstractContextManager]
+
+# Not a plain fork: the tests' own process has threads.
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(["train"])
+
+
+class Launch:
+    """A run in real processes, the output of each in a file of its own.
+
+    Args:
+        output: Folder for these files.
+        processes: Number of processes, which form one group.
+        patch: Importable function; its context manager is entered in each process before the run.
+        module: Module whose `main` is called.
+    """
+
+    def __init__(
+        self,
+        arguments: list[str],
+        output: Path,
+        processes: int = 1,
+        patch: Patch = nullcontext,
+        module: str = "train",
+    ):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = str(free.getsockname()[1])
+        output.mkdir(parents=True, exist_ok=True)
+        self.outputs = [output / f"{rank}.txt" for rank in range(processes)]
+        self.processes = []
+        for rank, file in enumerate(self.outputs):
+            environment = _environment(rank, processes, port) if processes > 1 else {}
+            process = FORKS.Process(target=_run, args=(module, arguments, environment, file, patch))
+            process.start()
+            self.processes.append(process)
+
+    def wait(self, timeout: float = TIMEOUT) -> list[int]:
+        """Return the exit codes of all processes; -N after signal N.
+
+        Raises:
+            TimeoutError: One of them hangs; all have been killed.
+        """
+        for process in self.processes:
+            process.join(timeout)
+            if process.exitcode is None:
+                self.kill()
+                raise TimeoutError(f"a process hangs:\n{self.output()[-2000:]}")
+        return [process.exitcode or 0 for process in self.processes]
+
+    def expect(self, code: int = 0) -> str:
+        """Wait; check that all processes end with this exit code; return the first one's output."""
+        codes = self.wait()
+        everything = "\n".join(map(self.output, range(len(codes))))
+        assert codes == [code] * len(codes), f"{codes}\n{everything[-4000:]}"
+        return self.output()
+
+    def kill(self) -> None:
+        for process in self.processes:
+            process.kill()
+            process.join()
+
+    def output(self, rank: int = 0) -> str:
+        text = self.outputs[rank].read_text(errors="replace") if self.outputs[rank].exists() else ""
+        return text.replace("\r", "\n")
+
+
+def _environment(rank: int, processes: int, port: str) -> dict[str, str]:
+    return {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(processes),
+        "LOCAL_WORLD_SIZE": str(processes),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": port,
+    }
+
+
+def _run(
+    module: str, arguments: list[str], environment: dict[str, str], output: Path, patch: Patch
+) -> None:
+    os.environ.update(environment)
+    os.chdir(ROOT)
+    with output.open("a") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    sys.argv = [f"{module}.py", *arguments]
+    from training.launch import run
+
+    with patch():
+        code = run(importlib.import_module(module).main)
+    sys.exit(code)

@@ -1,0 +1,238 @@
+"""The places at which tests reach into a run. Whoever edits train.py keeps these, or edits here.
+
+train.train_step(run, step)         called once per optimizer step
+train.validate(run, report)         called once per validation
+Strategy.gradient_sync              called once per micro-batch of training
+Strategy.prepare                    called once, with the bare model
+Task.forward                        called with each batch; its losses are those of the run
+Checkpointer.save                   called once per save, with the state that it saves
+training.run.start                  makes the Accelerator
+training.run.largest_batch_size     called once, with the model on its device
+losses.READ_EVERY                   micro-batches between two reads of the loss
+memory.NOT_PROBED                   devices on which no batch size is tried
+signals.SAME_KEYSTROKE              seconds in which a second Ctrl-C counts as the first one
+
+Each function is a context manager; for a run in another process it is the argument `patch` of
+`Launch`.
+"""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+from unittest import mock
+
+import torch
+
+import train
+import training.run
+from training import losses, memory, signals
+from training.batches import Step
+from training.checkpoint import Checkpointer
+from training.contract import Task
+from training.run import Run
+from training.state import TrainState
+from training.strategy import Strategy
+
+
+class Killed(BaseException):
+    """Ends a run as SIGKILL does: no `except Exception` sees it."""
+
+
+@contextmanager
+def before_step(action: Callable[[Run, Step], None], rank: int | None = None) -> Iterator[None]:
+    """Call `action` before each optimizer step, on one rank or on all."""
+    train_step = train.train_step
+
+    def stepping(run: Run, step: Step) -> Any:
+        if rank is None or run.group.rank == rank:
+            action(run, step)
+        return train_step(run, step)
+
+    with mock.patch.object(train, "train_step", stepping):
+        yield
+
+
+@contextmanager
+def killed_before_micro_batch(number: int) -> Iterator[None]:
+    """Raise `Killed` in place of a micro-batch of training, counted from 0: also within a step."""
+    gradient_sync = Strategy.gradient_sync
+    done = 0
+
+    def counting(*args: Any, **named: Any) -> AbstractContextManager:
+        nonlocal done
+        if done == number:
+            raise Killed
+        done += 1
+        return gradient_sync(*args, **named)
+
+    with mock.patch.object(Strategy, "gradient_sync", counting):
+        yield
+
+
+@contextmanager
+def killed_before_validation() -> Iterator[None]:
+    with mock.patch.object(train, "validate", side_effect=Killed):
+        yield
+
+
+@contextmanager
+def scores_replaced_by(values: list[dict[str, float]]) -> Iterator[None]:
+    """Let the validations return these scores, one dict for each."""
+    validate = train.validate
+    given = iter(values)
+
+    def replacing(*args: Any) -> dict[str, float]:
+        return {**validate(*args), **next(given)}
+
+    with mock.patch.object(train, "validate", replacing):
+        yield
+
+
+@contextmanager
+def nonfinite_step(how: str, rank: int, step: int, is_read_late: bool = False) -> Iterator[None]:
+    """Spoil one optimizer step of one rank.
+
+    Args:
+        how: "loss": the loss and its gradient; "gradient": the gradient, not the loss; "loss
+            alone": the loss, not the gradient.
+        step: Optimizer steps before it.
+        is_read_late: Read losses as seldom as on an accelerator, so that further steps are done.
+    """
+    forward = Task.forward
+    is_bad = False
+
+    def note(run: Run, _: Step) -> None:
+        nonlocal is_bad
+        is_bad = run.state.step == step
+
+    def spoiling(*args: Any) -> Any:
+        outputs, parts = forward(*args)
+        loss = parts["loss"]
+        if is_bad and torch.is_grad_enabled():
+            if how == "loss":
+                loss = loss * torch.inf
+            elif how == "gradient":  # the square root has none at zero
+                loss = loss + (loss * 0).sqrt()
+            else:
+                loss = loss + torch.tensor(torch.nan)
+        return outputs, {**parts, "loss": loss}
+
+    interval = {"cpu": 4} if is_read_late else {}
+    with (
+        before_step(note, rank),
+        mock.patch.object(Task, "forward", spoiling),
+        mock.patch.dict(losses.READ_EVERY, interval),
+    ):
+        yield
+
+
+@contextmanager
+def signals_before_step(numbers: list[int], rank: int, step: int) -> Iterator[None]:
+    """Let one rank send itself signals before the optimizer step that `step` others precede."""
+
+    def send(run: Run, _: Step) -> None:
+        if run.state.step == step:
+            for number in numbers:
+                os.kill(os.getpid(), number)
+
+    with before_step(send, rank):
+        yield
+
+
+@contextmanager
+def signal_in_first_validation(number: int, rank: int) -> Iterator[None]:
+    """Let one rank send itself a signal after the first batch of a validation."""
+    forward = Task.forward
+    validate = train.validate
+    is_due = False
+
+    def validating(run: Run, *args: Any) -> Any:
+        nonlocal is_due
+        is_due = run.group.rank == rank
+        return validate(run, *args)
+
+    def sending(*args: Any) -> Any:
+        nonlocal is_due
+        if is_due:
+            is_due = False
+            os.kill(os.getpid(), number)
+        return forward(*args)
+
+    with (
+        mock.patch.object(train, "validate", validating),
+        mock.patch.object(Task, "forward", sending),
+    ):
+        yield
+
+
+@contextmanager
+def second_keystroke_in_save(number: int, step: int) -> Iterator[None]:
+    """Ctrl-C before a step, and again in the save that it causes."""
+    with (
+        mock.patch.object(signals, "SAME_KEYSTROKE", 0.0),
+        signals_before_step([number], 0, step),
+        before_save(lambda *_: os.kill(os.getpid(), number), lambda s: s.step >= step),
+    ):
+        yield
+
+
+@contextmanager
+def before_save(
+    action: Callable[..., None], condition: Callable[[TrainState], bool] = lambda _: True
+) -> Iterator[None]:
+    """Call `action(save)` before each save whose state meets the condition.
+
+    Args:
+        action: Gets a function without arguments that tries the save, also of `best/`.
+    """
+    save = Checkpointer.save
+
+    def saving(self: Checkpointer, model: Any, optimizer: Any, state: Any, *more: Any) -> None:
+        if condition(state):
+            action(lambda: save(self, model, optimizer, state, lambda folder: None))
+        save(self, model, optimizer, state, *more)
+
+    with mock.patch.object(Checkpointer, "save", saving):
+        yield
+
+
+@contextmanager
+def memory_for(most: int, ranks: tuple[int, ...]) -> Iterator[None]:
+    """Let some ranks run out of memory with more than `most` examples in a micro-batch."""
+    forward = Task.forward
+    probe = training.run.largest_batch_size
+    is_limited = False
+
+    def probing(*args: Any) -> int:
+        nonlocal is_limited
+        is_limited = int(os.environ.get("RANK", 0)) in ranks
+        return probe(*args)
+
+    def bounded(task: Task, model: Any, batch: dict[str, Any], num_items: int) -> Any:
+        size = len(next(value for value in batch.values() if isinstance(value, torch.Tensor)))
+        if is_limited and model.training and size > most:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return forward(task, model, batch, num_items)
+
+    with (
+        mock.patch.object(memory, "NOT_PROBED", set()),
+        mock.patch.object(training.run, "largest_batch_size", probing),
+        mock.patch.object(Task, "forward", bounded),
+    ):
+        yield
+
+
+@contextmanager
+def shards_announced() -> Iterator[None]:
+    """Print the number of kinds of modules that FSDP2 has sharded."""
+    prepare = Strategy.prepare
+
+    def announcing(*args: Any) -> Any:
+        prepared = prepare(*args)
+        names = {type(part).__name__ for part in prepared[0].modules()}
+        print("SHARDED:", sum(name.startswith("FSDP") for name in names))
+        return prepared
+
+    with mock.patch.object(Strategy, "prepare", announcing):
+        yield

@@ -1,0 +1,243 @@
+"""Write folders and files so that a name always leads to complete content.
+
+Everything is written to a temporary place, flushed to the disk, and then published by one atomic
+rename. A checksum manifest inside each folder shows afterwards whether it is intact.
+"""
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+from errors import RunError
+
+MANIFEST = "manifest.json"
+STORE = ".checkpoints"
+KEEP_PREVIOUS = {"last": 1}  # older versions of a folder to keep as a fallback
+
+# Raised for symbolic links by exFAT, FUSE mounts such as Google Drive, and some network mounts.
+NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.EACCES}
+# Raised by file systems on which a folder cannot be flushed.
+NO_FOLDER_SYNC = {errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS, errno.EACCES, errno.EISDIR}
+
+
+@contextmanager
+def saving(folder: Path, size: int) -> Iterator[None]:
+    """Turn every failure of a save into one sentence; check first that the disk has room.
+
+    Args:
+        size: Number of bytes that will be written.
+
+    Raises:
+        RunError: The disk is too full, or the folder is not writable.
+    """
+    try:
+        if (free := shutil.disk_usage(folder).free) < size:
+            raise OSError(f"{free:,} bytes are free; it takes {size:,}")
+        yield
+    except Exception as error:
+        # A full disk raises SafetensorError in safetensors and a bare Exception in tokenizers.
+        if not isinstance(error, (OSError, SafetensorError)) and type(error) is not Exception:
+            raise
+        raise RunError(
+            f"{folder}: not saved ({error}); earlier checkpoints are unchanged"
+        ) from None
+
+
+def write_file(path: Path, content: str | bytes) -> None:
+    """Replace a file atomically."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+    _flush(temporary)
+    os.replace(temporary, path)
+    _flush(path.parent)
+
+
+def publish(outdir: Path, writers: dict[str, Callable[[Path], None]]) -> None:
+    """Write folders to temporary places, then repoint their names atomically, one by one.
+
+    `outdir/NAME` is a symbolic link to `outdir/.checkpoints/NAME.NUMBER`. A process killed at any
+    moment leaves each name at its old or at its new content; an exception in a writer leaves all
+    names at their old content.
+
+    Args:
+        writers: For each name, a function that fills the empty folder it is given.
+    """
+    store = outdir / STORE
+    store.mkdir(exist_ok=True)
+    older = {name: _versions(outdir / name) for name in writers}
+    numbers = {name: found[-1][0] + 1 if found else 0 for name, found in older.items()}
+    versions = {name: store / f"{name}.{number}" for name, number in numbers.items()}
+    temporaries = {name: store / f"{name}.{number}.tmp" for name, number in numbers.items()}
+    try:
+        for name, write in writers.items():
+            shutil.rmtree(temporaries[name], ignore_errors=True)
+            temporaries[name].mkdir()
+            write(temporaries[name])
+            _seal(temporaries[name])
+        for name in writers:
+            os.rename(temporaries[name], versions[name])
+            _flush(store)
+            _repoint(outdir / name, versions[name])
+    finally:
+        for temporary in temporaries.values():
+            shutil.rmtree(temporary, ignore_errors=True)
+    for name, found in older.items():
+        for _, version in found[: len(found) - KEEP_PREVIOUS.get(name, 0)]:
+            shutil.rmtree(version, ignore_errors=True)
+
+
+def supports_links(outdir: Path) -> bool:
+    """Whether symbolic links can be made in an existing folder.
+
+    Raises:
+        RunError: Nothing can be written there.
+    """
+    probe = outdir / f".probe.{os.getpid()}.tmp"
+    try:
+        probe.symlink_to("nowhere")
+    except OSError as error:
+        if error.errno in NO_LINKS and os.access(outdir, os.W_OK):
+            return False
+        raise RunError(f"{outdir}: not writable ({error.strerror})") from None
+    probe.unlink()
+    return True
+
+
+def _repoint(name: Path, version: Path) -> None:
+    """Let a name lead to a version; without symbolic links, to a copy of it."""
+    temporary = version.parent / f"{name.name}.link"
+    temporary.unlink(missing_ok=True)
+    try:
+        temporary.symlink_to(Path(STORE) / version.name)
+    except OSError as error:
+        if error.errno not in NO_LINKS:
+            raise
+        _replace_by_copy(name, version)
+    else:
+        if name.is_dir() and not name.is_symlink():  # a copy made by `cp -rL`, or by this function
+            os.rename(name, version.parent / f"{name.name}.copied.tmp")
+        os.replace(temporary, name)
+    _flush(name.parent)
+
+
+def _replace_by_copy(name: Path, version: Path) -> None:
+    """Two renames, not one: between them the name is missing, but its version is in the store."""
+    copy = version.parent / f"{name.name}.copy.tmp"
+    shutil.rmtree(copy, ignore_errors=True)
+    shutil.copytree(version, copy)
+    if name.exists():
+        old = version.parent / f"{name.name}.old.tmp"
+        shutil.rmtree(old, ignore_errors=True)
+        os.rename(name, old)
+        os.rename(copy, name)
+        shutil.rmtree(old, ignore_errors=True)
+    else:
+        os.rename(copy, name)
+
+
+def _seal(folder: Path) -> None:
+    """Flush all files of a folder and write their checksums into its manifest.
+
+    Files get the permissions that the umask gives: safetensors creates its own with mode 600.
+    """
+    marker = folder / MANIFEST
+    marker.write_text("")
+    mode = marker.stat().st_mode & 0o777
+    manifest = {}
+    for file in sorted(folder.rglob("*")):
+        if file.is_file() and file != marker:
+            file.chmod(mode)
+            _flush(file)
+            name = file.relative_to(folder).as_posix()
+            manifest[name] = {"size": file.stat().st_size, "sha256": _sha256(file)}
+        elif file.is_dir():
+            _flush(file)
+    write_file(marker, json.dumps(manifest, indent=2))
+
+
+def clean(outdir: Path) -> None:
+    """Remove what a killed save has left behind."""
+    for leftover in [*(outdir / STORE).glob("*.tmp"), *(outdir / STORE).glob("*.link")]:
+        if leftover.is_symlink():
+            leftover.unlink()
+        else:
+            shutil.rmtree(leftover)
+
+
+def is_published(folder: Path) -> bool:
+    """Whether something was saved under this name, intact or damaged."""
+    return (folder / MANIFEST).is_file() or bool(_versions(folder))
+
+
+def find_intact(folder: Path) -> tuple[Path, str | None]:
+    """Find the newest intact version of a published folder.
+
+    Returns:
+        The folder to read, and what is wrong with `folder` itself if another version is returned.
+
+    Raises:
+        RunError: `folder` is no checkpoint, or no intact version is left.
+    """
+    if not is_published(folder):
+        raise RunError(f"{folder}: no checkpoint; expected a folder that a run saved")
+    fault = find_fault(folder)
+    if fault is None:
+        return folder, None
+    for _, version in reversed(_versions(folder)):
+        if find_fault(version) is None:
+            return version, fault
+    raise RunError(f"{folder}: damaged ({fault}), and no earlier checkpoint is intact")
+
+
+def find_fault(folder: Path) -> str | None:
+    """Compare a checkpoint with its manifest; return what is wrong with it, or None."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        for name, expected in manifest.items():
+            file = folder / name
+            if not file.is_file():
+                return f"{name} is missing"
+            if file.stat().st_size != expected["size"]:
+                return f"{name} has {file.stat().st_size} bytes, expected {expected['size']}"
+            if _sha256(file) != expected["sha256"]:
+                return f"{name} has another checksum"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return f"{MANIFEST} cannot be read"
+    return None
+
+
+def _versions(folder: Path) -> list[tuple[int, Path]]:
+    """All complete versions of a published folder, oldest first."""
+    paths = (folder.parent / STORE).glob(f"{folder.name}.*")
+    numbered = ((path.name.rpartition(".")[2], path) for path in paths)
+    return sorted((int(number), path) for number, path in numbered if number.isdecimal())
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _flush(path: Path) -> None:
+    """Wait until a file, or the entries of a folder, are on the disk."""
+    is_folder = path.is_dir()
+    if is_folder and os.name == "nt":  # Windows cannot open a folder
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if not is_folder or error.errno not in NO_FOLDER_SYNC:
+            raise
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,417 @@
+"""The configuration of a run: command line, `--config` file, and the arguments of a checkpoint."""
+
+import argparse
+import difflib
+import math
+from dataclasses import MISSING, dataclass, field, fields
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
+from huggingface_hub.utils import HFValidationError, validate_repo_id
+
+from errors import RunError
+
+from .atomic import STORE, find_intact, is_published
+from .contract import Task
+from .help import HelpFormatter, OneOrMore
+from .optimization import SCHEDULERS
+from .state import OPTIMIZER_FILE, SavedRun
+
+AUTO = "auto"
+RESULTS = ("last", "best", "log.json")
+TRACKERS = sorted(map(str, LOGGER_TYPE_TO_CLASS))
+PATHS = ("train_input", "valid_input", "model_id", "outdir", "restore_dir", "config")
+UNSET = object()
+
+
+def option(
+    default: Any,
+    text: str,
+    *aliases: str,
+    group: str,
+    at_least: float | None = None,
+    **arguments: Any,
+) -> Any:
+    """Declare a field of `RunConfig`.
+
+    Args:
+        text: Its `--help`.
+        aliases: Further names on the command line: those that transformers uses.
+        group: Its group in `--help`.
+        at_least: Smallest valid number.
+        arguments: For `add_argument`, beside what follows from the type of the field.
+    """
+    about = {"help": text, "aliases": aliases, "group": group, "at_least": at_least}
+    metadata = {**about, "arguments": arguments}
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+DATA = "data and model"
+RUN = "run"
+STEP = "step"
+VALIDATION = "validation"
+SPEED = "speed and memory"
+REPORT = "logging"
+FILES: dict[str, Any] = {"nargs": "+", "action": OneOrMore, "metavar": "FILE"}
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Arguments of train.py. A resumed run keeps those that are not given again.
+
+    Attributes:
+        data_options, model_options, score_options: Arguments of the task, from its `OPTIONS`.
+        resumed: The checkpoint to resume from, if any.
+    """
+
+    train_input: str | list[str] = option("data/train.jsonl", "training data", group=DATA, **FILES)
+    valid_input: str | list[str] = option(
+        "data/valid.jsonl", "validation data", group=DATA, **FILES
+    )
+    model_id: str = option("tiny", "base model: Hub id or folder", group=DATA)
+    max_len: int = option(
+        128, "maximum sequence length in tokens", "max_length", group=DATA, at_least=2
+    )
+
+    config: str | None = option(
+        None, "YAML file of arguments; the command line takes precedence", group=RUN
+    )
+    dry_run: bool = option(False, "print data, schedule, memory and one step, then exit", group=RUN)
+    outdir: str = option("outputs", "output directory", "output_dir", group=RUN)
+    restore_dir: str | None = option(
+        None,
+        'checkpoint to resume from; "auto": OUTDIR/last if it exists',
+        "resume_from_checkpoint",
+        group=RUN,
+    )
+    epochs: int = option(3, "number of epochs", "num_train_epochs", group=RUN, at_least=1)
+    files_per_epoch: int | None = option(
+        None, "train on N of the input files per epoch", group=RUN, at_least=1
+    )
+    max_steps: int | None = option(None, "optimizer steps instead of epochs", group=RUN, at_least=1)
+    save_steps: int | None = option(
+        None, "also save last/ every N optimizer steps", group=RUN, at_least=1
+    )
+    seed: int = option(42, "random seed", group=RUN, at_least=0)
+
+    batch_size: int = option(
+        16,
+        "examples per process and micro-batch",
+        "per_device_train_batch_size",
+        group=STEP,
+        at_least=1,
+    )
+    accumulation: int = option(
+        1,
+        "micro-batches per optimizer step",
+        "gradient_accumulation_steps",
+        group=STEP,
+        at_least=1,
+    )
+    lr: float | None = option(
+        None,
+        "peak learning rate (5e-5; 2e-3 for random weights)",
+        "learning_rate",
+        group=STEP,
+        at_least=0,
+    )
+    lr_scheduler_type: str = option(
+        "linear",
+        f"one of {', '.join(SCHEDULERS)}",
+        group=STEP,
+        choices=SCHEDULERS,
+        metavar="NAME",
+    )
+    num_warmup_steps: int = option(
+        0, "optimizer steps of warm-up", "warmup_steps", group=STEP, at_least=0
+    )
+    weight_decay: float = option(0.01, "weight decay of matrices", group=STEP, at_least=0)
+    max_grad_norm: float = option(
+        1.0, "clip gradients to this norm (0: off)", group=STEP, at_least=0
+    )
+
+    valid_steps: int | None = option(
+        None, "also validate every N optimizer steps", "eval_steps", group=VALIDATION, at_least=1
+    )
+    eval_batch_size: int = option(
+        64,
+        "examples per process and micro-batch",
+        "per_device_eval_batch_size",
+        group=VALIDATION,
+        at_least=1,
+    )
+    metric_for_best_model: str = option("loss", "score that best/ is chosen by", group=VALIDATION)
+    patience: int | None = option(
+        None,
+        "stop after N validations without improvement",
+        "early_stopping_patience",
+        group=VALIDATION,
+        at_least=1,
+    )
+
+    compile: bool = option(False, "compile the model", "torch_compile", group=SPEED)
+    tf32: bool = option(False, "allow TF32 matrix products", group=SPEED)
+    gradient_checkpointing: bool = option(
+        False, "recompute activations in the backward pass to save memory", group=SPEED
+    )
+    attn_implementation: str | None = option(
+        None, "attention backend: sdpa, eager, flex_attention, ...", group=SPEED
+    )
+    num_workers: int = option(
+        0, "loader processes", "dataloader_num_workers", group=SPEED, at_least=0
+    )
+
+    report_to: list[str] = option(
+        [],
+        f"any of {', '.join(TRACKERS)}",
+        group=REPORT,
+        nargs="*",
+        choices=TRACKERS,
+        metavar="TRACKER",
+    )
+    logging_steps: int = option(10, "log every N optimizer steps", group=REPORT, at_least=1)
+    push_to_hub: str | None = option(
+        None, "repository to upload best/ to at the end", "hub_model_id", group=REPORT
+    )
+
+    data_options: dict[str, Any] = field(default_factory=dict)
+    model_options: dict[str, Any] = field(default_factory=dict)
+    score_options: dict[str, Any] = field(default_factory=dict)
+    resumed: SavedRun | None = None
+
+    @classmethod
+    def from_command_line(cls, task: Task, argv: list[str]) -> tuple["RunConfig", list[str]]:
+        """Combine defaults, the arguments of a checkpoint, the YAML file and the command line.
+
+        Returns:
+            The configuration, whose `restore_dir` is an intact checkpoint; and lines for the
+            screen about what differs from the resumed run.
+
+        Raises:
+            RunError: A value is out of range, `restore_dir` is no checkpoint to resume from, or
+                `outdir` contains another run.
+        """
+        parser = build_parser(task)
+        argv = insert_yaml(parser, argv)
+        defaults = vars(parser.parse_args([]))
+        blank = argparse.Namespace(**dict.fromkeys(defaults, UNSET))
+        given = vars(parser.parse_args(argv, blank))
+        given = {name: value for name, value in given.items() if value is not UNSET}
+        for values in (defaults, given):
+            values.update({name: _expanded(values[name]) for name in PATHS if name in values})
+        checkpoint, notes = _find_checkpoint({**defaults, **given})
+        saved: dict[str, Any] = {}
+        resumed = None
+        if checkpoint is not None:
+            resumed = SavedRun.read(checkpoint)
+            saved = {name: v for name, v in resumed.args.items() if name in defaults}
+            if "outdir" not in given:
+                saved["outdir"] = _outdir_of(Path({**defaults, **given}["restore_dir"]), defaults)
+            notes += _changes(saved, given)
+        elif "train_input" in given and "valid_input" not in given:
+            raise RunError("--train_input without --valid_input: expected validation data, too")
+        values = {**defaults, **saved, **given}
+        values["restore_dir"] = None if checkpoint is None else str(checkpoint)
+        config = cls(resumed=resumed, **_by_field(values, task))
+        config.validate()
+        return config, notes
+
+    @property
+    def peak_lr(self) -> float:
+        """`lr`, which is set when it is known whether the weights are pretrained."""
+        assert self.lr is not None
+        return self.lr
+
+    def validate(self) -> None:
+        """Check each value against its rule.
+
+        Raises:
+            RunError: One is out of range, or something that it names is not available.
+        """
+        for spec in option_fields():
+            value = getattr(self, spec.name)
+            least = spec.metadata["at_least"]
+            is_number = isinstance(value, (int, float)) and least is not None
+            if is_number and not (value >= least and math.isfinite(value)):
+                raise RunError(f"--{spec.name} {value}: expected at least {least}")
+        available = set(map(str, get_available_trackers()))
+        if missing := sorted(set(self.report_to) - available):
+            names = " ".join(missing)
+            raise RunError(f"--report_to {names}: not installed; expected `pip install {names}`")
+        if self.files_per_epoch is not None and self.max_steps is None:
+            raise RunError(
+                f"--files_per_epoch {self.files_per_epoch}: expected --max_steps, too, since the "
+                "number of steps in an epoch is known only when its files have been read"
+            )
+        if self.push_to_hub is not None:
+            try:
+                validate_repo_id(self.push_to_hub)
+            except HFValidationError as error:
+                raise RunError(f"--push_to_hub {self.push_to_hub}: {error}") from None
+
+    def to_args(self) -> dict[str, Any]:
+        """Return all arguments by name, as a checkpoint keeps them."""
+        values = {spec.name: getattr(self, spec.name) for spec in option_fields()}
+        del values["restore_dir"]
+        return {**values, **self.data_options, **self.model_options, **self.score_options}
+
+
+def option_fields() -> list[Any]:
+    """The fields of `RunConfig` that are arguments."""
+    return [spec for spec in fields(RunConfig) if spec.metadata]
+
+
+def build_parser(task: Task) -> argparse.ArgumentParser:
+    """Build the parser from the fields of `RunConfig` and the options of the task."""
+    parser = argparse.ArgumentParser(
+        usage="train.py [arguments]",
+        formatter_class=HelpFormatter,
+        epilog="Names of transformers.TrainingArguments, such as --output_dir, are accepted, too.",
+    )
+    groups = {name: parser.add_argument_group(name) for name in (DATA, RUN, STEP, VALIDATION)}
+    groups |= {name: parser.add_argument_group(name) for name in (SPEED, REPORT)}
+    for spec in option_fields():
+        default = task.base_model if spec.name == "model_id" else _default(spec)
+        arguments = {**_kind(spec), **spec.metadata["arguments"]}
+        group = groups[spec.metadata["group"]]
+        text = spec.metadata["help"].replace("%", "%%")
+        group.add_argument(f"--{spec.name}", default=default, help=text, **arguments)
+        for alias in spec.metadata["aliases"]:
+            parser.add_argument(
+                f"--{alias}",
+                dest=spec.name,
+                default=default,
+                help=argparse.SUPPRESS,
+                **arguments,
+            )
+    for name, arguments in _task_options(task).items():
+        groups[DATA].add_argument(f"--{name}", **arguments)
+    return parser
+
+
+def insert_yaml(parser: argparse.ArgumentParser, argv: list[str]) -> list[str]:
+    """Insert the values of `--config` ahead of the command line, which so overrides them.
+
+    Raises:
+        RunError: The file cannot be read, or has a key that is no argument.
+    """
+    finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    finder.add_argument("--config")
+    path = finder.parse_known_args(argv)[0].config
+    if path is None:
+        return argv
+    try:
+        values = yaml.safe_load(Path(path).expanduser().read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise RunError(f"--config {path}: cannot be read ({reason})") from None
+    if not isinstance(values, dict):
+        raise RunError(f"--config {path}: expected lines of `name: value`")
+    known = {text[2:]: action for action in parser._actions for text in action.option_strings}
+    lines: list[str] = []
+    for name, value in values.items():
+        if name not in known or name in ("config", "help"):
+            near = difflib.get_close_matches(str(name), known, n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise RunError(f"--config {path}: no argument {name}{hint}")
+        lines += _as_arguments(path, name, value, is_flag=known[name].nargs == 0)
+    return [*lines, *argv]
+
+
+def _as_arguments(path: str, name: str, value: Any, is_flag: bool) -> list[str]:
+    if is_flag:
+        if not isinstance(value, bool):
+            raise RunError(f"--config {path}: {name}: {value}; expected true or false")
+        return [f"--{name}"] if value else []
+    if isinstance(value, list):
+        return [f"--{name}", *map(str, value)]
+    return [] if value is None else [f"--{name}={value}"]
+
+
+def _find_checkpoint(values: dict[str, Any]) -> tuple[Path | None, list[str]]:
+    """Find the folder to resume from, and lines for the screen."""
+    outdir = Path(values["outdir"])
+    name = values["restore_dir"]
+    if name is None and any((outdir / result).exists() for result in RESULTS):
+        raise RunError(
+            f"{outdir}: already contains a run; resume it with --restore_dir {AUTO}, or choose "
+            "another --outdir"
+        )
+    if name == AUTO:
+        name = str(outdir / "last") if is_published(outdir / "last") else None
+    if name is None:
+        return None, []
+    folder, fault = find_intact(Path(name))
+    if not (folder / OPTIMIZER_FILE).is_file():
+        raise RunError(f"{folder}: has no optimizer state; expected a last/, not a best/")
+    if fault is None:
+        return folder, []
+    return folder, [f"{name} is damaged ({fault}); resuming from the one before, {folder}"]
+
+
+def _outdir_of(restore_dir: Path, defaults: dict[str, Any]) -> str:
+    """The output directory of a run, given its last/ or what that links to.
+
+    Raises:
+        RunError: It cannot be told from the path.
+    """
+    if str(restore_dir) == AUTO:
+        return defaults["outdir"]
+    if restore_dir.name == "last":
+        return str(restore_dir.parent)
+    target = restore_dir.resolve()
+    if target.parent.name == STORE:
+        return str(target.parent.parent)
+    if target.name == "last":
+        return str(target.parent)
+    raise RunError(f"--restore_dir {restore_dir}: not named last; expected --outdir, too")
+
+
+def _changes(saved: dict[str, Any], given: dict[str, Any]) -> list[str]:
+    """Lines about arguments that differ from those of the resumed run."""
+    ignored = ("restore_dir", "config", "outdir", "dry_run")
+    return [
+        f"--{name} is now {value}; it was {saved[name]}"
+        for name, value in given.items()
+        if name not in ignored and name in saved and saved[name] != value
+    ]
+
+
+def _by_field(values: dict[str, Any], task: Task) -> dict[str, Any]:
+    """Sort values into the fields of `RunConfig`; those of the task into its three dicts."""
+    result = {spec.name: values[spec.name] for spec in option_fields()}
+    for kind in ("data_options", "model_options", "score_options"):
+        result[kind] = {name: values[name] for name in getattr(task, kind)}
+    return result
+
+
+def _task_options(task: Task) -> dict[str, dict]:
+    return {**task.data_options, **task.model_options, **task.score_options}
+
+
+def _default(spec: Any) -> Any:
+    return spec.default_factory() if spec.default is MISSING else spec.default
+
+
+def _kind(spec: Any) -> dict[str, Any]:
+    """Arguments of `add_argument` that follow from the type of a field."""
+    types = get_args(spec.type) or (spec.type,)
+    if spec.type is bool:
+        return {"action": "store_true"}
+    for kind in (int, float):
+        if kind in types:
+            return {"type": kind}
+    return {}
+
+
+def _expanded(value: Any) -> Any:
+    """Expand `~` in a path, or in each of several."""
+    if isinstance(value, list):
+        return [_expanded(part) for part in value]
+    if isinstance(value, str) and value.startswith("~"):
+        return str(Path(value).expanduser())
+    return value

@@ -1,0 +1,249 @@
+"""The parts of `model/`, with a default for each one that it leaves out: see model/interface.py."""
+
+import importlib.util
+import inspect
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import default_collate
+from transformers import PreTrainedTokenizerBase
+
+from errors import RunError
+from model.interface import Scorer, TaskDataset
+
+SAMPLED = 256  # examples in the fingerprint of a data set that has none of its own
+TINY = "tiny"
+
+
+class LossOnly:
+    """Scores of a model without metrics.py: none beside the loss."""
+
+    generates = False
+
+    def __init__(self, *_: object):
+        pass
+
+    @staticmethod
+    def directions(schema: dict) -> dict[str, bool]:
+        return {}
+
+    def reset(self) -> None:
+        pass
+
+    def update(self, outputs: Any, batch: dict[str, Any]) -> None:
+        pass
+
+    def compute(self, loss: float) -> dict[str, float]:
+        return {}
+
+    def save(self, folder: Path) -> None:
+        pass
+
+
+class ExampleSet:
+    """A data set of the user, with everything that batching needs.
+
+    Attributes:
+        lengths, num_items, sort_keys: Shape (n,).
+        schema: How the file was read.
+        fingerprint: Integer that differs when the data differ.
+        is_divisible: Whether a micro-batch may be made smaller than `--batch_size`: not if the
+            loss couples its examples.
+        has_lengths, has_num_items: Whether these come from the data set itself.
+
+    Raises:
+        RunError: An attribute has another shape than (n,).
+    """
+
+    def __init__(self, dataset: TaskDataset, is_divisible: bool = True):
+        self.dataset = dataset
+        self.is_divisible = is_divisible
+        self.has_lengths = hasattr(dataset, "lengths")
+        self.has_num_items = hasattr(dataset, "num_items")
+        self.lengths = self._numbers("lengths")
+        self.num_items = self._numbers("num_items")
+        self.sort_keys = self._numbers("sort_keys", self.lengths)
+        self.schema: dict = getattr(dataset, "schema", {})
+        self.collate: Callable = getattr(dataset, "collate", default_collate)
+        self.fingerprint: int = getattr(dataset, "fingerprint", None) or self._hash_sample()
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def batch(self, indices: list[int]) -> dict[str, Any]:
+        """Load and collate examples.
+
+        Raises:
+            RunError: They cannot be stacked, or the result is no dict.
+        """
+        examples = self._fetch(indices)
+        try:
+            batch = self.collate(examples)
+        except (RuntimeError, TypeError, ValueError, KeyError) as error:
+            if self.collate is not default_collate:
+                raise
+            reason = str(error).splitlines()[0]
+            raise RunError(
+                f"model/dataset.py: examples cannot be stacked ({reason}); expected values of one "
+                "shape, or a method collate(examples) of the data set"
+            ) from None
+        if not isinstance(batch, dict):
+            kind = type(batch).__name__
+            raise RunError(f"model/dataset.py: a batch is a {kind}; expected a dict of tensors")
+        return batch
+
+    def describe(self) -> Iterator[str]:
+        """Yield lines about the data for `--dry_run`."""
+        if hasattr(self.dataset, "describe"):
+            yield from self.dataset.describe()
+            return
+        for key, value in self.dataset[0].items():
+            shape = tuple(value.shape) if isinstance(value, torch.Tensor) else type(value).__name__
+            yield f"  {key}: {shape}"
+
+    def _fetch(self, indices: list[int]) -> list[Any]:
+        fetch = getattr(self.dataset, "__getitems__", None)
+        return fetch(indices) if fetch else [self.dataset[index] for index in indices]
+
+    def _numbers(self, name: str, default: np.ndarray | None = None) -> np.ndarray:
+        count = len(self.dataset)
+        if not hasattr(self.dataset, name):
+            return np.ones(count, dtype=np.int64) if default is None else default
+        values = np.asarray(getattr(self.dataset, name))
+        if values.shape != (count,):
+            raise RunError(
+                f"model/dataset.py: {name} has shape {values.shape}; expected ({count},)"
+            )
+        return values
+
+    def _hash_sample(self) -> int:
+        digest = zlib.crc32(np.ascontiguousarray(self.num_items, dtype=np.int64).tobytes())
+        for index in np.linspace(0, len(self) - 1, min(SAMPLED, len(self))).astype(int):
+            for part in _leaves(self.dataset[int(index)]):
+                digest = zlib.crc32(part, digest)
+        return digest
+
+
+class Task:
+    """The modules of `model/`.
+
+    Attributes:
+        base_model: `BASE_MODEL` of configuration.py: default of `--model_id`.
+        data_options, model_options, score_options, predict_options: `OPTIONS` of the modules:
+            command line arguments, by name.
+        divides_by_items: Whether `forward` has a parameter `num_items_in_batch`. If not, its loss
+            is taken to be a mean, and is weighted by the micro-batch's share of target items.
+        couples_examples: `Model.loss_couples_examples`: whether the loss depends on which examples
+            are in a micro-batch together.
+        build_optimizer, build_scheduler: Functions of optimization.py, or None.
+    """
+
+    def __init__(self) -> None:
+        configuration = importlib.import_module("model.configuration")
+        modeling = importlib.import_module("model.modeling")
+        dataset = importlib.import_module("model.dataset")
+        metrics = _optional("model.metrics")
+        prediction = _optional("model.prediction")
+        optimization = _optional("model.optimization")
+        self.config_class = configuration.ModelConfig
+        self.model_class = modeling.Model
+        self.generate_dataset = dataset.generate_dataset
+        self.base_model: str = getattr(configuration, "BASE_MODEL", TINY)
+        self.model_options: dict[str, dict] = getattr(configuration, "OPTIONS", {})
+        self.data_options: dict[str, dict] = getattr(dataset, "OPTIONS", {})
+        self.score_options: dict[str, dict] = getattr(metrics, "OPTIONS", {})
+        self.predict_options: dict[str, dict] = getattr(prediction, "OPTIONS", {})
+        self.scores_class = getattr(metrics, "Scores", LossOnly)
+        self.predictor_class = getattr(prediction, "Predictor", None)
+        self.build_optimizer = getattr(optimization, "build_optimizer", None)
+        self.build_scheduler = getattr(optimization, "build_scheduler", None)
+        self.divides_by_items = _accepts(self.model_class.forward, "num_items_in_batch")
+        self.couples_examples = bool(getattr(self.model_class, "loss_couples_examples", False))
+
+    @property
+    def needs_tokenizer(self) -> bool:
+        """Whether `generate_dataset` has a parameter `tokenizer`."""
+        return _accepts(self.generate_dataset, "tokenizer")
+
+    def read(
+        self,
+        source: str | list[str],
+        tokenizer: PreTrainedTokenizerBase | None,
+        max_len: int,
+        **options: Any,
+    ) -> ExampleSet:
+        """Call `generate_dataset` with those arguments that it has parameters for."""
+        arguments = {"tokenizer": tokenizer, "max_len": max_len, **options}
+        accepted = _accepted(self.generate_dataset, arguments)
+        dataset = self.generate_dataset(source, **accepted)
+        return ExampleSet(dataset, is_divisible=not self.couples_examples)
+
+    def build_config(self, model_id: str, arguments: dict[str, Any]) -> Any:
+        """Make a `ModelConfig` of those arguments that it has parameters for."""
+        arguments = {"base_model_id": model_id, **arguments}
+        return self.config_class(**_accepted(self.config_class.__init__, arguments))
+
+    def directions(self, schema: dict, options: dict[str, Any]) -> dict[str, bool]:
+        """Return for each score whether larger is better; for the loss it is not."""
+        return {"loss": False, **self.scores_class.directions(schema, **options)}
+
+    def build_scores(self, model: Any, tokenizer: Any, device: Any, options: dict) -> Scorer:
+        return self.scores_class(model, tokenizer, device, **options)
+
+    def forward(
+        self, model: torch.nn.Module, batch: dict[str, Any], num_items: int
+    ) -> tuple[Any, dict[str, torch.Tensor]]:
+        """Run the model on the tensors of a batch.
+
+        Returns:
+            What the model returned; and its losses by name, the one to minimise as "loss".
+        """
+        inputs = model_inputs(batch)
+        if self.divides_by_items:
+            inputs["num_items_in_batch"] = num_items
+        outputs = model(**inputs)
+        return outputs, {**(getattr(outputs, "losses", None) or {}), "loss": outputs.loss}
+
+
+def model_inputs(batch: dict[str, Any]) -> dict[str, Any]:
+    """Return the part of a batch that `forward` takes: what holds tensors."""
+    return {key: value for key, value in batch.items() if _holds_tensor(value)}
+
+
+def _optional(name: str) -> Any:
+    """Import a module of `model/` if its file exists."""
+    return importlib.import_module(name) if importlib.util.find_spec(name) else None
+
+
+def _accepts(function: Callable, name: str) -> bool:
+    return name in inspect.signature(function).parameters
+
+
+def _accepted(function: Callable, arguments: dict[str, Any]) -> dict[str, Any]:
+    """Drop the arguments that a function has no parameter for."""
+    parameters = inspect.signature(function).parameters
+    if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
+        return arguments
+    return {name: value for name, value in arguments.items() if name in parameters}
+
+
+def _holds_tensor(value: Any) -> bool:
+    if isinstance(value, dict):
+        return any(map(_holds_tensor, value.values()))
+    return isinstance(value, torch.Tensor)
+
+
+def _leaves(value: Any) -> Iterator[bytes]:
+    """Yield the bytes of everything in an example."""
+    if isinstance(value, dict):
+        for key in sorted(value):
+            yield key.encode()
+            yield from _leaves(value[key])
+    elif isinstance(value, torch.Tensor):
+        yield value.detach().contiguous().cpu().view(-1).to(torch.float64).numpy().tobytes()
+    else:
+        yield repr(value).encode()

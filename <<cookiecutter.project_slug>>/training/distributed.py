@@ -1,0 +1,119 @@
+"""A gloo process group for control messages between the ranks of a run."""
+
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator
+
+from errors import RunError, UserError
+
+# One rank tokenizes or saves while the others wait: torch's default is 30 minutes.
+TIMEOUT = timedelta(hours=12)
+
+
+class RankGroup:
+    """All ranks of a run. Every rank has to call the same methods in the same order."""
+
+    def __init__(self, accelerator: Accelerator):
+        self.rank: int = accelerator.process_index
+        self.size: int = accelerator.num_processes
+        self.is_main: bool = accelerator.is_main_process
+        self.is_local_main: bool = accelerator.is_local_main_process
+        self._group = dist.new_group(backend="gloo", timeout=TIMEOUT) if self.size > 1 else None
+        self._pending: tuple[dist.Work, torch.Tensor] | None = None
+
+    def gather(self, value: Any) -> list[Any]:
+        """Return the values of all ranks, in rank order."""
+        if self._group is None:
+            return [value]
+        values = [None] * self.size
+        dist.all_gather_object(values, value, group=self._group)
+        return values
+
+    def any_rank_at_last_call(self, flag: bool) -> bool:
+        """Return whether any rank passed True, at the previous call.
+
+        The reduction runs in the background, so no rank waits for another one, and the answer is
+        one call late. With a single rank it is the flag itself.
+        """
+        if self._group is None:
+            return flag
+        previous = self._pending
+        flags = torch.tensor([flag], dtype=torch.int32)
+        work = dist.all_reduce(flags, dist.ReduceOp.MAX, self._group, async_op=True)
+        self._pending = (work, flags)
+        if previous is None:
+            return False
+        previous[0].wait()
+        return bool(previous[1])
+
+    def on_main(self, action: Callable[[], None]) -> None:
+        """Run `action` on the main rank while the others wait.
+
+        Raises:
+            RunError: On all ranks, if `action` raised it.
+        """
+        fault = None
+        if self.is_main:
+            try:
+                action()
+            except RunError as error:
+                fault = str(error)
+        if fault := self.gather(fault)[0]:
+            raise RunError(fault)
+
+    @contextmanager
+    def in_agreement(self) -> Iterator[None]:
+        """Continue only if no rank has failed inside the block.
+
+        Raises:
+            Exception: The rank's own exception; on the ranks that had none, a RunError that quotes
+                the first one of the others.
+        """
+        own: Exception | None = None
+        try:
+            yield
+        except Exception as error:
+            own = error
+        kind = "" if isinstance(own, UserError) else f"{type(own).__name__}: "
+        fault = None if own is None else f"rank {self.rank} on {socket.gethostname()}: {kind}{own}"
+        faults = [fault for fault in self.gather(fault) if fault is not None]
+        if own is not None:
+            raise own
+        if faults:
+            raise RunError(f"stopped because of {faults[0]}")
+
+    def expect_equal(self, values: dict[str, Any]) -> None:
+        """Compare named values between all ranks.
+
+        Raises:
+            RunError: On all ranks, if one differs.
+        """
+        gathered = self.gather((socket.gethostname(), values))
+        first_host, first = gathered[0]
+        for rank, (host, others) in enumerate(gathered):
+            for name, value in first.items():
+                if repr(others[name]) != repr(value):  # NaN is equal to NaN here
+                    raise RunError(
+                        f"{name}: {others[name]} on rank {rank} ({host}), {value} on rank 0 "
+                        f"({first_host}); expected the same on all machines"
+                    )
+
+    @contextmanager
+    def local_main_first(self) -> Iterator[None]:
+        """Let one rank of each machine go first, so that the others find its cache.
+
+        Accelerate's own leaves the other ranks waiting for ever when the first one fails.
+        """
+        if not self.is_local_main:
+            self.gather(None)
+        try:
+            yield
+        finally:
+            if self.is_local_main:
+                self.gather(None)

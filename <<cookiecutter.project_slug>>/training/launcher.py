@@ -1,0 +1,62 @@
+"""Inspect the launcher that started this process, and what it was asked for.
+
+`accelerate launch --cpu --num_processes 2` and a `MULTI_CPU` configuration file start one process
+and pass the requested number on nowhere, so it is read from the parent's command line.
+"""
+
+import os
+from pathlib import Path
+
+import psutil
+import yaml
+from accelerate.commands.config.config_args import default_config_file
+
+LAUNCHERS = ("accelerate", "accelerate-launch", "torchrun", "accelerate.commands.launch")
+
+
+def launcher_command() -> list[str]:
+    """Return the command line of the parent process if it is a launcher, else an empty list."""
+    try:
+        command = psutil.Process(os.getppid()).cmdline()
+    except psutil.Error:
+        return []
+    names = (Path(word).name for word in command[:4])
+    return command if any(name in LAUNCHERS for name in names) else []
+
+
+def requested_processes() -> int:
+    """Return the number of processes that were asked for, over all machines."""
+    return max(int(os.environ.get("WORLD_SIZE", 1)), _requested_of_launcher(launcher_command()))
+
+
+def _requested_of_launcher(command: list[str]) -> int:
+    options = _options(command)
+    if "num_processes" in options:
+        value = options["num_processes"]
+        return int(value) if value.isdecimal() else 1
+    if not any("accelerate" in Path(word).name for word in command[:4]):
+        return 1
+    return _requested_of_file(options.get("config_file", default_config_file))
+
+
+def _requested_of_file(path: str) -> int:
+    """`num_processes` of a file that `accelerate config` wrote, if its setup is distributed."""
+    try:
+        config = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        is_distributed = config.get("distributed_type", "NO") not in ("NO", False)
+        return int(config.get("num_processes", 1)) if is_distributed else 1
+    except (OSError, ValueError, TypeError, AttributeError, yaml.YAMLError):
+        return 1  # the launcher itself has reported what is wrong with the file
+
+
+def _options(command: list[str]) -> dict[str, str]:
+    """The launcher's own options; those behind the script's name belong to the script."""
+    options = {}
+    for position, word in enumerate(command):
+        if word.endswith(".py"):
+            break
+        if word.startswith("--"):
+            name, _, value = word[2:].partition("=")
+            following = command[position + 1] if position + 1 < len(command) else ""
+            options[name.replace("-", "_")] = value or following
+    return options

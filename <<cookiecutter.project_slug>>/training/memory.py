@@ -1,0 +1,72 @@
+"""Find out how many examples fit into the memory of an accelerator at once."""
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import send_to_device
+from accelerate.utils.memory import should_reduce_batch_size
+
+from errors import RunError
+
+from .contract import ExampleSet, Task
+from .distributed import RankGroup
+
+# On a CPU there is no OutOfMemoryError: the kernel kills the process.
+NOT_PROBED = {"cpu"}
+
+
+def largest_batch_size(
+    task: Task,
+    accelerator: Accelerator,
+    group: RankGroup,
+    model: torch.nn.Module,
+    examples: ExampleSet,
+    asked: int,
+) -> int:
+    """Halve a batch size until a micro-batch of the longest examples fits, forward and backward.
+
+    Raises:
+        RunError: Not even one example fits.
+    """
+    size = asked
+    if accelerator.device.type in NOT_PROBED:
+        return size
+    longest = np.argsort(-examples.lengths, kind="stable")
+    while not all(group.gather(_fits(task, accelerator, model, examples, longest[:size].tolist()))):
+        if size == 1 or not examples.is_divisible:
+            raise RunError(
+                f"out of memory with {size} of the longest examples; expected a lower --max_len"
+            )
+        size //= 2
+    return size
+
+
+def _fits(
+    task: Task,
+    accelerator: Accelerator,
+    model: torch.nn.Module,
+    examples: ExampleSet,
+    indices: list[int],
+) -> bool:
+    """Try these examples, the same on all ranks: a sharded model runs on all ranks together."""
+    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    # Not through DistributedDataParallel: its ranks would no longer agree after a failure.
+    bare = accelerator.unwrap_model(model).train()
+    try:
+        trained = [p for p in bare.parameters() if p.requires_grad]
+        # As much as AdamW will hold from the first step on.
+        moments = [torch.empty_like(p) for p in [*trained, *trained]]
+        batch = send_to_device(examples.batch(indices), accelerator.device)
+        _, losses = task.forward(bare, batch, len(indices))
+        losses["loss"].backward()
+        del moments
+        fits = True
+    except RuntimeError as error:
+        if not should_reduce_batch_size(error):
+            raise
+        fits = False
+    for buffer, before in buffers:
+        buffer.copy_(before)
+    bare.zero_grad()
+    torch.accelerator.empty_cache()
+    return fits

@@ -1,0 +1,280 @@
+"""Check a model before the first step: what can be found by running it once is found here."""
+
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from accelerate.utils import send_to_device
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+from errors import RunError
+
+from .contract import ExampleSet, model_inputs
+
+TOLERANCE = 1e-4  # relative to the largest logit
+ROWS = 2  # of the batch that is tried
+
+
+def check_model(
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase | None,
+    examples: ExampleSet,
+    max_len: int,
+) -> list[str]:
+    """Check that model, tokenizer and data fit together, and align what may be aligned.
+
+    To be called on every rank, before the model is sharded. Randomness, gradients and modes are
+    afterwards as they were.
+
+    Returns:
+        Lines about what was changed or chosen.
+
+    Raises:
+        RunError: they do not fit together.
+    """
+    notes: list[str] = []
+    batch = sample_batch(examples)
+    if tokenizer is not None:
+        _check_vocabulary(model, tokenizer)
+        notes += _align_tokens(model, tokenizer, batch)
+    with probing(model):
+        _run(model, batch, "the model fails on the first examples")
+        check_length(model, max_len)
+        if _is_causal(model, batch):
+            _check_causality(model, batch)
+            _check_documents(model, batch)
+        notes += _check_router_loss(model, batch)
+    if hasattr(model, "choose_form"):
+        notes.append(model.choose_form(model_inputs(batch)))
+    return notes
+
+
+def check_length(model: nn.Module, max_len: int) -> None:
+    """Run a sequence of `max_len` tokens.
+
+    Raises:
+        RunError: the model has no positions for it.
+    """
+    embeddings = _embeddings(model)
+    if embeddings is None or not _takes(model, "input_ids"):
+        return
+    ids = torch.full((1, max_len), min(5, embeddings.num_embeddings - 1), device=_device(model))
+    eos = getattr(_config(model), "eos_token_id", None)
+    if isinstance(eos, int) and eos < embeddings.num_embeddings:
+        ids[:, -1] = eos  # BART classifies by the end mark
+    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    if getattr(_config(model), "is_encoder_decoder", False) and _can_generate(model):
+        batch["labels"] = ids
+    with probing(model):
+        _run(model, batch, f"--max_len {max_len}: the model cannot run a sequence of that length")
+
+
+def unused_parameters(model: nn.Module, batch: dict[str, Any]) -> list[str]:
+    """Return the names of trained parameters that get no gradient from a batch.
+
+    Run in training mode. Gradients, buffers, modes and random states are afterwards as they were.
+    """
+    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    with probing(model), torch.enable_grad():
+        model.train()
+        _run(model, batch, "the model fails on the first examples").loss.backward()
+        names = [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]
+        model.zero_grad()
+    with torch.no_grad():
+        for buffer, before in buffers:
+            buffer.copy_(before)
+    return names
+
+
+def sample_batch(examples: ExampleSet) -> dict[str, Any]:
+    """Collate the shortest examples of a data set, two of them."""
+    return examples.batch(examples.lengths.argsort(kind="stable")[:ROWS].tolist())
+
+
+@contextmanager
+def probing(model: nn.Module) -> Iterator[None]:
+    """Run the model in evaluation mode, without gradients, and leave no trace."""
+    modes = [(module, module.training) for module in model.modules()]
+    devices = [torch.accelerator.current_device_index()] if torch.accelerator.is_available() else []
+    with torch.random.fork_rng(devices), torch.no_grad():
+        model.eval()
+        try:
+            yield
+        finally:
+            for module, mode in modes:
+                module.training = mode
+
+
+def _run(model: nn.Module, batch: dict[str, Any], sentence: str):
+    inputs = send_to_device(model_inputs(batch), _device(model))
+    try:
+        return model.forward(**inputs)  # not by __call__, which would compile it
+    except Exception as error:  # of any kind: of the model's own code
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise RunError(f"{sentence} ({type(error).__name__}: {reason})") from error
+
+
+def _check_vocabulary(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> None:
+    embeddings = _embeddings(model)
+    if embeddings is not None and len(tokenizer) > embeddings.num_embeddings:
+        raise RunError(
+            f"the tokenizer has {len(tokenizer):,} tokens, the model embeddings for "
+            f"{embeddings.num_embeddings:,}; add rows by resize_token_embeddings, and save that"
+        )
+
+
+def _align_tokens(
+    model: nn.Module, tokenizer: PreTrainedTokenizerBase, batch: dict[str, Any]
+) -> list[str]:
+    """Make generation start, stop and pad as the data do; see `Trainer` of transformers."""
+    settings = getattr(model, "generation_config", None)
+    if not _can_generate(model) or settings is None:
+        return _check_padding(model, tokenizer)
+    end = tokenizer.sep_token_id if tokenizer.eos_token_id is None else tokenizer.eos_token_id
+    if end is None:
+        raise RunError("the tokenizer has no end mark (eos_token), so generation would not stop")
+    notes: list[str] = []
+    configs = [getattr(model, "base_model", model).config]
+    ends = settings.eos_token_id
+    ends = list(ends) if isinstance(ends, (list, tuple)) else [ends]
+    if end not in ends:
+        special = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
+        kept = [token for token in ends if token in special]
+        settings.eos_token_id = [end, *kept] if kept else end
+        configs[0].eos_token_id = end
+        notes.append(
+            f"generation stops at {tokenizer.convert_ids_to_tokens(end)!r} ({end}), the "
+            f"tokenizer's end mark; the base model's was {ends[0]}"
+        )
+    if settings.pad_token_id is None:
+        settings.pad_token_id = tokenizer.pad_token_id
+    if getattr(configs[0], "is_encoder_decoder", False):
+        notes += _align_decoder_start(model, configs[0], tokenizer, batch)
+    return notes
+
+
+def _check_padding(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """Check that a model that pools the last token recognizes padding."""
+    config = _config(model)
+    pad = getattr(config, "pad_token_id", None)
+    if pad is None or tokenizer.pad_token_id in (None, pad):
+        return []
+    return [f"the base model's padding token is {pad}, the tokenizer's {tokenizer.pad_token_id}"]
+
+
+def _align_decoder_start(
+    model: nn.Module, config, tokenizer: PreTrainedTokenizerBase, batch: dict[str, Any]
+) -> list[str]:
+    settings: Any = model.generation_config
+    if config.pad_token_id is None:
+        config.pad_token_id = tokenizer.pad_token_id
+    start = getattr(config, "decoder_start_token_id", None)
+    is_derived = start is None and settings.decoder_start_token_id is None
+    if start is None:
+        candidates = (tokenizer.bos_token_id, tokenizer.cls_token_id, tokenizer.pad_token_id)
+        found = [
+            token for token in (settings.decoder_start_token_id, *candidates) if token is not None
+        ]
+        if not found:
+            raise RunError(
+                "the base model has no decoder_start_token_id, the tokenizer no token for it"
+            )
+        config.decoder_start_token_id = found[0]
+    if not hasattr(model, "shift_right") or "labels" not in batch:
+        return []
+    # mBART starts with the last token of the labels, whatever its configuration says.
+    starts = model.shift_right(batch["labels"])[:, 0].unique().tolist()
+    if len(starts) > 1 or starts[0] == settings.decoder_start_token_id:
+        return []
+    before, settings.decoder_start_token_id = settings.decoder_start_token_id, starts[0]
+    if before is None and not is_derived:
+        return []
+    token = tokenizer.convert_ids_to_tokens(starts[0])
+    return [f"decoding starts with {token!r} ({starts[0]}), in generation as in training"]
+
+
+def _is_causal(model: nn.Module, batch: dict[str, Any]) -> bool:
+    is_decoder = _can_generate(model) and not getattr(_config(model), "is_encoder_decoder", False)
+    return is_decoder and "input_ids" in batch and _embeddings(model) is not None
+
+
+def _check_causality(model: nn.Module, batch: dict[str, Any]) -> None:
+    ids = _ids(model, 12)[:1]
+    other = ids.clone()
+    other[0, -1] = ids[0, 0]
+    sentence = "the model fails on the first examples"
+    logits, changed = (
+        _run(model, {"input_ids": row}, sentence).logits[:, :-1] for row in (ids, other)
+    )
+    if _differ(logits, changed):
+        name = type(getattr(model, "base_model", model)).__name__
+        raise RunError(
+            f"{name} predicts a token from the tokens after it as well; expected a causal language "
+            "model (of an encoder, is_decoder: true in config.json makes one)"
+        )
+
+
+def _check_documents(model: nn.Module, batch: dict[str, Any]) -> None:
+    """Check that documents in a row do not see one another, if the data keep them apart."""
+    if "position_ids" not in batch:
+        return
+    name = type(getattr(model, "base_model", model)).__name__
+    ids = _ids(model, 12)
+    ids[1, 5:] = ids[0, 5:]  # two rows that differ in their first document
+    positions = torch.cat([torch.arange(5), torch.arange(7)]).repeat(2, 1).to(ids.device)
+    batch = {"input_ids": ids, "position_ids": positions, "labels": ids}
+    sentence = f"separate documents: {name} cannot run them"
+    extra = {"return_logits": torch.tensor(True)} if _takes(model, "return_logits") else {}
+    first, second = _run(model, {**batch, **extra}, sentence).logits[:, 5:]
+    if _differ(first, second):
+        raise RunError(f"separate documents: {name} lets a document attend to another in its row")
+
+
+def _check_router_loss(model: nn.Module, batch: dict[str, Any]) -> list[str]:
+    config = getattr(model, "base_model", model).config if hasattr(model, "config") else None
+    if not getattr(config, "output_router_logits", False):
+        return []
+    if _run(model, batch, "the model fails on the first examples").get("aux_loss") is None:
+        raise RunError(
+            "output_router_logits asks for a loss of the router that is not added for this model; "
+            "expected false in config.json"
+        )
+    return ["the router's loss is added; it is computed per micro-batch, and depends on their size"]
+
+
+def _ids(model: nn.Module, length: int) -> Tensor:
+    """Make two rows of different token ids."""
+    embeddings: Any = _embeddings(model)
+    rows = torch.arange(2 * length, device=_device(model)).view(2, length)
+    return (3 + rows) % embeddings.num_embeddings
+
+
+def _differ(logits: Tensor, others: Tensor) -> bool:
+    return bool((logits - others).abs().max() > TOLERANCE * logits.abs().max())
+
+
+def _embeddings(model: nn.Module) -> nn.Embedding | None:
+    try:
+        found = model.get_input_embeddings()  # type: ignore[operator]
+    except (AttributeError, NotImplementedError):
+        return None
+    return found if isinstance(found, nn.Embedding) else None
+
+
+def _takes(model: nn.Module, name: str) -> bool:
+    return name in inspect.signature(model.forward).parameters
+
+
+def _can_generate(model: nn.Module) -> bool:
+    return bool(getattr(model, "can_generate", lambda: False)())
+
+
+def _config(model: nn.Module):
+    return getattr(model, "config", None)
+
+
+def _device(model: nn.Module) -> torch.device:
+    return next(model.parameters()).device

@@ -1,0 +1,343 @@
+"""Open a run: read its data, build or load its model, and find its position."""
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from transformers import PreTrainedTokenizerBase
+
+from errors import RunError
+from model.interface import Scorer
+
+from .atomic import is_published, supports_links
+from .batches import Batches
+from .checkpoint import Checkpointer
+from .config import RunConfig
+from .contract import ExampleSet, Task
+from .data import TrainData
+from .distributed import RankGroup
+from .launch import start
+from .loading import build_config, build_model, load_model, load_tokenizer, set_up
+from .lock import lock_folder
+from .losses import LOSS, LossMeter
+from .memory import largest_batch_size
+from .model_check import check_model, unused_parameters
+from .optimization import GradientGuard, build_optimizer, build_scheduler, fast_forward
+from .randomness import seed_all
+from .signals import StopSignals
+from .start_check import check_contract
+from .state import TrainState
+from .strategy import Strategy, build_strategy
+
+
+@dataclass
+class Run:
+    """Everything that the loop works with.
+
+    Attributes:
+        notes: Lines for the screen about what differs from what a user may expect.
+    """
+
+    task: Task
+    config: RunConfig
+    accelerator: Accelerator
+    group: RankGroup
+    strategy: Strategy
+    model: torch.nn.Module
+    optimizer: Optimizer
+    scheduler: LRScheduler
+    guard: GradientGuard
+    tokenizer: PreTrainedTokenizerBase | None
+    train_data: TrainData
+    valid_batches: Batches
+    scores: Scorer
+    state: TrainState
+    losses: LossMeter
+    signals: StopSignals
+    checkpoints: Checkpointer
+    notes: list[str]
+
+    @property
+    def train_batches(self) -> Batches:
+        """Batches of the current epoch; every rank has to ask for them."""
+        return self.train_data.batches(
+            self.state.current_epoch, self.config.batch_size, self.state.global_batch_size
+        )
+
+
+@contextmanager
+def open_run(task: Task, argv: list[str]) -> Iterator[Run]:
+    """Build the parts of a run, and hold the lock of its output directory meanwhile.
+
+    Raises:
+        RunError, DataError: Something cannot be done as asked; no step has been done.
+    """
+    config, notes = RunConfig.from_command_line(task, argv)
+    accelerator = start(f"{config.outdir}/trackers", config.report_to)
+    group = RankGroup(accelerator)
+    with lock_folder(group, Path(config.outdir)):
+        _check_unchanged(group, task, argv, config)
+        run = _Opening(task, config, accelerator, group, notes).open()
+        with run.signals:
+            yield run
+        run.train_data.close()
+
+
+def _check_unchanged(group: RankGroup, task: Task, argv: list[str], config: RunConfig) -> None:
+    """Repeat, under the lock, what was decided before it was held.
+
+    Another run may have started or ended in the output directory in between, and machines may see
+    different folders.
+    """
+    with group.in_agreement():
+        again, _ = RunConfig.from_command_line(task, argv)
+        if again != config:
+            raise RunError(f"{config.outdir}: changed while this run started; start it again")
+    group.expect_equal({f"--{name}": value for name, value in config.to_args().items()})
+
+
+class _Opening:
+    """The steps from a configuration to a `Run`, in their order."""
+
+    def __init__(
+        self,
+        task: Task,
+        config: RunConfig,
+        accelerator: Accelerator,
+        group: RankGroup,
+        notes: list[str],
+    ):
+        self.task = task
+        self.config = config
+        self.accelerator = accelerator
+        self.group = group
+        self.notes = notes
+
+    def open(self) -> Run:
+        """Build everything."""
+        if self.group.is_main and not supports_links(Path(self.config.outdir)):
+            self.notes.append(
+                f"{self.config.outdir}: no symbolic links here; checkpoints are copied instead"
+            )
+        self.read_data()
+        directions = self.directions()
+        seed_all(self.config.seed)
+        with self.group.in_agreement():
+            model = self.build_model()
+            scores = self.task.build_scores(
+                model, self.tokenizer, self.accelerator.device, self.config.score_options
+            )
+            self.check(model, scores, directions)
+        state = self.open_state(directions)
+        optimizer = (self.task.build_optimizer or build_optimizer)(
+            model, self.config.peak_lr, self.config.weight_decay
+        )
+        strategy = build_strategy(self.accelerator, self.config.max_grad_norm)
+        unused = self.unused_parameters(model)
+        model, optimizer = strategy.prepare(model, optimizer, unused)
+        checkpoints = Checkpointer(
+            self.accelerator, self.group, strategy, self.tokenizer, self.about()
+        )
+        if self.config.restore_dir is not None:
+            checkpoints.load(Path(self.config.restore_dir), model, optimizer, state)
+        scheduler = self.build_scheduler(optimizer, state)
+        if strategy.can_probe_memory:
+            self.fit_batch_size(model, state)
+        return Run(
+            task=self.task,
+            config=self.config,
+            accelerator=self.accelerator,
+            group=self.group,
+            strategy=strategy,
+            model=model,
+            optimizer=optimizer,
+            scheduler=scheduler,
+            guard=GradientGuard(self.accelerator, model, optimizer, self.config.max_grad_norm),
+            tokenizer=self.tokenizer,
+            train_data=self.train_data,
+            valid_batches=self.valid_batches(),
+            scores=scores,
+            state=state,
+            losses=LossMeter(self.accelerator, {LOSS: state.train_loss, **state.named_losses}),
+            signals=StopSignals(self.group),
+            checkpoints=checkpoints,
+            notes=self.notes,
+        )
+
+    def read_data(self) -> None:
+        """Read tokenizer, training data and validation data; compare them between machines."""
+        config = self.config
+        with self.group.in_agreement():
+            self.tokenizer = load_tokenizer(
+                config.restore_dir or config.model_id, is_optional=not self.task.needs_tokenizer
+            )
+        self.train_data = TrainData(config, self.accelerator, self.group, self._read)
+        schema = self.train_data.examples.schema
+        with self.group.in_agreement(), self.group.local_main_first():
+            self.valid_examples = self._read(config.valid_input, schema)
+        self.group.expect_equal(
+            {
+                "content hash of --train_input": self.train_data.examples.fingerprint,
+                "content hash of --valid_input": self.valid_examples.fingerprint,
+            }
+        )
+
+    def _read(self, source: str | list[str], schema: dict[str, Any]) -> ExampleSet:
+        """Read a file; with the schema of another one, in the same way, arguments first."""
+        options = {**schema, **self.config.data_options}
+        return self.task.read(source, self.tokenizer, self.config.max_len, **options)
+
+    def directions(self) -> dict[str, bool]:
+        """For each score, whether larger is better.
+
+        Raises:
+            RunError: `--metric_for_best_model` is none of them.
+        """
+        schema = self.train_data.examples.schema
+        directions = self.task.directions(schema, self.config.score_options)
+        if (metric := self.config.metric_for_best_model) not in directions:
+            known = ", ".join(directions)
+            raise RunError(
+                f"--metric_for_best_model {metric}: no such score; expected one of {known}"
+            )
+        return directions
+
+    def build_model(self) -> Any:
+        """Build the model, or load that of the checkpoint."""
+        config = self.config
+        if config.restore_dir is None:
+            arguments = {**self.train_data.examples.schema, **config.model_options}
+            made = build_config(self.task, config.model_id, arguments, self.tokenizer)
+            model, notes = build_model(self.task.model_class, made, config.model_id)
+            self.notes += notes
+            if config.lr is None:
+                is_pretrained = getattr(made, "base_has_weights", False)
+                self.config = replace(config, lr=5e-5 if is_pretrained else 2e-3)
+        else:
+            model = load_model(self.task.model_class, config.restore_dir)
+        set_up(model, self.config)
+        return model
+
+    def check(self, model: Any, scores: Scorer, directions: dict[str, bool]) -> None:
+        """Run model, scores and checkpoint once, on a few examples."""
+        examples = self.train_data.examples
+        self.notes += check_model(model, self.tokenizer, examples, self.config.max_len)
+        self.notes += check_contract(
+            self.task, model, examples, scores, directions, self.group.is_main
+        )
+
+    def unused_parameters(self, model: Any) -> list[str]:
+        """Names of parameters that get no gradient from a short example."""
+        examples = self.train_data.examples
+        shortest = int(examples.lengths.argmin())
+        batch = examples.batch([shortest])
+        unused = unused_parameters(model, batch)
+        if unused:
+            names = ", ".join(unused[:4]) + (", ..." if len(unused) > 4 else "")
+            self.notes.append(f"{len(unused)} parameters get no gradient from an example: {names}")
+        return unused
+
+    def open_state(self, directions: dict[str, bool]) -> TrainState:
+        """Start at the beginning, or at the position of the checkpoint.
+
+        The global batch of a run stays as it was at its start, for any number of ranks.
+
+        Raises:
+            RunError: The run stands inside an epoch, whose data or order have changed.
+        """
+        config = self.config
+        resumed = config.resumed
+        num_ranks = self.group.size
+        size = config.batch_size * config.accumulation * num_ranks
+        if resumed is None:
+            state = TrainState(size)
+        else:
+            state = resumed.state_of(self.group.rank, num_ranks)
+            self._compare_with(resumed.data, resumed.args, state)
+            if size != state.global_batch_size:
+                self.notes.append(
+                    f"the global batch size stays {state.global_batch_size}, as when the run "
+                    "started"
+                )
+        state.greater_is_better = directions[config.metric_for_best_model]
+        state.total_steps = config.max_steps or self._steps_of_epochs(state)
+        return state
+
+    def _steps_of_epochs(self, state: TrainState) -> int:
+        """Steps done, and those of the epochs that are left, of the data at hand."""
+        per_epoch = math.ceil(len(self.train_data.examples) / state.global_batch_size)
+        done = math.ceil(state.examples / state.global_batch_size)
+        left = (self.config.epochs - state.current_epoch) * per_epoch - done
+        return state.step + max(0, left)
+
+    def _compare_with(self, data: dict, args: dict, state: TrainState) -> None:
+        """Compare the data of a resumed run with what it had."""
+        config = self.config
+        now = self.about()["data"]
+        same_train = all(now[key] == data[key] for key in ("examples", "train") if key in data)
+        if state.examples and not same_train:
+            raise RunError(
+                f"{config.train_input}: the data changed during epoch {state.current_epoch} "
+                f"({data['examples']} examples before, {now['examples']} now, or other ones); "
+                "expected the same until the epoch ends"
+            )
+        if state.examples and args.get("seed", config.seed) != config.seed:
+            raise RunError(
+                f"--seed {config.seed}: the order of epoch {state.current_epoch} depends on it; "
+                f"expected {args['seed']} until the epoch ends"
+            )
+        reason = ""
+        if state.best and data.get("valid", now["valid"]) != now["valid"]:
+            reason = "the validation data changed"
+        elif state.best and not is_published(Path(config.outdir) / "best"):
+            reason = f"{config.outdir}/best does not exist"
+        if reason:
+            state.best = {}
+            self.notes.append(f"{reason}: the next validation is taken to be the best so far")
+
+    def about(self) -> dict[str, dict]:
+        """What a checkpoint keeps beside the state."""
+        examples = self.train_data.examples
+        data = {
+            "examples": len(examples),
+            "train": examples.fingerprint,
+            "valid": self.valid_examples.fingerprint,
+        }
+        return {"args": self.config.to_args(), "schema": examples.schema, "data": data}
+
+    def build_scheduler(self, optimizer: Optimizer, state: TrainState) -> LRScheduler:
+        warmup = self.config.num_warmup_steps
+        if self.task.build_scheduler is not None:
+            scheduler = self.task.build_scheduler(optimizer, warmup, state.total_steps)
+        else:
+            name = self.config.lr_scheduler_type
+            scheduler = build_scheduler(optimizer, name, warmup, state.total_steps)
+        fast_forward(scheduler, optimizer, state.scheduler_steps)
+        return scheduler
+
+    def fit_batch_size(self, model: torch.nn.Module, state: TrainState) -> None:
+        asked = self.config.batch_size
+        size = largest_batch_size(
+            self.task, self.accelerator, self.group, model, self.train_data.examples, asked
+        )
+        if size < asked:
+            self.config = replace(self.config, batch_size=size)
+            self.notes.append(
+                f"out of memory with --batch_size {asked}: micro-batches have {size} examples; "
+                f"the global batch size stays {state.global_batch_size}"
+            )
+
+    def valid_batches(self) -> Batches:
+        return Batches(
+            self.valid_examples,
+            self.accelerator,
+            self.config.eval_batch_size,
+            num_workers=self.config.num_workers,
+        )

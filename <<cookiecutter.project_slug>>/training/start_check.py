@@ -1,0 +1,140 @@
+"""Run model, scores and checkpoint once before the first step, so that errors come early."""
+
+import inspect
+import math
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from errors import RunError
+from model.interface import Scorer
+
+from .contract import ExampleSet, Task
+from .loading import load_model
+
+SAMPLE = 2  # examples
+ROUND_TRIP = 2**28  # bytes: larger models are not saved and loaded on trial
+
+
+def check_contract(
+    task: Task,
+    model: torch.nn.Module,
+    examples: ExampleSet,
+    scores: Scorer,
+    score_names: Iterable[str],
+    is_main: bool,
+) -> list[str]:
+    """Check what `model/` returns; see model/interface.py.
+
+    Args:
+        score_names: Scores that the validation should compute.
+        is_main: Whether this is the main rank. `save_pretrained` writes nothing on another one.
+
+    Returns:
+        Lines for the screen: what is not exact with this model and this data set.
+
+    Raises:
+        RunError: The loss is missing, no scalar, or not divided by `num_items_in_batch`; a score
+            is missing; or a checkpoint of the model cannot be loaded.
+    """
+    if not hasattr(model, "save_pretrained") or not hasattr(type(model), "from_pretrained"):
+        raise RunError(
+            "model/modeling.py: Model has no save_pretrained and from_pretrained; expected a "
+            "subclass of transformers.PreTrainedModel"
+        )
+    was_training = model.training
+    model.eval()
+    batch = examples.batch(list(range(min(SAMPLE, len(examples)))))
+    device = next(model.parameters()).device
+    batch = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in batch.items()}
+    with torch.no_grad():
+        outputs, loss = _loss(task, model, batch, 1)
+        if task.divides_by_items:
+            _check_division(loss, _loss(task, model, batch, 2)[1])
+        if not getattr(scores, "generates", False):
+            _check_scores(scores, outputs, batch, score_names)
+    model.train(was_training)
+    if is_main:
+        _check_round_trip(task, model)
+    return _inexact(task, examples)
+
+
+def _loss(task: Task, model: torch.nn.Module, batch: dict, num_items: int) -> tuple[Any, Tensor]:
+    inputs = inspect.signature(model.forward).parameters
+    takes_all = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in inputs.values())
+    unknown = [key for key, value in batch.items() if key not in inputs and not _is_text(value)]
+    if unknown and not takes_all:
+        raise RunError(
+            f"model/modeling.py: Model.forward has no parameter {unknown[0]!r}, which the data set "
+            "returns; expected one for each of its tensors"
+        )
+    outputs, losses = task.forward(model, batch, num_items)
+    for name, loss in losses.items():
+        if not isinstance(loss, Tensor) or loss.ndim != 0:
+            shape = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
+            raise RunError(
+                f"model/modeling.py: Model.forward returns a {name} of {shape}; expected a scalar"
+            )
+    return outputs, losses["loss"]
+
+
+def _is_text(value: Any) -> bool:
+    return not isinstance(value, (Tensor, dict))
+
+
+def _check_division(loss: Tensor, halved: Tensor) -> None:
+    expected = loss.item() / 2
+    if math.isfinite(expected) and not math.isclose(halved.item(), expected, rel_tol=1e-3):
+        raise RunError(
+            "model/modeling.py: the loss of Model.forward is not divided by num_items_in_batch "
+            f"({loss.item():.4g} for 1, {halved.item():.4g} for 2); expected the sum over the "
+            "target items, divided by that number"
+        )
+
+
+def _check_scores(scores: Scorer, outputs: Any, batch: dict, names: Iterable[str]) -> None:
+    scores.reset()
+    scores.update(outputs, batch)
+    found = scores.compute(outputs.loss.item())
+    scores.reset()
+    missing = set(names) - found.keys() - {"loss"}
+    if missing:
+        raise RunError(
+            f"model/metrics.py: Scores.compute returns no {sorted(missing)[0]!r}, which "
+            "Scores.directions lists"
+        )
+
+
+def _check_round_trip(task: Task, model: torch.nn.Module) -> None:
+    """Save and load the model, where it is small and not a stock one."""
+    size = sum(parameter.nbytes for parameter in model.parameters())
+    if size > ROUND_TRIP or getattr(model, "saves_stock", False):
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(Path(folder))  # type: ignore[operator]
+        loaded = load_model(task.model_class, folder).state_dict()
+    for name, tensor in model.state_dict().items():
+        if name not in loaded or not torch.equal(loaded[name].cpu(), tensor.cpu()):
+            raise RunError(
+                f"model/modeling.py: {name} is not the same after save_pretrained and "
+                "from_pretrained; expected Model to restore all its tensors"
+            )
+
+
+def _inexact(task: Task, examples: ExampleSet) -> list[str]:
+    lines = []
+    if task.couples_examples:
+        lines.append(
+            "the loss couples examples: it depends on --batch_size and on the number of processes"
+        )
+    if not task.divides_by_items:
+        weight = "target items" if examples.has_num_items else "examples"
+        lines.append(
+            f"the loss is taken as a mean over each micro-batch, weighted by its {weight}: add a "
+            "parameter num_items_in_batch to Model.forward if it is a mean over something else"
+        )
+    return lines

@@ -1,0 +1,120 @@
+"""How a model is spread over devices: DDP, FSDP2, or ZeRO of DeepSpeed in zero.py."""
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs, DistributedType
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
+from torch.optim import Optimizer
+
+from .optimizer_state import OptimizerState, gather, scatter
+
+
+class Strategy:
+    """One device, DDP or FSDP2, as Accelerate was configured.
+
+    Attributes:
+        can_probe_memory: Whether a backward pass may be tried before the first step.
+    """
+
+    can_probe_memory = True
+
+    def __init__(self, accelerator: Accelerator):
+        self.accelerator = accelerator
+
+    def prepare(
+        self, model: nn.Module, optimizer: Optimizer, unused: list[str]
+    ) -> tuple[nn.Module, Optimizer]:
+        """Wrap or shard the model.
+
+        The optimizer comes back without Accelerate's wrapper, which searches the disk for a
+        package in each step.
+
+        Args:
+            unused: Names of parameters that a step may leave without a gradient.
+        """
+        if unused and self.accelerator.distributed_type != DistributedType.FSDP:
+            self.accelerator.ddp_handler = DistributedDataParallelKwargs(
+                find_unused_parameters=True
+            )
+        with _hidden_embeddings(model):
+            prepared, wrapper = self.accelerator.prepare(model, optimizer)
+        return prepared, wrapper.optimizer
+
+    def gradient_sync(self, model: nn.Module, enabled: bool) -> AbstractContextManager:
+        """Reduce gradients over the ranks in this backward pass, or only accumulate them."""
+        self.accelerator.sync_gradients = enabled
+        return nullcontext() if enabled else self.accelerator.no_sync(model)
+
+    def full_state_dict(self, model: nn.Module) -> dict[str, Tensor]:
+        """Gather all weights on one rank; every rank has to call this.
+
+        A tied weight occurs once, under its first name.
+        """
+        bare = self.accelerator.unwrap_model(model)
+        names = {name for name, _ in bare.named_parameters(remove_duplicate=False)}
+        copies = names - {name for name, _ in bare.named_parameters()}
+        weights = self.accelerator.get_state_dict(model) or {}  # under ZeRO-3, None on other ranks
+        return {name: tensor for name, tensor in weights.items() if name not in copies}
+
+    def optimizer_state(self, model: nn.Module, optimizer: Optimizer) -> OptimizerState:
+        """Gather the full state of the optimizer on one rank; every rank has to call this."""
+        return gather(model, optimizer, self.accelerator.is_main_process)
+
+    def load_optimizer_state(
+        self, model: nn.Module, optimizer: Optimizer, state: OptimizerState
+    ) -> None:
+        """Give each rank its part of a full state.
+
+        Raises:
+            KeyError: It is the state of another model.
+        """
+        scatter(model, optimizer, state)
+
+    @contextmanager
+    def full_parameters(self, model: nn.Module, is_needed: bool) -> Iterator[None]:
+        """Hold all weights on each rank, so that ranks can generate independently."""
+        shards = [m for m in model.modules() if isinstance(m, FSDPModule)] if is_needed else []
+        for shard in shards:
+            shard.set_reshard_after_forward(False, recurse=False)
+            shard.unshard()
+        try:
+            yield
+        finally:
+            for shard in shards:
+                plugin = self.accelerator.state.fsdp_plugin
+                reshard = plugin.reshard_after_forward and shard is not model
+                shard.set_reshard_after_forward(reshard, recurse=False)
+                shard.reshard()
+
+
+def build_strategy(accelerator: Accelerator, max_grad_norm: float) -> Strategy:
+    """Choose the strategy that the launcher asked for.
+
+    Raises:
+        RunError: DeepSpeed was configured for something that is not supported.
+    """
+    if accelerator.distributed_type != DistributedType.DEEPSPEED:
+        return Strategy(accelerator)
+    from .zero import ZeroStrategy  # few installations have DeepSpeed
+
+    return ZeroStrategy(accelerator, max_grad_norm)
+
+
+@contextmanager
+def _hidden_embeddings(model: nn.Module) -> Iterator[None]:
+    """Hide the methods by which Accelerate finds the embeddings.
+
+    It shards them separately, which torch refuses where more than two modules share a weight, as
+    in BART, and which fails where a model does not implement the methods. Hidden, the embeddings
+    are sharded with the model itself.
+    """
+    model.get_input_embeddings = lambda: None  # type: ignore[assignment]
+    model.get_output_embeddings = lambda: None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        del model.get_input_embeddings
+        del model.get_output_embeddings
