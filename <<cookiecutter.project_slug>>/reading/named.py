@@ -53,7 +53,7 @@ def resolve(source: Source) -> Resolved:
         raise DataError(f"{source}: has the splits {splits}; expected one, as {source}:train")
     if (match := parse_name(source)) is None:
         return Resolved(files=list_files(source))
-    name, config, split = match["name"], match["config"], match["split"]
+    name, config, split = match.group("name", "config", "split")
     folder = expand_user(name)
     if saved_by(folder):
         saved = _attempt(source, datasets.load_from_disk, str(folder))

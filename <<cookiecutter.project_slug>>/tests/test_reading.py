@@ -316,7 +316,8 @@ def test_a_part_of_a_split_is_taken_from_its_rows(tmp_path):
 
 
 def test_a_file_that_replaces_another_of_its_size_and_time_is_read_anew(tmp_path):
-    path, other = tmp_path / "t.jsonl", tmp_path / "other.jsonl"
+    path = tmp_path / "t.jsonl"
+    other = tmp_path / "other.jsonl"
     path.write_text(lines({"a": "old"}))
     other.write_text(lines({"a": "new"}))
     assert read(path, "a") == [("old",)]
