@@ -22,14 +22,13 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from conftest import ROOT
 from errors import DataError
 from model.dataset import OPTIONS, generate_dataset
 from reading.locate import locate_row
 from reading.tables import read_table
-from training.loading import load_tokenizer
 
 NAMES = [
     option["default"]
@@ -338,7 +337,7 @@ def rows(tmp_path) -> Path:
 def test_tokens_do_not_depend_on_earlier_calls_of_the_tokenizer(rows, cache, tmp_path):
     saved = []
     for number in range(3):
-        tokenizer = load_tokenizer(str(ROOT / "tiny"))
+        tokenizer = AutoTokenizer.from_pretrained(str(ROOT / "tiny"))
         if number == 1:
             tokenizer(["a b c"], truncation=True, max_length=2, padding="max_length")
             tokenizer(text_target="a")
@@ -350,7 +349,7 @@ def test_tokens_do_not_depend_on_earlier_calls_of_the_tokenizer(rows, cache, tmp
 
 
 def test_tokens_follow_the_state_of_the_tokenizer(rows):
-    tokenizer = load_tokenizer(str(ROOT / "tiny"))
+    tokenizer = AutoTokenizer.from_pretrained(str(ROOT / "tiny"))
     before = generate_dataset(rows, tokenizer, 16)
     tokenizer.add_tokens(["cold tea"])
     after = generate_dataset(rows, tokenizer, 16)
@@ -438,7 +437,7 @@ def test_a_text_without_tokens_is_refused_or_has_an_end(text, tmp_path):
 
 
 def test_examples_survive_the_way_to_a_worker(rows):
-    dataset = generate_dataset(rows, load_tokenizer(str(ROOT / "tiny")), 16)
+    dataset = generate_dataset(rows, AutoTokenizer.from_pretrained(str(ROOT / "tiny")), 16)
     copy = pickle.loads(pickle.dumps(dataset))
     batch, expected = (part.collate([part[0]]) for part in (copy, dataset))
     assert {k: getattr(v, "tolist", lambda v=v: v)() for k, v in batch.items()} == {
@@ -447,7 +446,7 @@ def test_examples_survive_the_way_to_a_worker(rows):
 
 
 def test_data_describe_themselves(rows):
-    tokenizer = load_tokenizer(str(ROOT / "tiny"))
+    tokenizer = AutoTokenizer.from_pretrained(str(ROOT / "tiny"))
     described = list(generate_dataset(rows, tokenizer, 16).describe())
     assert "example 0" in described
     assert any("cold tea" in line for line in described)
