@@ -76,7 +76,7 @@ def test_a_broken_file_costs_nothing_of_what_was_learned(many, read, tmp_path):
 
 
 def test_a_file_that_is_gone_is_told(many, tmp_path):
-    with pytest.raises(RunError, match="part-9.jsonl: cannot be fetched"):
+    with pytest.raises(train.DataError, match="part-9.jsonl: cannot be fetched"):
         train.main([*many, "--train_input", f"file://{tmp_path}/many/part-9.jsonl"])
 
 
