@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from model.configuration import ModelConfig
-from real_runs import Run
+from helpers.processes import Launch
 
 OPEN = """
 import json, sys
@@ -35,7 +35,7 @@ print(json.dumps(found, default=float))  # NumPy's numbers, in some pipelines
 
 @pytest.mark.parametrize("name", ["best", "last"])
 def test_a_checkpoint_opens_without_the_project(name, arguments, tmp_path):
-    assert Run([*arguments, "--max_steps", "1"], tmp_path / "output").wait() == [0]
+    assert Launch([*arguments, "--max_steps", "1"], tmp_path / "output").wait() == [0]
     folder = tmp_path / "run" / name
     config = json.loads((folder / "config.json").read_text())
     auto_class = next(name for name in config["auto_map"] if name != "AutoConfig")

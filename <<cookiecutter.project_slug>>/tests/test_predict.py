@@ -9,7 +9,7 @@ import pytest
 import predict
 from errors import RunError
 from model.prediction import OPTIONS
-from real_runs import Run
+from helpers.processes import Launch
 
 SHORT = ["--max_new_tokens", "5"] if "max_new_tokens" in OPTIONS else []
 
@@ -19,7 +19,7 @@ def checkpoint(sample, tmp_path_factory) -> str:
     folder = tmp_path_factory.mktemp("checkpoint")
     arguments = [f"--{part}_input={sample / f'{part}.jsonl'}" for part in ("train", "valid")]
     arguments += [f"--model_id={sample / 'tiny'}", f"--outdir={folder / 'run'}"]
-    assert Run([*arguments, "--max_steps=2", "--max_len=48"], folder).wait() == [0]
+    assert Launch([*arguments, "--max_steps=2", "--max_len=48"], folder).wait() == [0]
     return str(folder / "run" / "best")
 
 
@@ -27,7 +27,7 @@ def predicted(checkpoint, files, output, *arguments: str, processes: int = 1) ->
     output.mkdir()
     command = ["--checkpoint", checkpoint, "--input", *map(str, files), *SHORT]
     command += ["--output", str(output / "out.jsonl"), *arguments]
-    run = Run(command, output, processes, module="predict")
+    run = Launch(command, output, processes, module="predict")
     assert run.wait() == [0] * processes, run.output()
     return [json.loads(line) for line in (output / "out.jsonl").read_text("utf-8").splitlines()]
 
