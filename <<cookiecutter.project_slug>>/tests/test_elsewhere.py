@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
-from model.configuration import ModelConfig
 from helpers.processes import Launch
+from model.configuration import ModelConfig
 
 OPEN = """
 import json, sys

@@ -12,7 +12,6 @@ from transformers import Trainer, TrainingArguments
 
 from helpers.gradient_worker import measure
 from helpers.processes import Launch
-from model.dataset import generate_dataset
 from training.batches import MAX_TOKENS, Batches, epoch_order
 from training.contract import ExampleSet, Task
 from training.optimization import GradientGuard, build_optimizer, build_scheduler, fast_forward

@@ -8,8 +8,8 @@ import pytest
 
 import predict
 from errors import RunError
-from model.prediction import OPTIONS
 from helpers.processes import Launch
+from model.prediction import OPTIONS
 
 SHORT = ["--max_new_tokens", "5"] if "max_new_tokens" in OPTIONS else []
 
