@@ -10,12 +10,12 @@ STAMP := $(VENV)/.made-by-make
 .PHONY: help demo test test-all bench lint clean
 
 help:
-	@echo "make demo    render a project into demo/ and train it; TASK=classification, seq2seq or causal_lm"
-	@echo "make test    run the tests"
-	@echo "make test-all run them for every task, also where tasks share the code"
-	@echo "make bench   measure exactness, speed and memory, beside other trainers, into bench/results/ (over an hour)"
-	@echo "make lint    check style, format and types"
-	@echo "make clean   remove the environment and the caches (demo/ is yours and stays)"
+	@echo "make demo      render a project into demo/ and train it; TASK=... for another task than classification"
+	@echo "make test      run the tests"
+	@echo "make test-all  run them for every task, also where tasks share the code"
+	@echo "make bench     measure exactness, speed and memory, beside other trainers, into bench/results/ (over an hour)"
+	@echo "make lint      check style, format and types"
+	@echo "make clean     remove the environment and the caches (demo/ is yours and stays)"
 	@echo
 	@echo "They use the environment in $(VENV), made at the first call with $(PYTHON)."
 	@echo "VENV=folder uses another one: it is left as it is if make did not make it."

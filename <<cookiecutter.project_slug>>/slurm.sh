@@ -15,6 +15,7 @@
 #SBATCH --output=%x-%j.out
 
 set -uo pipefail
+: "${SLURM_JOB_ID:?is not set; submit this script by sbatch}"
 export PATH="$PWD/.venv/bin:$PATH" # where make has made it; else what sbatch was called in
 MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1} # srun does not take it over from sbatch
@@ -24,6 +25,9 @@ export MASTER_ADDR MASTER_PORT=$((20000 + SLURM_JOB_ID % 10000)) WORLD_SIZE=$SLU
 # reaches the processes alone.
 cancelled=no
 trap 'cancelled=yes' TERM
+# These stop the processes, which save; this shell must live on to put the job back into the queue,
+# also where the whole job is signalled, as by scancel --full. Ignored ('') would be inherited.
+trap : HUP USR1 USR2
 
 # The processes end by themselves where one has died: killing the others could cut a save short.
 # shellcheck disable=SC2016 # what stands in single quotes is for each process to fill in

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))  # Cookiecutter finds hooks/hf_ext.py like this
+sys.path.insert(0, str(ROOT))  # Cookiecutter finds hf_template_ext.py like this
 
 from cookiecutter.main import cookiecutter  # noqa: E402
 

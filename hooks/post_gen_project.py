@@ -1,9 +1,14 @@
 """Say what to do next. On stderr, and never in the way: a hook that fails undoes the project."""
 
-import contextlib
 import os
-import shlex
 import sys
+
+# Cookiecutter runs a copy of this file that lies in the folder for temporary files, where Python
+# would look first for the modules below.
+sys.path[:] = [folder for folder in sys.path if folder != os.path.dirname(__file__)]
+
+import contextlib  # noqa: E402
+import shlex  # noqa: E402
 
 NEXT_STEPS = f"""
 << cookiecutter.project_slug >> (<< cookiecutter.task >>) is ready:

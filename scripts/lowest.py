@@ -1,7 +1,7 @@
 """The lowest versions that a project says it works with, as constraints for pip.
 
 python scripts/lowest.py PROJECT > lowest.txt
-make -C PROJECT test CONSTRAINTS=$PWD/lowest.txt
+make -C PROJECT test-all CONSTRAINTS=$PWD/lowest.txt
 """
 
 import argparse

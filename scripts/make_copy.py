@@ -61,7 +61,7 @@ def translated(value: Any) -> Any:
 
 def sources() -> Iterator[Path]:
     """The files to copy, as paths below ROOT, without the caches of tools."""
-    yield from (Path("LICENSE"), Path("cookiecutter.json"))
+    yield from map(Path, (".gitattributes", "LICENSE", "cookiecutter.json", "hf_template_ext.py"))
     for folder in ("hooks", "templates", TEMPLATE):
         for path in (ROOT / folder).rglob("*"):
             name = path.relative_to(ROOT)
@@ -72,8 +72,9 @@ def sources() -> Iterator[Path]:
 def is_rendered(path: Path) -> bool:
     """Whether Cookiecutter renders the file at this path below ROOT."""
     place, *inside = path.parts
-    if place != TEMPLATE:  # hooks/hf_ext.py is imported
-        return place == "templates" or path.stem in ("pre_gen_project", "post_gen_project")
+    if place != TEMPLATE:  # hf_template_ext.py is imported, and reads task.json
+        is_included = place == "templates" and path.name != "task.json"
+        return is_included or path.stem in ("pre_gen_project", "post_gen_project")
     above = ("/".join(inside[:depth]) for depth in range(1, len(inside) + 1))
     copy_only = any(is_copy_only_path(name, {"cookiecutter": QUESTIONS}) for name in above)
     return not copy_only and not is_binary(str(ROOT / path))
@@ -101,7 +102,9 @@ def main() -> None:
     out = parser.parse_args().out.resolve()
     copies = {path: Path(translated(str(path))) for path in sources()}
     earlier = [path for path in out.glob("*") if path.name != ".git"]
-    if {path.name for path in earlier} not in (set(), {path.parts[0] for path in copies.values()}):
+    found = {path.name for path in earlier}
+    ours = {path.parts[0] for path in copies.values()}
+    if found and not {"cookiecutter.json"} <= found <= ours:
         parser.error(f"{out} holds something else than a copy; expected a new or empty folder")
     for path in earlier:
         shutil.rmtree(path) if path.is_dir() else path.unlink()

@@ -26,6 +26,8 @@ from transformers import (
 MARK = "<<"  # Jinja includes these files, and each of this template's opening marks begins so
 MAX_LENGTH = 512
 TOKENS = ("pad", "bos", "eos")
+UNKNOWN = "<unk>"
+HEAD_SIZE = 32  # the smallest that vLLM computes on a CPU
 
 Row = dict[str, str]
 
@@ -64,7 +66,7 @@ def save_data(train: Iterable[Row], valid: Iterable[Row], task: Path) -> list[Ro
 def train_tokenizer(
     rows: list[Row], size: int, template: str, **special: str
 ) -> PreTrainedTokenizerFast:
-    """A byte-level BPE: it can write any text, so it needs no token for the unknown."""
+    """Train a byte-level BPE, which never gives the unknown token; CTranslate2 asks for one."""
     trainer = trainers.BpeTrainer(
         vocab_size=size,
         special_tokens=list(dict.fromkeys(special.values())),
@@ -75,6 +77,7 @@ def train_tokenizer(
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     core.decoder = decoders.ByteLevel()
     core.train_from_iterator((row[key] for row in rows for key in row if key != "label"), trainer)
+    core.add_special_tokens([UNKNOWN])  # after training: it takes the place of no other token
     core.post_processor = processors.TemplateProcessing(
         single=template,
         pair=template + template[template.index("$A") :].replace("$A", " $B"),
@@ -85,6 +88,7 @@ def train_tokenizer(
         model_max_length=MAX_LENGTH,
         model_input_names=["input_ids", "attention_mask"],
         padding_side="right",
+        unk_token=UNKNOWN,
         **special,
     )
 
@@ -106,19 +110,23 @@ def classification(source: Path, task: Path) -> None:
     special = {"bos_token": "<s>", "eos_token": "</s>", "cls_token": "<s>", "sep_token": "</s>"}
     tokenizer = train_tokenizer(rows, 1024, "<s> $A </s>", pad_token="<pad>", **special)
     # DistilBERT has no pooling layer, which a model that averages over the tokens leaves unused.
-    shape = {"dim": 96, "hidden_dim": 384, "n_layers": 2, "n_heads": 4, "initializer_range": 0.06}
-    save_model(DistilBertConfig, tokenizer, task, **shape)
+    shape = {"dim": 96, "hidden_dim": 384, "n_layers": 2, "n_heads": 96 // HEAD_SIZE}
+    save_model(DistilBertConfig, tokenizer, task, initializer_range=0.06, **shape)
 
 
 def seq2seq(source: Path, task: Path) -> None:
     train, valid = read(source / "train.jsonl"), read(source / "valid.jsonl")
     rows = save_data(islice(train, 6000), islice(valid, 500), task)
     # 512 is never reached: once every letter and phone is one token, no pair is left to join.
-    tokenizer = train_tokenizer(rows, 512, "$A </s>", pad_token="<pad>", eos_token="</s>")
+    special = {"bos_token": "</s>", "eos_token": "</s>"}
+    tokenizer = train_tokenizer(rows, 512, "$A </s>", pad_token="<pad>", **special)
     end = tokenizer.eos_token_id
     shape = {"d_model": 96, "decoder_start_token_id": end, "forced_eos_token_id": end}
     for side in ("encoder", "decoder"):
-        shape |= {f"{side}_layers": 2, f"{side}_attention_heads": 4, f"{side}_ffn_dim": 256}
+        shape |= {f"{side}_layers": 2, f"{side}_attention_heads": 96 // HEAD_SIZE}
+        shape |= {f"{side}_ffn_dim": 256}
+    # CTranslate2 reads these, which BartConfig no longer writes; they say what every BART is.
+    shape |= {"normalize_before": False, "normalize_embedding": True, "add_final_layer_norm": False}
     # init_std: with the usual 0.02 a model as small as this one learns next to nothing.
     save_model(BartConfig, tokenizer, task, init_std=0.08, num_labels=2, **shape)
 
@@ -126,8 +134,10 @@ def seq2seq(source: Path, task: Path) -> None:
 def causal_lm(source: Path, task: Path) -> None:
     train = novel(source / "train.jsonl", "NORTHANGER ABBEY", 432_000)
     rows = save_data(train, novel(source / "valid.jsonl", "Persuasion", 60_000), task)
-    tokenizer = train_tokenizer(rows, 1024, "$A", pad_token="<pad>", eos_token="</s>")
-    shape = {"hidden_size": 128, "intermediate_size": 384, "num_attention_heads": 8}
+    # The mark between two documents is also the beginning of a text.
+    special = {"bos_token": "</s>", "eos_token": "</s>"}
+    tokenizer = train_tokenizer(rows, 1024, "$A", pad_token="<pad>", **special)
+    shape = {"hidden_size": 128, "intermediate_size": 384, "num_attention_heads": 128 // HEAD_SIZE}
     shape["num_hidden_layers"] = 2
     save_model(LlamaConfig, tokenizer, task, initializer_range=0.04, **shape)
 

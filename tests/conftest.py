@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,7 +23,7 @@ SLUG = "my-project"  # of a project rendered with the default answers
 TASKS: list[str] = json.loads((ROOT / "cookiecutter.json").read_text(encoding="utf-8"))["task"]
 CACHES = {"__pycache__", ".mypy_cache", ".pytest_cache", ".ruff_cache"}
 
-# Cookiecutter finds hooks/hf_ext.py like this while it renders; tests import it as well.
+# Cookiecutter finds hf_template_ext.py like this while it renders; tests import it as well.
 sys.path.insert(0, str(ROOT))
 
 from cookiecutter.main import cookiecutter  # noqa: E402
@@ -42,6 +43,11 @@ def bake(out: Path, answers: dict[str, str], hooks: bool = True) -> Path:
             default_config={"replay_dir": private, "cookiecutters_dir": private},
         )
     return Path(project)
+
+
+def about(task: str) -> dict[str, Any]:
+    """What the task's folder says of it: its description, model class and architectures."""
+    return json.loads((ROOT / "templates" / task / "task.json").read_text(encoding="utf-8"))
 
 
 def files_of(folder: Path) -> list[str]:

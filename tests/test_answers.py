@@ -16,7 +16,7 @@ from hypothesis import given, settings, strategies as st
 from slugify import slugify
 
 from conftest import ROOT, SLUG, TASKS, Render, Shell, bake, files_of
-from hooks.hf_ext import PROBLEMS, check, lit, slug_problem, usable_slug
+from hf_template_ext import PROBLEMS, check, lit, slug_problem, usable_slug
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -282,6 +282,7 @@ GOOD_BASE_MODELS = [
     "./models/a b",
     "~/models/模型",
     "./--odd..name",
+    "~/models [1]/{a}*",
 ]
 
 
@@ -350,6 +351,24 @@ def test_good_answers_pass() -> None:
         assert ast.literal_eval(f'"{base_model}"') == base_model  # as configuration.py has it
     for task in TASKS:
         assert check(task, "task") == task
+
+
+@pytest.mark.parametrize("base_model", ["~/models/mini", "./models [1]/a{b}*", "/srv/模型 1"])
+def test_a_folder_as_base_model_is_rendered_as_it_is(
+    base_model: str, task: str, tmp_path: Path
+) -> None:
+    """Also with ~, which the project expands: it then serves every user of a shared project."""
+    project = bake(tmp_path, {"task": task, "base_model": base_model})
+    code = (project / "model" / "configuration.py").read_text(encoding="utf-8")
+    assigned = {
+        target.id: node.value.value
+        for node in ast.parse(code).body
+        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant)
+        for target in node.targets
+        if isinstance(target, ast.Name)
+    }
+    assert assigned["BASE_MODEL"] == base_model
+    assert f"`{base_model}`" in (project / "README.md").read_text(encoding="utf-8")
 
 
 def test_no_text_at_all_is_refused() -> None:

@@ -20,6 +20,8 @@ import os, signal, subprocess, sys
 command = sys.argv[1:]
 while command[0].startswith("--"):
     del command[0]
+for name in ("SIGHUP", "SIGUSR1", "SIGUSR2"):  # srun passes them on, and lives on
+    signal.signal(getattr(signal, name), lambda *_: None)
 tasks = int(os.environ["SLURM_NTASKS"])
 children = [
     subprocess.Popen(command, env=dict(os.environ, SLURM_PROCID=str(i), SLURM_LOCALID=str(i)))
@@ -86,6 +88,22 @@ def test_a_job_whose_time_is_up_queues_again_and_ends_as_if_it_had_not(
 
 
 @pytest.mark.parametrize("task", ["classification"])
+@pytest.mark.parametrize("name", ["SIGHUP", "SIGUSR1", "SIGUSR2"])
+def test_a_job_that_is_signalled_as_a_whole_queues_again(
+    name: str, project: Path, cluster: dict[str, str]
+) -> None:
+    """The shell and srun as well, as by scancel --full, and as submitit does with SIGUSR2."""
+    job = submit(project, cluster, "--epochs", "999")
+    wait_for(lambda: (project / "outputs" / "last").exists())
+    (srun,) = psutil.Process(job.pid).children()
+    for process in [*processes_of(job), srun, job]:
+        process.send_signal(signal.Signals[name])
+    assert job.wait(120) == 75, (project / "output.txt").read_text()[-3000:]
+    assert f"stopped by {name} and saved" in (project / "output.txt").read_text()
+    assert (project / "requeued").read_text() == f"{os.getpid()}\n"
+
+
+@pytest.mark.parametrize("task", ["classification"])
 def test_a_job_that_is_cancelled_saves_and_does_not_queue_again(
     project: Path, cluster: dict[str, str]
 ) -> None:
@@ -96,6 +114,14 @@ def test_a_job_that_is_cancelled_saves_and_does_not_queue_again(
     assert job.wait(120) == 75
     assert "stopped by SIGTERM and saved" in (project / "output.txt").read_text()
     assert not (project / "requeued").exists()
+
+
+@pytest.mark.parametrize("task", ["classification"])
+def test_slurm_sh_without_slurm_ends_in_one_sentence(project: Path) -> None:
+    done = subprocess.run(["bash", "slurm.sh"], cwd=project, capture_output=True, text=True)
+    assert done.returncode != 0
+    assert done.stderr.endswith("SLURM_JOB_ID: is not set; submit this script by sbatch\n")
+    assert done.stderr.count("\n") == 1
 
 
 def can_mount() -> bool:

@@ -13,7 +13,7 @@ from zipfile import ZipFile
 import pytest
 
 from conftest import ROOT, SLUG, TEMPLATE, Render, files_of
-from hooks.hf_ext import DEVICES
+from hf_template_ext import DEVICES
 
 ODD = 'it\'s "x" \\ {x} % {0} %d 100% # 日本語'
 
@@ -58,7 +58,7 @@ def make_copy(template: Path, out: Path) -> None:
 
 
 def bake_apart(source: Path, out: Path, **answers: str) -> Path:
-    """Render in a process of its own: hooks.hf_ext of one template serves no other."""
+    """Render in a process of its own: hf_template_ext of one template serves no other."""
     given = [f"{name}={value}" for name, value in answers.items()]
     out.mkdir()
     succeed(sys.executable, "-m", "cookiecutter", str(source), "--no-input", *given, cwd=out)
@@ -92,7 +92,7 @@ def template(tmp_path: Path) -> Path:
     folder = tmp_path / "template"
     for name in (TEMPLATE.name, "hooks", "scripts", "templates"):
         shutil.copytree(ROOT / name, folder / name)
-    for name in ("LICENSE", "cookiecutter.json"):
+    for name in (".gitattributes", "LICENSE", "cookiecutter.json", "hf_template_ext.py"):
         shutil.copy(ROOT / name, folder)
     return folder
 
@@ -183,6 +183,16 @@ def test_hooks_are_rendered(copy: Path, tmp_path: Path) -> None:
     assert not any((tmp_path / "again").iterdir()) and not (tmp_path / "esc").exists()
 
 
+def test_an_earlier_copy_is_replaced(copy: Path, template: Path, tmp_path: Path) -> None:
+    """Also one that lacks files of this one, and what it alone had goes."""
+    earlier = tmp_path / "earlier"
+    (template / "templates" / "seq2seq" / "old.md").write_text("old", encoding="utf-8")
+    make_copy(template, earlier)
+    (earlier / "hf_template_ext.py").unlink()
+    make_copy(ROOT, earlier)
+    assert_same(earlier, copy)
+
+
 def test_other_folder_is_left_alone(copy: Path, tmp_path: Path) -> None:
     (tmp_path / "templates").mkdir()
     (tmp_path / "templates" / "mine").touch()
@@ -209,8 +219,10 @@ def test_cruft(template: Path, tmp_path: Path) -> None:
     ours = template / TEMPLATE.name
     with (ours / "slurm.sh").open("a", encoding="utf-8") as script:
         script.write("# {{ by }} << cookiecutter.author | loud >>\n")
-    extension = template / "hooks" / "hf_ext.py"
-    filters = extension.read_text(encoding="utf-8").replace("(check=", "(loud=str.upper, check=")
+    extension = template / "hf_template_ext.py"
+    loud = "def loud(text: str) -> str:\n    return text.upper()\n\n\nclass HFExtension("
+    filters = extension.read_text(encoding="utf-8").replace("class HFExtension(", loud)
+    filters = filters.replace("filters = (", "filters = (loud, ")
     extension.write_text(filters, encoding="utf-8")
     (ours / "predict.py").unlink()
     (template / "templates" / "seq2seq" / "new.md").write_text("# new {\n", encoding="utf-8")

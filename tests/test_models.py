@@ -1,4 +1,4 @@
-"""Every architecture that the README names, small, in the rendered projects: train, save, load."""
+"""Every architecture that a task's folder names, small, in its project: train, save, load."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from conftest import Render
+from conftest import TASKS, Render, about
 
 SMALL = {
-    "vocab_size": 1024,
+    "vocab_size": 1088,
     "hidden_size": 32,
     "num_hidden_layers": 2,
     "num_attention_heads": 2,
@@ -23,63 +23,8 @@ SMALL = {
     "bos_token_id": 1,
     "eos_token_id": 2,
 }
-GPT2 = {"vocab_size": 1024, "n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 80}
-BART = {
-    "vocab_size": 1024,
-    "d_model": 32,
-    "encoder_layers": 1,
-    "decoder_layers": 1,
-    "encoder_attention_heads": 2,
-    "decoder_attention_heads": 2,
-    "encoder_ffn_dim": 64,
-    "decoder_ffn_dim": 64,
-    "max_position_embeddings": 80,
-    "pad_token_id": 0,
-    "eos_token_id": 2,
-    "decoder_start_token_id": 2,
-}
-T5 = {"vocab_size": 1024, "d_model": 32, "d_kv": 16, "d_ff": 64, "num_layers": 1, "num_heads": 2}
-T5["decoder_start_token_id"] = 0
+GPT2 = {"vocab_size": 1088, "n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 80}
 DECODER = {**SMALL, "num_key_value_heads": 1}
-
-CONFIGURATIONS: dict[str, dict[str, dict]] = {
-    "classification": {
-        "bert": SMALL,
-        "roberta": SMALL,
-        "deberta-v2": SMALL,
-        "modernbert": {**SMALL, "cls_token_id": 1, "sep_token_id": 2},
-        "electra": {**SMALL, "embedding_size": 32},
-        "gpt2": GPT2,
-        "llama": DECODER,
-    },
-    "seq2seq": {
-        "t5": T5,
-        "mt5": {**T5, "tie_word_embeddings": False},
-        "bart": BART,
-        "marian": BART,
-        "mbart": BART,
-        "m2m_100": {**BART, "encoder_layerdrop": 0.9, "decoder_layerdrop": 0.9},
-        "pegasus": BART,
-        "encoder-decoder": {
-            "encoder": {**SMALL, "model_type": "bert"},
-            "decoder": {
-                **SMALL,
-                "model_type": "bert",
-                "is_decoder": True,
-                "add_cross_attention": True,
-            },
-            "decoder_start_token_id": 1,
-            "pad_token_id": 0,
-        },
-    },
-    "causal_lm": {
-        "gpt2": GPT2,
-        "llama": DECODER,
-        "qwen2": {**DECODER, "tie_word_embeddings": True},
-        "qwen3": DECODER,
-        "gpt_neox": SMALL,
-    },
-}
 
 SCRIPT = """
 import json, sys, torch
@@ -115,11 +60,10 @@ if model.can_generate():
 
 
 @pytest.mark.parametrize(
-    ("task", "kind"), [(task, kind) for task in CONFIGURATIONS for kind in CONFIGURATIONS[task]]
+    ("task", "kind"), [(task, kind) for task in TASKS for kind in about(task)["architectures"]]
 )
 def test_architecture(task: str, kind: str, render: Render, tmp_path: Path) -> None:
-
-    options = json.dumps(CONFIGURATIONS[task][kind])
+    options = json.dumps(about(task)["architectures"][kind])
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT, kind, options, str(tmp_path)],
         cwd=render(task=task),

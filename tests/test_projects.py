@@ -58,7 +58,7 @@ def run(project: Path, *command: str | Path, **variables: str) -> subprocess.Com
 
 
 def test_the_projects_own_tests_pass(project: Path, task: str) -> None:
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+    command = [sys.executable, "-m", "pytest", "-q", "-m", "", "-p", "no:cacheprovider"]
     if task != WITH_MACHINERY and "TEST_ALL" not in os.environ:
         command += [f"--ignore=tests/test_{name}.py" for name in MACHINERY]
     done = run(project, *command)

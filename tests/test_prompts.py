@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import signal
 import sys
@@ -10,15 +11,11 @@ from functools import partial
 import pexpect
 import pytest
 
-from conftest import ROOT, SLUG, TASKS, Render, Shell, contents
+from conftest import ROOT, SLUG, TASKS, Render, Shell, about, contents
 
 ESCAPE = r"\x1b\[[\d;]*m"
 WAITS = rf"\)({ESCAPE})?: "  # after the default
-DESCRIPTIONS = {
-    "classification": "A text classifier, trained with PyTorch",
-    "seq2seq": "A text-to-text model, trained with PyTorch",
-    "causal_lm": "A language model, trained with PyTorch",
-}
+LABELS = json.loads((ROOT / "cookiecutter.json").read_text(encoding="utf-8"))["__prompts__"]["task"]
 
 
 class Terminal:
@@ -71,20 +68,20 @@ def test_what_is_asked(task: str, terminal: Terminal, shell: Shell, render: Rend
     number = TASKS.index(task) + 1
     terminal.answer(str(number), *[""] * 5)
     assert terminal.end() == 0
-    assert terminal.screen.splitlines()[:12] == [
+    choices = "/".join(str(choice + 1) for choice in range(len(TASKS)))
+    expected = [
         "  [1/6] What the model does",
-        "    1 - classification: gives a text one of several labels",
-        "    2 - seq2seq: turns a text into another text",
-        "    3 - causal LM: continues a text",
-        f"    Choose from [1/2/3] (1): {number}",
+        *(f"    {i} - {LABELS.get(name, name)}" for i, name in enumerate(TASKS, 1)),
+        f"    Choose from [{choices}] (1): {number}",
         "  [2/6] Name of the project, for people to read (My Project): ",
         "  [3/6] Name of its folder and package: a-z, 0-9 and hyphens (my-project): ",
-        f"  [4/6] Its purpose, in one line ({DESCRIPTIONS[task]}): ",
+        f"  [4/6] Its purpose, in one line ({about(task)['description']}, trained with PyTorch): ",
         "  [5/6] Who writes it (Your Name): ",
         "  [6/6] Base model: a Hub id, a folder (/..., ./... or ~/...), or tiny,",
         "        which is built in and has random weights (tiny): ",
         "",
     ]
+    assert terminal.screen.splitlines()[: len(expected)] == expected
     assert f"{SLUG} ({task}) is ready" in terminal.screen
     assert contents(shell.here / SLUG) == contents(render(task=task))
 

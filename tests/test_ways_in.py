@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import subprocess
+import sys
 import venv
 from pathlib import Path
 
@@ -21,6 +23,14 @@ ANSWERS = {
 }
 PAIRS = [f"{name}={value}" for name, value in ANSWERS.items()]
 MADE = "zlut-mo-xing"
+OTHER_EXTENSION = """
+from jinja2.ext import Extension
+
+class Loud(Extension):
+    def __init__(self, environment):
+        super().__init__(environment)
+        environment.filters["loud"] = str.upper
+"""
 
 
 @pytest.fixture
@@ -48,7 +58,8 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
     for part in ("hooks", "templates", TEMPLATE.name):
         ignored = shutil.ignore_patterns("__pycache__", ".*_cache")
         shutil.copytree(ROOT / part, checkout / part, ignore=ignored)
-    shutil.copy(ROOT / "cookiecutter.json", checkout)
+    for part in (".gitattributes", "cookiecutter.json", "hf_template_ext.py"):
+        shutil.copy(ROOT / part, checkout)
     git(checkout, "init", "--quiet")
     git(checkout, "add", "--all")
     git(checkout, "commit", "--quiet", "-m", "One")
@@ -74,6 +85,108 @@ def test_sources(
     done = shell.run(*options, "--no-input", *PAIRS, template=template)
     assert done.returncode == 0, done.stdout + done.stderr
     assert contents(shell.here / MADE) == expected
+
+
+def set_autocrlf(home: Path) -> None:
+    """What Git for Windows asks for when it is installed: files with CRLF in each checkout."""
+    (home / ".gitconfig").write_text("[core]\n\tautocrlf = true\n", encoding="utf-8")
+
+
+def test_git_that_writes_crlf(
+    sources: dict[str, list[str]], shell: Shell, expected: dict[str, bytes]
+) -> None:
+    set_autocrlf(shell.home)
+    template, *options = sources["git"]
+    done = shell.run(*options, "--no-input", *PAIRS, template=template)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert contents(shell.here / MADE) == expected
+
+
+def test_a_project_in_git_that_writes_crlf(project: Path, shell: Shell) -> None:
+    """Code keeps LF, and data, models and pictures keep every byte."""
+    for name in ("data/windows.csv", "tiny/vocabulary.txt"):
+        (project / name).write_bytes(b"text,label\r\na,b\n")
+    (project / "loss.png").write_bytes(b"\x89PNG\r\n\x1a\n text \r\n")
+    (project / "mine.py").write_bytes(b"x = 1\r\n")
+    before = contents(project)
+    set_autocrlf(shell.home)
+    commands = [
+        ["init", "-q"],
+        ["add", "--all"],
+        ["commit", "-qm", "One"],
+        ["clone", "-q", ".", "a"],
+    ]
+    for command in commands:
+        who = ["-c", "user.name=Test", "-c", "user.email=test@example.org"]
+        done = subprocess.run(
+            ["git", *who, *command], cwd=project, env=shell.environment, capture_output=True
+        )
+        assert done.returncode == 0, done.stderr
+    shutil.rmtree(project / "a" / ".git")
+    assert contents(project / "a") == {**before, "mine.py": b"x = 1\n"}
+
+
+@pytest.mark.parametrize("name", ["hooks", "templates", "tests", "hf_ext"])
+def test_a_package_of_that_name_elsewhere(
+    name: str, shell: Shell, expected: dict[str, bytes]
+) -> None:
+    """Cookiecutter looks for our extension last, after all that Python finds elsewhere."""
+    package = shell.home / name
+    package.mkdir()
+    (package / "__init__.py").write_text("raise SystemExit('wrong package')\n", encoding="utf-8")
+    done = shell.run("--no-input", *PAIRS, PYTHONPATH=str(shell.home))
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert contents(shell.here / MADE) == expected
+
+
+@pytest.mark.parametrize("name", ["contextlib", "shlex"])
+def test_a_module_of_that_name_among_temporary_files(name: str, shell: Shell) -> None:
+    """Hooks run from that folder, and one that fails would undo the project."""
+    (shell.home / f"{name}.py").write_text("raise SystemExit('wrong module')\n", encoding="utf-8")
+    done = shell.run("--no-input", TMPDIR=str(shell.home))
+    assert done.returncode == 0 and f"{SLUG} (classification) is ready" in done.stderr, done.stderr
+
+
+def test_two_templates_in_one_process(render: Render, tmp_path: Path) -> None:
+    """As pytest-cookies does it: each is rendered by its own extension, whatever came before."""
+    other = tmp_path / "other"
+    shutil.copytree(ROOT / "hooks", other / "hooks")
+    (other / "hooks" / "__init__.py").touch()
+    (other / "{{cookiecutter.name}}").mkdir()
+    (other / "{{cookiecutter.name}}" / "a.txt").write_text("{{ 'a' | loud }}", encoding="utf-8")
+    (other / "hooks" / "other_ext.py").write_text(OTHER_EXTENSION, encoding="utf-8")
+    questions = {"name": "other-project", "_extensions": ["hooks.other_ext.Loud"]}
+    (other / "cookiecutter.json").write_text(json.dumps(questions), encoding="utf-8")
+    code = f"""
+from cookiecutter.main import cookiecutter
+for template in ({str(other)!r}, {str(ROOT)!r}, {str(other)!r}):
+    cookiecutter(template, no_input=True, default_config=True, overwrite_if_exists=True)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert contents(tmp_path / SLUG) == contents(render())
+    assert (tmp_path / "other-project" / "a.txt").read_text(encoding="utf-8") == "A"
+
+
+@pytest.mark.parametrize("folder", ["exp [1]", "a{b}*", "$HOME 'q' 模型"])
+def test_odd_folders(
+    folder: str, sources: dict[str, list[str]], shell: Shell, expected: dict[str, bytes]
+) -> None:
+    """Both the template and the project may lie in a folder whose name is also a pattern."""
+    template = shell.here / folder / "hf-template"
+    shutil.copytree(sources["checkout"][0], template)
+    done = shell.run("-o", folder, "--no-input", *PAIRS, template=template)
+    assert done.returncode == 0, done.stdout + done.stderr
+    made = shell.here / folder / MADE
+    assert contents(made) == expected
+    done = subprocess.run(["make", "help"], cwd=made, capture_output=True, text=True)
+    assert done.returncode == 0 and "make train" in done.stdout, done.stderr
+    assert (
+        f"cd {shlex.quote(str(made))}"
+        in shell.run("-o", folder, "-f", "--no-input", *PAIRS, template=template).stderr
+    )
 
 
 def test_key_value_then_replay(shell: Shell, expected: dict[str, bytes]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ else:
     import tomli as tomllib
 
 TARGET = re.compile(r"[a-z][a-z-]*")
+BOUND = re.compile(r"[\w.-]+>=[\w.]+(; .+)?")
 
 
 @pytest.fixture(params=["template", "project"])
@@ -99,6 +101,38 @@ def test_commands_exist(folder: Path, render: Render) -> None:
                 assert (folder / word).is_file(), command
 
 
+PROOFS = """
+import pytest
+
+def test_of_the_model():
+    pass
+
+@pytest.mark.proof
+def test_of_the_machinery():
+    pass
+"""
+
+
+def made(project: Path, target: str) -> subprocess.CompletedProcess[str]:
+    """A target of the project's Makefile, in the environment that runs this test."""
+    command = ["make", target, f"VENV={sys.prefix}"]
+    return subprocess.run(command, cwd=project, capture_output=True, text=True, timeout=300)
+
+
+@pytest.mark.parametrize("task", TASKS[:1])
+def test_proofs_run_only_where_all_is_tested(task: str, project: Path) -> None:
+    for path in (project / "tests").glob("*.py"):
+        path.unlink()
+    (project / "tests" / "test_some.py").write_text(PROOFS, encoding="utf-8")
+    done = made(project, "test")
+    assert "1 passed, 1 deselected" in done.stdout, done.stdout + done.stderr
+    done = made(project, "test-all")
+    assert "2 passed" in done.stdout, done.stdout + done.stderr
+    (project / "tests" / "test_some.py").write_text(PROOFS.replace("proof", "prof"), "utf-8")
+    done = made(project, "test")
+    assert done.returncode != 0 and "'prof' not found in `markers`" in done.stdout, done.stdout
+
+
 def test_pythons_fit_the_settings(folder: Path) -> None:
     lowest = settings_of(folder)["requires-python"].removeprefix(">=")
     used = {tuple(map(int, name.split("."))) for job in jobs_of(folder) for name in pythons_of(job)}
@@ -126,6 +160,8 @@ def test_every_dependency_has_a_lowest_version(source: str, render: Render) -> N
     settings = settings_of(folder)
     stated = [*settings["dependencies"], *settings["optional-dependencies"]["dev"]]
     assert done.stdout.splitlines() == [bound.replace(">=", "==", 1) for bound in stated]
+    others = chain.from_iterable(settings["optional-dependencies"].values())
+    assert all(BOUND.fullmatch(bound) for bound in others)
 
 
 def test_a_dependency_without_a_bound_is_refused(tmp_path: Path) -> None:

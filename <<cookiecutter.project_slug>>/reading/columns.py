@@ -26,8 +26,7 @@ def as_text(
     columns = {}
     for name in table.column_names:
         values = _combine(table.column(name))
-        if values.null_count:
-            row = pc.index(pc.is_null(values), True).as_py()
+        if (row := pc.index(pc.is_null(values, nan_is_null=True), True).as_py()) >= 0:
             raise DataError(f"{place(row)}: no value for {name!r}; expected text")
         feature = features[name]
         if _is_list(values.type) and name in lists:
@@ -56,9 +55,10 @@ def _is_list(kind: pa.DataType) -> bool:
 def _list_as_text(values: pa.Array, feature, name: str, place: Place) -> pa.Array:
     parents = pc.list_parent_indices(values)
     inner = _combine(pa.chunked_array([pc.list_flatten(values)]))
-    if inner.null_count:
-        row = parents[pc.index(pc.is_null(inner), True).as_py()].as_py()
-        raise DataError(f"{place(row)}: a list in {name!r} holds null; expected text")
+    if (item := pc.index(pc.is_null(inner, nan_is_null=True), True).as_py()) >= 0:
+        raise DataError(
+            f"{place(parents[item].as_py())}: a list in {name!r} holds null; expected text"
+        )
     texts = _scalars_as_text(inner, feature, name, lambda item: place(parents[item].as_py()))
     ends = np.cumsum(pc.list_value_length(values).to_numpy(zero_copy_only=False))
     offsets = np.concatenate([[0], ends]).astype(np.int32)
@@ -73,8 +73,6 @@ def _scalars_as_text(values: pa.Array, feature, name: str, place: Place) -> pa.A
         return pa.array(values.to_numpy(zero_copy_only=False).astype(str).tolist(), pa.string())
     try:
         return values.cast(pa.string())
-    except UnicodeDecodeError:
-        raise DataError(f"{place(0)}: {name!r} is not UTF-8; expected text") from None
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
         raise DataError(f"{place(0)}: {name!r} holds {values.type}; expected text") from None
 

@@ -9,7 +9,7 @@ import datasets
 from errors import DataError
 
 from .files import identify_file
-from .sources import Source, expand_user, list_files, parse_name, saved_by
+from .sources import Source, expand_user, files_of_split, list_files, parse_name, saved_by
 
 
 @dataclasses.dataclass
@@ -56,11 +56,11 @@ def resolve(source: Source) -> Resolved:
     if saved_by(folder):
         saved = _attempt(source, datasets.load_from_disk, str(folder))
         return Resolved(table=_attempt(source, _select_split, saved, split))
+    whole = split.partition("[")[0]
+    if folder.is_dir() and config is None and not (folder / "README.md").is_file():
+        files = files_of_split(folder, whole)
+        return Resolved(files=files, split=None if split == whole else split)
     name = str(folder) if folder.is_dir() else name
-    if folder.is_dir():
-        builder = _attempt(source, datasets.load_dataset_builder, name, config)
-        if _is_plain(builder):
-            return _files_of_split(source, builder, split)
     return Resolved(table=_attempt(source, datasets.load_dataset, name, config, split=split))
 
 
@@ -70,22 +70,6 @@ def _attempt(source: Source, load: Any, *args: Any, **options: Any) -> Any:
     except Exception as error:  # of many kinds, of the network's and of the data's
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise DataError(f"{source}: cannot be read ({reason})") from None
-
-
-def _is_plain(builder: datasets.DatasetBuilder) -> bool:
-    """Return whether it would only infer types: then the files are read here, as text."""
-    is_text = builder.name in ("json", "text", "csv")
-    separator = getattr(builder.config, "sep", ",")
-    return is_text and separator == "," and builder.info.features is None
-
-
-def _files_of_split(source: Source, builder: datasets.DatasetBuilder, split: str) -> Resolved:
-    name = split.partition("[")[0]
-    if name not in builder.config.data_files:
-        splits = ", ".join(map(str, builder.config.data_files))
-        raise DataError(f"{source}: cannot be read (no split {name!r}; there are {splits})")
-    files = list_files(list(builder.config.data_files[name]))
-    return Resolved(files=files, split=None if split == name else split)
 
 
 def _select_split(saved: datasets.Dataset | datasets.DatasetDict, split: str) -> datasets.Dataset:
@@ -103,4 +87,5 @@ def _select(rows: datasets.Dataset, split: str, name: str | None = None) -> data
     """
     counts = {name or split.partition("[")[0]: len(rows)}
     (part,) = datasets.ReadInstruction.from_spec(split).to_absolute(counts)
-    return rows.select(range(part.from_ or 0, len(rows) if part.to is None else part.to))
+    chosen = range(part.from_ or 0, len(rows) if part.to is None else part.to)
+    return rows.select(chosen or [])  # a range that begins at the end would be refused

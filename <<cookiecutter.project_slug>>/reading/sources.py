@@ -16,7 +16,12 @@ NAMED = re.compile(r"(?P<name>[^:]{2,}?)(:(?P<config>[^:\[\]]+))?:(?P<split>\w+(
 EXPECTED = f"expected a {', '.join(FORMATS)} file"
 # Written by `datasets` beside the data files.
 DESCRIPTIONS = ("dataset_info.json", "dataset_infos.json")
-SPLIT = re.compile(r"(?:^|[-._ ])(train|valid|val|dev|test)(?:ing|idation)?(?:[-._ ]|$)", re.I)
+# As in `datasets`: what a split may be called in the names of files.
+SPLITS = {
+    "train": ("train", "training"),
+    "validation": ("validation", "valid", "val", "dev"),
+    "test": ("test", "testing", "eval", "evaluation"),
+}
 
 
 def parse_name(source: Source) -> re.Match | None:
@@ -81,7 +86,33 @@ def _expand(part: str) -> list[str]:
 
 
 def _files_in(folder: Path) -> list[str]:
-    found = [
+    found = _visible_files(folder)
+    splits = [split for split in SPLITS if any(_is_of(file, folder, split) for file in found)]
+    if len(splits) > 1:
+        names = ", ".join(splits)
+        raise DataError(f"{folder}: has the splits {names}; expected one, as {folder}:{splits[0]}")
+    return [str(file) for file in found]
+
+
+def files_of_split(folder: Path, split: str) -> list[str]:
+    """List the files of a folder whose path in it has the name of the split as a word.
+
+    All files belong to `train` if there is none of another split.
+
+    Raises:
+        DataError: There are no such files, or they differ in format.
+    """
+    found = _visible_files(folder)
+    chosen = [file for file in found if _is_of(file, folder, split)]
+    if not chosen and split == "train":
+        chosen = [] if any(_is_of(f, folder, s) for f in found for s in SPLITS) else found
+    if not chosen:
+        raise DataError(f"{folder}:{split}: cannot be read (no files of a split {split!r})")
+    return list_files(chosen)
+
+
+def _visible_files(folder: Path) -> list[Path]:
+    return [
         file
         for file in sorted(folder.rglob("*"))
         if file.is_file()
@@ -89,8 +120,9 @@ def _files_in(folder: Path) -> list[str]:
         and file.name not in DESCRIPTIONS
         and not any(name.startswith((".", "_")) for name in file.relative_to(folder).parts)
     ]
-    splits = {match[1].lower() for file in found if (match := SPLIT.search(file.name))}
-    if len(splits) > 1:
-        names = ", ".join(sorted(splits))
-        raise DataError(f"{folder}: files of the splits {names}; expected one, {folder}/train*")
-    return [str(file) for file in found]
+
+
+def _is_of(file: Path, folder: Path, split: str) -> bool:
+    names = next((names for names in SPLITS.values() if split in names), (split,))
+    words = re.split(r"[-._ /0-9]", str(file.relative_to(folder).as_posix()).lower())
+    return any(name.lower() in words for name in names)

@@ -112,7 +112,8 @@ def _write(source: Source, path: Path, batches: Iterable[pa.RecordBatch]) -> Non
     part = Path(f"{path}.{uuid.uuid4().hex}")  # another process may write the same
     batches = iter(batches)
     try:
-        first = next(batches)
+        if (first := next(batches, None)) is None:
+            raise DataError(f"{source}: no rows; expected at least one example")
         with pa.OSFile(str(part), "wb") as sink, pa.ipc.new_stream(sink, first.schema) as writer:
             for batch in chain([first], batches):
                 if batch.schema != first.schema:

@@ -100,7 +100,8 @@ class Report:
             RunError: The upload failed.
         """
         self.run.accelerator.end_training()
-        state, outdir = self.state, self.outdir
+        state = self.state
+        outdir = self.outdir
         metric = self.config.metric_for_best_model
         if state.is_stuck(self.config.patience) and state.step < state.total_steps:
             patience = self.config.patience

@@ -120,8 +120,6 @@ class Batches:
         global_batch_size: Examples in a step, over all ranks; `batch_size` of each if not given.
         seed: Seed of the order of each epoch; without one, the longest examples come first.
         num_workers: Loader processes.
-        is_divisible: False for a loss that couples the examples of a micro-batch: it is then never
-            made smaller than `batch_size` to save tokens.
     """
 
     def __init__(
@@ -133,7 +131,6 @@ class Batches:
         *,
         seed: int | None = None,
         num_workers: int = 0,
-        is_divisible: bool = True,
     ):
         self.examples = examples
         self.rank = accelerator.process_index
@@ -141,7 +138,7 @@ class Batches:
         self.batch_size = batch_size
         self.global_batch_size = global_batch_size or batch_size * self.num_ranks
         self.seed = seed
-        self.max_tokens = MAX_TOKENS.get(accelerator.device.type) if is_divisible else None
+        self.max_tokens = MAX_TOKENS.get(accelerator.device.type) if examples.is_divisible else None
         self._order = _PlannedOrder()
         self._loader = DataLoader(
             _Loading(examples),

@@ -51,14 +51,17 @@ class ExampleSet:
         lengths, num_items, sort_keys: Shape (n,).
         schema: How the file was read.
         fingerprint: Integer that differs when the data differ.
+        is_divisible: Whether a micro-batch may be made smaller than `--batch_size`: not if the
+            loss couples its examples.
         has_lengths, has_num_items: Whether these come from the data set itself.
 
     Raises:
         RunError: An attribute has another shape than (n,).
     """
 
-    def __init__(self, dataset: TaskDataset):
+    def __init__(self, dataset: TaskDataset, is_divisible: bool = True):
         self.dataset = dataset
+        self.is_divisible = is_divisible
         self.has_lengths = hasattr(dataset, "lengths")
         self.has_num_items = hasattr(dataset, "num_items")
         self.lengths = self._numbers("lengths")
@@ -176,7 +179,8 @@ class Task:
         """Call `generate_dataset` with those arguments that it has parameters for."""
         arguments = {"tokenizer": tokenizer, "max_len": max_len, **options}
         accepted = _accepted(self.generate_dataset, arguments)
-        return ExampleSet(self.generate_dataset(source, **accepted))
+        dataset = self.generate_dataset(source, **accepted)
+        return ExampleSet(dataset, is_divisible=not self.couples_examples)
 
     def build_config(self, model_id: str, arguments: dict[str, Any]) -> Any:
         """Make a `ModelConfig` of those arguments that it has parameters for."""

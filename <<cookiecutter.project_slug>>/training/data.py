@@ -41,13 +41,11 @@ class TrainData:
         accelerator: Accelerator,
         group: RankGroup,
         read: Callable[[str | list[str], dict], ExampleSet],
-        is_divisible: bool = True,
     ):
         self._config = config
         self._accelerator = accelerator
         self._group = group
         self._read = read
-        self._is_divisible = is_divisible
         run = zlib.crc32(str(Path(config.outdir).resolve()).encode())
         self._folder = Path(datasets.config.HF_DATASETS_CACHE, "epochs", f"{run:08x}")
         self._schema: dict = {} if config.resumed is None else config.resumed.schema
@@ -68,7 +66,6 @@ class TrainData:
                 global_batch_size,
                 seed=self._config.seed,
                 num_workers=self._config.num_workers,
-                is_divisible=self._is_divisible,
             )
         return self._batches
 

@@ -51,13 +51,16 @@ def run(main: Callable[[], None]) -> int:
     Returns:
         0; 2 after a UserError, 75 after Stopped. Their message is printed once per machine.
     """
-    code, message = 0, ""
+    code = 0
+    message = ""
     try:
         main()
     except UserError as error:
-        code, message = REFUSED, str(error)
+        code = REFUSED
+        message = str(error)
     except Stopped as error:
-        code, message = STOPPED, str(error)
+        code = STOPPED
+        message = str(error)
     # Delete the model first: DistributedDataParallel can hang if it outlives its process group.
     gc.collect()
     if message and os.environ.get("LOCAL_RANK", "0") == "0":

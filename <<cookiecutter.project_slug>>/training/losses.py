@@ -50,18 +50,18 @@ class LossMeter:
     def _read(self) -> None:
         if not self._pending:
             return
-        names = [list(losses) for losses, _ in self._pending]
         tensors = [loss for losses, _ in self._pending for loss in losses.values()]
-        values = iter(torch.stack(tensors).tolist())
-        for step_names, (_, step) in zip(names, self._pending, strict=True):
-            for name in step_names:
-                value = next(values)
-                self._sums[name] = self._sums.get(name, 0.0) + value * step.num_items
-                if name == LOSS:
-                    self.latest = value * self._num_ranks
-                    if self.first_bad_step is None and not math.isfinite(value):
-                        self.first_bad_step = replace(step, micro_batches=())
+        values = iter(torch.stack(tensors).tolist())  # one transfer for all of them
+        for losses, step in self._pending:
+            self._add({name: next(values) for name in losses}, step)
         self._pending.clear()
+
+    def _add(self, values: dict[str, float], step: Step) -> None:
+        for name, value in values.items():
+            self._sums[name] = self._sums.get(name, 0.0) + value * step.num_items
+        self.latest = values[LOSS] * self._num_ranks
+        if self.first_bad_step is None and not math.isfinite(values[LOSS]):
+            self.first_bad_step = replace(step, micro_batches=())
 
 
 def add_losses(total: dict[str, Tensor], losses: dict[str, Tensor], factor: float) -> None:

@@ -33,7 +33,7 @@ def largest_batch_size(
         return size
     longest = np.argsort(-examples.lengths, kind="stable")
     while not all(group.gather(_fits(task, accelerator, model, examples, longest[:size].tolist()))):
-        if size == 1 or task.couples_examples:
+        if size == 1 or not examples.is_divisible:
             raise RunError(
                 f"out of memory with {size} of the longest examples; expected a lower --max_len"
             )

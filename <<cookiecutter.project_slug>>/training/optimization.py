@@ -52,14 +52,9 @@ def build_scheduler(
         "cosine_with_min_lr": {"min_lr_rate": 0.1},
         "cosine_warmup_with_min_lr": {"min_lr_rate": 0.1},
     }
-    steps = {0, num_warmup_steps - 1, num_warmup_steps, num_warmup_steps + 1, total_steps}
     try:
         scheduler = get_scheduler(name, optimizer, num_warmup_steps, total_steps, options.get(name))
-        for step in sorted({*steps, total_steps // 2, total_steps - 1}):
-            if 0 <= step <= total_steps:
-                factors = [factor(step) for factor in scheduler.lr_lambdas]
-                if not all(map(math.isfinite, factors)):
-                    raise ValueError(f"not finite at step {step}")
+        _check_factors(scheduler, num_warmup_steps, total_steps)
     except (ValueError, ArithmeticError) as error:
         lr = optimizer.param_groups[0]["lr"]
         raise RunError(
@@ -67,6 +62,15 @@ def build_scheduler(
             f"schedule of {total_steps} steps ({error}); expected other values"
         ) from None
     return scheduler
+
+
+def _check_factors(scheduler: LambdaLR, num_warmup_steps: int, total_steps: int) -> None:
+    """Evaluate a schedule where its formula changes: its last value is needed, too."""
+    turns = [0, total_steps // 2, total_steps - 1, total_steps]
+    turns += [num_warmup_steps + offset for offset in (-1, 0, 1)]
+    for step in sorted({step for step in turns if 0 <= step <= total_steps}):
+        if not all(math.isfinite(factor(step)) for factor in scheduler.lr_lambdas):
+            raise ValueError(f"not finite at step {step}")
 
 
 def fast_forward(scheduler: LRScheduler, optimizer: Optimizer, steps: int) -> None:

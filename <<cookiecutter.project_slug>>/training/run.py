@@ -178,13 +178,7 @@ class _Opening:
             self.tokenizer = load_tokenizer(
                 config.restore_dir or config.model_id, is_optional=not self.task.needs_tokenizer
             )
-        self.train_data = TrainData(
-            config,
-            self.accelerator,
-            self.group,
-            self._read,
-            is_divisible=not self.task.couples_examples,
-        )
+        self.train_data = TrainData(config, self.accelerator, self.group, self._read)
         schema = self.train_data.examples.schema
         with self.group.in_agreement(), self.group.local_main_first():
             self.valid_examples = self._read(config.valid_input, schema)
@@ -346,5 +340,4 @@ class _Opening:
             self.accelerator,
             self.config.eval_batch_size,
             num_workers=self.config.num_workers,
-            is_divisible=not self.task.couples_examples,
         )

@@ -61,7 +61,6 @@ class Dataset(torch.utils.data.Dataset):
         self.schema = schema
         self.fingerprint = zlib.crc32(repr((max_len, schema)).encode(), fingerprint(rows))
         self.tokenizer = tokenizer
-        self.fill = {"input_ids": tokenizer.pad_token_id or 0, "labels": -100, "position_ids": 0}
 
     def __len__(self) -> int:
         return len(self.begins)
@@ -92,7 +91,8 @@ class Dataset(torch.utils.data.Dataset):
 
     def collate(self, examples: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
         """Pad to the longest block, on the right: (batch, length)."""
-        return {key: pad(examples, key, self.fill[key])[0] for key in examples[0]}
+        fill = {"input_ids": self.tokenizer.pad_token_id or 0, "labels": -100, "position_ids": 0}
+        return {key: pad(examples, key, fill[key])[0] for key in examples[0]}
 
     def describe(self) -> Iterator[str]:
         """Yield lines that show a few blocks."""

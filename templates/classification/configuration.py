@@ -75,10 +75,14 @@ def problem_of(names: list[str], is_list: bool) -> str:
     """
     if is_list:
         return "multi_label_classification"
-    with suppress(ValueError):
-        if not all(_number(name).is_integer() for name in names):
-            return "regression"
-    return "single_label_classification"
+    numbers = []
+    for name in names:
+        with suppress(ValueError):
+            numbers.append(_number(name))
+    has_fractions = not all(number.is_integer() for number in numbers)
+    # A few cells that are no numbers do not make classes of all the others: they are errors.
+    is_regression = has_fractions and 2 * len(numbers) >= len(names)
+    return "regression" if is_regression else "single_label_classification"
 
 
 def label_encoder(problem_type: str, labels: list[str]) -> Callable[[Any], int | float | list]:

@@ -46,7 +46,6 @@ class Dataset(torch.utils.data.Dataset):
         self.schema = schema
         self.fingerprint = fingerprint(rows)
         self.tokenizer = tokenizer
-        self.pad_token_id = tokenizer.pad_token_id or 0  # any id will do: the mask hides it
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -63,7 +62,8 @@ class Dataset(torch.utils.data.Dataset):
         batch = {"labels": torch.stack([example["labels"] for example in examples])}
         if "token_type_ids" in examples[0]:
             batch["token_type_ids"], _ = pad(examples, "token_type_ids", 0)
-        batch["input_ids"], batch["attention_mask"] = pad(examples, "input_ids", self.pad_token_id)
+        pad_id = self.tokenizer.pad_token_id or 0  # any id will do: the mask hides it
+        batch["input_ids"], batch["attention_mask"] = pad(examples, "input_ids", pad_id)
         return batch
 
     def describe(self) -> Iterator[str]:
@@ -144,13 +144,9 @@ def generate_dataset(
             raise DataError(f"{where}: unknown label {name!r}; expected {expected}") from None
 
     def encode(batch: dict[str, list]) -> dict[str, list]:
-        tokens = tokenizer(
-            *(batch[name] for name in texts),
-            truncation=True,
-            max_length=max_len,
-            return_attention_mask=False,
-            return_token_type_ids=None if pair_column else False,  # None: if the tokenizer has any
-        )
+        types = None if pair_column else False  # None: those of the tokenizer, if it has any
+        cut = {"truncation": True, "max_length": max_len, "return_attention_mask": False}
+        tokens = tokenizer(*(batch[n] for n in texts), **cut, return_token_type_ids=types)
         labels = [encode_label(label) for label in batch[label_column]]
         return {**tokens, "labels": labels, "length": [len(ids) for ids in tokens["input_ids"]]}
 

@@ -58,7 +58,6 @@ class Dataset(torch.utils.data.Dataset):
         self.schema = schema
         self.fingerprint = fingerprint(rows)
         self.tokenizer = tokenizer
-        self.pad_token_id = tokenizer.pad_token_id or 0  # any id will do: the mask hides it
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -72,7 +71,8 @@ class Dataset(torch.utils.data.Dataset):
 
     def collate(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
         """Pad sources and targets to their longest, (batch, length); list the texts."""
-        input_ids, attention_mask = pad(examples, "input_ids", self.pad_token_id)
+        pad_id = self.tokenizer.pad_token_id or 0  # any id will do: the mask hides it
+        input_ids, attention_mask = pad(examples, "input_ids", pad_id)
         labels, _ = pad(examples, "labels", -100)
         batch = {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
         texts = ("source_text", "target_text")

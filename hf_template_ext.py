@@ -1,7 +1,8 @@
 """Jinja filters of this template: check refuses bad answers, lit quotes good ones.
 
-Cookiecutter loads this file as a local extension, before the first question and also with
---accept-hooks no. It is not a hook itself.
+Cookiecutter imports this module as a local extension, before the first question and also with
+--accept-hooks no. It puts the template last on sys.path, so a module of this name anywhere else
+would be imported instead: therefore it has the template's name and does not stand in hooks/.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ HUB_ID = re.compile(rf"({HUB_NAME}/)?{HUB_NAME}")
 TEMPLATE_MARKS = ("<<", ">>", "{{", "}}", "{%", "%}", "{#", "#}")  # ours, and those of a copy
 
 # What Cookiecutter renders, beside files: any other text with marks is somebody's answer.
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parent
 QUESTIONS = (ROOT / "cookiecutter.json").read_text(encoding="utf-8")
 HOOKS = [path.read_text(encoding="utf-8") for path in ROOT.glob("hooks/*_gen_project.py")]
 OWN_TEXTS = {*HOOKS, *(path.name for path in ROOT.glob("*cookiecutter.project_slug*"))}
@@ -53,16 +54,17 @@ OWN_TEXTS = {*HOOKS, *(path.name for path in ROOT.glob("*cookiecutter.project_sl
 UNSAFE = re.compile(r"[\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ufffe\uffff]")
 
 PACKAGES = """
-    accelerate bitsandbytes datasets deepspeed evaluate filelock fsspec huggingface_hub hypothesis
-    jinja2 matplotlib mypy numpy packaging pandas peft pip psutil pyarrow pytest regex requests ruff
-    safetensors scipy sentencepiece setuptools sympy tensorboard tokenizers torch torchaudio
-    torchvision tqdm transformers triton typing_extensions wandb wheel yaml
+    accelerate aim bitsandbytes clearml comet_ml datasets deepspeed dvclive evaluate filelock fsspec
+    huggingface_hub hypothesis jinja2 matplotlib mlflow mypy numpy onnx onnxruntime packaging pandas
+    peft pip protobuf psutil pyarrow pytest regex requests ruff sacrebleu safetensors scipy
+    sentencepiece setuptools swanlab sympy tensorboard tokenizers torch torchaudio torchmetrics
+    torchvision tqdm trackio transformers triton typing_extensions wandb wheel yaml
 """
 PLACES = """
-    best build checkpoints configs configuration data dataset dist errors export last model
-    modeling models outputs predict reading reporting scaling src templates test tests tiny train
-    training
+    best build checkpoints configuration dataset dist export last modeling models outputs src
+    templates test
 """
+FILES = {path.stem.lower() for path in ROOT.glob("*cookiecutter.project_slug*/*")}
 DEVICES = """
     aux con nul prn com0 com1 com2 com3 com4 com5 com6 com7 com8 com9
     lpt0 lpt1 lpt2 lpt3 lpt4 lpt5 lpt6 lpt7 lpt8 lpt9
@@ -73,7 +75,7 @@ TAKEN = {
     "a Python keyword": set(keyword.kwlist),
     "a module of the standard library": set(sys.stdlib_module_names),
     "a package that the project uses": set(PACKAGES.split()),
-    "a file or folder of the project": set(PLACES.split()),
+    "a file or folder of the project": {*FILES, *PLACES.split()},
     "a device on Windows": set(DEVICES.split()),
 }
 
@@ -161,6 +163,12 @@ def lit(value: str) -> str:
     return UNSAFE.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
 
 
+def description_of(task: str) -> str:
+    """Return the default description of a project for the task, from the task's own folder."""
+    about = ROOT / "templates" / str(check(task, "task")) / "task.json"
+    return json.loads(about.read_text(encoding="utf-8"))["description"]
+
+
 def usable_slug(slug: str) -> str:
     """A slug that passes its own check: 123-go and torch get a word in front, "" becomes one."""
     slug = slug[:MAX_SLUG].rstrip("-")
@@ -172,7 +180,8 @@ class HFExtension(Extension):
 
     def __init__(self, environment: Environment) -> None:
         super().__init__(environment)
-        environment.filters.update(check=check, lit=lit, usable_slug=usable_slug)
+        filters = (check, description_of, lit, usable_slug)
+        environment.filters.update({function.__name__: function for function in filters})
         # Loaded anew next time: cruft update renders with two versions of it in one process.
         sys.modules.pop(__name__, None)
 

@@ -1,0 +1,335 @@
+"""How the rendered code is built: short, flat, typed functions, and imports that go downward."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Callable, Iterator
+from graphlib import CycleError, TopologicalSorter
+from itertools import chain
+from pathlib import Path
+from typing import TypeAlias
+
+import pytest
+
+from conftest import Render, files_of
+
+MAX_LINES_OF_TRAIN = 220  # comments and docstrings do not count
+MAX_LINES_OF_FUNCTION = 60
+MAX_PARAMETERS = 6
+MAX_NESTING = 3
+
+# From the bottom up. The scripts, which are all other top-level modules, stand above.
+LAYERS = ["errors", "reading", "model", "training", "reporting"]
+
+COMPOUND = (ast.If, ast.For, ast.AsyncFor, ast.While, ast.With, ast.AsyncWith, ast.Try, ast.Match)
+DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+Function: TypeAlias = ast.FunctionDef | ast.AsyncFunctionDef
+Faults: TypeAlias = Iterator[tuple[int, str]]
+Graph: TypeAlias = dict[str, set[str]]
+
+
+def code_of(project: Path) -> dict[str, str]:
+    """The project's Python files without its tests."""
+    names = (name for name in files_of(project) if name.endswith(".py"))
+    return {
+        name: (project / name).read_text(encoding="utf-8")
+        for name in names
+        if not name.startswith("tests/")
+    }
+
+
+# What may not be: each rule gives the line and the fault.
+
+
+def functions_of(code: str) -> Iterator[Function]:
+    for node in ast.walk(ast.parse(code)):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            yield node
+
+
+def parameters_of(function: Function) -> list[ast.arg]:
+    """Named parameters without self and cls; *args and **kwargs are not counted."""
+    given = function.args
+    named = [*given.posonlyargs, *given.args, *given.kwonlyargs]
+    return [parameter for parameter in named if parameter.arg not in ("self", "cls")]
+
+
+def nesting(statements: list[ast.stmt]) -> int:
+    """How deep compound statements stand inside each other; an elif is as deep as its if."""
+    deepest = 0
+    for statement in statements:
+        if not isinstance(statement, COMPOUND):
+            continue
+        blocks = [getattr(statement, name, []) for name in ("body", "finalbody")]
+        blocks += [part.body for part in getattr(statement, "handlers", [])]
+        blocks += [part.body for part in getattr(statement, "cases", [])]
+        orelse = getattr(statement, "orelse", [])
+        if isinstance(statement, ast.If) and len(orelse) == 1 and isinstance(orelse[0], ast.If):
+            deepest = max(deepest, nesting(orelse))
+        else:
+            blocks.append(orelse)
+        deepest = max([deepest, *(1 + nesting(block) for block in blocks)])
+    return deepest
+
+
+def long_functions(code: str) -> Faults:
+    for function in functions_of(code):
+        lines = (function.end_lineno or 0) - function.lineno + 1
+        if lines > MAX_LINES_OF_FUNCTION:
+            yield function.lineno, f"{function.name} has {lines} lines"
+
+
+def many_parameters(code: str) -> Faults:
+    for function in functions_of(code):
+        count = len(parameters_of(function))
+        if count > MAX_PARAMETERS:
+            yield function.lineno, f"{function.name} has {count} parameters"
+
+
+def deep_functions(code: str) -> Faults:
+    for function in functions_of(code):
+        depth = nesting(function.body)
+        if depth > MAX_NESTING:
+            yield function.lineno, f"{function.name} is {depth} statements deep"
+
+
+def untyped_parameters(code: str) -> Faults:
+    for function in functions_of(code):
+        for parameter in parameters_of(function):
+            if parameter.annotation is None:
+                yield parameter.lineno, f"{function.name}: {parameter.arg} has no type"
+
+
+def is_stub(statement: ast.stmt) -> bool:
+    """Whether it is the `...` that stands for a body, as in a Protocol."""
+    value = statement.value if isinstance(statement, ast.Expr) else None
+    return isinstance(value, ast.Constant) and value.value is Ellipsis
+
+
+def shared_lines(code: str) -> Faults:
+    seen: set[int] = set()
+    for node in ast.walk(ast.parse(code)):
+        if isinstance(node, ast.stmt) and not is_stub(node):
+            if node.lineno in seen:
+                yield node.lineno, "two statements in one line"
+            seen.add(node.lineno)
+
+
+def packed_assignments(code: str) -> Faults:
+    """Values that have nothing to do with each other, assigned at once. A swap is no such thing."""
+    for node in ast.walk(ast.parse(code)):
+        if not isinstance(node, ast.Assign) or not isinstance(node.value, (ast.Tuple, ast.List)):
+            continue
+        values = sorted(map(ast.unparse, node.value.elts))
+        packed = [item for item in node.targets if isinstance(item, (ast.Tuple, ast.List))]
+        if any(sorted(map(ast.unparse, target.elts)) != values for target in packed):
+            yield node.lineno, f"two assignments in one: {ast.unparse(node)}"
+
+
+RULES: list[Callable[[str], Faults]] = [
+    long_functions,
+    many_parameters,
+    deep_functions,
+    untyped_parameters,
+    shared_lines,
+    packed_assignments,
+]
+
+
+@pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
+def test_limits(rule: Callable[[str], Faults], task: str, render: Render) -> None:
+    found = [
+        f"{name}:{line}: {fault}"
+        for name, code in code_of(render(task=task)).items()
+        for line, fault in rule(code)
+    ]
+    assert not found, "\n".join(found)
+
+
+def lines_of_code(code: str) -> int:
+    """Lines that are neither a comment nor part of a docstring."""
+    docstrings: set[int] = set()
+    for node in ast.walk(ast.parse(code)):
+        if isinstance(node, DOCUMENTED) and ast.get_docstring(node) is not None:
+            text = node.body[0]
+            docstrings.update(range(text.lineno, (text.end_lineno or 0) + 1))
+    lines = enumerate(code.splitlines(), 1)
+    return sum(not line.lstrip().startswith("#") and n not in docstrings for n, line in lines)
+
+
+def test_train_is_short(render: Render) -> None:
+    assert lines_of_code((render() / "train.py").read_text(encoding="utf-8")) <= MAX_LINES_OF_TRAIN
+
+
+# Which module imports which.
+
+
+def module_of(name: str) -> str:
+    """The module's name: training/state.py is training.state, training/__init__.py is training."""
+    return name.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+
+
+def imported(node: ast.AST, importer: str, is_package: bool) -> list[tuple[str, str]]:
+    """The (module, name) that a statement imports; the name is "" where it is a whole module."""
+    if isinstance(node, ast.Import):
+        return [(alias.name, "") for alias in node.names]
+    if not isinstance(node, ast.ImportFrom):
+        return []
+    base = node.module or ""
+    if node.level:
+        parts = importer.split(".")
+        above = parts[: len(parts) - node.level + is_package]
+        base = ".".join([*above, *filter(None, [node.module])])
+    return [(base, alias.name) for alias in node.names]
+
+
+def import_graph(code: dict[str, str]) -> Graph:
+    """For each module of a project those of the same project that it imports, wherever it does."""
+    modules = {module_of(name) for name in code}
+    graph: Graph = {module: set() for module in modules}
+    for name, text in code.items():
+        importer = module_of(name)
+        is_package = name.endswith("__init__.py")
+        nodes = ast.walk(ast.parse(text))
+        for base, item in chain.from_iterable(imported(n, importer, is_package) for n in nodes):
+            candidates = (f"{base}.{item}", base, base.partition(".")[0])
+            found = next((module for module in candidates if module in modules), None)
+            if found and found != importer:
+                graph[importer].add(found)
+    return graph
+
+
+def layer_of(module: str, packages: set[str]) -> int:
+    top = module.partition(".")[0]
+    if top in LAYERS:
+        return LAYERS.index(top)
+    assert top not in packages, f"{top}/ has no layer; expected one of {LAYERS}"
+    return len(LAYERS)
+
+
+def upward_imports(code: dict[str, str]) -> list[str]:
+    packages = {name.partition("/")[0] for name in code if "/" in name}
+    return sorted(
+        f"{module} imports {other}"
+        for module, others in import_graph(code).items()
+        for other in others
+        if layer_of(other, packages) > layer_of(module, packages)
+    )
+
+
+def cycle_in(graph: Graph) -> list[str]:
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        return error.args[1]
+    return []
+
+
+def packages_of(graph: Graph) -> Graph:
+    """The same graph, with each package as one."""
+    packages: Graph = {}
+    for module, others in graph.items():
+        top = module.partition(".")[0]
+        tops = {other.partition(".")[0] for other in others}
+        packages.setdefault(top, set()).update(tops - {top})
+    return packages
+
+
+def test_no_import_goes_upward(task: str, render: Render) -> None:
+    found = upward_imports(code_of(render(task=task)))
+    assert not found, "\n".join(found)
+
+
+def test_no_import_goes_in_a_circle(task: str, render: Render) -> None:
+    graph = import_graph(code_of(render(task=task)))
+    assert cycle_in(packages_of(graph)) == []
+    assert cycle_in(graph) == []
+
+
+def test_model_imports_reading_and_nothing_else_of_the_project(task: str, render: Render) -> None:
+    graph = import_graph(code_of(render(task=task)))
+    others = packages_of(graph)["model"]
+    assert others <= {"errors", "reading"}
+
+
+def test_the_code_that_goes_into_a_checkpoint_needs_no_other(task: str, render: Render) -> None:
+    """transformers copies modeling.py into a checkpoint, with what it imports relatively."""
+    graph = import_graph(code_of(render(task=task)))
+    copied: set[str] = set()
+    waiting = ["model.modeling"]
+    while waiting:
+        module = waiting.pop()
+        copied.add(module)
+        waiting += graph[module] - copied
+    assert {module for module in copied if not module.startswith("model.")} == set()
+
+
+# The rules themselves.
+
+
+def count(rule: Callable[[str], Faults], code: str) -> int:
+    return len(list(rule(code)))
+
+
+def test_nesting_is_counted() -> None:
+    flat = "if a:\n    pass\nelif b:\n    pass\nelse:\n    for c in d:\n        pass\n"
+    deep = "try:\n    a\nexcept OSError:\n    with a:\n        match b:\n            case 1: c\n"
+    assert nesting(ast.parse(flat).body) == 2
+    assert nesting(ast.parse(deep).body) == 3
+
+
+def test_statements_are_counted() -> None:
+    assert count(shared_lines, "a = 1; b = 2\n") == 1
+    assert count(shared_lines, "if a: b\n") == 1
+    assert count(shared_lines, "class A:\n    def f(self) -> int: ...\n\n    x = 1\n") == 0
+    assert count(packed_assignments, "a, b = 1, 2\n") == 1
+    assert count(packed_assignments, "(a, self.b) = [x, y]\n") == 1
+    assert count(packed_assignments, "a, b = b, a\na[i], a[j] = a[j], a[i]\n") == 0
+    assert count(packed_assignments, "a, b = pair\na, *b = f()\nc = 1, 2\n") == 0
+
+
+def test_parameters_are_counted() -> None:
+    method = "class A:\n    def f(self, a: int, /, b: int, c, *d, e: int, f, g: int, **h): pass\n"
+    assert count(many_parameters, method) == 0
+    assert count(many_parameters, method.replace("self", "x: int")) == 1
+    assert [fault for _, fault in untyped_parameters(method)] == [
+        "f: c has no type",
+        "f: f has no type",
+    ]
+
+
+def test_lines_are_counted() -> None:
+    assert count(long_functions, "def f():\n" + "    pass\n" * 59) == 0
+    assert count(long_functions, "def f():\n" + "    pass\n" * 60) == 1
+    assert count(deep_functions, "def f():\n    if a:\n        if b:\n            c\n") == 0
+    assert lines_of_code('"""A\n\nB\n"""\n# c\n\nx = 1  # d\n\n\ndef f():\n    "e"\n') == 5
+
+
+def test_imports_are_found() -> None:
+    code = {
+        "errors.py": "",
+        "model/__init__.py": "",
+        "model/a.py": "import numpy\nfrom . import b\nfrom .b import c as d\n",
+        "model/b.py": "def f():\n    import training.x as y\n",
+        "model/c.py": "from model.a import e\nfrom . import __init__\n",
+        "training/__init__.py": "from .x import z\nfrom errors import E\n",
+        "training/x.py": "if TYPE_CHECKING:\n    from training import z\n",
+        "train.py": "import model.a, errors.e\nfrom training.none import f\n",
+    }
+    graph = import_graph(code)
+    assert graph == {
+        "errors": set(),
+        "model": set(),
+        "model.a": {"model.b"},
+        "model.b": {"training.x"},
+        "model.c": {"model.a", "model"},
+        "training": {"training.x", "errors"},
+        "training.x": {"training"},
+        "train": {"model.a", "errors", "training"},
+    }
+    assert upward_imports(code) == ["model.b imports training.x"]
+    assert sorted(set(cycle_in(graph))) == ["training", "training.x"]
+    assert cycle_in(packages_of(graph)) == []
+    assert cycle_in(packages_of({"a.b": {"c.d"}, "c.e": {"a.f"}})) != []
+    with pytest.raises(AssertionError, match="other/ has no layer"):
+        upward_imports({"other/a.py": "import train", "train.py": ""})

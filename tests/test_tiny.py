@@ -1,0 +1,131 @@
+"""The built-in base models: made by a script, and fit for the tools that open what is trained."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import transformers
+
+from conftest import CACHES, ROOT, TASKS, about, contents
+
+FIXTURES = ROOT / "tests" / "fixtures"
+SMALLEST_HEAD = 32  # for vLLM on a CPU
+
+DESCRIBE = """
+import json, sys
+from transformers import AutoConfig, AutoTokenizer
+folder, *texts = sys.argv[1:]
+config, tokenizer = AutoConfig.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+rows = [json.loads(line) for line in open(texts[0], encoding="utf-8")]
+texts = [row[key] for row in rows for key in row if key != "label"]
+ids = {i for row in tokenizer(texts, verbose=False)["input_ids"] for i in row}
+print(json.dumps({
+    "head": getattr(config, "head_dim", config.hidden_size // config.num_attention_heads),
+    "rows": config.vocab_size,
+    "tokens": len(tokenizer),
+    "special": [tokenizer.pad_token, tokenizer.eos_token, tokenizer.bos_token],
+    "unknown": tokenizer.unk_token,
+    "is_seen": tokenizer.unk_token_id in ids,
+    "ids": [config.pad_token_id, config.eos_token_id, config.bos_token_id],
+    "expected_ids": [tokenizer.pad_token_id, tokenizer.eos_token_id, tokenizer.bos_token_id],
+}))
+"""
+
+# Scores, not the tokens that score best: random weights come close to a tie, and rounding decides.
+COMPARE = """
+import json, sys, ctranslate2, numpy, torch, transformers
+from ctranslate2.converters import TransformersConverter
+auto_class, base, data, out = sys.argv[1:]
+torch.manual_seed(0)
+config = transformers.AutoConfig.from_pretrained(base)
+model = getattr(transformers, auto_class).from_config(config).eval()
+tokenizer = transformers.AutoTokenizer.from_pretrained(base)
+model.save_pretrained(out)
+tokenizer.save_pretrained(out)
+converted = TransformersConverter(out).convert(out + "/converted")
+texts = [list(json.loads(line).values()) for line in open(data, encoding="utf-8")][:8]
+
+def tokens(text):
+    ids = tokenizer(text, truncation=True, max_length=64).input_ids
+    return torch.tensor([ids]), tokenizer.convert_ids_to_tokens(ids)
+
+for source, target in [(row[0], row[-1]) for row in texts]:
+    ids, words = tokens(source)
+    if auto_class == "AutoModelForSeq2SeqLM":
+        labels, target_words = tokens(target)
+        found = ctranslate2.Translator(converted).score_batch([words], [target_words[:-1]])[0]
+        expected = model(input_ids=ids, labels=labels).logits.log_softmax(-1)[0].gather(1, labels.T)
+        assert torch.allclose(torch.tensor(found.log_probs), expected[:, 0], atol=1e-4)
+    elif auto_class == "AutoModelForCausalLM":
+        found = ctranslate2.Generator(converted).forward_batch([words])
+        expected = model(input_ids=ids).logits
+        assert torch.allclose(torch.tensor(numpy.array(found)), expected, atol=1e-4)
+    else:
+        found = ctranslate2.Encoder(converted).forward_batch([words]).last_hidden_state
+        expected = model.base_model(ids).last_hidden_state
+        assert torch.allclose(torch.tensor(numpy.array(found)), expected, atol=1e-4)
+"""
+
+
+def run(*command: str | Path) -> str:
+    done = subprocess.run(
+        [sys.executable, *map(str, command)],
+        env={**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def folders_of(task: str) -> tuple[Path, Path]:
+    """The task's base model and its training data."""
+    folder = ROOT / "templates" / task
+    return folder / "tiny", folder / "data" / "train.jsonl"
+
+
+def test_tools_find_what_they_ask_for(task: str) -> None:
+    tiny, data = folders_of(task)
+    found = json.loads(run("-c", DESCRIBE, tiny, data))
+    assert found["head"] >= SMALLEST_HEAD
+    assert found["rows"] == found["tokens"]
+    assert all(found["special"]) and found["ids"] == found["expected_ids"]
+    assert found["unknown"] and not found["is_seen"]
+
+
+def test_ctranslate2_computes_the_same(task: str, tmp_path: Path) -> None:
+    pytest.importorskip("ctranslate2", reason="ctranslate2 is not installed")
+    tiny, data = folders_of(task)
+    run("-c", COMPARE, about(task)["auto_class"], tiny, data, tmp_path)
+
+
+def test_the_script_makes_the_same_bytes(tmp_path: Path) -> None:
+    """By the one whose sources are at hand; it shares what makes a base model with the other."""
+    copy = tmp_path / "tests" / "fixtures"
+    shutil.copytree(FIXTURES, copy, ignore=shutil.ignore_patterns("tiny", *CACHES))
+    shutil.copytree(ROOT / "scripts", tmp_path / "scripts")
+    run(copy / "make_samples.py")
+    made, expected = contents(copy), contents(FIXTURES)
+    assert made.keys() == expected.keys()
+    different = [name for name in made if made[name] != expected[name]]
+    if transformers.__version__ != version_of(expected):
+        different = [name for name in different if not name.endswith("config.json")]
+    assert different == []
+
+
+def version_of(files: dict[str, bytes]) -> str:
+    """The version of transformers that has made the base model."""
+    return json.loads(files["token_classification/tiny/config.json"])["transformers_version"]
+
+
+def test_all_are_made_by_one_version() -> None:
+    tinies = [ROOT / "templates" / task / "tiny" for task in TASKS]
+    made = [json.loads((tiny / "config.json").read_text(encoding="utf-8")) for tiny in tinies]
+    assert len({config["transformers_version"] for config in made}) == 1
