@@ -4,10 +4,8 @@ from pathlib import Path
 
 import datasets
 import pytest
-from outcome import assert_same
 
 import train
-<<<<<<< HEAD
 from errors import DataError, RunError
 from helpers import seams
 from helpers.assertions import assert_bit_identical
@@ -15,10 +13,6 @@ from helpers.seams import Killed
 from training.contract import Task
 
 pytestmark = pytest.mark.proof
-=======
-from errors import RunError
-from test_runs import Killed, stop_after
->>>>>>> main
 
 
 @pytest.fixture

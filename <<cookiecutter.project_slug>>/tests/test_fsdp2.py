@@ -4,7 +4,6 @@ from functools import partial
 
 import pytest
 import torch
-<<<<<<< HEAD
 
 import train
 from helpers import seams
@@ -20,16 +19,6 @@ from model.modeling import Model
 pytestmark = pytest.mark.proof
 
 CONSTANT = ("--lr_scheduler_type", "constant", "--max_steps")
-=======
-from launching import shard
-from outcome import result
-from real_runs import Run
-from safetensors.torch import load_file
-
-import train
-from test_divergence import poison
-from test_memory import small_memory
->>>>>>> main
 
 
 def test_fsdp2_computes_what_ddp_computes(in_two_processes, tmp_path):

@@ -10,7 +10,6 @@ from itertools import count
 from pathlib import Path
 
 import pytest
-<<<<<<< HEAD
 
 import train
 from errors import RunError
@@ -19,15 +18,6 @@ from helpers.assertions import assert_bit_identical, read_state, read_weights
 from helpers.file_watch import watching
 from helpers.seams import Killed
 from training import atomic
-=======
-from outcome import assert_same
-from safetensors.torch import load_file
-
-import train
-from errors import RunError
-from training import files
-from training.checkpoint import Checkpoints
->>>>>>> main
 
 pytestmark = pytest.mark.proof
 

@@ -1,14 +1,10 @@
 """SIGKILL at random moments: only the work since the last save is lost."""
 
 import pytest
-<<<<<<< HEAD
 
 from helpers.kill_loop import kill_and_resume
 
 pytestmark = pytest.mark.proof
-=======
-from killing import kill_again_and_again
->>>>>>> main
 
 
 @pytest.mark.parametrize("processes", [1, 2])

@@ -9,20 +9,12 @@ from pathlib import Path
 
 import psutil
 import pytest
-from outcome import assert_same
-from real_runs import TIMEOUT, Run
 
 import train
-<<<<<<< HEAD
 from helpers import seams
 from helpers.assertions import assert_bit_identical, read_state
 from helpers.processes import STOPPED, TIMEOUT, Launch
 from training import signals
-=======
-from errors import RunError
-from training import interruption
-from training.checkpoint import Checkpoints
->>>>>>> main
 
 pytestmark = pytest.mark.proof
 
