@@ -11,9 +11,7 @@ import torch
 from training.batches import Batches
 from training.contract import ExampleSet
 
-RECORDED = json.loads(
-    (Path(__file__).parent / "recorded_batches.json").read_text(encoding="utf-8")
-)
+RECORDED = json.loads((Path(__file__).parent / "recorded_batches.json").read_text(encoding="utf-8"))
 
 
 class Recorded(torch.utils.data.Dataset):
@@ -27,7 +25,7 @@ class Recorded(torch.utils.data.Dataset):
         return {"index": torch.tensor(index)}
 
 
-@pytest.mark.parametrize("epoch", RECORDED["epochs"], ids=lambda e: f"{e['processes']}-{e['start']}")
+@pytest.mark.parametrize("epoch", RECORDED["epochs"])
 def test_micro_batches_are_those_that_were_recorded(epoch):
     ranks = []
     for rank in range(epoch["processes"]):

@@ -10,6 +10,7 @@ import random
 import sys
 import tempfile
 import time
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from itertools import count
 from pathlib import Path
@@ -22,8 +23,8 @@ if __name__ == "__main__":
     sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from helpers.assertions import assert_bit_identical  # noqa: E402
-from helpers.processes import Launch  # noqa: E402
-from training.atomic import STORE, find_fault  # noqa: E402
+from helpers.processes import Launch, Patch  # noqa: E402
+from training.atomic import STORE, find_fault, find_intact, is_published  # noqa: E402
 
 
 @dataclass
@@ -47,13 +48,19 @@ class Counts:
 
 
 def kill_and_resume(
-    arguments: list[str], folder: Path, kills: int, processes: int, seed: int
+    arguments: list[str],
+    folder: Path,
+    kills: int,
+    processes: int,
+    seed: int,
+    patch: Patch = nullcontext,
 ) -> Counts:
     """Kill one process of a run at random moments, resume, and compare the results.
 
     Args:
         arguments: Of train.py, without an output directory.
         kills: Smallest number of kills; the last run is brought to its end.
+        patch: See `Launch`; not for the run that is left alone.
 
     Raises:
         AssertionError: Something was damaged after a kill, or the end differs in a bit.
@@ -72,7 +79,7 @@ def kill_and_resume(
         is_over = False
         while not is_over:
             counts.resumed += (outdir / "last").exists()
-            run = Launch(resumable, next(outputs), processes)
+            run = Launch(resumable, next(outputs), processes, patch)
             victim = draw.choice(run.processes)
             victim.join(draw.uniform(0, seconds))
             if victim.exitcode is None:
@@ -100,6 +107,8 @@ def assert_intact(outdir: Path) -> None:
     for name in ("best", "last"):
         if (outdir / name).is_symlink():
             assert find_fault(outdir / name) is None
+        elif is_published(outdir / name):
+            find_intact(outdir / name)
     if (outdir / "log.json").exists():
         json.loads((outdir / "log.json").read_text())
 
