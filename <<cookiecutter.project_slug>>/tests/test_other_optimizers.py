@@ -1,4 +1,4 @@
-"""Optimizers of model/optimization.py: their whole state is saved, and NaN never reaches weights."""
+"""Other optimizers: their whole state is saved, and NaN never reaches the weights."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
