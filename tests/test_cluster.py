@@ -143,7 +143,7 @@ code=0; python train.py --outdir small/other || code=$?
 echo "code $code"
 python -c '
 from pathlib import Path
-from training.files import find_fault
+from training.atomic import find_fault
 print(*(find_fault(Path("small/run") / name) for name in ("best", "last")))
 '
 """

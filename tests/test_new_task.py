@@ -32,8 +32,8 @@ OF_THE_PROJECT = [
     "test_input.py::test_a_bad_file_is_named_in_one_sentence",
     "test_input.py::test_every_format_gives_the_same_examples",
     "test_elsewhere.py::test_a_checkpoint_opens_without_the_project[best]",
-    "test_interruption.py::test_a_signal_to_one_process_stops_all[1-0-SIGTERM]",
-    "test_runs.py::test_a_stopped_run_ends_as_if_it_had_not_been[9]",
+    "test_signals.py::test_signal_to_one_process_stops_all[1-0-SIGTERM]",
+    "test_runs.py::test_resumed_run_is_bit_identical[9]",
 ]
 
 REFUSED = """

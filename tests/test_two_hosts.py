@@ -146,7 +146,7 @@ def test_a_run_over_two_hosts_ends_as_if_none_had_died(project: Path) -> None:
 
     code = """
 from pathlib import Path
-from training.files import find_fault
+from training.atomic import find_fault
 print(*(find_fault(Path("run") / name) for name in ("best", "last")))
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=project, capture_output=True, text=True)
