@@ -49,11 +49,11 @@ def launch(machines: Path, *more: str) -> Launch:
     return Launch(run, output, 2, partial(on_its_machine, machines))
 
 
-def assert_both_end(run: Launch, sentence: str) -> None:
+def assert_both_end(run: Launch, sentence: str, program: str = "train.py: ") -> None:
     """Machine 1 ends with the sentence, machine 0 with one that quotes it or is the same."""
     run.expect(REFUSED)
     for rank in (0, 1):
-        lines = [line for line in run.output(rank).splitlines() if line.startswith("train.py: ")]
+        lines = [line for line in run.output(rank).splitlines() if line.startswith(program)]
         assert len(lines) == 1, run.output(rank)
         assert sentence in lines[0], (rank, lines)
         assert "Traceback" not in run.output(rank)
@@ -101,3 +101,22 @@ def test_missing_checkpoint_is_reported_on_both_machines(machines):
     assert not (machines / "machine1" / "run" / "last").exists()
     run = launch(machines, "--outdir", "run", "--restore_dir", "run/last")
     assert_both_end(run, "run/last: no checkpoint")
+
+
+@pytest.mark.parametrize("change", ["missing checkpoint", "missing input", "other input"])
+def test_predict_reports_what_differs_between_machines(change, machines):
+    launch(machines).expect()
+    for machine in ("machine0", "machine1"):
+        shutil.copytree(machines / "run" / "best", machines / machine / "best")
+    there = machines / "machine1"
+    if change == "missing checkpoint":
+        shutil.rmtree(there / "best")
+    elif change == "missing input":
+        (there / "valid.jsonl").unlink()
+    else:
+        shutil.copy(there / "train.jsonl", there / "valid.jsonl")
+    predict = ["--checkpoint", "best", "--input", "valid.jsonl"]
+    patch = partial(on_its_machine, machines)
+    run = Launch(predict, machines / "output of predict", 2, patch, "predict")
+    sentences = {"missing checkpoint": "best: ", "missing input": "valid.jsonl: "}
+    assert_both_end(run, sentences.get(change, "content hash of --input: "), "predict.py: ")
