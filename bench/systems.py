@@ -1,7 +1,6 @@
 """What is compared, and on which examples; and a rendered project as the first of it."""
 
 import sys
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -144,11 +143,11 @@ class Ours(System):
         from training.contract import Task
         from training.run import open_run
 
-        with tempfile.TemporaryDirectory() as folder:
-            options = {**self.data("tiny"), "outdir": f"{folder}/run", "batch_size": batch_size}
-            with open_run(Task(), as_arguments(options)) as run:
-                run.accelerator.unwrap_model(run.model).load_state_dict(weights)
-                yield run
+        outdir = self.sample / "outdir"  # nothing is saved in it
+        options = {**self.data("tiny"), "outdir": outdir, "batch_size": batch_size}
+        with open_run(Task(), as_arguments(options)) as run:
+            run.accelerator.unwrap_model(run.model).load_state_dict(weights)
+            yield run
 
     def gradient(self, batch_size: int, accumulation: int) -> np.ndarray:
         examples = self.examples("train", GLOBAL_BATCH_SIZE)
