@@ -4,6 +4,8 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -117,6 +119,18 @@ def test_run_outside_the_main_thread_is_bit_identical(arguments, tmp_path, unint
     thread.start()
     thread.join()
     assert [signal.getsignal(number) for number in signals.SIGNALS] == before
+    assert_bit_identical(tmp_path / "run", uninterrupted(arguments))
+
+
+@contextmanager
+def started_by_nohup(step: int) -> Iterator[None]:
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    with seams.signals_before_step([signal.SIGHUP], 0, step):
+        yield
+
+
+def test_run_started_by_nohup_outlives_its_terminal(arguments, steps, tmp_path, uninterrupted):
+    Launch(arguments, tmp_path / "output", patch=partial(started_by_nohup, steps + 1)).expect()
     assert_bit_identical(tmp_path / "run", uninterrupted(arguments))
 
 
