@@ -91,6 +91,15 @@ def test_number_of_epochs_may_change(epochs, expected, own_arguments, steps, tmp
     assert all(t.equal(again[n]) for n, t in weights.items()) == (expected == 2)
 
 
+def test_epochs_given_on_resume_replace_max_steps(own_arguments, steps, tmp_path, capsys):
+    train.main([*own_arguments, "--max_steps", "2"])
+    train.main(["--restore_dir", str(tmp_path / "run" / "last"), "--epochs", "1"])
+    assert "--max_steps 2 does not apply any more" in capsys.readouterr().out
+    state = read_state(tmp_path / "run" / "last")
+    assert state["step"] == state["total_steps"] == steps
+    assert state["args"]["max_steps"] is None
+
+
 def test_changed_seed_is_refused_within_an_epoch_only(own_arguments, tmp_path):
     stop_within_epoch(own_arguments)
     last = ["--restore_dir", str(tmp_path / "run" / "last")]
@@ -120,6 +129,18 @@ def test_changed_validation_data_start_a_new_best(own_arguments, tmp_path, capsy
     best = read_state(tmp_path / "run" / "best")
     assert best["current_epoch"] == 2
     assert best["best"]["epoch"] == "Epoch 1"
+
+
+def test_patience_counts_anew_with_changed_validation_data(own_arguments, tmp_path):
+    own_arguments += ["--patience", "1"]
+    with seams.scores_replaced_by([{"loss": 1.0}, {"loss": 2.0}]):
+        train.main([*own_arguments, "--epochs", "9"])
+    file = tmp_path / "valid.jsonl"
+    write(file, lines_of(file)[:-4])
+    with seams.scores_replaced_by([{"loss": 3.0}, {"loss": 4.0}]):
+        train.main(["--restore_dir", str(tmp_path / "run" / "last")])
+    assert list(read_log(tmp_path / "run")) == [f"Epoch {n}" for n in range(4)]
+    assert read_state(tmp_path / "run" / "best")["best"]["epoch"] == "Epoch 2"
 
 
 @pytest.mark.parametrize("path", ["link", "target", "relative link"])

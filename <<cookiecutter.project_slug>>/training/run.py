@@ -314,7 +314,7 @@ class _Opening:
         elif state.best and not is_published(Path(config.outdir) / "best"):
             reason = f"{config.outdir}/best does not exist"
         if reason:
-            state.best = {}
+            state.forget_best()
             self.notes.append(f"{reason}: the next validation is taken to be the best so far")
 
     def about(self) -> dict[str, dict]:
