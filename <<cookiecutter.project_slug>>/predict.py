@@ -9,6 +9,7 @@ import argparse
 import io
 import json
 import sys
+import zlib
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -23,6 +24,7 @@ from model.interface import TaskPredictor
 from reading.tables import read_table
 from training.atomic import saving, write_file
 from training.contract import Task
+from training.distributed import RankGroup
 from training.help import HelpFormatter, OneOrMore
 from training.launch import run, start
 from training.loading import load_model, load_tokenizer
@@ -90,6 +92,23 @@ def load_predictor(task: Task, args: argparse.Namespace, accelerator: Accelerato
     return predictor
 
 
+def read_rows(args: argparse.Namespace, predictor: TaskPredictor) -> tuple[list[dict], list]:
+    """Read the input.
+
+    Returns:
+        Its rows, and for each one what the predictor takes.
+
+    Raises:
+        RunError: There are not as many columns as the predictor takes.
+    """
+    columns = args.column or predictor.columns
+    if len(columns) != len(predictor.columns):
+        raise RunError(f"--column {' '.join(columns)}: expected {len(predictor.columns)} column(s)")
+    lists = columns if getattr(predictor, "takes_lists", False) else []
+    rows = read_table(args.input, columns, lists).to_list()
+    return rows, [list(row.values()) if len(row) > 1 else row[columns[0]] for row in rows]
+
+
 def predict(
     accelerator: Accelerator, predictor: TaskPredictor, texts: list, batch_size: int
 ) -> list[dict]:
@@ -133,16 +152,17 @@ def main(argv: list[str] | None = None) -> None:
     accelerator = start()
     if args.input is None and accelerator.num_processes > 1:
         raise RunError("several processes: expected a file to share, by --input")
-    predictor = load_predictor(task, args, accelerator)
+    group = RankGroup(accelerator)
+    with group.in_agreement():
+        predictor = load_predictor(task, args, accelerator)
     if args.input is None:
         converse(predictor, standard_input())
         return
-    columns = args.column or predictor.columns
-    if len(columns) != len(predictor.columns):
-        raise RunError(f"--column {' '.join(columns)}: expected {len(predictor.columns)} column(s)")
-    lists = columns if getattr(predictor, "takes_lists", False) else []
-    rows = read_table(args.input, columns, lists).to_list()
-    texts = [list(row.values()) if len(row) > 1 else row[columns[0]] for row in rows]
+    with group.in_agreement():
+        rows, texts = read_rows(args, predictor)
+    group.expect_equal(
+        {"content hash of --input": zlib.crc32(repr(texts).encode("utf-8", "surrogatepass"))}
+    )
     predictions = predict(accelerator, predictor, texts, args.batch_size)
     if accelerator.is_main_process:
         both = ({**row, **found} for row, found in zip(rows, predictions, strict=True))

@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from conftest import wait_for
+from conftest import SCRIPTS, wait_for
 
 SRUN = """#!{python}
 import os, signal, subprocess, sys
@@ -136,18 +136,12 @@ FULL = """
 set -e
 mkdir small
 mount -t tmpfs -o size=12m none small
-code=0
-python train.py --train_input data/valid.jsonl --valid_input data/valid.jsonl --outdir small/run \\
-    || code=$?
+code=0; python train.py --train_input data/valid.jsonl --outdir small/run || code=$?
 echo "code $code"
 mount -o remount,ro small
 code=0; python train.py --outdir small/other || code=$?
 echo "code $code"
-python -c '
-from pathlib import Path
-from training.atomic import find_fault
-print(*(find_fault(Path("small/run") / name) for name in ("best", "last")))
-'
+PYTHONPATH=. python "$1" small/run
 """
 
 
@@ -157,7 +151,7 @@ def test_a_full_and_a_read_only_file_system_leave_the_last_save_whole(
     project: Path, cluster: dict[str, str]
 ) -> None:
     done = subprocess.run(
-        ["unshare", "-rm", "bash", "-c", FULL],
+        ["unshare", "-rm", "bash", "-c", FULL, "bash", str(SCRIPTS / "find_faults.py")],
         cwd=project,
         env=cluster,
         capture_output=True,
@@ -168,5 +162,4 @@ def test_a_full_and_a_read_only_file_system_leave_the_last_save_whole(
     assert done.stdout.splitlines()[-1] == "None None"
     sentences = [line for line in done.stderr.splitlines() if line.startswith("train.py: ")]
     assert len(sentences) == 2, done.stderr[-3000:]
-    assert "not saved" in sentences[0] and "Read-only file system" in sentences[1], sentences
     assert "Traceback" not in done.stderr

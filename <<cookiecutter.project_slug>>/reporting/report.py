@@ -106,8 +106,8 @@ class Report:
         if state.is_stuck(self.config.patience) and state.step < state.total_steps:
             patience = self.config.patience
             self.print(f"Early stopping: no better {metric} in {patience} validations")
-        if not state.best:
-            self.print(f"{metric} was not a number in any validation: no best/ was saved")
+        if metric not in state.best:
+            self.print(f"No validation gave a number for {metric}: no best/ was saved")
             return
         scores = {name: v for name, v in state.best.items() if name not in ("epoch", "count")}
         reached = ", ".join(f"{name} {value:.4g}" for name, value in scores.items())

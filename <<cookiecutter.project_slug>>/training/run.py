@@ -80,9 +80,7 @@ def open_run(task: Task, argv: list[str]) -> Iterator[Run]:
     Raises:
         RunError, DataError: Something cannot be done as asked; no step has been done.
     """
-    config, notes = RunConfig.from_command_line(task, argv)
-    accelerator = start(f"{config.outdir}/trackers", config.report_to)
-    group = RankGroup(accelerator)
+    config, notes, accelerator, group = _join(task, argv)
     with lock_folder(group, Path(config.outdir)):
         _check_unchanged(group, task, argv, config)
         run = _Opening(task, config, accelerator, group, notes).open()
@@ -106,6 +104,23 @@ def _build_strategy(accelerator: Accelerator, max_grad_norm: float) -> Strategy:
     from .zero import ZeroStrategy  # imports DeepSpeed, which few installations have
 
     return ZeroStrategy(accelerator, max_grad_norm)
+
+
+def _join(task: Task, argv: list[str]) -> tuple[RunConfig, list[str], Accelerator, RankGroup]:
+    """Read the configuration and join the other ranks.
+
+    A rank whose arguments cannot be used, as one that does not have the checkpoint, joins them
+    first: they would wait for it.
+    """
+    try:
+        config, notes = RunConfig.from_command_line(task, argv)
+    except RunError:
+        with RankGroup(start()).in_agreement():
+            raise
+    accelerator = start(f"{config.outdir}/trackers", config.report_to)
+    group = RankGroup(accelerator)
+    with group.in_agreement():
+        return config, notes, accelerator, group
 
 
 def _check_unchanged(group: RankGroup, task: Task, argv: list[str], config: RunConfig) -> None:
@@ -317,7 +332,7 @@ class _Opening:
         elif state.best and not is_published(Path(config.outdir) / "best"):
             reason = f"{config.outdir}/best does not exist"
         if reason:
-            state.best = {}
+            state.forget_best()
             self.notes.append(f"{reason}: the next validation is taken to be the best so far")
 
     def about(self) -> dict[str, dict]:
