@@ -75,14 +75,17 @@ def load_predictor(task: Task, args: argparse.Namespace, accelerator: Accelerato
     if task.predictor_class is None:
         raise RunError("model/prediction.py: no class Predictor; expected one for predict.py")
     checkpoint = Path(args.checkpoint)
-    tokenizer = load_tokenizer(args.checkpoint, is_optional=not task.needs_tokenizer)
-    model = load_model(task.model_class, args.checkpoint).to(accelerator.device).eval()
+    tokenizer = load_tokenizer(args.checkpoint) if task.needs_tokenizer else None
     schema: dict = {}
+    model_options: dict = {}
     max_len = MAX_LEN
     if (checkpoint / STATE_FILE).is_file():
         saved = SavedRun.read(checkpoint)
         schema = saved.schema
         max_len = saved.args["max_len"]
+        model_options = {name: v for name, v in saved.args.items() if name in task.model_options}
+    model = load_model(task.model_class, args.checkpoint, model_options)
+    model.to(accelerator.device).eval()
     max_len = args.max_len or max_len
     check_length(model, max_len)
     options = {name: getattr(args, name) for name in task.predict_options}

@@ -1,7 +1,11 @@
 """A model around one model of transformers, saved as that model wherever that is exact."""
 
 import copy
+<<<<<<< HEAD
 import hashlib
+=======
+import inspect
+>>>>>>> recipes
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -53,6 +57,12 @@ class WrapperConfig(PreTrainedConfig):
     sub_configs = {"base_config": AutoConfig}
     has_no_defaults_at_init = True  # transformers < 5.20 would build a default one at each load
     default_base_model = ""
+    _auto_class = "AutoConfig"  # its code is saved with it; see `Wrapper.save_pretrained`
+
+    def __init_subclass__(cls, *args, **kwargs):
+        # transformers makes a dataclass of each subclass, which replaces an inherited constructor.
+        cls.__init__ = cls.__init__  # type: ignore[method-assign]
+        super().__init_subclass__(*args, **kwargs)
 
     def __init__(
         self,
@@ -116,6 +126,7 @@ class Wrapper(PreTrainedModel):
     auto_class: Any
     supports_gradient_checkpointing = True
     accepts_loss_kwargs = True  # makes transformers.Trainer pass `num_items_in_batch`
+    _auto_class = "AutoModel"
     _supports_sdpa = True
 
     def __init__(self, config: WrapperConfig):
@@ -179,8 +190,11 @@ class Wrapper(PreTrainedModel):
     @classmethod
     def _from_stock(cls, path: str, hub: dict, options: dict) -> tuple["Wrapper", dict]:
         base_config = AutoConfig.from_pretrained(path, trust_remote_code=False, **hub)
-        options = {"dtype": "auto", **options}
-        model = cls(cls.config_class(path, base_config=base_config, load_options=options))
+        # A stock checkpoint holds no field of `config_class`: they may be given as arguments.
+        fields = inspect.signature(cls.config_class.__init__).parameters.keys() & options.keys()
+        own = {name: options[name] for name in fields}
+        options = {"dtype": "auto", **{k: v for k, v in options.items() if k not in fields}}
+        model = cls(cls.config_class(path, base_config=base_config, load_options=options, **own))
         model.config.load_options = {}
         model.eval()
         if model.loading_info is None:
@@ -241,10 +255,18 @@ class Wrapper(PreTrainedModel):
         """
         name = type(self.base_model).__name__
         try:
+<<<<<<< HEAD
             with evaluating(self):
                 reason = self._difference_to_base(self._dummy_batch() if batch is None else batch)
         except Exception as error:  # of the user's forward, too
             reason = f"it cannot be compared with {name} ({error!r})"
+=======
+            reason = self._difference_to_base(self._dummy_batch() if batch is None else batch)
+        except Exception:  # of the user's forward, or because it returns no logits
+            reason = f"its outputs cannot be compared with those of {name}"
+        for module, mode in modes:
+            module.training = mode
+>>>>>>> recipes
         self.saves_stock = reason is None
         if reason is None:
             return f"checkpoints are stock {name}: the logits are the same bit for bit"
@@ -267,7 +289,7 @@ class Wrapper(PreTrainedModel):
         )
         if keys := [*info["missing_keys"], *info["unexpected_keys"], *info["mismatched_keys"]]:
             return f"{name} and model/ differ in the tensor {keys[0]}"
-        inputs = {k: v for k, v in batch.items() if isinstance(v, Tensor) and k != "labels"}
+        inputs = {name: value for name, value in batch.items() if name != "labels"}
         if self.config.is_encoder_decoder:
             inputs["decoder_input_ids"] = batch["labels"].clamp(min=0)
         logits = self.forward(**inputs).logits

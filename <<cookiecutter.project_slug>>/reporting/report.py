@@ -45,8 +45,11 @@ class Report:
         state = self.state
         steps = f"{state.step} of {state.total_steps}" if state.step else f"{state.total_steps}"
         parameters = sum(_full_size(p) for p in self.run.model.parameters())
+        bare = self.run.accelerator.unwrap_model(self.run.model)
+        is_based = hasattr(getattr(bare, "config", None), "base_model_id")
+        base = f" from {self.config.model_id}" if is_based else ""
         self.print(
-            f"{parameters / 1e6:,.1f} M parameters from {self.config.model_id}; "
+            f"{parameters:,} parameters{base}; "
             f"{len(self.run.train_data.examples):,} examples, "
             f"global batch size {state.global_batch_size}; {steps} steps",
             *self.run.notes,

@@ -12,7 +12,7 @@ import torch
 from torch.utils.data import default_collate
 from transformers import PreTrainedTokenizerBase
 
-from errors import RunError
+from errors import DataError, RunError
 from model.interface import Scorer, TaskDataset
 
 SAMPLED = 256  # examples in the fingerprint of a data set that has none of its own
@@ -176,16 +176,24 @@ class Task:
         max_len: int,
         **options: Any,
     ) -> ExampleSet:
-        """Call `generate_dataset` with those arguments that it has parameters for."""
+        """Call `generate_dataset` with those arguments that it has parameters for.
+
+        Raises:
+            DataError: The source cannot be read.
+        """
         arguments = {"tokenizer": tokenizer, "max_len": max_len, **options}
         accepted = _accepted(self.generate_dataset, arguments)
-        dataset = self.generate_dataset(source, **accepted)
+        try:
+            dataset = self.generate_dataset(source, **accepted)
+        except OSError as error:
+            raise DataError(f"{source}: cannot be read ({error})") from None
         return ExampleSet(dataset, is_divisible=not self.couples_examples)
 
     def build_config(self, model_id: str, arguments: dict[str, Any]) -> Any:
-        """Make a `ModelConfig` of those arguments that it has parameters for."""
+        """Make a `ModelConfig` of those arguments that its constructor names."""
         arguments = {"base_model_id": model_id, **arguments}
-        return self.config_class(**_accepted(self.config_class.__init__, arguments))
+        named = inspect.signature(self.config_class.__init__).parameters.keys()
+        return self.config_class(**{name: arguments[name] for name in named & arguments.keys()})
 
     def directions(self, schema: dict, options: dict[str, Any]) -> dict[str, bool]:
         """Return for each score whether larger is better; for the loss it is not."""

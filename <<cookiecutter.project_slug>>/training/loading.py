@@ -4,9 +4,11 @@ import importlib.util
 import json
 import os
 import re
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from pickle import UnpicklingError
+from types import MappingProxyType
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -116,8 +118,14 @@ def build_model(
     return model, notes + (_check_weights(model, info, model_id) if info else [])
 
 
-def load_model(model_class: type[PreTrainedModel], folder: str) -> PreTrainedModel:
+def load_model(
+    model_class: type[PreTrainedModel], folder: str, options: dict | None = None
+) -> PreTrainedModel:
     """Load a model to resume from or to predict with, in float32.
+
+    Args:
+        options: Arguments of `ModelConfig` from the command line. They take precedence over the
+            checkpoint, of which a stock one has none of them.
 
     Raises:
         RunError: a file cannot be read, or the weights are not those of `model_class`.
@@ -125,7 +133,7 @@ def load_model(model_class: type[PreTrainedModel], folder: str) -> PreTrainedMod
     folder = os.path.expanduser(folder)
     _check_folder(folder)
     try:
-        model = _load(model_class, folder)
+        model = _load(model_class, folder, options=options or {})
     except RunError:
         raise
     except Exception as error:
@@ -163,17 +171,26 @@ def set_up(model: PreTrainedModel, args) -> None:
 
 
 def _load(
-    model_class: type[PreTrainedModel], folder: str, config: PreTrainedConfig | None = None
+    model_class: type[PreTrainedModel],
+    folder: str,
+    config: PreTrainedConfig | None = None,
+    options: Mapping = MappingProxyType({}),
 ) -> PreTrainedModel:
     """Load all weights of a checkpoint by `from_pretrained`, and leave the rest as constructed."""
     if not issubclass(model_class, PreTrainedModel):
         return model_class.from_pretrained(folder)
+    if options:
+        saved, _ = PreTrainedConfig.get_config_dict(folder)
+        if saved.get("model_type") == model_class.config_class.model_type:
+            config = model_class.config_class.from_dict({**saved, **options})
+            options = {}
     model, report = model_class.from_pretrained(
         folder,
         config=config,
         dtype=torch.float32,
         use_safetensors=True,
         output_loading_info=True,
+        **options,
     )
     missing = set(map(str, report["missing_keys"])) | _left_out(model, Path(folder))
     # transformers itself would continue, with random weights for those that are missing.

@@ -65,7 +65,9 @@ def check_length(model: nn.Module, max_len: int) -> None:
     eos = getattr(_config(model), "eos_token_id", None)
     if isinstance(eos, int) and eos < embeddings.num_embeddings:
         ids[:, -1] = eos  # BART classifies by the end mark
-    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    batch = {"input_ids": ids}
+    if _takes(model, "attention_mask"):
+        batch["attention_mask"] = torch.ones_like(ids)
     if getattr(_config(model), "is_encoder_decoder", False) and _can_generate(model):
         batch["labels"] = ids
     with probing(model):

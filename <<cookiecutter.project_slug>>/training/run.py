@@ -208,9 +208,9 @@ class _Opening:
         """Read tokenizer, training data and validation data; compare them between machines."""
         config = self.config
         with self.group.in_agreement():
-            self.tokenizer = load_tokenizer(
-                config.restore_dir or config.model_id, is_optional=not self.task.needs_tokenizer
-            )
+            self.tokenizer = None
+            if self.task.needs_tokenizer:
+                self.tokenizer = load_tokenizer(config.restore_dir or config.model_id)
         self.train_data = TrainData(config, self.accelerator, self.group, self._read)
         schema = self.train_data.examples.schema
         with self.group.in_agreement(), self.group.local_main_first():
@@ -254,7 +254,7 @@ class _Opening:
                 is_pretrained = getattr(made, "base_has_weights", False)
                 self.config = replace(config, lr=5e-5 if is_pretrained else 2e-3)
         else:
-            model = load_model(self.task.model_class, config.restore_dir)
+            model = load_model(self.task.model_class, config.restore_dir, config.model_options)
         set_up(model, self.config)
         return model
 

@@ -1,0 +1,62 @@
+"""A classifier with a second loss: two passes with other dropout shall agree (R-Drop)."""
+
+import torch
+from torch import Tensor
+from torch.nn.functional import kl_div
+from transformers import AutoModelForSequenceClassification
+from transformers.utils import ModelOutput
+
+from .base import Wrapper
+from .configuration import ModelConfig
+from .loss import compute_loss
+
+WEIGHT = 0.5
+
+
+class Model(Wrapper):
+    """Any `AutoModelForSequenceClassification`. Its checkpoints are stock."""
+
+    config_class = ModelConfig
+    auto_class = AutoModelForSequenceClassification
+    base_model_prefix = "classifier"
+
+    def __init__(self, config: ModelConfig):
+        super().__init__(config)
+        self.classifier = self.load_base(config)
+        self.post_init()
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        labels: Tensor | None = None,
+        num_items_in_batch: Tensor | int | None = None,
+        **kwargs,
+    ) -> ModelOutput:
+        """Classify a batch of texts.
+
+        Returns:
+            `loss`, and in `losses` its parts, which are logged beside it. All of them are sums
+            over the examples, divided by `num_items_in_batch`.
+        """
+        inputs = {"input_ids": input_ids, "attention_mask": attention_mask, **kwargs}
+        outputs = self.classifier(**inputs)
+        if labels is None:
+            return outputs
+        items = num_items_in_batch or len(labels)
+        again = self.classifier(**inputs).logits if self.training else outputs.logits
+        passes = (outputs.logits, again)
+        problem_type = self.config.problem_type
+        parts = [compute_loss(problem_type, logits, labels, items) for logits in passes]
+        losses = {
+            "classification": torch.stack(parts).mean(),
+            "disagreement": (_divergence(*passes) + _divergence(*reversed(passes))) / items,
+        }
+        loss = losses["classification"] + WEIGHT * losses["disagreement"]
+        return ModelOutput(loss=loss, losses=losses, logits=outputs.logits)
+
+
+def _divergence(logits: Tensor, others: Tensor) -> Tensor:
+    """Kullback-Leibler divergence, the sum over the examples."""
+    found = logits.log_softmax(-1)
+    return kl_div(found, others.log_softmax(-1), reduction="sum", log_target=True)

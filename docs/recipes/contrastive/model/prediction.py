@@ -1,0 +1,24 @@
+"""From texts to embeddings: the work of predict.py."""
+
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+
+class Predictor:
+    """Give each text its embedding."""
+
+    columns = ["text"]
+
+    def __init__(self, model: Any, tokenizer: PreTrainedTokenizerBase, max_len: int, schema: dict):
+        self.model = model
+        self.tokenizer = tokenizer
+        self.max_len = max_len
+
+    @torch.no_grad()
+    def __call__(self, texts: list[str]) -> list[dict]:
+        cut = {"truncation": True, "max_length": self.max_len, "padding": True}
+        inputs = self.tokenizer(texts, **cut, return_tensors="pt").to(self.model.device)
+        embeddings = self.model.embed(inputs.input_ids, inputs.attention_mask)
+        return [{"prediction": embedding} for embedding in embeddings.tolist()]

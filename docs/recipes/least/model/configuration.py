@@ -1,0 +1,5 @@
+from transformers import PreTrainedConfig
+
+
+class ModelConfig(PreTrainedConfig):
+    model_type = "least"

@@ -1,0 +1,38 @@
+"""The scores of a validation: bits per byte; and a text of the model's own after each."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .dataset import END
+
+
+class Scores:
+    """Bits per byte, which follow from the loss: nothing to reduce over the ranks."""
+
+    def __init__(self, model: Any, tokenizer: None, device: torch.device):
+        self.model = model
+
+    @staticmethod
+    def directions(schema: dict) -> dict[str, bool]:
+        return {"bits_per_byte": False}
+
+    def reset(self) -> None:
+        """Nothing is kept."""
+
+    def update(self, outputs: Any, batch: dict) -> None:
+        """Nothing is counted."""
+
+    def compute(self, loss: float) -> dict[str, float]:
+        return {"bits_per_byte": loss / math.log(2)}
+
+    @torch.no_grad()
+    def save(self, folder: Path) -> None:
+        """Write sample.txt: 60 bytes, each the likeliest one."""
+        values = [END]
+        for _ in range(60):
+            ids = torch.tensor([values], device=self.model.device)
+            values.append(int(self.model(ids).logits[0, -1, :END].argmax()))
+        (folder / "sample.txt").write_bytes(bytes(values[1:]))

@@ -1,0 +1,12 @@
+"""The configuration: a base encoder."""
+
+from .base import WrapperConfig
+
+BASE_MODEL = "tiny"
+
+
+class ModelConfig(WrapperConfig):
+    """A base encoder: see `WrapperConfig`."""
+
+    model_type = "reward"
+    default_base_model = BASE_MODEL

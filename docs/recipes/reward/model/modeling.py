@@ -1,0 +1,56 @@
+"""A reward model: one number for a text, learnt from numbers or from preferences."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import logsigmoid, mse_loss
+from transformers import AutoModel
+from transformers.utils import ModelOutput
+
+from .base import Wrapper
+from .configuration import ModelConfig
+
+
+class Model(Wrapper):
+    """Any encoder, with a linear layer on the mean of its outputs."""
+
+    config_class = ModelConfig
+    auto_class = AutoModel
+    base_model_prefix = "encoder"
+
+    def __init__(self, config: ModelConfig):
+        super().__init__(config)
+        self.encoder = self.load_base(config)
+        self.head = nn.Linear(config.hidden_size, 1)
+        self.post_init()
+
+    def score(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Return the reward of each text, shape (batch,)."""
+        hidden = self.encoder(input_ids=input_ids, attention_mask=attention_mask)[0]
+        mask = attention_mask[..., None]
+        return self.head((hidden * mask).sum(1) / mask.sum(1)).squeeze(-1)
+
+    def forward(
+        self,
+        text: dict[str, Tensor] | None = None,
+        target: Tensor | None = None,
+        chosen: dict[str, Tensor] | None = None,
+        rejected: dict[str, Tensor] | None = None,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> ModelOutput:
+        """Compute rewards.
+
+        Args:
+            text, target: Tokens, and the numbers to predict, shape (batch,): squared error.
+            chosen, rejected: Tokens of the better and the worse text of each pair: Bradley-Terry.
+            num_items_in_batch: Examples of the global batch.
+        """
+        if text is not None:
+            rewards = self.score(**text)
+            errors = None if target is None else mse_loss(rewards, target, reduction="none")
+        else:
+            rewards = self.score(**chosen) - self.score(**rejected)
+            errors = -logsigmoid(rewards)
+        if errors is None:
+            return ModelOutput(rewards=rewards)
+        items = num_items_in_batch or len(errors)
+        return ModelOutput(loss=torch.sum(errors) / items, rewards=rewards)

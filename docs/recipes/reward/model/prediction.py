@@ -1,0 +1,24 @@
+"""From texts to rewards: the work of predict.py."""
+
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+
+class Predictor:
+    """Give each text its reward."""
+
+    columns = ["text"]
+
+    def __init__(self, model: Any, tokenizer: PreTrainedTokenizerBase, max_len: int, schema: dict):
+        self.model = model
+        self.tokenizer = tokenizer
+        self.max_len = max_len
+
+    @torch.no_grad()
+    def __call__(self, texts: list[str]) -> list[dict]:
+        cut = {"truncation": True, "max_length": self.max_len, "padding": True}
+        inputs = self.tokenizer(texts, **cut, return_tensors="pt").to(self.model.device)
+        rewards = self.model.score(inputs.input_ids, inputs.attention_mask)
+        return [{"prediction": reward} for reward in rewards.tolist()]

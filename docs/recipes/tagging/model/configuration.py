@@ -1,0 +1,21 @@
+"""The configuration: a base encoder, and the tags to choose from."""
+
+from .base import WrapperConfig
+
+BASE_MODEL = "tiny"
+
+
+class ModelConfig(WrapperConfig):
+    """A base encoder and its tags.
+
+    Args:
+        base_model_id: See `WrapperConfig`.
+        tags: The tags; the first one is that of a correct word.
+    """
+
+    model_type = "two_headed_tagger"
+    default_base_model = BASE_MODEL
+
+    def __init__(self, base_model_id: str | None = None, tags: list[str] | None = None, **kwargs):
+        self.tags = tags or ["KEEP", "ERROR"]
+        super().__init__(base_model_id, **kwargs)

@@ -1,0 +1,48 @@
+"""The scores of a validation: F0.5 of the detection, and the accuracy of the tags."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.utils import reduce
+
+
+class Scores:
+    """Scores over all words, and over all ranks."""
+
+    def __init__(self, model: Any, tokenizer: Any, device: torch.device):
+        self.device = device
+
+    @staticmethod
+    def directions(schema: dict) -> dict[str, bool]:
+        return {"detection_f05": True, "tag_accuracy": True}
+
+    def reset(self) -> None:
+        # true positives, found, wrong, right tags, words
+        self.counts = torch.zeros(5, dtype=torch.long, device=self.device)
+        self.samples: list[str] = []
+
+    def update(self, outputs: Any, batch: dict) -> None:
+        labels = batch["labels"]
+        is_word = labels != -100
+        found = outputs.detect_logits.argmax(-1)[is_word] == 1
+        wrong = labels[is_word] > 0
+        right = outputs.tag_logits.argmax(-1)[is_word] == labels[is_word]
+        sums = [(found & wrong).sum(), found.sum(), wrong.sum(), right.sum(), is_word.sum()]
+        self.counts += torch.stack(sums)
+        if not self.samples:
+            marks = (outputs.detect_logits.argmax(-1) == 1)[0][is_word[0]].tolist()
+            pairs = zip(batch["words"][0], marks, strict=False)  # a long sentence was cut
+            self.samples.append(" ".join(f"*{word}*" if mark else word for word, mark in pairs))
+
+    def compute(self, loss: float) -> dict[str, float]:
+        # Each rank has seen its share of the examples: the sums are reduced, then divided.
+        hits, found, wrong, right, words = reduce(self.counts, "sum").tolist()
+        return {
+            "detection_f05": 1.25 * hits / max(1, found + 0.25 * wrong),
+            "tag_accuracy": right / max(1, words),
+        }
+
+    def save(self, folder: Path) -> None:
+        """Write samples.txt after each validation: a sentence with the errors that were found."""
+        (folder / "samples.txt").write_text("\n".join(self.samples) + "\n", encoding="utf-8")

@@ -1,0 +1,63 @@
+"""Train the project around this process, with and without a SIGKILL on the way, and compare.
+
+To be run in the folder of a project: python kill_and_resume.py PROCESSES [arguments of train.py]
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+from functools import partial
+from pathlib import Path
+
+sys.path[:0] = [str(Path.cwd()), str(Path.cwd() / "tests")]
+
+from helpers.assertions import (  # noqa: E402
+    assert_bit_identical,
+    assert_equal_tensors,
+    read_weights,
+)
+from helpers.processes import Launch  # noqa: E402
+from helpers.seams import signals_before_step  # noqa: E402
+from model.modeling import Model  # noqa: E402
+
+KILLED_AT = 7  # optimizer steps; last/ has been saved at the sixth
+
+
+def train(outdir: Path, processes: int, *arguments: str) -> None:
+    command = [*arguments, "--outdir", str(outdir), "--save_steps", "2"]
+    print(Launch(command, outdir.with_suffix(".full"), processes).expect())
+
+
+def train_with_kill(outdir: Path, processes: int, *arguments: str) -> None:
+    """Kill the last rank inside an epoch, and the others with it; resume."""
+    command = [*arguments, "--outdir", str(outdir), "--save_steps", "2"]
+    death = partial(signals_before_step, [signal.SIGKILL], processes - 1, KILLED_AT)
+    launch = Launch(command, outdir.with_suffix(".killed"), processes, patch=death)
+    launch.processes[-1].join(120)
+    launch.kill()
+    assert launch.processes[-1].exitcode == -signal.SIGKILL, launch.output(processes - 1)
+    resumed = Launch(
+        ["--outdir", str(outdir), "--restore_dir", "auto"],
+        outdir.with_suffix(".resumed"),
+        processes,
+    )
+    assert f"; {KILLED_AT - 1} of " in resumed.expect()
+
+
+def main() -> None:
+    processes = int(sys.argv[1])
+    arguments = sys.argv[2:]
+    folder = Path("runs").resolve()
+    folder.mkdir(exist_ok=True)
+    whole = folder / f"whole-{processes}"
+    killed = folder / f"killed-{processes}"
+    train(whole, processes, *arguments)
+    train_with_kill(killed, processes, *arguments)
+    assert_bit_identical(killed, whole)
+    Model.from_pretrained(whole / "best").save_pretrained(folder / "again")
+    assert_equal_tensors(read_weights(folder / "again"), read_weights(whole / "best"))
+
+
+if __name__ == "__main__":
+    main()
