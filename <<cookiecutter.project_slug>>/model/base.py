@@ -1,11 +1,8 @@
 """A model around one model of transformers, saved as that model wherever that is exact."""
 
 import copy
-<<<<<<< HEAD
 import hashlib
-=======
 import inspect
->>>>>>> recipes
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -255,18 +252,10 @@ class Wrapper(PreTrainedModel):
         """
         name = type(self.base_model).__name__
         try:
-<<<<<<< HEAD
             with evaluating(self):
                 reason = self._difference_to_base(self._dummy_batch() if batch is None else batch)
-        except Exception as error:  # of the user's forward, too
-            reason = f"it cannot be compared with {name} ({error!r})"
-=======
-            reason = self._difference_to_base(self._dummy_batch() if batch is None else batch)
         except Exception:  # of the user's forward, or because it returns no logits
             reason = f"its outputs cannot be compared with those of {name}"
-        for module, mode in modes:
-            module.training = mode
->>>>>>> recipes
         self.saves_stock = reason is None
         if reason is None:
             return f"checkpoints are stock {name}: the logits are the same bit for bit"
