@@ -78,7 +78,8 @@ def in_empty_folder(folder: Path, code: str, *arguments: str) -> str:
 
 
 def name_of(checkpoint: Path) -> str:
-    return auto_class(json.loads((checkpoint / "config.json").read_text(encoding="utf-8")))
+    config = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
+    return auto_class(config, Model)
 
 
 def logits_of(model, tokenizer) -> torch.Tensor:
