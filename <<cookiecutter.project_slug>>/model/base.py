@@ -167,7 +167,12 @@ class Wrapper(PreTrainedModel):
 
     @classmethod
     def from_pretrained(
-        cls, pretrained_model_name_or_path, *args, config=None, output_loading_info=False, **kwargs
+        cls,
+        pretrained_model_name_or_path: str | Path,
+        *args: Any,
+        config: PreTrainedConfig | None = None,
+        output_loading_info: bool = False,
+        **kwargs: Any,
     ):
         """Load either form; see `transformers.PreTrainedModel.from_pretrained`."""
         path = os.path.expanduser(pretrained_model_name_or_path)
@@ -203,7 +208,8 @@ class Wrapper(PreTrainedModel):
 
         `from_pretrained` builds on the meta device and would leave them without values.
         """
-        prefix, saved = f"{self.base_model_prefix}.", self.state_dict()
+        prefix = f"{self.base_model_prefix}."
+        saved = self.state_dict()
         buffers = {name: b for name, b in self.named_buffers() if name not in saved}
         if all(name.startswith(prefix) for name in buffers):
             return  # transformers computes those of its own models
@@ -212,7 +218,12 @@ class Wrapper(PreTrainedModel):
         for name, buffer in buffers.items():
             buffer.copy_(computed[name])
 
-    def save_pretrained(self, save_directory, state_dict=None, **kwargs):
+    def save_pretrained(
+        self,
+        save_directory: str | Path,
+        state_dict: dict[str, Tensor] | None = None,
+        **kwargs: Any,
+    ) -> None:
         """Save the stock form or the custom form; see `choose_form`."""
         if self.saves_stock is None:
             self.choose_form()
@@ -262,7 +273,8 @@ class Wrapper(PreTrainedModel):
         return f"checkpoints hold the code of model/: {reason}"
 
     def _difference_to_base(self, batch: dict[str, Tensor]) -> str | None:
-        base, name = self.base_model, type(self.base_model).__name__
+        base = self.base_model
+        name = type(self.base_model).__name__
         own = [k for k in self.state_dict() if not k.startswith(f"{self.base_model_prefix}.")]
         if own:
             return f"{own[0]} is no tensor of {name}"
@@ -301,7 +313,7 @@ class Wrapper(PreTrainedModel):
         return None if base is self else getattr(base, "generation_config", None)
 
     @generation_config.setter
-    def generation_config(self, value) -> None:
+    def generation_config(self, value: GenerationConfig | None) -> None:
         if self.base_model is not self:  # PreTrainedModel sets it before there is a base model
             self.base_model.generation_config = value
 

@@ -32,9 +32,10 @@ def values(examples: ExampleSet) -> list[int]:
 
 @pytest.mark.parametrize("share", [0.1, 0.5])
 def test_every_value_is_on_one_side_in_the_share_asked_for(share):
-    whole = ExampleSet(Numbers(8000))
+    numbers = Numbers(8000)
+    whole = ExampleSet(numbers)
     rest, held_out = hold_out(whole, share, seed=0)
-    assert sorted(values(rest) + values(held_out)) == sorted(whole.dataset.values)
+    assert sorted(values(rest) + values(held_out)) == sorted(numbers.values)
     assert not set(values(rest)) & set(values(held_out))
     # 4000 independent values: four standard deviations
     assert abs(len(held_out) / 8000 - share) < 4 * np.sqrt(share * (1 - share) / 4000)

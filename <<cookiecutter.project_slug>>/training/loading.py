@@ -18,6 +18,7 @@ from transformers.utils import cached_file
 
 from errors import RunError
 
+from .config import RunConfig
 from .contract import Task
 
 TOKENIZER_FILES = (
@@ -145,27 +146,27 @@ def load_model(
     return model
 
 
-def set_up(model: PreTrainedModel, args) -> None:
+def set_up(model: PreTrainedModel, config: RunConfig) -> None:
     """Choose how the model computes: what it computes stays the same.
 
     Raises:
         RunError: the model does not support it.
     """
     device = str(torch.accelerator.current_accelerator() or "cpu")
-    if (name := args.attn_implementation) == "flex_attention" and device in ("cpu", "mps"):
+    if (name := config.attn_implementation) == "flex_attention" and device in ("cpu", "mps"):
         raise RunError(
             f"--attn_implementation {name}: does not support training on {device}; use sdpa"
         )
     try:
         if name is not None:
             model.set_attn_implementation(name)
-        if args.gradient_checkpointing:
+        if config.gradient_checkpointing:
             model.gradient_checkpointing_enable({"use_reentrant": False})
     except (ImportError, ValueError) as error:
-        raise RunError(f"{args.model_id}: {_reason(error)}") from None
-    if args.tf32:
+        raise RunError(f"{config.model_id}: {_reason(error)}") from None
+    if config.tf32:
         torch.set_float32_matmul_precision("high")
-    if args.compile:
+    if config.compile:
         # In place: the names of the weights stay as they are. One graph serves all lengths.
         model.compile(dynamic=True)
 
@@ -251,7 +252,8 @@ def _check_weights(model: PreTrainedModel, info: dict, model_id: str) -> list[st
         RunError: weights of the body are missing.
     """
     base = model.base_model
-    prefix, names = f"{base.base_model_prefix}.", [name for name, _ in base.named_parameters()]
+    prefix = f"{base.base_model_prefix}."
+    names = [name for name, _ in base.named_parameters()]
     if not any(name.startswith(prefix) for name in names):  # T5 has no module of its prefix
         prefix = ""
     head = base.get_output_embeddings() if base.can_generate() else None

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from accelerate.utils import send_to_device
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from errors import RunError
 
@@ -168,7 +168,10 @@ def _check_padding(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> list
 
 
 def _align_decoder_start(
-    model: nn.Module, config, tokenizer: PreTrainedTokenizerBase, batch: dict[str, Any]
+    model: nn.Module,
+    config: PreTrainedConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    batch: dict[str, Any],
 ) -> list[str]:
     settings: Any = model.generation_config
     if config.pad_token_id is None:
@@ -191,7 +194,8 @@ def _align_decoder_start(
     starts = model.shift_right(batch["labels"])[:, 0].unique().tolist()
     if len(starts) > 1 or starts[0] == settings.decoder_start_token_id:
         return []
-    before, settings.decoder_start_token_id = settings.decoder_start_token_id, starts[0]
+    before = settings.decoder_start_token_id
+    settings.decoder_start_token_id = starts[0]
     if before is None and not is_derived:
         return []
     token = tokenizer.convert_ids_to_tokens(starts[0])

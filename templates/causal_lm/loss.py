@@ -1,6 +1,7 @@
 """The loss: cross entropy, per target token of the global batch."""
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -66,9 +67,17 @@ class _LinearLoss(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, hidden, weight, bias, targets, needs_grad):
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        targets: Tensor,
+        needs_grad: bool,
+    ) -> Tensor:
         total = torch.zeros((), device=hidden.device)
-        grad_hidden, grad_weight = torch.zeros_like(hidden), torch.zeros_like(weight)
+        grad_hidden = torch.zeros_like(hidden)
+        grad_weight = torch.zeros_like(weight)
         grad_bias = None if bias is None else torch.zeros_like(bias)
         parts = max(1, math.ceil(len(hidden) * len(weight) / LOGITS_AT_ONCE))
         rows = max(1, math.ceil(len(hidden) / parts))  # all parts are of one size
@@ -93,6 +102,6 @@ class _LinearLoss(torch.autograd.Function):
         return total
 
     @staticmethod
-    def backward(ctx, grad_total):
+    def backward(ctx: Any, grad_total: Tensor) -> tuple[Tensor | None, ...]:
         grads = (None if grad is None else grad * grad_total for grad in ctx.saved_tensors)
         return *grads, None, None

@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -33,7 +34,8 @@ class Scores:
         *,
         max_new_tokens: int = 32,
     ):
-        self.model, self.max_new_tokens = model, max_new_tokens
+        self.model = model
+        self.max_new_tokens = max_new_tokens
         self.generates = max_new_tokens > 0
         self.decode = Decoder(tokenizer, model.generation_config)
         self.positions = getattr(model.config, "max_position_embeddings", math.inf)
@@ -49,7 +51,7 @@ class Scores:
         self.prompts: list[torch.Tensor] = []
         self.samples: list[tuple[str, str]] = []
 
-    def update(self, outputs, batch: dict) -> None:
+    def update(self, outputs: Any, batch: dict[str, Any]) -> None:
         """Add a batch, and the model's outputs for it."""
         missing = slice(SAMPLES - len(self.prompts))
         halves = (batch["labels"][missing] != -100).sum(1).clamp(2, 2 * PROMPT) // 2

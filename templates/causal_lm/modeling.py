@@ -62,7 +62,8 @@ class Model(Wrapper, WrapperGenerationMixin):
         if isinstance(head, LinearHead) and not return_logits:
             outputs = self.lm.base_model(**kwargs)
             loss = head(outputs.last_hidden_state, labels, num_items_in_batch)
-            hidden_states, attentions = outputs.get("hidden_states"), outputs.get("attentions")
+            hidden_states = outputs.get("hidden_states")
+            attentions = outputs.get("attentions")
             return CausalLMOutputWithPast(
                 loss=loss, hidden_states=hidden_states, attentions=attentions
             )
@@ -85,7 +86,8 @@ class Model(Wrapper, WrapperGenerationMixin):
             return
         with torch.device("meta"):
             linear = LinearHead(head.in_features, head.out_features, head.bias is not None)
-        linear.weight, linear.bias = head.weight, head.bias
+        linear.weight = head.weight
+        linear.bias = head.bias
         name = next(name for name, module in self.lm.named_modules() if module is head)
         self.lm.set_submodule(name, linear.train(head.training))
 

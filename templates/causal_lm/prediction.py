@@ -47,7 +47,8 @@ class Predictor:
         schema: dict,
         **options,
     ):
-        self.model, self.tokenizer = model, tokenizer
+        self.model = model
+        self.tokenizer = tokenizer
         self.options = {name: value for name, value in options.items() if value is not None}
         self.columns: list[str] = [
             schema.get("text_column", DATA_OPTIONS["text_column"]["default"])
@@ -95,7 +96,8 @@ class Predictor:
         """Tokenize a text as in training, but without an end mark."""
         ids = self.tokenizer(text, verbose=False).input_ids
         ids = ids[:-1] if self.added_end else ids
-        head, rest = ids[: self.head], ids[self.head :]
+        head = ids[: self.head]
+        rest = ids[self.head :]
         ids = head + rest[max(0, len(ids) - self.room) :]
         return ids or [self.default]
 
@@ -119,7 +121,8 @@ class Predictor:
         """Whether padding on the left leaves the logits of a prompt as they are."""
         options = {"max_new_tokens": 1, "do_sample": False, "num_beams": 1}
         options |= {"output_logits": True, "return_dict_in_generate": True}
-        ids, pads = [1, 2, 1], [self.pad_token_id] * 2
+        ids = [1, 2, 1]
+        pads = [self.pad_token_id] * 2
         alone = self._generate([ids], [[1, 1, 1]], **options).logits[0]
         padded = self._generate([pads + ids], [[0, 0, 1, 1, 1]], **options).logits[0]
         return bool((alone - padded).abs().max() <= TOLERANCE * alone.abs().max())

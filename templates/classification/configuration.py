@@ -5,6 +5,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
+from transformers import PreTrainedTokenizerBase
+
 from .base import WrapperConfig
 
 BASE_MODEL = "<< cookiecutter.base_model >>"
@@ -48,7 +50,7 @@ class ModelConfig(WrapperConfig):
         self.problem_type = problem_type or self.base_config.problem_type or one_value
         self.base_config.problem_type = self.problem_type
 
-    def use_tokenizer(self, tokenizer) -> None:
+    def use_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
         """Take the padding token of the tokenizer if the base model has none.
 
         Decoders classify by the last token that is not padding, so they must recognize it.

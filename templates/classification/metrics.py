@@ -2,6 +2,7 @@
 
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -50,7 +51,8 @@ class Scores:
     def __init__(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, device: torch.device
     ):
-        self.config, self.device = model.config, device
+        self.config = model.config
+        self.device = device
 
     @staticmethod
     def directions(schema: dict) -> dict[str, bool]:
@@ -62,13 +64,15 @@ class Scores:
         metrics = build_metrics(self.config.problem_type, self.config.num_labels)
         self.metrics = metrics.to(self.device)
 
-    def update(self, outputs, batch: dict) -> None:
+    def update(self, outputs: Any, batch: dict[str, Any]) -> None:
         """Add a batch, and the model's outputs for it."""
-        logits, labels = outputs.logits.float(), batch["labels"]
+        logits = outputs.logits.float()
+        labels = batch["labels"]
         if self.config.problem_type == "regression":
             logits = logits.squeeze(-1)
         elif self.config.problem_type == "multi_label_classification":
-            logits, labels = logits.sigmoid(), labels.int()
+            logits = logits.sigmoid()
+            labels = labels.int()
         else:
             logits = logits.argmax(-1)
         self.metrics.update(logits, labels)

@@ -29,11 +29,14 @@ class Predictor:
         max_len: int,
         schema: dict,
     ):
-        self.model, self.tokenizer, self.max_len = model, tokenizer, max_len
+        self.model = model
+        self.tokenizer = tokenizer
+        self.max_len = max_len
         tokenizer.padding_side = tokenizer.truncation_side = "right"
         defaults = {name: option.get("default") for name, option in DATA_OPTIONS.items()}
         columns = {**defaults, **schema}
-        text, pair = columns["text_column"], columns["pair_column"]
+        text = columns["text_column"]
+        pair = columns["pair_column"]
         self.columns: list[str] = [text] if pair is None else [text, pair]
 
     @torch.no_grad()

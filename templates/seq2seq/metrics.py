@@ -1,6 +1,7 @@
 """The scores of a validation."""
 
 from pathlib import Path
+from typing import Any
 
 import sacrebleu
 import torch
@@ -54,7 +55,7 @@ class Scores:
         """Start a validation."""
         self.texts: list[tuple[str, str, str]] = []  # source, target, generated text
 
-    def update(self, outputs, batch: dict) -> None:
+    def update(self, outputs: Any, batch: dict[str, Any]) -> None:
         """Add a batch, and the model's outputs for it."""
         if not self.generates:
             return

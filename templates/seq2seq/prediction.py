@@ -44,7 +44,9 @@ class Predictor:
         schema: dict,
         **options,
     ):
-        self.model, self.tokenizer, self.max_len = model, tokenizer, max_len
+        self.model = model
+        self.tokenizer = tokenizer
+        self.max_len = max_len
         self.options = {name: value for name, value in options.items() if value is not None}
         default = DATA_OPTIONS["source_column"]["default"]
         self.columns: list[str] = [schema.get("source_column", default)]
