@@ -121,9 +121,11 @@ def _repoint(name: Path, version: Path) -> None:
             raise
         _replace_by_copy(name, version)
     else:
+        copied = version.parent / f"{name.name}.copied.tmp"
         if name.is_dir() and not name.is_symlink():  # a copy made by `cp -rL`, or by this function
-            os.rename(name, version.parent / f"{name.name}.copied.tmp")
+            os.rename(name, copied)
         os.replace(temporary, name)
+        shutil.rmtree(copied, ignore_errors=True)
     _flush(name.parent)
 
 
