@@ -41,6 +41,8 @@ class TaskDataset(Protocol):
             `ModelConfig` accepts are passed to it. Default: empty.
         fingerprint: Integer that differs when the data differ. Default: a hash of up to 256
             examples.
+        checksums: Checksum of the content of each example, shape (n,), by which examples are held
+            out for validation. Default: computed from the examples.
         collate(examples): Batch a list of examples. Default: torch's `default_collate`.
         describe(): Lines that `--dry_run` prints about the data. Default: keys and shapes.
     """

@@ -2,7 +2,7 @@
 
 import zlib
 from bisect import bisect_right
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, MutableMapping
 from contextlib import nullcontext
 from itertools import accumulate
 from pathlib import Path
@@ -49,6 +49,25 @@ def tokenize(
             cache_file_name=str(path),
             new_fingerprint=key,
         )
+
+
+def fill_empty(tokens: MutableMapping[str, list], tokenizer: PreTrainedTokenizerBase) -> None:
+    """Give each text without tokens one special token, so that no example has length 0.
+
+    An empty text has none where the tokenizer adds no special tokens, as that of GPT-2.
+
+    Args:
+        tokens: What the tokenizer returned for a list of texts; changed in place.
+    """
+    ids = (tokenizer.eos_token_id, tokenizer.bos_token_id, tokenizer.unk_token_id)
+    filler = next((token for token in ids if token is not None), None)
+    if filler is None:
+        return
+    values = {"input_ids": filler, "attention_mask": 1, "token_type_ids": 0}
+    for row, present in enumerate(tokens["input_ids"]):
+        if not present:
+            for name in tokens:
+                tokens[name][row] = [values[name]]
 
 
 def _rows(columns: dict[str, list]) -> Iterator[tuple]:

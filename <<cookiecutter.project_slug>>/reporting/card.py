@@ -110,6 +110,8 @@ def _is_finite(value: Any) -> bool:
 
 
 def _names(source: str | list[str] | None) -> str:
+    if source is None:
+        return "a held-out part of it"
     parts = [source] if isinstance(source, str) else source or []
     return ", ".join(Path(part).name for part in parts)
 

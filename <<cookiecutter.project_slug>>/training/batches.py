@@ -6,7 +6,7 @@ target items of the whole step.
 """
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import islice, tee
 
@@ -155,7 +155,7 @@ class Batches:
         """Steps in an epoch."""
         return math.ceil(len(self.examples) / self.global_batch_size)
 
-    def steps(self, epoch: int = 0, start: int = 0) -> Iterator[Step]:
+    def steps(self, epoch: int = 0, start: int = 0) -> Generator[Step, None, None]:
         """Yield the steps of an epoch from the example `start` on; skipped ones cost nothing."""
         plans, ahead = tee(self._plan(epoch, start))
         self._order.micro_batches = (micro for step in ahead for micro in step.micro_batches)

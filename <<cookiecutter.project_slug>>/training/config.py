@@ -69,8 +69,11 @@ class RunConfig:
     """
 
     train_input: str | list[str] = option("data/train.jsonl", "training data", group=DATA, **FILES)
-    valid_input: str | list[str] = option(
+    valid_input: str | list[str] | None = option(
         "data/valid.jsonl", "validation data", group=DATA, **FILES
+    )
+    valid_size: float = option(
+        0.1, "share of --train_input to validate on without --valid_input", group=DATA, at_least=0
     )
     model_id: str = option("tiny", "base model: Hub id or folder", group=DATA)
     max_len: int = option(
@@ -215,7 +218,7 @@ class RunConfig:
             if "epochs" in given and "max_steps" not in given and saved.get("max_steps"):
                 notes.append(f"--max_steps {saved.pop('max_steps')} does not apply any more")
         elif "train_input" in given and "valid_input" not in given:
-            raise RunError("--train_input without --valid_input: expected validation data, too")
+            saved["valid_input"] = None
         values = {**defaults, **saved, **given}
         values["restore_dir"] = None if checkpoint is None else str(checkpoint)
         config = cls(resumed=resumed, **_by_field(values, task))
@@ -249,6 +252,8 @@ class RunConfig:
                 f"--files_per_epoch {self.files_per_epoch}: expected --max_steps, too, since the "
                 "number of steps in an epoch is known only when its files have been read"
             )
+        if self.files_per_epoch is not None and self.valid_input is None:
+            raise RunError(f"--files_per_epoch {self.files_per_epoch}: expected --valid_input, too")
         if self.push_to_hub is not None:
             try:
                 validate_repo_id(self.push_to_hub)

@@ -80,7 +80,7 @@ class ExampleSet:
         Raises:
             RunError: They cannot be stacked, or the result is no dict.
         """
-        examples = self._fetch(indices)
+        examples = self.fetch(indices)
         try:
             batch = self.collate(examples)
         except (RuntimeError, TypeError, ValueError, KeyError) as error:
@@ -105,7 +105,8 @@ class ExampleSet:
             shape = tuple(value.shape) if isinstance(value, torch.Tensor) else type(value).__name__
             yield f"  {key}: {shape}"
 
-    def _fetch(self, indices: list[int]) -> list[Any]:
+    def fetch(self, indices: list[int]) -> list[Any]:
+        """Return examples of the data set."""
         fetch = getattr(self.dataset, "__getitems__", None)
         return fetch(indices) if fetch else [self.dataset[index] for index in indices]
 
@@ -123,8 +124,7 @@ class ExampleSet:
     def _hash_sample(self) -> int:
         digest = zlib.crc32(np.ascontiguousarray(self.num_items, dtype=np.int64).tobytes())
         for index in np.linspace(0, len(self) - 1, min(SAMPLED, len(self))).astype(int):
-            for part in _leaves(self.dataset[int(index)]):
-                digest = zlib.crc32(part, digest)
+            digest = hash_example(self.dataset[int(index)], digest)
         return digest
 
 
@@ -220,6 +220,13 @@ class Task:
 def model_inputs(batch: dict[str, Any]) -> dict[str, Any]:
     """Return the part of a batch that `forward` takes: what holds tensors."""
     return {key: value for key, value in batch.items() if _holds_tensor(value)}
+
+
+def hash_example(example: Any, start: int = 0) -> int:
+    """Return a checksum of everything in an example."""
+    for part in _leaves(example):
+        start = zlib.crc32(part, start)
+    return start
 
 
 def _optional(name: str) -> Any:

@@ -18,6 +18,7 @@ from .batches import Batches
 from .config import RunConfig
 from .contract import ExampleSet
 from .distributed import RankGroup
+from .hold_out import hold_out
 
 
 class TrainData:
@@ -33,6 +34,7 @@ class TrainData:
 
     Attributes:
         examples: Those of the current epoch.
+        held_out: Those that are held out for validation, if no other data are given for it.
     """
 
     def __init__(
@@ -50,6 +52,7 @@ class TrainData:
         self._folder = Path(datasets.config.HF_DATASETS_CACHE, "epochs", f"{run:08x}")
         self._schema: dict = {} if config.resumed is None else config.resumed.schema
         self._batches: Batches | None = None
+        self.held_out: ExampleSet | None = None
         epoch = 0 if config.resumed is None else config.resumed.state.current_epoch
         self.examples = self._open(epoch)
 
@@ -82,7 +85,7 @@ class TrainData:
         self._opened = epoch
         with self._group.in_agreement(), self._group.local_main_first():
             if count is None:
-                examples = self._read(source, self._schema)
+                examples = self._hold_out(self._read(source, self._schema))
             else:
                 folder = self._folder / str(epoch)
                 if self._group.is_local_main:
@@ -92,6 +95,13 @@ class TrainData:
                     examples = self._read(files, self._schema)
         self._schema = examples.schema
         return examples
+
+    def _hold_out(self, examples: ExampleSet) -> ExampleSet:
+        if self._config.valid_input is not None:
+            return examples
+        size = self._config.valid_size
+        rest, self.held_out = hold_out(examples, size, self._config.seed)
+        return rest
 
     def _files(self, epoch: int, count: int) -> list[str]:
         parts = list_files(self._config.train_input)

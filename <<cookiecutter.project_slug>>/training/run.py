@@ -172,7 +172,12 @@ class _Opening:
         unused = self.unused_parameters(model)
         model, optimizer = strategy.prepare(model, optimizer, unused)
         checkpoints = Checkpointer(
-            self.accelerator, self.group, strategy, self.tokenizer, self.about()
+            self.accelerator,
+            self.group,
+            strategy,
+            self.tokenizer,
+            outdir=Path(self.config.outdir),
+            about=self.about,
         )
         if self.config.restore_dir is not None:
             checkpoints.load(Path(self.config.restore_dir), model, optimizer, state)
@@ -210,7 +215,14 @@ class _Opening:
         self.train_data = TrainData(config, self.accelerator, self.group, self._read)
         schema = self.train_data.examples.schema
         with self.group.in_agreement(), self.group.local_main_first():
-            self.valid_examples = self._read(config.valid_input, schema)
+            self.valid_examples = self.train_data.held_out or self._read(
+                config.valid_input or config.train_input, schema
+            )
+        if config.valid_input is None:
+            self.notes.append(
+                f"no --valid_input: {len(self.valid_examples):,} examples of --train_input are "
+                f"held out (--valid_size {config.valid_size})"
+            )
         self.group.expect_equal(
             {
                 "content hash of --train_input": self.train_data.examples.fingerprint,

@@ -45,7 +45,7 @@ class ModelConfig(WrapperConfig):
             self.base_config.label2id = {name: index for index, name in enumerate(labels)}
             self.label2id = self.base_config.label2id
         one_value = "regression" if self.num_labels == 1 else "single_label_classification"
-        self.problem_type = problem_type or self.problem_type or one_value
+        self.problem_type = problem_type or self.base_config.problem_type or one_value
         self.base_config.problem_type = self.problem_type
 
     def use_tokenizer(self, tokenizer) -> None:

@@ -15,7 +15,7 @@ from reading.examples import describe_counts, describe_examples
 from reading.locate import locate_row, locate_value
 from reading.sources import Source
 from reading.tables import distinct, read_table
-from reading.tokens import CHECKSUM, column, fingerprint, pad, tokenize
+from reading.tokens import CHECKSUM, column, fill_empty, fingerprint, pad, tokenize
 
 from .configuration import BASE_MODEL, label_encoder, problem_of
 
@@ -35,6 +35,7 @@ class Dataset(torch.utils.data.Dataset):
         num_items: Label items of each example, shape (n,); the loss is averaged over these.
         schema: How the file was read: arguments with which `generate_dataset` reads another file
             in the same way. `ModelConfig` takes the labels from it.
+        checksums: Checksum of each example, shape (n,); by these, examples are held out.
         fingerprint: Hash of the tokens and labels, the same on every machine.
     """
 
@@ -46,6 +47,7 @@ class Dataset(torch.utils.data.Dataset):
         self.num_items = np.broadcast_to(np.int64(1), len(rows))
         self.schema = schema
         self.fingerprint = fingerprint(rows)
+        self.checksums = rows.data.column(CHECKSUM).to_numpy()
         self.tokenizer = tokenizer
 
     def __len__(self) -> int:
@@ -171,6 +173,7 @@ def generate_dataset(
         types = None if pair_column else False  # None: those of the tokenizer, if it has any
         cut = {"truncation": True, "max_length": max_len, "return_attention_mask": False}
         tokens = tokenizer(*(batch[n] for n in texts), **cut, return_token_type_ids=types)
+        fill_empty(tokens, tokenizer)
         labels = [encode_label(label) for label in batch[label_column]]
         return {**tokens, "labels": labels, "length": [len(ids) for ids in tokens["input_ids"]]}
 

@@ -3,6 +3,8 @@
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from reading.tokens import fill_empty
+
 from .dataset import OPTIONS as DATA_OPTIONS
 
 # Arguments of Predictor that predict.py offers on its command line.
@@ -41,9 +43,9 @@ class Predictor:
         With several labels per example, the prediction is the list of labels above 0.5; in
         regression it is a number, without scores.
         """
-        inputs = self.tokenizer(
-            texts, truncation=True, max_length=self.max_len, padding=True, return_tensors="pt"
-        ).to(self.model.device)
+        tokens = self.tokenizer(texts, truncation=True, max_length=self.max_len)
+        fill_empty(tokens, self.tokenizer)
+        inputs = self.tokenizer.pad(tokens, return_tensors="pt").to(self.model.device)
         if len(self.columns) == 1:  # as in training: only pairs have types
             inputs.pop("token_type_ids", None)
         logits = self.model(**inputs).logits.float()

@@ -13,7 +13,7 @@ from reading.examples import describe_examples
 from reading.locate import locate_row
 from reading.sources import Source
 from reading.tables import read_table
-from reading.tokens import column, fingerprint, pad, tokenize
+from reading.tokens import CHECKSUM, column, fill_empty, fingerprint, pad, tokenize
 
 from .configuration import BASE_MODEL
 
@@ -34,6 +34,7 @@ class Dataset(torch.utils.data.Dataset):
         num_items: Target tokens of each example, shape (n,); the loss is averaged over these.
         schema: How the file was read: arguments with which `generate_dataset` reads another file
             in the same way.
+        checksums: Checksum of each example, shape (n,); by these, examples are held out.
         fingerprint: Hash of the tokens, the same on every machine.
     """
 
@@ -57,6 +58,7 @@ class Dataset(torch.utils.data.Dataset):
         }
         self.schema = schema
         self.fingerprint = fingerprint(rows)
+        self.checksums = rows.data.column(CHECKSUM).to_numpy()
         self.tokenizer = tokenizer
 
     def __len__(self) -> int:
@@ -126,7 +128,9 @@ def generate_dataset(
 
     def encode(batch: dict[str, list]) -> dict[str, list]:
         cut = {"truncation": True, "max_length": max_len}
-        sources = tokenizer(batch[source_column], **cut)["input_ids"]
+        inputs = tokenizer(batch[source_column], **cut)
+        fill_empty(inputs, tokenizer)
+        sources = inputs["input_ids"]
         targets = tokenizer(text_target=batch[target_column], **cut)["input_ids"]
         # Without an end-of-sequence token in the targets, the model would never learn to stop.
         targets = [ids if end in ids[-2:] else [*ids[: max_len - 1], end] for ids in targets]

@@ -4,7 +4,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from reading.decoding import Decoder
-from reading.tokens import pad
+from reading.tokens import fill_empty, pad
 
 from .dataset import OPTIONS as DATA_OPTIONS
 
@@ -57,8 +57,9 @@ class Predictor:
 
     def __call__(self, texts: list) -> list[dict]:
         """Return the `prediction` for each source."""
-        rows = self.tokenizer(texts, truncation=True, max_length=self.max_len).input_ids
-        examples = [{"input_ids": torch.tensor(ids)} for ids in rows]
+        tokens = self.tokenizer(texts, truncation=True, max_length=self.max_len)
+        fill_empty(tokens, self.tokenizer)
+        examples = [{"input_ids": torch.tensor(ids)} for ids in tokens["input_ids"]]
         # Padded as in training, where the tokenizer may have no padding token.
         input_ids, mask = pad(examples, "input_ids", self.tokenizer.pad_token_id or 0)
         outputs = self.model.generate(

@@ -1,0 +1,73 @@
+"""Hold out a part of the training data for validation, where no other data are given."""
+
+import zlib
+from typing import Any
+
+import numpy as np
+import torch
+
+from errors import RunError
+
+from .contract import ExampleSet, hash_example
+
+
+class Part(torch.utils.data.Dataset):
+    """Some examples of a data set, with the attributes of a `TaskDataset`."""
+
+    def __init__(self, whole: ExampleSet, indices: np.ndarray):
+        self._whole = whole
+        self._indices = indices
+        self.schema = whole.schema
+        self.collate = whole.collate
+        self.describe = whole.describe
+        self.sort_keys = whole.sort_keys[indices]
+        self.fingerprint = zlib.crc32(indices.astype("<i8").tobytes(), whole.fingerprint)
+        if whole.has_lengths:
+            self.lengths = whole.lengths[indices]
+        if whole.has_num_items:
+            self.num_items = whole.num_items[indices]
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: list[int]) -> list[dict[str, Any]]:
+        return self._whole.fetch(self._indices[indices].tolist())
+
+
+def hold_out(examples: ExampleSet, share: float, seed: int) -> tuple[ExampleSet, ExampleSet]:
+    """Split examples by a hash of their content and the seed.
+
+    The split is the same on every machine and after a resume, and equal examples are on one side.
+
+    Args:
+        share: Expected share of the second part.
+
+    Raises:
+        RunError: One of the two parts is empty.
+    """
+    checksums = getattr(examples.dataset, "checksums", None)
+    if checksums is None:
+        checksums = [hash_example(examples.dataset[index]) for index in range(len(examples))]
+    is_held_out = _uniform(np.asarray(checksums), seed) < share
+    parts = []
+    for chosen in (~is_held_out, is_held_out):
+        indices = np.flatnonzero(chosen)
+        if len(indices) == 0:
+            raise RunError(
+                f"--valid_size {share} of {len(examples)} examples leaves a part empty; expected "
+                "--valid_input, or another size"
+            )
+        parts.append(ExampleSet(Part(examples, indices), examples.is_divisible))
+    return parts[0], parts[1]
+
+
+def _uniform(checksums: np.ndarray, seed: int) -> np.ndarray:
+    """Map checksums to numbers in [0, 1) by the mixing function of SplitMix64 (Steele, 2014)."""
+    with np.errstate(over="ignore"):
+        mixed = checksums.astype(np.uint64) + np.uint64(seed + 1) * np.uint64(0x9E3779B97F4A7C15)
+        mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        return (mixed ^ (mixed >> np.uint64(31))) / np.float64(2**64)
