@@ -54,6 +54,8 @@ class Model(Model):
 
 
 import torch
+
+pytestmark = pytest.mark.proof
 Model.register_for_auto_class(AUTO)
 """
 
