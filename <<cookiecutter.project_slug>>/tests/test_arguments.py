@@ -84,3 +84,14 @@ def test_arguments_of_a_checkpoint_are_kept_unless_given_again(arguments, tmp_pa
     shown = capsys.readouterr().out
     assert "--max_steps is now 2; it was 1" in shown
     assert "--logging_steps is now 1; it was 10" in shown
+
+
+@pytest.mark.proof
+def test_max_len_beyond_the_positions_of_the_model_is_refused(arguments, tmp_path):
+    try:
+        train.main([*arguments, "--max_len", "9999", "--max_steps", "1"])
+    except RunError as error:
+        assert str(error).startswith("--max_len 9999: ")
+        assert not (tmp_path / "run").exists()
+    else:
+        pytest.skip("this model computes its positions")

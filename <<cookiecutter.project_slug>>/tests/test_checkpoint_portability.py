@@ -16,6 +16,8 @@ from model.dataset import generate_dataset
 from model.modeling import Model
 from training.loading import load_model
 
+pytestmark = pytest.mark.proof
+
 BASE_TYPE = json.loads((ROOT / "tiny" / "config.json").read_text("utf-8"))["model_type"]
 OPEN = """
 import json, sys

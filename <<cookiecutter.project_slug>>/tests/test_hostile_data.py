@@ -13,6 +13,8 @@ from model.configuration import ModelConfig
 from model.dataset import OPTIONS, generate_dataset
 from model.modeling import Model
 
+pytestmark = pytest.mark.proof
+
 NAMES = [
     option["default"]
     for name, option in OPTIONS.items()

@@ -118,6 +118,7 @@ def test_a_cell_may_hold_a_whole_document(tokenizer, tmp_path):
     assert len(generate_dataset(tmp_path / "long.csv", tokenizer)) >= 2
 
 
+@pytest.mark.proof
 def test_tokens_are_found_again_by_another_process(sample):
     code = (
         "import sys; from model.dataset import generate_dataset as g; "
@@ -175,6 +176,7 @@ def test_a_run_is_not_overwritten(arguments, tmp_path):
     assert (tmp_path / "run" / "last" / "training_state.json").read_bytes() == before
 
 
+@pytest.mark.proof
 def test_the_exit_code_is_2_and_the_sentence_stands_alone(tmp_path):
     paths = [
         "--train_input",

@@ -67,6 +67,7 @@ def test_least_contract_resumes_bit_identically_after_sigkill(
     assert_bit_identical(tmp_path / "run", tmp_path / "whole")
 
 
+@pytest.mark.proof
 def test_predict_without_a_predictor_is_refused(least_arguments, tmp_path):
     with LEAST():
         train.main(least_arguments)

@@ -358,6 +358,7 @@ def test_tokens_follow_the_state_of_the_tokenizer(rows):
     assert before.fingerprint != after.fingerprint
 
 
+@pytest.mark.proof
 def test_an_edited_helper_makes_new_tokens(rows, tmp_path):
     project = tmp_path / "project"
     for name in ("model", "reading", "tiny", "errors.py"):

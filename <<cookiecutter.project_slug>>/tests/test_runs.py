@@ -113,8 +113,8 @@ def test_nan_loss_is_never_the_best():
 
 
 @pytest.mark.proof
-def test_loader_workers_change_no_bit(arguments, tmp_path, uninterrupted):
-    train.main([*arguments, "--num_workers", "2"])
+def test_loader_workers_change_no_bit_and_end_with_the_run(arguments, tmp_path, uninterrupted):
+    Launch([*arguments, "--num_workers", "2"], tmp_path / "output").expect()
     expected = read_result(uninterrupted(arguments))
     assert_equal_tensors(read_result(tmp_path / "run").weights, expected.weights)
 

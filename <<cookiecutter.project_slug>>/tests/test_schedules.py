@@ -31,7 +31,7 @@ def test_schedule_is_finite_at_every_step_or_refused(name):
                     assert 0 <= rate <= lr * 1.0001, (total, warmup, lr, step)
                     optimizer.step()
                     scheduler.step()
-    assert accepted > 40
+    assert accepted > 20  # polynomial refuses rates below its end
 
 
 @pytest.mark.proof

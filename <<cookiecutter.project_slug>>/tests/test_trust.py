@@ -14,6 +14,8 @@ from conftest import ROOT
 from errors import RunError
 from training import atomic
 
+pytestmark = pytest.mark.proof
+
 # Read when a run goes on: each has to be what it says it is.
 READ = [
     "config.json",

@@ -121,9 +121,11 @@ def _repoint(name: Path, version: Path) -> None:
             raise
         _replace_by_copy(name, version)
     else:
+        copied = version.parent / f"{name.name}.copied.tmp"
         if name.is_dir() and not name.is_symlink():  # a copy made by `cp -rL`, or by this function
-            os.rename(name, version.parent / f"{name.name}.copied.tmp")
+            os.rename(name, copied)
         os.replace(temporary, name)
+        shutil.rmtree(copied, ignore_errors=True)
     _flush(name.parent)
 
 
@@ -163,12 +165,21 @@ def _seal(folder: Path) -> None:
 
 
 def clean(outdir: Path) -> None:
-    """Remove what a killed save has left behind."""
-    for leftover in [*(outdir / STORE).glob("*.tmp"), *(outdir / STORE).glob("*.link")]:
+    """Remove what a killed save has left behind, and restore names that lead to nothing.
+
+    A name is missing where links were not copied with the rest, and for a moment where a file
+    system has none.
+    """
+    store = outdir / STORE
+    for leftover in [*store.glob("*.tmp"), *store.glob("*.link")]:
         if leftover.is_symlink():
             leftover.unlink()
         else:
             shutil.rmtree(leftover)
+    for name in {path.stem for path in store.glob("*.*")}:
+        versions = [path for _, path in _versions(outdir / name) if find_fault(path) is None]
+        if versions and not (outdir / name).exists():
+            _repoint(outdir / name, versions[-1])
 
 
 def is_published(folder: Path) -> bool:

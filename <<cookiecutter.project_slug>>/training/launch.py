@@ -34,9 +34,10 @@ def start(project_dir: str | None = None, report_to: list[str] | None = None) ->
     """
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
+    _check_fsdp_version()
     try:
         accelerator = Accelerator(log_with=report_to or None, project_dir=project_dir)
-    except (ImportError, ValueError) as error:
+    except (ImportError, RuntimeError, ValueError) as error:
         raise RunError(f"Accelerate cannot start: {_first_line(error)}") from None
     # Under ZeRO-3 transformers would build sharded models, into which weights cannot be loaded.
     unset_hf_deepspeed_config()
@@ -70,6 +71,14 @@ def run(main: Callable[[], None]) -> int:
     return code
 
 
+def _check_fsdp_version() -> None:
+    """Refuse FSDP 1, also where Accelerate itself would fail with it, as on a CPU."""
+    is_fsdp = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
+    version = os.environ.get("FSDP_VERSION", "1")  # files of older versions do not have it
+    if is_fsdp and version != "2":
+        raise RunError(f"fsdp_version {version}: expected `fsdp_version: 2`")
+
+
 def _check_processes(accelerator: Accelerator) -> None:
     requested = requested_processes()
     if requested != accelerator.num_processes:
@@ -99,10 +108,6 @@ def _check_settings(accelerator: Accelerator) -> None:
     is_deepspeed = accelerator.distributed_type == DistributedType.DEEPSPEED
     if word != "no" and not accelerator.native_amp and not is_deepspeed:
         raise RunError(f"mixed_precision {word}: not available on {accelerator.device.type}")
-    if accelerator.distributed_type == DistributedType.FSDP:
-        version = accelerator.state.fsdp_plugin.fsdp_version
-        if version != 2:
-            raise RunError(f"fsdp_version {version}: expected `fsdp_version: 2`")
 
 
 def _first_line(error: Exception) -> str:

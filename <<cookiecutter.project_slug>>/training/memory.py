@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import send_to_device
-from accelerate.utils.memory import should_reduce_batch_size
+from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 
 from errors import RunError
 
@@ -69,5 +69,5 @@ def _fits(
     for buffer, before in buffers:
         buffer.copy_(before)
     bare.zero_grad()
-    torch.accelerator.empty_cache()
+    clear_device_cache()
     return fits

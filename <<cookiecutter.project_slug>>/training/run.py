@@ -32,7 +32,7 @@ from .memory import largest_batch_size
 from .model_check import check_model, unused_parameters
 from .optimization import GradientGuard, build_optimizer, build_scheduler, fast_forward
 from .randomness import seed_all
-from .signals import StopSignals
+from .signals import StopSignals, ended_children
 from .start_check import check_contract
 from .state import TrainState
 from .strategy import Strategy
@@ -81,15 +81,11 @@ def open_run(task: Task, argv: list[str]) -> Iterator[Run]:
         RunError, DataError: Something cannot be done as asked; no step has been done.
     """
     config, notes, accelerator, group = _join(task, argv)
-    with lock_folder(group, Path(config.outdir)):
+    with ended_children(), lock_folder(group, Path(config.outdir)):
         _check_unchanged(group, task, argv, config)
         run = _Opening(task, config, accelerator, group, notes).open()
-        try:
-            with run.signals:
-                yield run
-        finally:
-            run.train_data.close_batches()
-            run.valid_batches.close()
+        with run.signals:
+            yield run
         run.train_data.remove_files()
 
 

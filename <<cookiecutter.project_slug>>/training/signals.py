@@ -1,5 +1,6 @@
 """Graceful shutdown: after a signal to any rank, all ranks stop after the same step."""
 
+import multiprocessing
 import os
 import signal
 import threading
@@ -93,3 +94,19 @@ def blocked_signals() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
+def ended_children() -> Iterator[None]:
+    """Kill the child processes that are started in this block and still run at its end.
+
+    Loader processes never see SIGTERM, with which Python ends its children before it waits for
+    them at exit.
+    """
+    before = set(multiprocessing.active_children())
+    try:
+        yield
+    finally:
+        for child in set(multiprocessing.active_children()) - before:
+            child.kill()
+            child.join()
