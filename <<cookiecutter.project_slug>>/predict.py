@@ -12,13 +12,14 @@ import sys
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 from tqdm import tqdm
 
-from errors import RunError
+from errors import DataError, RunError
 from model.interface import TaskPredictor
 from reading.tables import read_table
 from training.atomic import saving, write_file
@@ -93,6 +94,26 @@ def load_predictor(task: Task, args: argparse.Namespace, accelerator: Accelerato
     return predictor
 
 
+def read_rows(
+    predictor: TaskPredictor, source: str | list[str], columns: list[str]
+) -> list[dict[str, Any]]:
+    """Read the columns of a file by `Predictor.read` if there is one, otherwise as text.
+
+    Raises:
+        DataError: The file cannot be read, or has no such column.
+    """
+    read = getattr(predictor, "read", None)
+    if read is None:
+        lists = columns if getattr(predictor, "takes_lists", False) else []
+        return read_table(source, columns, lists).to_list()
+    try:
+        return [{name: row[name] for name in columns} for row in read(source)]
+    except OSError as error:
+        raise DataError(f"{source}: cannot be read ({error})") from None
+    except KeyError as error:
+        raise DataError(f"{source}: a row without {error}; expected {columns}") from None
+
+
 def predict(
     accelerator: Accelerator, predictor: TaskPredictor, texts: list, batch_size: int
 ) -> list[dict]:
@@ -137,14 +158,15 @@ def main(argv: list[str] | None = None) -> None:
     if args.input is None and accelerator.num_processes > 1:
         raise RunError("several processes: expected a file to share, by --input")
     predictor = load_predictor(task, args, accelerator)
+    if args.input is None and hasattr(predictor, "read"):
+        raise RunError("model/prediction.py: Predictor.read reads files; expected --input")
     if args.input is None:
         converse(predictor, standard_input())
         return
     columns = args.column or predictor.columns
     if len(columns) != len(predictor.columns):
         raise RunError(f"--column {' '.join(columns)}: expected {len(predictor.columns)} column(s)")
-    lists = columns if getattr(predictor, "takes_lists", False) else []
-    rows = read_table(args.input, columns, lists).to_list()
+    rows = read_rows(predictor, args.input, columns)
     texts = [list(row.values()) if len(row) > 1 else row[columns[0]] for row in rows]
     predictions = predict(accelerator, predictor, texts, args.batch_size)
     if accelerator.is_main_process:
