@@ -9,10 +9,10 @@ import argparse
 import io
 import json
 import sys
-from collections.abc import Iterable
+import zlib
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from accelerate import Accelerator
@@ -24,6 +24,7 @@ from model.interface import TaskPredictor
 from reading.tables import read_table
 from training.atomic import saving, write_file
 from training.contract import Task
+from training.distributed import RankGroup
 from training.help import HelpFormatter, OneOrMore
 from training.launch import run, start
 from training.loading import load_model, load_tokenizer
@@ -94,18 +95,28 @@ def load_predictor(task: Task, args: argparse.Namespace, accelerator: Accelerato
     return predictor
 
 
-def read_rows(
-    predictor: TaskPredictor, source: str | list[str], columns: list[str]
-) -> list[dict[str, Any]]:
-    """Read the columns of a file by `Predictor.read` if there is one, otherwise as text.
+def read_rows(args: argparse.Namespace, predictor: TaskPredictor) -> tuple[list[dict], list]:
+    """Read the input: by `Predictor.read` if there is one, otherwise as text.
+
+    Returns:
+        Its rows, and for each one what the predictor takes.
 
     Raises:
+        RunError: There are not as many columns as the predictor takes.
         DataError: The file cannot be read, or has no such column.
     """
-    read = getattr(predictor, "read", None)
-    if read is None:
+    columns = args.column or predictor.columns
+    if len(columns) != len(predictor.columns):
+        raise RunError(f"--column {' '.join(columns)}: expected {len(predictor.columns)} column(s)")
+    if hasattr(predictor, "read"):
+        rows = _read_by(predictor.read, args.input, columns)
+    else:
         lists = columns if getattr(predictor, "takes_lists", False) else []
-        return read_table(source, columns, lists).to_list()
+        rows = read_table(args.input, columns, lists).to_list()
+    return rows, [list(row.values()) if len(row) > 1 else row[columns[0]] for row in rows]
+
+
+def _read_by(read: Callable, source: str | list[str], columns: list[str]) -> list[dict]:
     try:
         return [{name: row[name] for name in columns} for row in read(source)]
     except OSError as error:
@@ -157,17 +168,19 @@ def main(argv: list[str] | None = None) -> None:
     accelerator = start()
     if args.input is None and accelerator.num_processes > 1:
         raise RunError("several processes: expected a file to share, by --input")
-    predictor = load_predictor(task, args, accelerator)
+    group = RankGroup(accelerator)
+    with group.in_agreement():
+        predictor = load_predictor(task, args, accelerator)
     if args.input is None and hasattr(predictor, "read"):
         raise RunError("model/prediction.py: Predictor.read reads files; expected --input")
     if args.input is None:
         converse(predictor, standard_input())
         return
-    columns = args.column or predictor.columns
-    if len(columns) != len(predictor.columns):
-        raise RunError(f"--column {' '.join(columns)}: expected {len(predictor.columns)} column(s)")
-    rows = read_rows(predictor, args.input, columns)
-    texts = [list(row.values()) if len(row) > 1 else row[columns[0]] for row in rows]
+    with group.in_agreement():
+        rows, texts = read_rows(args, predictor)
+    group.expect_equal(
+        {"content hash of --input": zlib.crc32(repr(texts).encode("utf-8", "surrogatepass"))}
+    )
     predictions = predict(accelerator, predictor, texts, args.batch_size)
     if accelerator.is_main_process:
         both = ({**row, **found} for row, found in zip(rows, predictions, strict=True))

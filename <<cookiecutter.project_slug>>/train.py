@@ -9,6 +9,8 @@ accelerate launch --multi_gpu --num_processes 2 train.py            two GPUs
 import math
 import sys
 import time
+from contextlib import closing
+from itertools import islice
 
 import torch
 from accelerate.utils import send_to_device
@@ -49,14 +51,14 @@ def train_until_validation(run: Run, report: Report) -> dict[str, float]:
     """Train to the end of the epoch, or for `--valid_steps` steps; return mean losses."""
     state = run.state
     batches = run.train_batches
-    steps = batches.steps(state.current_epoch, start=state.examples)
+    all_steps = batches.steps(state.current_epoch, start=state.examples)
     done = math.ceil(state.examples / batches.global_batch_size)  # the last step may be smaller
     left = min(len(batches) - done, state.steps_to_validation(run.config.valid_steps))
     run.losses = LossMeter(run.accelerator, {LOSS: state.train_loss, **state.named_losses})
     run.model.train()
-    with report.progress_bar("TRAIN", len(batches), done) as bar:
-        for _ in range(left):
-            step = next(steps)
+    bar = report.progress_bar("TRAIN", len(batches), done)
+    with bar, closing(all_steps) as steps:
+        for step in islice(steps, left):
             losses = train_step(run, step)
             # From the first loss or gradient on that is not finite this loss is NaN, and the
             # optimizer changes nothing any more: all on the device, without waiting for it.
@@ -142,8 +144,9 @@ def validate(run: Run, report: Report) -> dict[str, float]:
     run.model.eval()
     generates = getattr(run.scores, "generates", False)
     bar = report.progress_bar("VALID", len(batches))
-    with run.strategy.full_parameters(run.model, generates), bar:
-        for step in batches.steps():
+    full_parameters = run.strategy.full_parameters(run.model, generates)
+    with full_parameters, bar, closing(batches.steps()) as steps:
+        for step in steps:
             validate_step(run, step, losses)
             bar.set_postfix(loss=losses.latest, refresh=False)
             bar.update()

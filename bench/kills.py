@@ -2,9 +2,9 @@
 
 python bench/kills.py [--kills 35] [--markdown FILE]
 
-Renders a project for each task and runs its own `tests/killing.py`, which kills one process of a
-run with SIGKILL, goes on with the run, kills it again, and compares the end with that of a run
-that was left alone, bit for bit. Takes about ten minutes on two cores.
+Renders a project for each task and runs its own `tests/helpers/kill_loop.py`, which kills one
+process of a run with SIGKILL, resumes the run, kills it again, and compares the end with that of a
+run that was left alone, bit for bit. Takes about ten minutes on two cores.
 """
 
 import argparse
@@ -26,8 +26,8 @@ COLUMNS = {
 
 
 def kill(project: Path, kills: int, processes: int, seed: int) -> dict[str, int]:
-    """Return the figures of one call of the project's `tests/killing.py`."""
-    command = [sys.executable, "tests/killing.py", f"--kills={kills}"]
+    """Return the figures of one call of the project's `tests/helpers/kill_loop.py`."""
+    command = [sys.executable, "tests/helpers/kill_loop.py", f"--kills={kills}"]
     command += [f"--processes={processes}", f"--seed={seed}"]
     done = subprocess.run(command, cwd=project, check=True, stdout=subprocess.PIPE, text=True)
     return json.loads(done.stdout)

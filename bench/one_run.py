@@ -9,6 +9,7 @@ import resource
 import sys
 import threading
 import time
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -46,8 +47,10 @@ class Meter:
         self.times: list[float] = []
         self.tokens: list[tuple[int, int]] = []
         self.memory = Memory()
+        self.is_attached = False
 
     def attach(self, model: Any) -> Any:
+        self.is_attached = True
         model.register_forward_pre_hook(self._note, with_kwargs=True)
         return model
 
@@ -91,13 +94,14 @@ def ours(spec: dict, meter: Meter) -> None:
     sys.path.insert(0, spec["project"])
     import train
 
-    build = train.Model.__init__
+    train_step = train.train_step
 
-    def measured(self: Any, config: Any) -> None:
-        build(self, config)
-        meter.attach(self)
+    def measured(run: Any, step: Any) -> Any:
+        if not meter.is_attached:  # the passes before the first step are trials
+            meter.attach(run.accelerator.unwrap_model(run.model, keep_torch_compile=False))
+        return train_step(run, step)
 
-    train.Model.__init__ = measured
+    train.train_step = measured
     train.main(our_arguments(spec))
 
 
@@ -112,29 +116,34 @@ def limit(spec: dict, meter: Meter) -> None:
     sys.path.insert(0, spec["project"])
     import torch
     from accelerate import Accelerator
+    from accelerate.utils import send_to_device
 
-    import train
     from training.batches import Batches
+    from training.config import RunConfig
+    from training.contract import Task, model_inputs
+    from training.loading import build_config, build_model, load_tokenizer, set_up
 
-    args = train.build_parser().parse_args(our_arguments(spec))
-    tokenizer = train.load_tokenizer(args.model_id)
-    dataset = train.generate_dataset(args.train_input, tokenizer, args.max_len)
+    task = Task()
+    config, _ = RunConfig.from_command_line(task, our_arguments(spec))
+    tokenizer = load_tokenizer(config.model_id)
+    examples = task.read(config.train_input, tokenizer, config.max_len, **config.data_options)
     accelerator = Accelerator()
-    batches = Batches(dataset, accelerator, args.batch_size, seed=args.seed)
-    model = train.Model(train.ModelConfig(args.model_id, **dataset.schema)).to(accelerator.device)
-    train.set_up(model, args)
-    ready, steps = [], 0
-    for inputs, micro in batches.epoch():
-        on_device = {name: tensor.to(accelerator.device) for name, tensor in inputs.items()}
-        ready.append((on_device, micro))
-        steps += micro.ends_step
-        if steps == args.max_steps:
-            break
-    optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, fused=True)
+    batches = Batches(examples, accelerator, config.batch_size, seed=config.seed)
+    arguments = {**examples.schema, **config.model_options}
+    made = build_config(task, config.model_id, arguments, tokenizer)
+    model, _ = build_model(task.model_class, made, config.model_id)
+    model.to(accelerator.device)
+    set_up(model, config)
+    ready = []
+    for step in islice(batches.steps(), config.max_steps):
+        for micro in step.micro_batches:
+            inputs = send_to_device(model_inputs(micro.batch), accelerator.device)
+            ready.append((inputs, step.num_items, micro.is_last))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, fused=True)
     meter.attach(model).train()
-    for inputs, micro in ready:
-        model(**inputs, num_items_in_batch=micro.num_items).loss.backward()
-        if micro.ends_step:
+    for inputs, num_items, is_last in ready:
+        model(**inputs, num_items_in_batch=num_items).loss.backward()
+        if is_last:
             optimizer.step()
             optimizer.zero_grad()
 

@@ -30,101 +30,7 @@ SMALL_BERT = {
     "intermediate_size": 512,
 }
 PLANNED = 10_000_000  # examples whose order is made
-
-# Called in a rendered project, as `python -c`.
-DEEP = """
-import sys, time
-from statistics import median
-from accelerate import Accelerator
-from model.dataset import generate_dataset
-from training.batches import Batches
-from training.loading import load_tokenizer
-dataset = generate_dataset(sys.argv[1], load_tokenizer(sys.argv[2]))
-batches = Batches(dataset, Accelerator(), 32, seed=0)
-for share in (0.0, 0.99):
-    seconds = []
-    for _ in range(5):
-        began = time.perf_counter()
-        next(batches.epoch(0, int(share * len(dataset)) // 32 * 32))
-        seconds.append(time.perf_counter() - began)
-    print(median(seconds))
-"""
-PLAN = """
-import sys, time
-import numpy as np
-from training.batches import epoch_order
-lengths = np.random.default_rng(0).lognormal(3.6, 0.8, int(sys.argv[1])).astype(np.int64)
-began = time.perf_counter()
-epoch_order(lengths, 256, 0, 0)
-print(time.perf_counter() - began)
-"""
-# The loop and two limits, one that clips gradients and one that does not, work on the same batch
-# one after another, in an order that changes from step to step: whatever else the machine does hits
-# all alike, and none is the one that finds memory of just its sizes. Prints a step of the limit in
-# ms, and what the loop takes beside it, without clipping in the limit and with it: the medians of
-# parts of the run.
-LOOP = """
-import contextlib, sys, time
-from itertools import cycle, permutations
-from statistics import median
-import torch
-import train
-from training.checkpoint import Checkpoints
-PART = 48  # steps, eight in each order
-LIMITS = {"bare": None, "clipped": 1.0}
-orders, rest = cycle(permutations(["ours", *LIMITS])), []
-seconds = []  # of each step, what each of the three took
-own_step, own_guard, own_end = train.train_step, train.Guard, Checkpoints.after_step
-optimizer = None
-began = time.perf_counter()
-def guard(accelerator, model, prepared, max_grad_norm):
-    global optimizer
-    optimizer = prepared
-    return own_guard(accelerator, model, prepared, max_grad_norm)
-def limit(name, model, batches):
-    began = time.perf_counter()
-    for inputs, micro in batches:
-        model(**inputs, num_items_in_batch=micro.num_items).loss.backward()
-    if LIMITS[name] is not None:
-        torch.nn.utils.clip_grad_norm_(model.parameters(), LIMITS[name])
-    optimizer.step()
-    optimizer.zero_grad()
-    seconds[-1][name] = time.perf_counter() - began
-def limits(names, model, batches):
-    found_inf, optimizer.found_inf, optimizer.grad_scale = optimizer.found_inf, None, None
-    for name in names:
-        limit(name, model, batches)
-    optimizer.found_inf = found_inf
-def step(accelerator, model, micro_batches):
-    global began, rest
-    batches = []
-    for inputs, micro in micro_batches:
-        batches.append((inputs, micro))
-        if micro.ends_step:
-            break
-    made = time.perf_counter()
-    order = next(orders)
-    turn = order.index("ours")
-    seconds.append({})
-    limits(order[:turn], model, batches)
-    rest = order[turn + 1 :], model, batches
-    began += time.perf_counter() - made  # the time of the limits is not ours
-    return own_step(accelerator, model, iter(batches))
-def after_step(self, losses):
-    global began
-    own_end(self, losses)
-    seconds[-1]["ours"] = time.perf_counter() - began
-    limits(*rest)
-    began = time.perf_counter()
-train.train_step, train.Guard, Checkpoints.after_step = step, guard, after_step
-with contextlib.redirect_stdout(sys.stderr):
-    train.main(sys.argv[1:])
-parts = [seconds[n : n + PART] for n in range(PART, len(seconds) - PART + 1, PART)]
-sums = [{name: sum(step[name] for step in part) for name in part[0]} for part in parts]
-print(1000 * median(part["bare"] / PART for part in sums))
-print(median(part["ours"] / part["bare"] - 1 for part in sums))
-print(median(part["ours"] / part["clipped"] - 1 for part in sums))
-"""
+IN_PROJECT = Path(__file__).parent / "in_project"
 
 
 def spec_of(task: str, config: dict, count: int, folder: Path, **options: Any) -> dict[str, Any]:
@@ -152,10 +58,10 @@ def spec_of(task: str, config: dict, count: int, folder: Path, **options: Any) -
     }
 
 
-def in_project(spec: dict, code: str, *arguments: str) -> list[float]:
-    """What a piece of code prints that runs in the project."""
+def in_project(spec: dict, script: str, *arguments: str) -> list[float]:
+    """Return the numbers that a script of in_project/ prints in the folder of a project."""
     done = subprocess.run(
-        [sys.executable, "-c", code, *arguments],
+        [sys.executable, str(IN_PROJECT / script), *arguments],
         cwd=spec["project"],
         env={**os.environ, "HF_HUB_OFFLINE": "1", "ACCELERATE_USE_CPU": "true"},
         check=True,
@@ -171,7 +77,7 @@ def measure_data(examples: int, folder: Path) -> list[list[str]]:
     for count in (examples // 10, examples):
         spec = spec_of("classification", SMALL_BERT, count, folder / str(count), max_steps=20)
         first, second = (run("hf-template", spec, folder / str(count)) for _ in range(2))
-        begin, deep = in_project(spec, DEEP, spec["train_input"], spec["base"])
+        begin, deep = in_project(spec, "deep.py", spec["train_input"], spec["base"])
         kinds = ("own_bytes", "peak_bytes")
         peaks = (f"{r[k] / 2**20:,.0f}" for k in kinds for r in (first, second))
         starts = (f"{r['first_step_seconds']:.1f}" for r in (first, second))
@@ -183,7 +89,7 @@ def measure_data(examples: int, folder: Path) -> list[list[str]]:
 def measure_order(folder: Path) -> list[list[str]]:
     """How long the order of an epoch takes to be made."""
     project = {"project": str(render("classification", folder))}
-    (seconds,) = in_project(project, PLAN, str(PLANNED))
+    (seconds,) = in_project(project, "order.py", str(PLANNED))
     return [[f"{PLANNED:,}", f"{seconds:.1f}"]]
 
 
@@ -194,7 +100,7 @@ def measure_loop(folder: Path) -> list[list[str]]:
         size = config["hidden_size"]
         spec = spec_of("classification", config, 32 * 640, folder / str(size), max_len=512)
         spec |= {"max_steps": steps, "outdir": str(folder / str(size) / "run")}
-        step, bare, clipped = in_project(spec, LOOP, *our_arguments(spec))
+        step, bare, clipped = in_project(spec, "loop.py", *our_arguments(spec))
         name = f"{config['num_hidden_layers']} layers, width {size}"
         rows.append([name, f"{step:.0f}", f"{clipped:.1%}", f"{bare:.1%}"])
     return rows

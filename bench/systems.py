@@ -2,13 +2,13 @@
 
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 from processes import Recorder
 from safetensors.torch import load_file
 from transformers import AutoTokenizer, PreTrainedModel, set_seed
@@ -66,7 +66,9 @@ class Examples(torch.utils.data.Dataset):
         return self._collate([{k: v for k, v in e.items() if k != "ids"} for e in examples])
 
     def numbered(self, examples: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-        return {**self.collate(examples), "ids": torch.stack([e["ids"] for e in examples])}
+        batch = self.collate(examples)
+        tensors = {key: value for key, value in batch.items() if isinstance(value, torch.Tensor)}
+        return {**tensors, "ids": torch.stack([e["ids"] for e in examples])}
 
 
 def flat(tensors: dict[str, torch.Tensor]) -> np.ndarray:
@@ -134,33 +136,46 @@ class Ours(System):
         set_seed(SEED)
         return Model(ModelConfig(str(self.sample / base), **dataset.schema))
 
+    @contextmanager
+    def opened(self, batch_size: int) -> Iterator[Any]:
+        """A run of the project whose model has the first weights."""
+        weights = self.model(self.dataset("train")).state_dict()
+        from training.contract import Task
+        from training.run import open_run
+
+        outdir = self.sample / "outdir"  # nothing is saved in it
+        options = {**self.data("tiny"), "outdir": outdir, "batch_size": batch_size}
+        with open_run(Task(), as_arguments(options)) as run:
+            run.accelerator.unwrap_model(run.model).load_state_dict(weights)
+            yield run
+
     def gradient(self, batch_size: int, accumulation: int) -> np.ndarray:
         examples = self.examples("train", GLOBAL_BATCH_SIZE)
-        model = self.model(self.dataset("train"))
         from train import train_step
         from training.batches import Batches
+        from training.contract import ExampleSet
 
-        accelerator = Accelerator()
-        prepared = accelerator.prepare(model)
-        batches = Batches(examples, accelerator, batch_size, GLOBAL_BATCH_SIZE, seed=SEED)
-        train_step(accelerator, prepared, batches.epoch())
-        return gradient_of(model)
+        with self.opened(batch_size) as run:
+            batches = Batches(
+                ExampleSet(examples), run.accelerator, batch_size, GLOBAL_BATCH_SIZE, seed=SEED
+            )
+            run.model.train()
+            train_step(run, next(batches.steps()))
+            return gradient_of(run.accelerator.unwrap_model(run.model))
 
     def valid_losses(self, batch_sizes: list[int], count: int) -> list[float]:
-        examples, model = self.examples("valid", count), self.model(self.dataset("train"))
-        from model.metrics import Scores
-        from train import valid
+        examples = self.examples("valid", count)
+        from reporting.report import Report
+        from train import validate
         from training.batches import Batches
+        from training.contract import ExampleSet
 
-        accelerator = Accelerator()
-        scores = Scores(
-            model, AutoTokenizer.from_pretrained(self.sample / "tiny"), accelerator.device
-        )
-        model = accelerator.prepare(model)
-        return [
-            valid(accelerator, model, Batches(examples, accelerator, size), scores, 0)["loss"]
-            for size in batch_sizes
-        ]
+        with self.opened(1) as run:
+            losses = []
+            for size in batch_sizes:
+                run.valid_batches = Batches(ExampleSet(examples), run.accelerator, size)
+                losses.append(validate(run, Report(run))["loss"])
+            return losses
 
     def fit(self, fit: Fit) -> np.ndarray:
         self.dataset("train")
@@ -168,31 +183,40 @@ class Ours(System):
 
         record, train_step = Recorder(fit.folder, fit.phase, fit.last_pass), train.train_step
 
-        def recording(accelerator: Any, model: Any, micro_batches: Iterator) -> Any:
+        def recording(run: Any, step: Any) -> Any:
             def noted() -> Iterator:
-                for inputs, micro in micro_batches:
+                for micro in step.micro_batches:
                     record(micro.indices if micro.weight else [])
-                    yield inputs, micro
+                    yield micro
 
-            return train_step(accelerator, model, noted())
+            return train_step(run, replace(step, micro_batches=noted()))
 
         train.train_step = recording
         if fit.resume:
             train.main(["--restore_dir", str(fit.folder / "last")])
         else:
             options = {
-                "train_input": self.sample / "train.jsonl",
-                "valid_input": self.sample / "valid.jsonl",
-                "model_id": self.sample / "tiny-dropout",
-                "max_len": MAX_LENGTH,
+                **self.data("tiny-dropout"),
                 "outdir": fit.folder,
                 "epochs": EPOCHS,
                 "save_steps": SAVED_STEP,
                 "batch_size": fit.batch_size,
                 "accumulation": ACCUMULATION,
                 "lr": LEARNING_RATE,
-                "seed": SEED,
                 "num_workers": 0,
             }
-            train.main([f"--{name}={value}" for name, value in options.items()])
+            train.main(as_arguments(options))
         return flat(load_file(fit.folder / "last" / "model.safetensors"))
+
+    def data(self, base: str) -> dict[str, Any]:
+        return {
+            "train_input": self.sample / "train.jsonl",
+            "valid_input": self.sample / "valid.jsonl",
+            "model_id": self.sample / base,
+            "max_len": MAX_LENGTH,
+            "seed": SEED,
+        }
+
+
+def as_arguments(options: dict[str, Any]) -> list[str]:
+    return [f"--{name}={value}" for name, value in options.items()]

@@ -21,6 +21,7 @@ ROOT = Path(__file__).resolve().parent.parent
 TEMPLATE = ROOT / "<<cookiecutter.project_slug>>"
 SLUG = "my-project"  # of a project rendered with the default answers
 TASKS: list[str] = json.loads((ROOT / "cookiecutter.json").read_text(encoding="utf-8"))["task"]
+SCRIPTS = ROOT / "tests" / "scripts"  # that tests run in a rendered project
 CACHES = {"__pycache__", ".mypy_cache", ".pytest_cache", ".ruff_cache"}
 
 # Cookiecutter finds hf_template_ext.py like this while it renders; tests import it as well.

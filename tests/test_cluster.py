@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from conftest import wait_for
+from conftest import SCRIPTS, wait_for
 
 SRUN = """#!{python}
 import os, signal, subprocess, sys
@@ -141,11 +141,7 @@ echo "code $code"
 mount -o remount,ro small
 code=0; python train.py --outdir small/other || code=$?
 echo "code $code"
-python -c '
-from pathlib import Path
-from training.files import find_fault
-print(*(find_fault(Path("small/run") / name) for name in ("best", "last")))
-'
+PYTHONPATH=. python "$1" small/run
 """
 
 
@@ -155,7 +151,7 @@ def test_a_full_and_a_read_only_file_system_leave_the_last_save_whole(
     project: Path, cluster: dict[str, str]
 ) -> None:
     done = subprocess.run(
-        ["unshare", "-rm", "bash", "-c", FULL],
+        ["unshare", "-rm", "bash", "-c", FULL, "bash", str(SCRIPTS / "find_faults.py")],
         cwd=project,
         env=cluster,
         capture_output=True,

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import Render
+from conftest import SCRIPTS, Render
 
 WORDS = ["good", "bad", "cheap", "dear", "quick", "slow", "warm", "cold"]
 
@@ -40,6 +40,7 @@ def write(path: Path, label: Callable, count: int, seed: int) -> None:
 
 def run(project: Path, *command: str) -> subprocess.CompletedProcess[str]:
     environment = {"HF_HUB_OFFLINE": "1", "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    environment["PYTHONPATH"] = str(project)
     return subprocess.run(
         [sys.executable, *command],
         cwd=project,
@@ -148,25 +149,10 @@ def test_a_label_that_is_unknown_is_named(
     assert words in done.stderr.splitlines()[-1]
 
 
-CLASSES = """
-import sys, datasets
-from model.dataset import generate_dataset
-
-names = datasets.ClassLabel(names=["sad", "glad", "cold"])
-for feature, labels in ((names, [2, 0, 1]), (datasets.List(names), [[1, 2], [], [0]])):
-    features = datasets.Features({"text": datasets.Value("string"), "label": feature})
-    rows = {"text": ["one", "two", "three"], "label": labels}
-    datasets.Dataset.from_dict(rows, features=features).to_parquet("named.parquet")
-    dataset = generate_dataset("named.parquet")
-    labels = dataset.collate([dataset[n] for n in range(3)])["labels"]
-    print(dataset.schema["labels"], labels.tolist())
-"""
-
-
 def test_classes_of_the_hub_keep_their_names(render: Render, tmp_path: Path) -> None:
     """Data sets there number their labels and know the names, also of several to a text."""
     project = render(task="classification")
-    done = run(project, "-c", CLASSES.replace("named.parquet", str(tmp_path / "named.parquet")))
+    done = run(project, str(SCRIPTS / "class_labels.py"), str(tmp_path))
     assert done.returncode == 0, done.stderr
     single, several = done.stdout.splitlines()
     assert single == "['cold', 'glad', 'sad'] [0, 2, 1]"

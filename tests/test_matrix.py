@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import ROOT, about, bake, wait_for
+from conftest import ROOT, SCRIPTS, about, bake, wait_for
 
 ENVIRONMENT = {
     **os.environ,
@@ -23,13 +23,6 @@ ENVIRONMENT = {
     "ACCELERATE_USE_CPU": "true",
 }
 SHORT = ["--max_steps", "40", "--batch_size", "8", "--save_steps", "2"]
-SAVE_BASE = """
-import sys, transformers
-auto_class, source, target = sys.argv[1:]
-config = transformers.AutoConfig.from_pretrained(source)
-getattr(transformers, auto_class).from_config(config).save_pretrained(target)
-transformers.AutoTokenizer.from_pretrained(source).save_pretrained(target)
-"""
 
 
 def run(project: Path, *command: str) -> str:
@@ -51,7 +44,8 @@ def test_a_project_from_its_rendering_to_its_use(task: str, base: str, tmp_path:
     if base == "folder":
         tiny = ROOT / "templates" / task / "tiny"
         answers["base_model"] = str(tmp_path / "base")
-        run(tmp_path, "-c", SAVE_BASE, about(task)["auto_class"], str(tiny), answers["base_model"])
+        save_base = [str(SCRIPTS / "save_random_base.py"), about(task)["auto_class"]]
+        run(tmp_path, *save_base, str(tiny), answers["base_model"])
     project = bake(tmp_path / "out", answers)
     run(project, "-m", "ruff", "check", "--no-cache", ".")
     run(project, "-m", "ruff", "format", "--no-cache", "--check", ".")

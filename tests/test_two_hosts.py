@@ -16,7 +16,7 @@ from subprocess import Popen
 import psutil
 import pytest
 
-from conftest import wait_for
+from conftest import SCRIPTS, wait_for
 
 # What is made and started in here goes with `unshare`, and that with the tests: even by SIGKILL.
 NAMESPACES = ["setpriv", "--pdeathsig", "KILL", "unshare", "-rnmpf", "--mount-proc"]
@@ -144,12 +144,13 @@ def test_a_run_over_two_hosts_ends_as_if_none_had_died(project: Path) -> None:
     with running(project, ONE_HOST, *TWO_PROCESSES, *TRAIN, "--outdir", "whole") as job:
         end(job, project)
 
-    code = """
-from pathlib import Path
-from training.files import find_fault
-print(*(find_fault(Path("run") / name) for name in ("best", "last")))
-"""
-    done = subprocess.run([sys.executable, "-c", code], cwd=project, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, str(SCRIPTS / "find_faults.py"), "run"],
+        cwd=project,
+        env={**os.environ, "PYTHONPATH": str(project)},
+        capture_output=True,
+        text=True,
+    )
     assert done.stdout == "None None\n", done.stderr
     for name in ("best/model", "last/model", "last/optimizer"):
         contents = {

@@ -1,14 +1,23 @@
 """A model around one model of transformers, saved as that model wherever that is exact."""
 
 import copy
+import hashlib
 import inspect
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, GenerationConfig, PreTrainedConfig, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    GenerationConfig,
+    GenerationMixin,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 
 # Weight files of any format: a folder that holds one of these is not trained from scratch.
 WEIGHT_FILES = (
@@ -23,6 +32,7 @@ DELEGATED = (
     "decoder_start_token_id",
 )
 HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
+CODE_MARK = "# sha256 of the code beside this file: "
 # Settings of generation that say which tokens are possible, not how they are searched for.
 TOKEN_SETTINGS = (
     *("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id"),
@@ -143,6 +153,11 @@ class Wrapper(PreTrainedModel):
             )
         if not on_meta and config.base_model_id is not None and not config.base_has_weights:
             self.notes.append(f"{config.base_model_id} has no weight file: training from scratch")
+        return self._adopt(base, config)
+
+    def _adopt(self, base: PreTrainedModel, config: WrapperConfig) -> PreTrainedModel:
+        for name in base._keys_to_ignore_on_save or ():  # such as Marian's sinusoidal positions
+            base.get_parameter(name).requires_grad_(False)
         base.config._name_or_path = ""
         config.base_config = base.config  # from_pretrained has made a copy of it
         return base
@@ -181,10 +196,7 @@ class Wrapper(PreTrainedModel):
         model.eval()
         if model.loading_info is None:
             raise OSError(f"{path} has no weight file")
-        info, prefix = dict(model.loading_info), f"{cls.base_model_prefix}."
-        for kind in ("missing_keys", "unexpected_keys"):
-            info[kind] = {prefix + name for name in info[kind]}
-        return model, info
+        return model, model.loading_info
 
     def _recompute_buffers(self) -> None:
         """Compute again the buffers of this model that no checkpoint holds.
@@ -208,10 +220,24 @@ class Wrapper(PreTrainedModel):
         if not self.saves_stock:
             code = f"{type(self).__module__.split('.')[-1]}.{type(self).__name__}"
             self.config.auto_map = {**getattr(self.config, "auto_map", {}), "AutoModel": code}
-            return super().save_pretrained(save_directory, state_dict=tensors, **kwargs)
+            super().save_pretrained(save_directory, state_dict=tensors, **kwargs)
+            return self._mark_code(Path(save_directory))
         prefix = f"{self.base_model_prefix}."
         tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
         return self.base_model.save_pretrained(save_directory, state_dict=tensors, **kwargs)
+
+    def _mark_code(self, folder: Path) -> None:
+        """Let the configuration's code differ wherever any code of two checkpoints differs.
+
+        transformers finds the model class by the configuration class. It takes two of these for
+        one if their code is the same, and would run the first model's code for both checkpoints.
+        """
+        codes = [file.read_text(encoding="utf-8") for file in sorted(folder.glob("*.py"))]
+        digest = hashlib.sha256("\0".join(codes).encode()).hexdigest()
+        file = folder / f"{type(self.config).__module__.split('.')[-1]}.py"
+        lines = file.read_text(encoding="utf-8").splitlines()
+        lines = [line for line in lines if not line.startswith(CODE_MARK)]
+        file.write_text("\n".join([*lines, CODE_MARK + digest, ""]), encoding="utf-8")
 
     def choose_form(self, batch: dict[str, Tensor] | None = None) -> str:
         """Choose the form of all saves: stock if the base model alone gives the same logits.
@@ -224,20 +250,17 @@ class Wrapper(PreTrainedModel):
         Returns:
             One line: the form, and the reason.
         """
-        modes = [(module, module.training) for module in self.modules()]
         name = type(self.base_model).__name__
         try:
-            reason = self._difference_to_base(self._dummy_batch() if batch is None else batch)
+            with evaluating(self):
+                reason = self._difference_to_base(self._dummy_batch() if batch is None else batch)
         except Exception:  # of the user's forward, or because it returns no logits
             reason = f"its outputs cannot be compared with those of {name}"
-        for module, mode in modes:
-            module.training = mode
         self.saves_stock = reason is None
         if reason is None:
             return f"checkpoints are stock {name}: the logits are the same bit for bit"
         return f"checkpoints hold the code of model/: {reason}"
 
-    @torch.no_grad()
     def _difference_to_base(self, batch: dict[str, Tensor]) -> str | None:
         base, name = self.base_model, type(self.base_model).__name__
         own = [k for k in self.state_dict() if not k.startswith(f"{self.base_model_prefix}.")]
@@ -262,7 +285,7 @@ class Wrapper(PreTrainedModel):
         inputs = {name: value for name, value in batch.items() if name != "labels"}
         if self.config.is_encoder_decoder:
             inputs["decoder_input_ids"] = batch["labels"].clamp(min=0)
-        logits = self.eval().forward(**inputs).logits
+        logits = self.forward(**inputs).logits
         alone = alone.eval().to(self.device)
         if not torch.equal(logits, alone(**inputs).logits):
             return f"the logits are not those of {name}"
@@ -286,12 +309,6 @@ class Wrapper(PreTrainedModel):
         if self.base_model is not self:  # PreTrainedModel sets it before there is a base model
             self.base_model.generation_config = value
 
-    def generate(self, *args, **kwargs):
-        """Generate: see `transformers.GenerationMixin.generate`."""
-        if getattr(self.base_model.config, "output_router_logits", False):
-            kwargs["output_router_logits"] = False  # its loss needs all tokens, not the last
-        return self.base_model.generate(*args, **kwargs)
-
     def get_input_embeddings(self) -> nn.Module:
         return self.base_model.get_input_embeddings()
 
@@ -306,6 +323,30 @@ class Wrapper(PreTrainedModel):
 
     def resize_token_embeddings(self, *args, **kwargs) -> nn.Module:
         return self.base_model.resize_token_embeddings(*args, **kwargs)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Run a model in evaluation mode, without gradients; restore the mode of each module."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+class WrapperGenerationMixin(GenerationMixin):
+    """Lets the base model of a `Wrapper` generate."""
+
+    def generate(self, *args, **kwargs):
+        """Generate: see `transformers.GenerationMixin.generate`."""
+        base: Any = self.base_model  # type: ignore[attr-defined]
+        if getattr(base.config, "output_router_logits", False):
+            kwargs["output_router_logits"] = False  # their loss cannot be computed token by token
+        return base.generate(*args, **kwargs)
 
 
 def generate_greedily(

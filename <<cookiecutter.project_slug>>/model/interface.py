@@ -22,10 +22,11 @@ prediction.py
     Predictor: see `TaskPredictor`. Default: predict.py is not available.
     OPTIONS: The same for arguments of `Predictor`, which predict.py offers.
 optimization.py
-    build_optimizer(model, lr, weight_decay): Returns any `torch.optim.Optimizer`. Its state, which
-        may have tensors of any shape, and numbers in its parameter groups are saved. Default: AdamW.
-    build_scheduler(optimizer, num_warmup_steps, total_steps): Returns a schedule that is a function
-        of the step. Default: `--lr_scheduler_type`.
+    build_optimizer(model, lr, weight_decay): Returns a `torch.optim.Optimizer`. Its state, which
+        may have tensors of any shape, and the numbers in its parameter groups are saved.
+        Default: AdamW.
+    build_scheduler(optimizer, num_warmup_steps, total_steps): Returns a schedule of torch that
+        depends on the step alone. Default: `--lr_scheduler_type`.
 """
 
 from collections.abc import Sequence
@@ -108,7 +109,7 @@ class TaskPredictor(Protocol):
     Optional attributes and methods:
         takes_lists: Whether a column may hold lists of texts. Default: False.
         notes: Lines for the screen. Default: none.
-        read(source): Rows of a file that is not text, as dicts. Default: `reading.tables.read_table`.
+        read(source): Rows of a file, as dicts of any values. Default: its columns as text.
     """
 
     columns: list[str]

@@ -1,1 +1,1 @@
-"""From a file to a table of tokens, or to one sentence that says what is wrong with the file."""
+"""Read data files as text, and tokenize them; errors name the file and the line."""

@@ -1,6 +1,7 @@
 """Turn the columns of Arrow tables into text."""
 
 from collections.abc import Callable
+from typing import Any
 
 import datasets
 import numpy as np
@@ -52,7 +53,7 @@ def _is_list(kind: pa.DataType) -> bool:
     )
 
 
-def _list_as_text(values: pa.Array, feature, name: str, place: Place) -> pa.Array:
+def _list_as_text(values: pa.Array, feature: Any, name: str, place: Place) -> pa.Array:
     parents = pc.list_parent_indices(values)
     inner = _combine(pa.chunked_array([pc.list_flatten(values)]))
     if (item := pc.index(pc.is_null(inner, nan_is_null=True), True).as_py()) >= 0:
@@ -65,7 +66,7 @@ def _list_as_text(values: pa.Array, feature, name: str, place: Place) -> pa.Arra
     return pa.ListArray.from_arrays(pa.array(offsets), texts)
 
 
-def _scalars_as_text(values: pa.Array, feature, name: str, place: Place) -> pa.Array:
+def _scalars_as_text(values: pa.Array, feature: Any, name: str, place: Place) -> pa.Array:
     if isinstance(feature, datasets.ClassLabel) and pa.types.is_integer(values.type):
         return _class_names(values, feature, place)
     if pa.types.is_floating(values.type):

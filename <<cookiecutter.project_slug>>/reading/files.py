@@ -39,13 +39,10 @@ def is_remote(file: str) -> bool:
 
 def format_of(file: str | Path) -> str:
     """Return the format by the file's ending, `.jsonl` for `Train.JSONL.gz`; "" if unknown."""
-    endings = [ending.lower() for ending in PurePosixPath(str(file)).suffixes]
-    if endings[-1:] == [".parquet"]:
-        return ".parquet"  # compresses its columns itself
-    if endings and endings[-1] in DECOMPRESSORS:
-        endings.pop()
-        return endings[-1] if endings and endings[-1] in FORMATS[:4] + FORMATS[5:] else ""
-    return endings[-1] if endings and endings[-1] in FORMATS else ""
+    path = PurePosixPath(str(file).lower())
+    if path.suffix in DECOMPRESSORS and path.with_suffix("").suffix != ".parquet":
+        path = path.with_suffix("")
+    return path.suffix if path.suffix in FORMATS else ""
 
 
 @contextmanager

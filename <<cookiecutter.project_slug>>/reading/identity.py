@@ -14,6 +14,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import tokenizers
+import transformers
 from datasets.fingerprint import Hasher
 from transformers import PreTrainedTokenizerBase
 
@@ -108,7 +110,9 @@ def hash_tokenizer(tokenizer: PreTrainedTokenizerBase) -> str:
         tokenizer.save_pretrained(folder)
         files = sorted(path for path in Path(folder).rglob("*") if path.is_file())
         contents = [(path.name, _content(path)) for path in files]
-    return hash_values(type(tokenizer).__qualname__, sorted(settings.items()), contents)
+    versions = (tokenizers.__version__, transformers.__version__)
+    kind = type(tokenizer).__qualname__
+    return hash_values(versions, kind, sorted(settings.items()), contents)
 
 
 def _content(path: Path) -> bytes | list:

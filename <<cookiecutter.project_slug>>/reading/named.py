@@ -19,11 +19,13 @@ class Resolved:
     Attributes:
         files: The data files to read, if there are any;
         table: otherwise a table with types.
+        is_inferred: Whether `datasets` has inferred these types from JSON.
         split: A part of the rows of the files, such as `train[:10]`.
     """
 
     files: list[str] = dataclasses.field(default_factory=list)
     table: datasets.Dataset | None = None
+    is_inferred: bool = False
     split: str | None = None
 
     def identify(self) -> list[str]:
@@ -51,7 +53,7 @@ def resolve(source: Source) -> Resolved:
         raise DataError(f"{source}: has the splits {splits}; expected one, as {source}:train")
     if (match := parse_name(source)) is None:
         return Resolved(files=list_files(source))
-    name, config, split = match["name"], match["config"], match["split"]
+    name, config, split = match.group("name", "config", "split")
     folder = expand_user(name)
     if saved_by(folder):
         saved = _attempt(source, datasets.load_from_disk, str(folder))
@@ -61,7 +63,8 @@ def resolve(source: Source) -> Resolved:
         files = files_of_split(folder, whole)
         return Resolved(files=files, split=None if split == whole else split)
     name = str(folder) if folder.is_dir() else name
-    return Resolved(table=_attempt(source, datasets.load_dataset, name, config, split=split))
+    table = _attempt(source, datasets.load_dataset, name, config, split=split)
+    return Resolved(table=table, is_inferred=table.info.builder_name == "json")
 
 
 def _attempt(source: Source, load: Any, *args: Any, **options: Any) -> Any:

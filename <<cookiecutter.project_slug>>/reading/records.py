@@ -21,7 +21,7 @@ DECODER = json.JSONDecoder(parse_int=str, parse_float=str, parse_constant=lambda
 BLOCK = 2**20  # bytes of a JSON array that are read at a time
 PEEK = 4096  # bytes in which the first character of a JSON file is looked for
 SPACE = re.compile(r"[ \t\r\n]*")
-SEPARATOR_LINE = re.compile(r'"?sep=(.)"?\r?\n?')  # Excel's own first line
+SEPARATOR_LINE = re.compile(r'"?sep=([,;:|\t])"?\r?\n?')  # Excel's own first line
 QUOTED_LIKE_CSV = re.compile(r'"(?:[^"]|"")*""(?:[^"]|"")*"')
 Records = Iterator[tuple[int, dict[str, Any]]]
 
@@ -60,18 +60,24 @@ def _read_text(file: str, stream: BufferedReader, columns: Collection[str]) -> R
 
 def _read_jsonl(file: str, stream: BufferedReader, columns: Collection[str]) -> Records:
     for number, line in _decoded_lines(file, stream):
-        if line.strip():
+        if line.strip(" \t\r\n"):
             yield number, _decode_row(file, number, line)
 
 
 def _decode_row(file: str, number: int, line: str) -> dict[str, Any]:
     try:
         row = DECODER.decode(line)
-    except (ValueError, RecursionError) as reason:
-        raise DataError(f"{file}:{number}: broken JSON ({reason}); expected one object") from None
+    except (ValueError, RecursionError) as error:
+        sentence = f"{file}:{number}: broken JSON ({_reason(error)}); expected one object"
+        raise DataError(sentence) from None
     if not isinstance(row, dict):
         raise DataError(f"{file}:{number}: a JSON {_kind(line)}; expected one object")
     return row
+
+
+def _reason(error: Exception) -> str:
+    """Return the message without the line, which the decoder counts from the text it is given."""
+    return getattr(error, "msg", str(error))
 
 
 def _kind(text: str) -> str:
@@ -137,7 +143,7 @@ class _ArrayReader:
         try:
             more = self._decode(block, final=not block)
         except UnicodeDecodeError as error:
-            self._position = len(self._text)
+            self._move(len(self._text))
             line = self._line + block.count(b"\n", 0, error.start)
             sentence = f"{self._file}:{line}: not UTF-8; save the file as UTF-8"
             raise DataError(sentence) from None
@@ -152,10 +158,10 @@ class _ArrayReader:
             try:
                 row, end = DECODER.raw_decode(self._text, self._position)
                 break
-            except (ValueError, RecursionError) as reason:
+            except (ValueError, RecursionError) as error:
                 # At least as much again, so that a long object takes no quadratic time.
                 if not self._read(max(BLOCK, len(self._text) - self._position)):
-                    raise self._error(str(reason)) from None
+                    raise self._error(_reason(error)) from None
         line = self._line
         self._move(end)
         return line, row

@@ -26,7 +26,9 @@ SPLITS = {
 
 def parse_name(source: Source) -> re.Match | None:
     """Match `name:split`; None if the source is a path, an address or several sources."""
-    if not isinstance(source, (str, Path)) or expand_user(source).exists():
+    if not isinstance(source, (str, Path)) or is_remote(str(source)):
+        return None
+    if expand_user(source).exists():
         return None
     return NAMED.fullmatch(str(source))
 

@@ -2,7 +2,7 @@
 
 import logging
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import chain
 from pathlib import Path
 
@@ -16,9 +16,9 @@ from errors import DataError
 from .columns import as_text
 from .files import format_of
 from .identity import hash_source, hash_values
-from .named import resolve
+from .named import Resolved, resolve
 from .parquet import ROWS, read_parquet
-from .sources import Source
+from .sources import Source, expand_user, parse_name
 from .texts import read_texts
 
 
@@ -51,7 +51,7 @@ def read_table(source: Source, columns: list[str], lists: Sequence[str] = ()) ->
     lists = [name for name in columns if name in lists]
     resolved = resolve(source)
     if resolved.table is not None:
-        batches = _read_typed(source, resolved.table, columns, lists)
+        batches = _read_typed(source, resolved, columns, lists)
     elif format_of(resolved.files[0]) == ".parquet":
         batches = chain.from_iterable(read_parquet(f, columns, lists) for f in resolved.files)
     else:
@@ -65,6 +65,9 @@ def read_table(source: Source, columns: list[str], lists: Sequence[str] = ()) ->
 
 def is_plain_text(source: Source) -> bool:
     """Return whether the source consists of .txt files: one document, without rows."""
+    match = parse_name(source)
+    if match and not expand_user(match["name"]).is_dir():
+        return False  # on the Hub
     files = resolve(source).files
     return bool(files) and format_of(files[0]) == ".txt"
 
@@ -83,20 +86,27 @@ def _sort_key(text: str) -> tuple[int, str]:
 
 
 def _read_typed(
-    source: Source, table: datasets.Dataset, columns: list[str], lists: list[str]
+    source: Source, resolved: Resolved, columns: list[str], lists: list[str]
 ) -> Iterator[pa.RecordBatch]:
+    table = resolved.table
+    assert table is not None
     for name in columns:
         if name not in table.column_names:
             found = ", ".join(map(repr, table.column_names))
             raise DataError(f"{source}: no column {name!r}; the data set has {found}")
-    table = table.select_columns(columns)
+        kind = table.data.schema.field(name).type
+        if resolved.is_inferred and pa.types.is_temporal(kind):
+            # How the dates were written is lost.
+            sentence = f"{source}: {name!r} was read as {kind}; expected the address of the files"
+            raise DataError(f"{sentence}, as hf://datasets/org/name/train.jsonl")
+    rows = table.select_columns(columns).with_format("arrow")
     first = 1
-    for part in table.with_format("arrow").iter(ROWS):
+    for part in rows.iter(ROWS):
         yield as_text(part, table.features, lists, lambda row: f"{source} (row {first + row})")  # noqa: B023
         first += len(part)
 
 
-def _cached(source: Source, key: str, batches: Iterable[pa.RecordBatch]) -> datasets.Dataset:
+def _cached(source: Source, key: str, batches: Iterator[pa.RecordBatch]) -> datasets.Dataset:
     path = Path(datasets.config.HF_DATASETS_CACHE, "text", f"{key}.arrow")
     if not path.exists():
         try:
@@ -108,17 +118,20 @@ def _cached(source: Source, key: str, batches: Iterable[pa.RecordBatch]) -> data
     return datasets.Dataset(MemoryMappedTable.from_file(str(path)), fingerprint=key)
 
 
-def _write(source: Source, path: Path, batches: Iterable[pa.RecordBatch]) -> None:
+def _write(source: Source, path: Path, batches: Iterator[pa.RecordBatch]) -> None:
+    if (first := next(batches, None)) is None:
+        raise DataError(f"{source}: no rows; expected at least one example")
     part = Path(f"{path}.{uuid.uuid4().hex}")  # another process may write the same
-    batches = iter(batches)
     try:
-        if (first := next(batches, None)) is None:
-            raise DataError(f"{source}: no rows; expected at least one example")
         with pa.OSFile(str(part), "wb") as sink, pa.ipc.new_stream(sink, first.schema) as writer:
             for batch in chain([first], batches):
-                if batch.schema != first.schema:
-                    raise DataError(f"{source}: lists in some files only; expected one kind")
-                writer.write_batch(batch)
+                writer.write_batch(_alike(source, batch, first.schema))
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def _alike(source: Source, batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
+    if batch.schema != schema:
+        raise DataError(f"{source}: lists in some files only; expected one kind")
+    return batch

@@ -9,7 +9,9 @@ from errors import DataError
 
 from .records import read_records
 
-ROWS, CHARACTERS = 1000, 2**24  # at most about so many in a batch
+# At most about so many in a batch.
+ROWS = 1000
+CHARACTERS = 2**24
 WORDS = {True: "true", False: "false"}  # of JSON
 
 

@@ -27,7 +27,8 @@ def tokenize(
 
     The result is memory-mapped from the cache of `datasets`, where a second run or process finds
     it: by the table, the source code of `encode` and all modules of the project that it imports,
-    the values that it closes over, and the tokenizer. The tokenizer is left as it was.
+    the values that it closes over, and the tokenizer. `encode` must have no side effects, since it
+    is not called if the result is in the cache; the tokenizer is left as it was.
     """
     key = hash_values(table._fingerprint, hash_function(encode, tokenizer))
     path = Path(datasets.config.HF_DATASETS_CACHE, "tokens", f"{key}.arrow")
@@ -51,8 +52,10 @@ def tokenize(
 
 
 def _rows(columns: dict[str, list]) -> Iterator[tuple]:
-    columns = {name: getattr(c, "tolist", c.copy)() for name, c in sorted(columns.items())}
-    return zip(*columns.values(), strict=True)
+    names = sorted(columns)
+    for row in zip(*(columns[name] for name in names), strict=True):
+        # The `repr` of a long array or tensor leaves values out.
+        yield tuple(value.tolist() if hasattr(value, "tolist") else value for value in row)
 
 
 def fingerprint(rows: datasets.Dataset) -> int:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
+from transformers import PreTrainedModel
 
 from training.state import TrainState
 
@@ -46,12 +47,12 @@ On `{valid_input}`, after {epoch}:
 """
 
 
-def write_card(folder: Path, state: TrainState, args: dict, pipeline_tag: str | None) -> None:
+def write_card(folder: Path, state: TrainState, args: dict, model: PreTrainedModel) -> None:
     """Write README.md into the folder of a saved model.
 
     Args:
         args: Arguments of the run.
-        pipeline_tag: The name of the task on the Hub; None if transformers has no pipeline.
+        model: The model that was saved. `config.pipeline_tag` is the name of the task on the Hub.
     """
     file = folder / "config.json"
     config = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
@@ -61,6 +62,7 @@ def write_card(folder: Path, state: TrainState, args: dict, pipeline_tag: str | 
     scores = {n: v for n, v in best.items() if n not in ("epoch", "count") and _is_finite(v)}
     valid_input = _names(args.get("valid_input"))
     is_custom = "auto_map" in config
+    pipeline_tag = getattr(getattr(model, "config", None), "pipeline_tag", None)
     metadata = ModelCardData(
         base_model=None if is_local else base,
         pipeline_tag=pipeline_tag,
@@ -86,7 +88,7 @@ def write_card(folder: Path, state: TrainState, args: dict, pipeline_tag: str | 
         valid_input=valid_input,
         step=state.step,
         global_batch_size=state.global_batch_size,
-        auto_class=auto_class(config),
+        auto_class=auto_class(config, model),
         trust=", trust_remote_code=True" if is_custom else "",
         epoch=best.get("epoch", "no validation"),
         scores=_rows({name: f"{value:.4g}" for name, value in scores.items()}),
@@ -95,23 +97,12 @@ def write_card(folder: Path, state: TrainState, args: dict, pipeline_tag: str | 
     (folder / "README.md").write_text(card, encoding="utf-8")
 
 
-def auto_class(config: dict) -> str:
+def auto_class(config: dict, model: PreTrainedModel) -> str:
     """Return the name of the Auto class that opens a checkpoint with this config.json."""
-    known = [name for name in config.get("auto_map", {}) if name not in ("AutoConfig", "AutoModel")]
-    if known:
-        return known[0]
-    name = (config.get("architectures") or [""])[0]
-    if name.endswith("ForSequenceClassification"):
-        return "AutoModelForSequenceClassification"
-    if name.endswith("ForTokenClassification"):
-        return "AutoModelForTokenClassification"
-    from transformers.models.auto import modeling_auto
-
-    for auto in ("CausalLM", "Seq2SeqLM"):
-        table = "CAUSAL_LM" if auto == "CausalLM" else "SEQ_TO_SEQ_CAUSAL_LM"
-        if name in getattr(modeling_auto, f"MODEL_FOR_{table}_MAPPING_NAMES").values():
-            return f"AutoModelFor{auto}"
-    return "AutoModel"
+    registered = config.get("auto_map", {}).keys() - {"AutoConfig", "AutoModel"}
+    if registered:
+        return sorted(registered)[0]
+    return getattr(getattr(model, "auto_class", None), "__name__", "AutoModel")
 
 
 def _is_finite(value: Any) -> bool:

@@ -26,18 +26,20 @@ def preview(run: Run, train_step: Callable[[Run, Step], Any]) -> None:
     Raises:
         RunError: The run would not fit into the memory, or its checkpoints not on the disk.
     """
-    config = run.config
     batches = run.train_batches
-    lines = [
-        *_about_data("train", batches.examples, config.max_len),
-        *batches.examples.describe(),
-        *_about_data("valid", run.valid_batches.examples, config.max_len),
-        *_about_steps(run, batches),
-    ]
     memory = _memory_of_a_step(run, train_step)
-    lines += [*_about_model(run.model, memory), _about_disk(run)]
-    if run.group.is_main:
-        print("\n".join(lines))
+    # The main rank removes the output directory again: the others must not look at it meanwhile.
+    run.group.on_main(lambda: print(*_lines(run, batches, memory), sep="\n"))
+
+
+def _lines(run: Run, batches: Batches, memory: int) -> Iterator[str]:
+    max_len = run.config.max_len
+    yield from _about_data("train", batches.examples, max_len)
+    yield from batches.examples.describe()
+    yield from _about_data("valid", run.valid_batches.examples, max_len)
+    yield from _about_steps(run, batches)
+    yield from _about_model(run.model, memory)
+    yield _about_disk(run)
 
 
 def _about_data(name: str, examples: ExampleSet, max_len: int) -> Iterator[str]:

@@ -109,8 +109,8 @@ class Report:
         if state.is_stuck(self.config.patience) and state.step < state.total_steps:
             patience = self.config.patience
             self.print(f"Early stopping: no better {metric} in {patience} validations")
-        if not state.best:
-            self.print(f"{metric} was not a number in any validation: no best/ was saved")
+        if metric not in state.best:
+            self.print(f"No validation gave a number for {metric}: no best/ was saved")
             return
         scores = {name: v for name, v in state.best.items() if name not in ("epoch", "count")}
         reached = ", ".join(f"{name} {value:.4g}" for name, value in scores.items())
@@ -148,9 +148,8 @@ class Report:
             init()
 
     def _write_card(self, folder: Path) -> None:
-        config = getattr(self.run.accelerator.unwrap_model(self.run.model), "config", None)
-        pipeline_tag = getattr(config, "pipeline_tag", None)
-        write_card(folder, self.state, self.config.to_args(), pipeline_tag)
+        model = self.run.accelerator.unwrap_model(self.run.model)
+        write_card(folder, self.state, self.config.to_args(), model)
         (folder / "loss.png").write_bytes(self._draw())
 
     def _draw(self) -> bytes:

@@ -1,10 +1,10 @@
-"""DeepSpeed's ZeRO-2 and ZeRO-3 compute what one process does, and go on with its checkpoints."""
+"""DeepSpeed's ZeRO-2 and ZeRO-3 compute what one process computes, and resume its checkpoints."""
 
 import importlib.util
-import json
 import os
 import shutil
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from itertools import count
 from unittest import mock
@@ -17,42 +17,52 @@ from accelerate.utils import DistributedType
 from accelerate.utils.launch import prepare_deepspeed_cmd_env
 
 import train
-from model.modeling import Model
-from outcome import assert_same, result
-from real_runs import ROOT, Run
-from test_divergence import poison_late
-
-pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("deepspeed") is None or shutil.which("c++") is None,
-    reason="needs DeepSpeed, and a C++ compiler for what it builds to run without GPUs",
+from helpers import seams
+from helpers.assertions import (
+    assert_bit_identical,
+    assert_equal_tensors,
+    read_result,
+    read_state,
+    read_weights,
 )
+from helpers.launch_env import CONFIGS
+from helpers.processes import Launch, Patch
+from model.modeling import Model
+
+pytestmark = [
+    pytest.mark.proof,
+    pytest.mark.skipif(
+        importlib.util.find_spec("deepspeed") is None or shutil.which("c++") is None,
+        reason="needs DeepSpeed, and a C++ compiler for what it builds to run without GPUs",
+    ),
+]
 
 
-def launch(stage: int, precision: str, stack: ExitStack) -> None:
-    """Do what `accelerate launch --config_file configs/zeroN.yaml` does, without GPUs."""
-    config = ["--config_file", str(ROOT / "configs" / f"zero{stage}.yaml")]
+@contextmanager
+def zero(stage: int, precision: str = "no", also: Patch = nullcontext) -> Iterator[None]:
+    """Start as `accelerate launch --config_file configs/zeroN.yaml` does, without GPUs.
+
+    Args:
+        also: A further patch.
+    """
+    config = ["--config_file", str(CONFIGS / f"zero{stage}.yaml")]
     command = [*config, "--num_processes", "2", "--mixed_precision", precision, "train.py"]
     with mock.patch.object(launcher, "deepspeed_launcher") as start:
         launcher.launch_command(launcher.launch_command_parser().parse_args(command))
     environment = prepare_deepspeed_cmd_env(*start.call_args.args)[1]
     os.environ.update({k: v for k, v in environment.items() if k.startswith("ACCELERATE_")})
-    # Accelerate knows of DeepSpeed on accelerators only; DeepSpeed itself does not mind.
+    # Accelerate uses DeepSpeed on accelerators only; DeepSpeed itself has no such limit.
     os.environ.update(ACCELERATE_USE_CPU="false", DS_ACCELERATOR="cpu")
     backend = mock.Mock(return_value=("gloo", DistributedType.MULTI_CPU))
-    stack.enter_context(mock.patch.object(PartialState, "_prepare_backend", backend))
-
-
-def launch_poisoned(stage: int, step: int, stack: ExitStack) -> None:
-    launch(stage, "no", stack)
-    poison_late("gradient", 1, step, stack)
+    with mock.patch.object(PartialState, "_prepare_backend", backend), also():
+        yield
 
 
 @pytest.fixture
 def with_zero(tmp_path):
-    def run(stage: int, *arguments: str, precision: str = "no") -> None:
+    def run(stage: int, *arguments: str) -> None:
         output = tmp_path / f"output{next(numbers)}"
-        both = Run(list(arguments), output, 2, partial(launch, stage, precision))
-        assert both.wait() == [0, 0], both.output() + both.output(1)
+        Launch(list(arguments), output, 2, partial(zero, stage)).expect()
 
     numbers = count()
     return run
@@ -63,7 +73,7 @@ def losses(log: dict) -> list[float]:
 
 
 @pytest.mark.parametrize("stage", [2, 3])
-def test_a_run_goes_on_with_and_without_zero(stage, arguments, sample, tmp_path, with_zero):
+def test_run_resumes_with_and_without_zero(stage, arguments, sample, tmp_path, with_zero):
     arguments += ["--model_id", str(sample / "tiny"), "--lr_scheduler_type", "constant"]
     split = [*arguments, "--batch_size", "2", "--accumulation", "2"]
     runs = {name: tmp_path / name for name in ("expected", "whole", "stopped", "mixed")}
@@ -73,30 +83,27 @@ def test_a_run_goes_on_with_and_without_zero(stage, arguments, sample, tmp_path,
     shutil.copytree(runs["stopped"], runs["mixed"])
 
     with_zero(stage, "--restore_dir", str(runs["stopped"] / "last"), "--max_steps", "12")
-    assert_same(runs["stopped"], runs["whole"])
+    assert_bit_identical(runs["stopped"], runs["whole"])
 
     last = ["--restore_dir", str(runs["mixed"] / "last")]
     train.main([*last, "--max_steps", "9", "--batch_size", "4"])
     with_zero(stage, *last, "--max_steps", "12")
-    _, expected_moments, expected_log, _ = result(runs["expected"])
+    expected = read_result(runs["expected"])
+    size = max(m.norm() for key, m in expected.moments.items() if key.endswith("exp_avg"))
     for name in ("whole", "mixed"):
-        _, moments, log, _ = result(runs[name])
-        assert losses(log) == pytest.approx(losses(expected_log), rel=1e-5), name
-        assert moments.keys() == expected_moments.keys()
-        size = max(m.norm() for key, m in expected_moments.items() if key.endswith("exp_avg"))
-        for key, expected in expected_moments.items():
-            assert (moments[key] - expected).norm() <= 1e-4 * size, (name, key)
+        result = read_result(runs[name])
+        assert losses(result.log) == pytest.approx(losses(expected.log), rel=1e-5), name
+        assert result.moments.keys() == expected.moments.keys()
+        for key, moment in expected.moments.items():
+            assert (result.moments[key] - moment).norm() <= 1e-4 * size, (name, key)
     assert Model.from_pretrained(runs["whole"] / "best").dtype == torch.float32
 
 
 @pytest.mark.parametrize("stage", [2, 3])
-def test_a_bad_step_does_not_reach_the_weights(stage, arguments, steps, tmp_path):
+def test_nonfinite_step_leaves_weights_unchanged_under_zero(stage, arguments, steps, tmp_path):
     arguments += ["--batch_size", "4", "--save_steps", str(steps + 2)]
-    patch = partial(launch_poisoned, stage, steps + 2)
-    run = Run(arguments, tmp_path / "output", 2, patch)
-    assert run.wait() == [2, 2], run.output()
-    weights = Model.from_pretrained(tmp_path / "run" / "bad_batch").state_dict()
-    expected = Model.from_pretrained(tmp_path / "run" / "last").state_dict()
-    assert all(torch.equal(weights[name], tensor) for name, tensor in expected.items())
-    state = json.loads((tmp_path / "run" / "last" / "training_state.json").read_text())
-    assert state["step"] == steps + 2
+    also = partial(seams.nonfinite_step, "gradient", 1, steps + 2, is_read_late=True)
+    Launch(arguments, tmp_path / "output", 2, partial(zero, stage, also=also)).expect(2)
+    weights = read_weights(tmp_path / "run" / "bad_batch")
+    assert_equal_tensors(weights, read_weights(tmp_path / "run" / "last"))
+    assert read_state(tmp_path / "run" / "last")["step"] == steps + 2

@@ -22,6 +22,7 @@ COLUMNS = [
 GOOD = dict.fromkeys(COLUMNS, "text")
 FIRST, HEADER = next(iter(GOOD)), ",".join(GOOD) + "\n"
 CELLS = ",".join(GOOD.values())
+GAPS = "," * (len(GOOD) - 1)
 
 
 def jsonl(*rows: object) -> bytes:
@@ -50,11 +51,15 @@ def jsonl(*rows: object) -> bytes:
         ("half.jsonl", jsonl(GOOD, {**GOOD, FIRST: "\ud800"}), r"half.jsonl:2: '" + FIRST),
         ("cut.json", json.dumps([GOOD, GOOD])[:-3].encode(), "cut.json:1: broken JSON"),
         ("late.json", b"[" + jsonl(GOOD) + b", 1]", "late.json:2: broken JSON ('1' in the list)"),
-        ("empty.csv", f"{HEADER}{CELLS}\n,{CELLS[5:]}\n".encode(), "empty.csv:3: no value"),
+        ("empty.csv", f"more,{HEADER}1,{CELLS}\n2,{GAPS}\n".encode(), "empty.csv:3: no value"),
         ("short.csv", f"more,{HEADER}1,{CELLS}\n1\n".encode(), "short.csv:3: 1 cells; expected"),
         ("open.csv", f'{HEADER}{CELLS}\n"a,b\n\n'.encode(), "open.csv:3: broken CSV"),
         ("twice.csv", f"{FIRST},{HEADER}a,{CELLS}\n".encode(), f"twice.csv:1: 2 columns '{FIRST}'"),
-        ("empty.tsv", f"{HEADER}{CELLS}\n".replace(",", "\t").encode()[:-5] + b"\n", "empty.tsv:2"),
+        (
+            "empty.tsv",
+            f"more,{HEADER}1,{CELLS}\n2,{GAPS}\n".replace(",", "\t").encode(),
+            "empty.tsv:3: no value",
+        ),
         (
             "quoted.tsv",
             f'{HEADER}{CELLS}\n"say ""a""",{CELLS[5:]}\n'.replace(",", "\t").encode(),
@@ -133,9 +138,9 @@ def test_tokens_are_found_again_by_another_process(sample):
 @pytest.mark.parametrize(
     ("extra", "sentence"),
     [
-        (["--restore_dir", "data"], "data: no checkpoint here"),
-        (["--restore_dir", "nowhere"], "nowhere: no checkpoint here"),
-        (["--model_id", "./no-such-model"], "./no-such-model: no tokenizer"),
+        (["--restore_dir", "data"], "data: no checkpoint"),
+        (["--restore_dir", "nowhere"], "nowhere: no checkpoint"),
+        (["--model_id", "./no-such-model"], "./no-such-model: no such folder"),
         (["--batch_size", "0"], "--batch_size 0: expected at least 1"),
         (["--max_len", "1"], "--max_len 1: expected at least 2"),
         (["--max_grad_norm", "-1"], "--max_grad_norm -1.0: expected at least 0"),
@@ -153,7 +158,9 @@ def test_bad_arguments_are_refused(extra, sentence, arguments, tmp_path):
 
 @pytest.mark.skipif(torch.accelerator.is_available(), reason="it can train there")
 def test_attention_that_cannot_train_here_is_refused(arguments, tmp_path):
-    with pytest.raises(RunError, match="flex_attention: none to train with on cpu; try sdpa"):
+    with pytest.raises(
+        RunError, match="flex_attention: does not support training on cpu; use sdpa"
+    ):
         train.main([*arguments, "--attn_implementation", "flex_attention"])
     assert not (tmp_path / "run").exists()
 
@@ -161,7 +168,7 @@ def test_attention_that_cannot_train_here_is_refused(arguments, tmp_path):
 def test_a_run_is_not_overwritten(arguments, tmp_path):
     train.main([*arguments, "--max_steps", "1"])
     before = (tmp_path / "run" / "last" / "training_state.json").read_bytes()
-    with pytest.raises(RunError, match="holds a run already"):
+    with pytest.raises(RunError, match="already contains a run"):
         train.main(arguments)
     with pytest.raises(RunError, match="expected a last/, not a best/"):
         train.main(["--restore_dir", str(tmp_path / "run" / "best")])
@@ -169,7 +176,14 @@ def test_a_run_is_not_overwritten(arguments, tmp_path):
 
 
 def test_the_exit_code_is_2_and_the_sentence_stands_alone(tmp_path):
-    paths = ["--train_input", "none.jsonl", "--outdir", str(tmp_path / "run")]
+    paths = [
+        "--train_input",
+        "none.jsonl",
+        "--valid_input",
+        "none.jsonl",
+        "--outdir",
+        str(tmp_path / "run"),
+    ]
     command = [sys.executable, "train.py", *paths]
     process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert process.returncode == 2

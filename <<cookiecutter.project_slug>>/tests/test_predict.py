@@ -1,4 +1,4 @@
-"""predict.py: whatever the batches and processes, the same answers in the order of the input."""
+"""predict.py gives the same answers for all batches and processes, in the order of the input."""
 
 import io
 import json
@@ -7,9 +7,11 @@ import os
 import pytest
 
 import predict
-from errors import RunError
-from model.prediction import OPTIONS
-from real_runs import Run
+from errors import DataError, RunError
+from helpers.processes import Launch
+from model.modeling import Model
+from model.prediction import OPTIONS, Predictor
+from training.loading import load_model, load_tokenizer
 
 SHORT = ["--max_new_tokens", "5"] if "max_new_tokens" in OPTIONS else []
 
@@ -19,7 +21,7 @@ def checkpoint(sample, tmp_path_factory) -> str:
     folder = tmp_path_factory.mktemp("checkpoint")
     arguments = [f"--{part}_input={sample / f'{part}.jsonl'}" for part in ("train", "valid")]
     arguments += [f"--model_id={sample / 'tiny'}", f"--outdir={folder / 'run'}"]
-    assert Run([*arguments, "--max_steps=2", "--max_len=48"], folder).wait() == [0]
+    Launch([*arguments, "--max_steps=2", "--max_len=48"], folder / "output").expect()
     return str(folder / "run" / "best")
 
 
@@ -27,8 +29,7 @@ def predicted(checkpoint, files, output, *arguments: str, processes: int = 1) ->
     output.mkdir()
     command = ["--checkpoint", checkpoint, "--input", *map(str, files), *SHORT]
     command += ["--output", str(output / "out.jsonl"), *arguments]
-    run = Run(command, output, processes, module="predict")
-    assert run.wait() == [0] * processes, run.output()
+    Launch(command, output, processes, module="predict").expect()
     return [json.loads(line) for line in (output / "out.jsonl").read_text("utf-8").splitlines()]
 
 
@@ -68,7 +69,7 @@ def test_lines_are_answered_as_they_come(checkpoint, monkeypatch, capsys):
 
 def test_what_cannot_be_right_is_refused_before_anything_is_computed(checkpoint, sample, tmp_path):
     for arguments, words in (
-        (["--checkpoint", str(tmp_path / "none")], "no tokenizer"),
+        (["--checkpoint", str(tmp_path / "none")], "no such folder"),
         (["--input", str(tmp_path / "none.jsonl")], "no such file"),
         (["--input", str(sample / "valid.jsonl"), "--column", "other"], "no column 'other'"),
         (["--output", str(tmp_path / "none" / "out.jsonl")], "there is no folder"),
@@ -76,6 +77,19 @@ def test_what_cannot_be_right_is_refused_before_anything_is_computed(checkpoint,
         (["--max_len", "-3"], "expected more than 0"),
         *((["--" + name, "0"], "expected more than 0") for name in OPTIONS if name != "do_sample"),
     ):
-        with pytest.raises((RunError, predict.DataError), match=words):
+        with pytest.raises((RunError, DataError), match=words):
             predict.main(["--checkpoint", checkpoint, *arguments])
     assert os.listdir(tmp_path) == []
+
+
+def test_an_answer_does_not_depend_on_its_batch(checkpoint):
+    model = load_model(Model, checkpoint).eval()
+    options = {"max_new_tokens": 8} if "max_new_tokens" in OPTIONS else {}
+    predictor = Predictor(model, load_tokenizer(checkpoint), 48, {}, **options)
+    texts = [
+        "Do you see it?",
+        "No.",
+        "She looked at him for a long while, and said nothing at all.",
+    ]
+    rows = [predictor([text])[0]["prediction"] for text in texts]
+    assert [row["prediction"] for row in predictor(texts)] == rows

@@ -8,6 +8,7 @@ import gzip
 import json
 import lzma
 import os
+import pickle
 import random
 import shutil
 import subprocess
@@ -21,14 +22,13 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings, strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from conftest import ROOT
 from errors import DataError
 from model.dataset import OPTIONS, generate_dataset
 from reading.locate import locate_row
 from reading.tables import read_table
-from training.loading import load_tokenizer
 
 NAMES = [
     option["default"]
@@ -56,7 +56,7 @@ ODD = [
 TEXT = st.sampled_from(ODD) | st.text(st.characters(exclude_categories=["Cs"]), max_size=9)
 ROWS = st.lists(st.tuples(TEXT, TEXT), min_size=1, max_size=6)
 SETTINGS = settings(
-    max_examples=25, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)
+    max_examples=20, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)
 )
 
 
@@ -215,6 +215,9 @@ def test_a_json_array_larger_than_a_block_is_read(tmp_path):
     text = json.dumps([{"a": a, "b": b} for a, b in rows], ensure_ascii=False)
     (tmp_path / "t.json").write_bytes(codecs.BOM_UTF8 + text.encode())
     assert read(tmp_path / "t.json") == rows
+    (tmp_path / "t.json").write_bytes(text.encode()[:-1] + b',\n"\xe9"]')
+    with pytest.raises(DataError, match=r"t\.json:2: not UTF-8"):
+        read(tmp_path / "t.json")
     (tmp_path / "t.json").write_bytes(text.encode() + b"\n\n]")
     with pytest.raises(DataError, match=r"t\.json:3: broken JSON"):
         read(tmp_path / "t.json")
@@ -237,6 +240,7 @@ def test_compressed_files_are_read_and_damaged_ones_refused(ending, tmp_path):
     assert read(path) == [("x", "1"), ("y", "2")] * 2
     assert read(f"file://{path}") == [("x", "1"), ("y", "2")] * 2
     assert locate_row(path, 3) == f"{path}:4"
+    assert read(path, "b") == [("1",), ("2",)] * 2
     path.write_bytes(twice[:-3])
     with pytest.raises(DataError, match=f"{path.name}: cannot be read"):
         read(path)
@@ -292,6 +296,16 @@ def test_folders_of_save_to_disk_are_read(tmp_path):
         read(f"{tmp_path}/one:test")
 
 
+def test_dates_that_were_inferred_from_json_are_refused(tmp_path):
+    (tmp_path / "README.md").write_text(
+        "---\nconfigs:\n- config_name: b\n  data_files: x.jsonl\n---\n"
+    )
+    (tmp_path / "x.jsonl").write_text(lines({"a": "2019-01-01", "b": "y"}))
+    assert read(f"{tmp_path}:b:train", "b") == [("y",)]
+    with pytest.raises(DataError, match=r"'a' was read as timestamp\[s\]; expected the address"):
+        read(f"{tmp_path}:b:train", "a")
+
+
 def test_a_part_of_a_split_is_taken_from_its_rows(tmp_path):
     (tmp_path / "train.jsonl").write_text(lines(*({"a": str(n)} for n in range(10))))
     assert read(f"{tmp_path}:train[8:]", "a") == [("8",), ("9",)]
@@ -301,7 +315,8 @@ def test_a_part_of_a_split_is_taken_from_its_rows(tmp_path):
 
 
 def test_a_file_that_replaces_another_of_its_size_and_time_is_read_anew(tmp_path):
-    path, other = tmp_path / "t.jsonl", tmp_path / "other.jsonl"
+    path = tmp_path / "t.jsonl"
+    other = tmp_path / "other.jsonl"
     path.write_text(lines({"a": "old"}))
     other.write_text(lines({"a": "new"}))
     assert read(path, "a") == [("old",)]
@@ -322,7 +337,7 @@ def rows(tmp_path) -> Path:
 def test_tokens_do_not_depend_on_earlier_calls_of_the_tokenizer(rows, cache, tmp_path):
     saved = []
     for number in range(3):
-        tokenizer = load_tokenizer(str(ROOT / "tiny"))
+        tokenizer = AutoTokenizer.from_pretrained(str(ROOT / "tiny"))
         if number == 1:
             tokenizer(["a b c"], truncation=True, max_length=2, padding="max_length")
             tokenizer(text_target="a")
@@ -334,7 +349,7 @@ def test_tokens_do_not_depend_on_earlier_calls_of_the_tokenizer(rows, cache, tmp
 
 
 def test_tokens_follow_the_state_of_the_tokenizer(rows):
-    tokenizer = load_tokenizer(str(ROOT / "tiny"))
+    tokenizer = AutoTokenizer.from_pretrained(str(ROOT / "tiny"))
     before = generate_dataset(rows, tokenizer, 16)
     tokenizer.add_tokens(["cold tea"])
     after = generate_dataset(rows, tokenizer, 16)
@@ -421,8 +436,17 @@ def test_a_text_without_tokens_is_refused_or_has_an_end(text, tmp_path):
         assert dataset[len(dataset) - 1]["input_ids"][-1] == 1
 
 
+def test_examples_survive_the_way_to_a_worker(rows):
+    dataset = generate_dataset(rows, AutoTokenizer.from_pretrained(str(ROOT / "tiny")), 16)
+    copy = pickle.loads(pickle.dumps(dataset))
+    batch, expected = (part.collate([part[0]]) for part in (copy, dataset))
+    assert {k: getattr(v, "tolist", lambda v=v: v)() for k, v in batch.items()} == {
+        k: getattr(v, "tolist", lambda v=v: v)() for k, v in expected.items()
+    }
+
+
 def test_data_describe_themselves(rows):
-    tokenizer = load_tokenizer(str(ROOT / "tiny"))
+    tokenizer = AutoTokenizer.from_pretrained(str(ROOT / "tiny"))
     described = list(generate_dataset(rows, tokenizer, 16).describe())
     assert "example 0" in described
     assert any("cold tea" in line for line in described)

@@ -1,128 +1,34 @@
-"""A run that is stopped from outside: by signals, by a death, by another run in its folder."""
+"""A run that is asked to stop by signals, to one process or to all, and resumes."""
 
-import json
 import os
 import signal
+import threading
 import time
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
-from unittest import mock
+from pathlib import Path
 
+import psutil
 import pytest
-from outcome import assert_same
-from real_runs import TIMEOUT, Run
 
 import train
-from errors import RunError
-from training import interruption
-from training.checkpoint import Checkpoints
+from helpers import seams
+from helpers.assertions import assert_bit_identical, read_state
+from helpers.processes import STOPPED, TIMEOUT, Launch
+from training import signals
 
-STOPPED = 75
-
-
-def send(signals: list[int], rank: int, step: int, stack: ExitStack) -> None:
-    """Let one process send itself signals in front of an optimizer step."""
-    if os.environ.get("RANK", "0") == str(rank):
-        take_step, steps = train.take_step, iter(range(1000))
-
-        def signalled(*arguments):
-            if next(steps) + 1 == step:
-                for number in signals:
-                    os.kill(os.getpid(), number)
-            return take_step(*arguments)
-
-        stack.enter_context(mock.patch.object(train, "take_step", signalled))
+pytestmark = pytest.mark.proof
 
 
-def send_in_validation(rank: int, stack: ExitStack) -> None:
-    if os.environ.get("RANK", "0") == str(rank):
-        update, first = train.Scores.update, iter([True])
-
-        def signalled(*arguments):
-            if next(first, False):
-                os.kill(os.getpid(), signal.SIGTERM)
-            return update(*arguments)
-
-        stack.enter_context(mock.patch.object(train.Scores, "update", signalled))
+def resume(arguments: list[str], tmp_path: Path, processes: int = 1) -> None:
+    Launch([*arguments, "--restore_dir", "auto"], tmp_path / "resumed", processes).expect()
 
 
-def press_twice(step: int, stack: ExitStack) -> None:
-    """Ctrl-C in front of a step, and again in the save that it asked for."""
-    stack.enter_context(mock.patch.object(interruption, "SAME_KEYSTROKE", 0.0))
-    send([signal.SIGINT], 0, step, stack)
-    save = Checkpoints.save
-
-    def signalled(self, *arguments):
-        if self.state.step >= step:
-            os.kill(os.getpid(), signal.SIGINT)
-        save(self, *arguments)
-
-    stack.enter_context(mock.patch.object(Checkpoints, "save", signalled))
-
-
-def go_on(arguments, tmp_path, processes: int = 1) -> None:
-    resumed = Run([*arguments, "--restore_dir", "auto"], tmp_path / "resumed", processes)
-    assert resumed.wait() == [0] * processes, resumed.output()
-
-
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGUSR1"])
-@pytest.mark.parametrize(("processes", "rank"), [(1, 0), (2, 0), (2, 1)])
-def test_a_signal_to_one_process_stops_all(
-    name, processes, rank, arguments, steps, tmp_path, left_alone
-):
-    arguments += ["--batch_size", str(8 // processes)]
-    patch = partial(send, [signal.Signals[name]], rank, steps + 2)
-    run = Run(arguments, tmp_path / "output", processes, patch)
-    assert run.wait() == [STOPPED] * processes, run.output()
-    sentence = f"stopped by {name} and saved; go on with --restore_dir {tmp_path}/run/last"
-    assert run.output().count(sentence) == 1
-    assert "Traceback" not in run.output()
-    state = json.loads((tmp_path / "run" / "last" / "training_state.json").read_text())
-    assert steps + 2 <= state["step"] <= steps + 3
-    go_on(arguments, tmp_path, processes)
-    assert_same(tmp_path / "run", left_alone(arguments, processes))
-
-
-@pytest.mark.parametrize(("processes", "rank"), [(1, 0), (2, 1)])
-def test_a_signal_in_validation_does_not_wait_for_its_end(
-    processes, rank, arguments, steps, tmp_path, left_alone
-):
-    arguments += ["--eval_batch_size", "2", "--batch_size", str(8 // processes)]
-    run = Run(arguments, tmp_path / "output", processes, partial(send_in_validation, rank))
-    assert run.wait() == [STOPPED] * processes, run.output()
-    state = json.loads((tmp_path / "run" / "last" / "training_state.json").read_text())
-    assert state["step"] == steps
-    assert state["log"] == {}
-    go_on(arguments, tmp_path, processes)
-    assert_same(tmp_path / "run", left_alone(arguments, processes))
-
-
-def test_one_keystroke_that_comes_twice_is_one(arguments, steps, tmp_path):
-    patch = partial(send, [signal.SIGINT, signal.SIGINT], 0, steps + 2)
-    run = Run(arguments, tmp_path / "output", patch=patch)
-    assert run.wait() == [STOPPED]
-
-
-def test_a_second_keystroke_stops_at_once_and_loses_no_save(arguments, steps, tmp_path, left_alone):
-    run = Run(arguments, tmp_path / "output", patch=partial(press_twice, steps + 2))
-    assert run.wait() == [-signal.SIGINT]
-    assert "Traceback" not in run.output()
-    state = json.loads((tmp_path / "run" / "last" / "training_state.json").read_text())
-    assert state["step"] == steps
-    go_on(arguments, tmp_path)
-    assert_same(tmp_path / "run", left_alone(arguments))
-
-
-def test_handlers_of_signals_are_given_back(arguments):
-    before = [signal.getsignal(number) for number in interruption.SIGNALS]
-    train.main([*arguments, "--max_steps", "1"])
-    assert [signal.getsignal(number) for number in interruption.SIGNALS] == before
-
-
-def started(arguments, tmp_path, processes: int) -> Run:
-    """A run that would go on for hours, and has saved."""
+def start_endless(arguments: list[str], tmp_path: Path, processes: int) -> Launch:
+    """Start a run that would take hours, and wait until it has saved."""
     endless = [*arguments, "--epochs", "10000", "--save_steps", "1"]
-    run = Run(endless, tmp_path / "output", processes)
+    run = Launch(endless, tmp_path / "output", processes)
     until = time.monotonic() + TIMEOUT
     while not (tmp_path / "run" / "last").exists():
         assert time.monotonic() < until, run.output()
@@ -130,43 +36,108 @@ def started(arguments, tmp_path, processes: int) -> Run:
     return run
 
 
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2"])
+@pytest.mark.parametrize(("processes", "rank"), [(1, 0), (2, 0), (2, 1)])
+def test_signal_to_one_process_stops_all(
+    name, processes, rank, arguments, steps, tmp_path, uninterrupted
+):
+    arguments += ["--batch_size", str(8 // processes)]
+    patch = partial(seams.signals_before_step, [signal.Signals[name]], rank, steps + 1)
+    output = Launch(arguments, tmp_path / "output", processes, patch).expect(STOPPED)
+    sentence = f"stopped by {name} and saved; resume with --restore_dir {tmp_path}/run/last"
+    assert output.count(sentence) == 1
+    assert "Traceback" not in output
+    state = read_state(tmp_path / "run" / "last")
+    assert steps + 2 <= state["step"] <= steps + 3
+    resume(arguments, tmp_path, processes)
+    assert_bit_identical(tmp_path / "run", uninterrupted(arguments, processes))
+
+
+@pytest.mark.parametrize(("processes", "rank"), [(1, 0), (2, 1)])
+def test_signal_in_validation_stops_before_its_end(
+    processes, rank, arguments, steps, tmp_path, uninterrupted
+):
+    arguments += ["--eval_batch_size", "2", "--batch_size", str(8 // processes)]
+    patch = partial(seams.signal_in_first_validation, signal.SIGTERM, rank)
+    Launch(arguments, tmp_path / "output", processes, patch).expect(STOPPED)
+    state = read_state(tmp_path / "run" / "last")
+    assert state["step"] == steps
+    assert state["log"] == {}
+    resume(arguments, tmp_path, processes)
+    assert_bit_identical(tmp_path / "run", uninterrupted(arguments, processes))
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGHUP"])
+def test_signal_to_all_processes_and_loader_workers_stops_and_saves(
+    name, processes, arguments, tmp_path
+):
+    """A Ctrl-C, a closed terminal and Slurm send a signal to each process of the group."""
+    arguments += ["--num_workers", "1", "--batch_size", str(8 // processes)]
+    run = start_endless(arguments, tmp_path, processes)
+    ranks = [psutil.Process(process.pid) for process in run.processes]
+    workers = [child for rank in ranks for child in rank.children(recursive=True)]
+    assert len(workers) >= processes
+    for process in [*workers, *ranks]:
+        process.send_signal(signal.Signals[name])
+    output = run.expect(STOPPED)
+    assert f"stopped by {name} and saved" in output
+    assert "Traceback" not in output
+    psutil.wait_procs(workers, timeout=30)
+    assert not any(worker.is_running() for worker in workers)
+    step = read_state(tmp_path / "run" / "last")["step"]
+    resume([*arguments, "--max_steps", str(step + 2)], tmp_path, processes)
+    assert read_state(tmp_path / "run" / "last")["step"] == step + 2
+
+
+def test_one_keystroke_that_arrives_twice_counts_once(arguments, steps, tmp_path):
+    patch = partial(seams.signals_before_step, [signal.SIGINT, signal.SIGINT], 0, steps + 1)
+    Launch(arguments, tmp_path / "output", patch=patch).expect(STOPPED)
+
+
+def test_second_keystroke_ends_at_once_and_keeps_the_earlier_save(
+    arguments, steps, tmp_path, uninterrupted
+):
+    patch = partial(seams.second_keystroke_in_save, signal.SIGINT, steps + 1)
+    output = Launch(arguments, tmp_path / "output", patch=patch).expect(-signal.SIGINT)
+    assert "Traceback" not in output
+    assert read_state(tmp_path / "run" / "last")["step"] == steps
+    resume(arguments, tmp_path)
+    assert_bit_identical(tmp_path / "run", uninterrupted(arguments))
+
+
+def test_signal_handlers_are_restored_after_a_run(arguments):
+    before = [signal.getsignal(number) for number in signals.SIGNALS]
+    train.main([*arguments, "--max_steps", "1"])
+    assert [signal.getsignal(number) for number in signals.SIGNALS] == before
+
+
+def test_run_outside_the_main_thread_is_bit_identical(arguments, tmp_path, uninterrupted):
+    """Python allows no signal handlers there."""
+    before = [signal.getsignal(number) for number in signals.SIGNALS]
+    thread = threading.Thread(target=train.main, args=(arguments,))
+    thread.start()
+    thread.join()
+    assert [signal.getsignal(number) for number in signals.SIGNALS] == before
+    assert_bit_identical(tmp_path / "run", uninterrupted(arguments))
+
+
+@contextmanager
+def started_by_nohup(step: int) -> Iterator[None]:
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    with seams.signals_before_step([signal.SIGHUP], 0, step):
+        yield
+
+
+def test_run_started_by_nohup_outlives_its_terminal(arguments, steps, tmp_path, uninterrupted):
+    Launch(arguments, tmp_path / "output", patch=partial(started_by_nohup, steps + 1)).expect()
+    assert_bit_identical(tmp_path / "run", uninterrupted(arguments))
+
+
 @pytest.mark.parametrize("rank", [0, 1])
-def test_the_death_of_a_process_ends_the_others(rank, arguments, tmp_path):
-    run = started(arguments, tmp_path, 2)
-    run.processes[rank].kill()
+def test_death_of_a_process_ends_the_others(rank, arguments, tmp_path):
+    run = start_endless(arguments, tmp_path, 2)
+    os.kill(run.processes[rank].pid, signal.SIGKILL)
     codes = run.wait()
     assert codes[rank] == -signal.SIGKILL
     assert codes[1 - rank] not in (0, STOPPED)
-
-
-def test_a_folder_is_for_one_run_at_a_time(arguments, tmp_path):
-    run = started(arguments, tmp_path, 1)
-    other = Run([*arguments, "--restore_dir", "auto"], tmp_path / "other")
-    assert other.wait() == [2]
-    assert f"process {run.processes[0].pid} on " in other.output()
-    assert other.output().count("\n") == 1
-    run.kill()
-    go_on([*arguments, "--max_steps", "1"], tmp_path)  # the dead one is in nobody's way
-
-
-def test_patience_ends_a_run_in_all_processes(arguments, tmp_path):
-    arguments += ["--epochs", "9", "--patience", "2", "--lr", "0"]
-    for processes in (1, 2):
-        outdir = ["--outdir", str(tmp_path / f"run{processes}")]
-        run = Run([*arguments, *outdir], tmp_path / f"output{processes}", processes)
-        assert run.wait() == [0] * processes
-        assert "Ended early: no better loss in 2 validations" in run.output()
-        log = json.loads((tmp_path / f"run{processes}" / "log.json").read_text())
-        assert list(log) == ["Epoch 0", "Epoch 1", "Epoch 2"]
-    train.main(["--restore_dir", str(tmp_path / "run1" / "last"), "--patience", "3"])
-    assert len(json.loads((tmp_path / "run1" / "log.json").read_text())) == 4
-
-
-def test_automatic_restoring_begins_a_run_and_ends_it_once(arguments, tmp_path):
-    arguments += ["--restore_dir", "auto"]
-    train.main(arguments)
-    manifest = (tmp_path / "run" / "last" / "manifest.json").read_bytes()
-    train.main(arguments)  # over: nothing to do
-    assert (tmp_path / "run" / "last" / "manifest.json").read_bytes() == manifest
-    with pytest.raises(RunError, match="--restore_dir auto"):
-        train.main(arguments[:-2])

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 import train
 from conftest import ROOT
 from errors import RunError
-from training import files
+from training import atomic
 
 # Read when a run goes on: each has to be what it says it is.
 READ = [
@@ -57,8 +57,8 @@ def run(sample, tmp_path_factory):
 
 def reseal(folder) -> None:
     """Forge a manifest that agrees with the files."""
-    (folder / files.MANIFEST).unlink()
-    files._seal(folder)
+    (folder / atomic.MANIFEST).unlink()
+    atomic._seal(folder)
 
 
 @pytest.fixture(params=["pickle", "torch"])
@@ -93,7 +93,7 @@ def test_a_pickle_in_place_of_any_file_is_refused(is_sealed, run, plant, tmp_pat
     for name in sorted({*READ, *(file.name for file in (run / "last").iterdir())}):
         last = copy_of(run, tmp_path)
         marker = plant(last / name)
-        is_forged = is_sealed and name != files.MANIFEST
+        is_forged = is_sealed and name != atomic.MANIFEST
         if is_forged:
             reseal(last)
         if name in READ or not is_forged:
@@ -114,7 +114,7 @@ def test_a_pickle_beside_the_files_is_not_touched(run, plant, tmp_path):
     train.main(["--restore_dir", str(last)])
     (last / "model.safetensors").unlink()
     reseal(last)
-    with pytest.raises(RunError, match="the model cannot be loaded"):
+    with pytest.raises(RunError, match="cannot load the model"):
         train.main(["--restore_dir", str(last)])
     assert not marker.exists()
 
@@ -158,6 +158,6 @@ def test_a_base_model_whose_weights_are_broken_is_refused(arguments, tmp_path):
     base = tmp_path / "base"
     shutil.copytree(ROOT / "tiny", base)
     (base / "model.safetensors").write_bytes(b"no weights")
-    with pytest.raises(RunError, match="base: no model to be had there"):
+    with pytest.raises(RunError, match="base: cannot load the model"):
         train.main([*arguments, "--model_id", str(base)])
     assert not (tmp_path / "run").exists()

@@ -6,7 +6,7 @@ target items of the whole step.
 """
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import islice, tee
 
@@ -140,7 +140,7 @@ class Batches:
         self.seed = seed
         self.max_tokens = MAX_TOKENS.get(accelerator.device.type) if examples.is_divisible else None
         self._order = _PlannedOrder()
-        self._loader = DataLoader(
+        self._loader: DataLoader | None = DataLoader(
             _Loading(examples),
             sampler=self._order,
             batch_size=None,
@@ -155,7 +155,7 @@ class Batches:
         """Steps in an epoch."""
         return math.ceil(len(self.examples) / self.global_batch_size)
 
-    def steps(self, epoch: int = 0, start: int = 0) -> Iterator[Step]:
+    def steps(self, epoch: int = 0, start: int = 0) -> Generator[Step, None, None]:
         """Yield the steps of an epoch from the example `start` on; skipped ones cost nothing."""
         plans, ahead = tee(self._plan(epoch, start))
         self._order.micro_batches = (micro for step in ahead for micro in step.micro_batches)
@@ -204,7 +204,15 @@ class Batches:
             )
         return micro_batches
 
+    def close(self) -> None:
+        """End the workers, once no generator of `steps` is open.
+
+        They block SIGTERM, by which torch ends those that are left to the garbage collector.
+        """
+        self._loader = None
+
     def _load(self) -> Iterator[dict]:
+        assert self._loader is not None
         if not self._loader.num_workers:
             loaded = iter(self._loader)
             while group := list(islice(loaded, AHEAD)):

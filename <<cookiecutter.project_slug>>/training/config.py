@@ -212,6 +212,8 @@ class RunConfig:
             if "outdir" not in given:
                 saved["outdir"] = _outdir_of(Path({**defaults, **given}["restore_dir"]), defaults)
             notes += _changes(saved, given)
+            if "epochs" in given and "max_steps" not in given and saved.get("max_steps"):
+                notes.append(f"--max_steps {saved.pop('max_steps')} does not apply any more")
         elif "train_input" in given and "valid_input" not in given:
             raise RunError("--train_input without --valid_input: expected validation data, too")
         values = {**defaults, **saved, **given}

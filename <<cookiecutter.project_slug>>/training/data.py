@@ -56,8 +56,8 @@ class TrainData:
     def batches(self, epoch: int, batch_size: int, global_batch_size: int) -> Batches:
         """Return the batches of an epoch; every rank has to call this."""
         if self._config.files_per_epoch is not None and epoch != self._opened:
+            self.close_batches()
             self.examples = self._open(epoch)
-            self._batches = None
         if self._batches is None:
             self._batches = Batches(
                 self.examples,
@@ -69,7 +69,12 @@ class TrainData:
             )
         return self._batches
 
-    def close(self) -> None:
+    def close_batches(self) -> None:
+        if self._batches is not None:
+            self._batches.close()
+        self._batches = None
+
+    def remove_files(self) -> None:
         """Remove the files of the last epoch."""
         if self._group.is_local_main:
             shutil.rmtree(self._folder, ignore_errors=True)

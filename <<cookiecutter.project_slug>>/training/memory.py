@@ -62,7 +62,8 @@ def _fits(
         del moments
         fits = True
     except RuntimeError as error:
-        if not should_reduce_batch_size(error):
+        is_known = isinstance(error, torch.OutOfMemoryError) or should_reduce_batch_size(error)
+        if not is_known:
             raise
         fits = False
     for buffer, before in buffers:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import DistributedType
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from transformers import PreTrainedTokenizerBase
@@ -34,7 +35,7 @@ from .randomness import seed_all
 from .signals import StopSignals
 from .start_check import check_contract
 from .state import TrainState
-from .strategy import Strategy, build_strategy
+from .strategy import Strategy
 
 
 @dataclass
@@ -79,15 +80,47 @@ def open_run(task: Task, argv: list[str]) -> Iterator[Run]:
     Raises:
         RunError, DataError: Something cannot be done as asked; no step has been done.
     """
-    config, notes = RunConfig.from_command_line(task, argv)
-    accelerator = start(f"{config.outdir}/trackers", config.report_to)
-    group = RankGroup(accelerator)
+    config, notes, accelerator, group = _join(task, argv)
     with lock_folder(group, Path(config.outdir)):
         _check_unchanged(group, task, argv, config)
         run = _Opening(task, config, accelerator, group, notes).open()
-        with run.signals:
-            yield run
-        run.train_data.close()
+        try:
+            with run.signals:
+                yield run
+        finally:
+            run.train_data.close_batches()
+            run.valid_batches.close()
+        run.train_data.remove_files()
+
+
+def _build_strategy(accelerator: Accelerator, max_grad_norm: float) -> Strategy:
+    """Choose the strategy that the launcher asked for.
+
+    Raises:
+        RunError: DeepSpeed was configured for something that is not supported.
+    """
+    if accelerator.distributed_type != DistributedType.DEEPSPEED:
+        return Strategy(accelerator)
+    from .zero import ZeroStrategy  # imports DeepSpeed, which few installations have
+
+    return ZeroStrategy(accelerator, max_grad_norm)
+
+
+def _join(task: Task, argv: list[str]) -> tuple[RunConfig, list[str], Accelerator, RankGroup]:
+    """Read the configuration and join the other ranks.
+
+    A rank whose arguments cannot be used, as one that does not have the checkpoint, joins them
+    first: they would wait for it.
+    """
+    try:
+        config, notes = RunConfig.from_command_line(task, argv)
+    except RunError:
+        with RankGroup(start()).in_agreement():
+            raise
+    accelerator = start(f"{config.outdir}/trackers", config.report_to)
+    group = RankGroup(accelerator)
+    with group.in_agreement():
+        return config, notes, accelerator, group
 
 
 def _check_unchanged(group: RankGroup, task: Task, argv: list[str], config: RunConfig) -> None:
@@ -137,11 +170,16 @@ class _Opening:
             self.check(model, scores, directions)
         state = self.open_state(directions)
         optimizer = self.build_optimizer(model)
-        strategy = build_strategy(self.accelerator, self.config.max_grad_norm)
+        strategy = _build_strategy(self.accelerator, self.config.max_grad_norm)
         unused = self.unused_parameters(model)
         model, optimizer = strategy.prepare(model, optimizer, unused)
         checkpoints = Checkpointer(
-            self.accelerator, self.group, strategy, self.tokenizer, self.about()
+            self.accelerator,
+            self.group,
+            strategy,
+            self.tokenizer,
+            outdir=Path(self.config.outdir),
+            about=self.about,
         )
         if self.config.restore_dir is not None:
             checkpoints.load(Path(self.config.restore_dir), model, optimizer, state)
@@ -297,7 +335,7 @@ class _Opening:
         elif state.best and not is_published(Path(config.outdir) / "best"):
             reason = f"{config.outdir}/best does not exist"
         if reason:
-            state.best = {}
+            state.forget_best()
             self.notes.append(f"{reason}: the next validation is taken to be the best so far")
 
     def about(self) -> dict[str, dict]:

@@ -36,7 +36,8 @@ class StopSignals:
 
     def __enter__(self) -> "StopSignals":
         if threading.current_thread() is threading.main_thread():
-            self._handlers = {number: signal.signal(number, self._record) for number in SIGNALS}
+            numbers = [number for number in SIGNALS if not _is_ignored_hangup(number)]
+            self._handlers = {number: signal.signal(number, self._record) for number in numbers}
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -67,6 +68,12 @@ class StopSignals:
         elif number == signal.SIGINT and time.monotonic() - self._time > SAME_KEYSTROKE:
             signal.signal(signal.SIGINT, signal.SIG_DFL)
             signal.raise_signal(signal.SIGINT)
+
+
+def _is_ignored_hangup(number: int) -> bool:
+    """Whether the run was started by `nohup`, and has to outlive its terminal."""
+    is_hangup = signal.Signals(number).name == "SIGHUP"
+    return is_hangup and signal.getsignal(number) == signal.SIG_IGN
 
 
 @contextmanager

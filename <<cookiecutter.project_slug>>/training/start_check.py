@@ -129,8 +129,8 @@ def _inexact(task: Task, examples: ExampleSet) -> list[str]:
     lines = []
     if task.couples_examples:
         lines.append(
-            "the loss couples the examples of a micro-batch: it depends on --batch_size, and on the "
-            "number of processes unless the model gathers from all of them"
+            "the loss couples the examples of a micro-batch: it depends on --batch_size, and on "
+            "the number of processes unless the model gathers from all of them"
         )
     if not task.divides_by_items:
         weight = "target items" if examples.has_num_items else "examples"

@@ -28,7 +28,8 @@ class TrainState:
         validated_step: Step of the latest validation.
         greater_is_better: Whether larger values of the metric for `best/` are better.
         min_valid_loss: Lowest validation loss so far.
-        best: Scores of the validation at which `best/` was saved, and its key in the log.
+        best: Scores of the validation at which `best/` was saved, and its key in the log. Without
+            scores, the key is that of the latest validation at which they were forgotten.
         train_loss: This rank's sum of the losses of the current epoch.
         named_losses: The same for further losses that the model returns.
         train_items: Target items of the current epoch, over all ranks.
@@ -68,6 +69,10 @@ class TrainState:
         epochs = list(self.log)
         since = epochs.index(self.best["epoch"]) + 1 if self.best.get("epoch") in epochs else 0
         return len(epochs) - since >= patience
+
+    def forget_best(self) -> None:
+        """Let the next validation be the best so far; early stopping counts from here."""
+        self.best = {"epoch": next(reversed(self.log), None)}
 
     def is_finished(self, patience: int | None) -> bool:
         """Whether the last step has been done and validated."""

@@ -90,19 +90,6 @@ class Strategy:
                 shard.reshard()
 
 
-def build_strategy(accelerator: Accelerator, max_grad_norm: float) -> Strategy:
-    """Choose the strategy that the launcher asked for.
-
-    Raises:
-        RunError: DeepSpeed was configured for something that is not supported.
-    """
-    if accelerator.distributed_type != DistributedType.DEEPSPEED:
-        return Strategy(accelerator)
-    from .zero import ZeroStrategy  # few installations have DeepSpeed
-
-    return ZeroStrategy(accelerator, max_grad_norm)
-
-
 @contextmanager
 def _hidden_embeddings(model: nn.Module) -> Iterator[None]:
     """Hide the methods by which Accelerate finds the embeddings.

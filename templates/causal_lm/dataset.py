@@ -1,4 +1,4 @@
-"""The data: texts, joined end to end and cut into blocks."""
+"""Read texts, tokenize them, join them and cut them into blocks."""
 
 import zlib
 from collections.abc import Iterator
@@ -66,7 +66,8 @@ class Dataset(torch.utils.data.Dataset):
         return len(self.begins)
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
-        begin, length = self.begins[index], self.lengths[index]
+        begin = self.begins[index]
+        length = self.lengths[index]
         ids = torch.from_numpy(self._tokens(begin, length))
         labels = ids.clone()
         labels[0] = -100  # nothing stands before it; transformers.Trainer counts what is not -100
@@ -82,11 +83,14 @@ class Dataset(torch.utils.data.Dataset):
 
     def _tokens(self, begin: int, length: int) -> np.ndarray:
         """Read a slice of the joined texts, which lie in chunks, without leaving the disk map."""
-        column, parts = self.rows.data.column("input_ids"), []
+        column = self.rows.data.column("input_ids")
+        parts: list[np.ndarray] = []
         chunk = int(np.searchsorted(self.starts, begin, side="right")) - 1
         while length > 0:
             parts.append(column.chunk(chunk).flatten()[begin - self.starts[chunk] :][:length])
-            begin, length, chunk = begin + len(parts[-1]), length - len(parts[-1]), chunk + 1
+            begin += len(parts[-1])
+            length -= len(parts[-1])
+            chunk += 1
         return np.concatenate(parts).astype(np.int64)
 
     def collate(self, examples: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
@@ -99,8 +103,9 @@ class Dataset(torch.utils.data.Dataset):
         yield from describe_examples(self, self._decode)
 
     def _decode(self, example: dict[str, torch.Tensor]) -> tuple[str, str]:
-        decode, labels = self.tokenizer.decode, example["labels"]
-        return decode(example["input_ids"]), decode(labels[labels != -100])
+        labels = example["labels"]
+        targets = labels[labels != -100]
+        return self.tokenizer.decode(example["input_ids"]), self.tokenizer.decode(targets)
 
 
 def generate_dataset(

@@ -1,17 +1,21 @@
 """The model: a decoder."""
 
+import inspect
+
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, GenerationMixin
+from transformers import AutoModelForCausalLM
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils import can_return_tuple
 
-from .base import Wrapper
+from .base import Wrapper, WrapperGenerationMixin, evaluating
 from .configuration import ModelConfig
 from .loss import LinearHead, cross_entropy, num_targets
 
+TOLERANCE = 1e-5  # relative to the largest logit
 
-class Model(Wrapper, GenerationMixin):
+
+class Model(Wrapper, WrapperGenerationMixin):
     """Any `AutoModelForCausalLM` (GPT-2, Llama, Qwen, SmolLM, ...)."""
 
     config_class = ModelConfig
@@ -72,8 +76,12 @@ class Model(Wrapper, GenerationMixin):
 
     def on_weights_loaded(self) -> None:
         """Replace a linear head by one that computes the loss without the logits of all tokens."""
+        if self.device.type == "meta":
+            return
+        if getattr(self.config, "separate_documents", False):
+            self.check_documents()
         head = self.lm.get_output_embeddings()
-        if self.device.type == "meta" or not self._has_linear_head():
+        if not self._has_linear_head():
             return
         with torch.device("meta"):
             linear = LinearHead(head.in_features, head.out_features, head.bias is not None)
@@ -81,24 +89,38 @@ class Model(Wrapper, GenerationMixin):
         name = next(name for name, module in self.lm.named_modules() if module is head)
         self.lm.set_submodule(name, linear.train(head.training))
 
-    @torch.no_grad()
     def _has_linear_head(self) -> bool:
         """Whether logits == head(last_hidden_state): no soft cap, no scale, no extra layer."""
         head = self.lm.get_output_embeddings()
         if type(head) is not nn.Linear or getattr(self.lm.config, "output_router_logits", False):
             return False
-        modes = [(module, module.training) for module in self.lm.modules()]
         ids = torch.tensor([[1, 2]], device=self.device)
-        hidden = getattr(self.lm.eval().base_model(input_ids=ids), "last_hidden_state", None)
-        is_linear = (
-            hidden is not None
-            and hidden.shape[-1] == head.in_features
+        with evaluating(self.lm):
+            hidden = getattr(self.lm.base_model(input_ids=ids), "last_hidden_state", None)
             # Bit for bit: a soft cap changes small logits only slightly.
-            and torch.equal(self.lm(input_ids=ids).logits, head(hidden))
-        )
-        for module, mode in modes:
-            module.training = mode
-        return is_linear
+            return (
+                hidden is not None
+                and hidden.shape[-1] == head.in_features
+                and torch.equal(self.lm(input_ids=ids).logits, head(hidden))
+            )
+
+    def check_documents(self) -> None:
+        """Check that documents in a row, whose positions start at 0 again, are kept apart.
+
+        Raises:
+            ValueError: the base model, or its attention implementation, does not keep them apart.
+        """
+        name = type(self.lm).__name__
+        if "position_ids" not in inspect.signature(self.lm.forward).parameters:
+            raise ValueError(f"separate_documents: {name} takes no position_ids")
+        ids = torch.arange(3, 27, device=self.device).view(2, 12) % self.config.vocab_size
+        ids[1, 5:] = ids[0, 5:]  # two rows that differ in their first document
+        positions = torch.cat([torch.arange(5), torch.arange(7)]).repeat(2, 1).to(self.device)
+        with evaluating(self.lm):
+            outputs = self.lm(input_ids=ids, position_ids=positions, use_cache=False)
+        first, second = outputs.logits[:, 5:]
+        if (first - second).abs().max() > TOLERANCE * first.abs().max():
+            raise ValueError(f"separate_documents: {name} lets a document attend to another one")
 
 
 Model.register_for_auto_class("AutoModelForCausalLM")

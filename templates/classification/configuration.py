@@ -32,8 +32,8 @@ class ModelConfig(WrapperConfig):
     ):
         if "classifier_dropout" in kwargs:
             raise ValueError(
-                "it was saved by an earlier version, with mean pooling, which is another model; open "
-                "it with AutoModelForSequenceClassification.from_pretrained(folder, "
+                "it was saved by an earlier version, with mean pooling, which is another model; "
+                "open it with AutoModelForSequenceClassification.from_pretrained(folder, "
                 "trust_remote_code=True)"
             )
         saved = list((kwargs.get("id2label") or {}).values())
@@ -45,7 +45,7 @@ class ModelConfig(WrapperConfig):
             self.base_config.label2id = {name: index for index, name in enumerate(labels)}
             self.label2id = self.base_config.label2id
         one_value = "regression" if self.num_labels == 1 else "single_label_classification"
-        self.problem_type = problem_type or self.problem_type or one_value
+        self.problem_type = problem_type or self.base_config.problem_type or one_value
         self.base_config.problem_type = self.problem_type
 
     def use_tokenizer(self, tokenizer) -> None:

@@ -1,5 +1,6 @@
-"""The data: a text, or two, and what it is labelled with, per example."""
+"""Read labelled texts, or pairs of texts, and tokenize them."""
 
+import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
@@ -78,7 +79,8 @@ class Dataset(torch.utils.data.Dataset):
         yield from describe_examples(self, self._decode)
 
     def _decode(self, example: dict[str, Any]) -> tuple[str, str]:
-        names, labels = self.schema["labels"], example["labels"]
+        names = self.schema["labels"]
+        labels = example["labels"]
         if self.schema["problem_type"] == "regression":
             target = str(labels.item())
         elif labels.ndim == 0:
@@ -96,16 +98,53 @@ def _count(labels: pa.ChunkedArray, count: int) -> list[int]:
     return sum(chunk.sum(0) for chunk in chunks).astype(int).tolist()
 
 
+@dataclasses.dataclass(frozen=True)
+class Schema:
+    """How a file is read.
+
+    Attributes:
+        text_column: The column that holds the text.
+        pair_column: The column that holds the second text of a pair.
+        label_column: The column that holds the label: text or number, or a list of them. Numbers
+            with fractions are values to predict.
+        labels: The label names in the order of their ids. Default: those in the file, sorted.
+        problem_type: The kind of labels: see `problem_of`. Default: inferred from the file.
+    """
+
+    text_column: str = OPTIONS["text_column"]["default"]
+    pair_column: str | None = None
+    label_column: str = OPTIONS["label_column"]["default"]
+    labels: list[str] = dataclasses.field(default_factory=list)
+    problem_type: str = ""
+
+    def complete(self, path: Source, table: datasets.Dataset) -> "Schema":
+        """Add what is not given, as found in the table; check the table's labels.
+
+        Raises:
+            DataError: There is an unknown label, or there are fewer than two.
+        """
+        found, is_list = distinct(table, self.label_column)
+        kind = self.problem_type or problem_of(found, is_list)
+        labels = self.labels or ([self.label_column] if kind == "regression" else found)
+        if kind != "regression" and len(labels) < 2:
+            what = f"{len(labels)} label in {self.label_column!r}"
+            raise DataError(f"{path}: {what}; expected at least 2")
+        encode_label = label_encoder(kind, labels)
+        for name in found:
+            try:
+                encode_label([name] if is_list else name)
+            except (KeyError, TypeError, ValueError):
+                where = locate_value(path, table, self.label_column, name)
+                known = "a number" if kind == "regression" else f"one of {', '.join(labels)}"
+                raise DataError(f"{where}: unknown label {name!r}; expected {known}") from None
+        return dataclasses.replace(self, labels=labels, problem_type=kind)
+
+
 def generate_dataset(
     path: Source,
     tokenizer: PreTrainedTokenizerBase | None = None,
     max_len: int = 128,
-    *,
-    text_column: str = OPTIONS["text_column"]["default"],
-    pair_column: str | None = None,
-    label_column: str = OPTIONS["label_column"]["default"],
-    labels: list[str] | None = None,
-    problem_type: str | None = None,
+    **schema: Any,
 ) -> Dataset:
     """Read a file of labelled texts.
 
@@ -113,35 +152,20 @@ def generate_dataset(
         path: A JSON, CSV, TSV or Parquet file, or another source: see `read_table`.
         tokenizer: The base model's own when not given.
         max_len: Longer texts, or pairs of them, are cut to this many tokens.
-        text_column: The column that holds the text.
-        pair_column: The column that holds the second text of a pair.
-        label_column: The column that holds the label: text or number, or a list of them. Numbers
-            with fractions are values to predict.
-        labels: The label names to expect, in the order of their ids; those found in the file,
-            sorted, when not given.
-        problem_type: What the labels are, as `problem_of` says; found in the file when not given.
+        schema: Attributes of `Schema`.
 
     Raises:
         DataError: The file cannot be read, has a label that is not one of `labels`, fewer than two
             labels, or a text without tokens.
     """
     tokenizer = tokenizer or AutoTokenizer.from_pretrained(BASE_MODEL)
-    texts = [text_column] if pair_column is None else [text_column, pair_column]
+    given = Schema(**schema)
+    label_column = given.label_column
+    pair_column = given.pair_column
+    texts = [given.text_column] if pair_column is None else [given.text_column, pair_column]
     table = read_table(path, [*texts, label_column], lists=[label_column])
-    found, is_list = distinct(table, label_column)
-    problem_type = problem_type or problem_of(found, is_list)
-    labels = labels or ([label_column] if problem_type == "regression" else found)
-    if problem_type != "regression" and len(labels) < 2:
-        raise DataError(f"{path}: {len(labels)} label in {label_column!r}; expected at least 2")
-    encode_label = label_encoder(problem_type, labels)
-    for name in found:
-        try:
-            encode_label([name] if is_list else name)
-        except (KeyError, TypeError, ValueError):
-            where = locate_value(path, table, label_column, name)
-            known = ", ".join(labels)
-            expected = "a number" if problem_type == "regression" else f"one of {known}"
-            raise DataError(f"{where}: unknown label {name!r}; expected {expected}") from None
+    complete = given.complete(path, table)
+    encode_label = label_encoder(complete.problem_type, complete.labels)
 
     def encode(batch: dict[str, list]) -> dict[str, list]:
         types = None if pair_column else False  # None: those of the tokenizer, if it has any
@@ -151,10 +175,8 @@ def generate_dataset(
         return {**tokens, "labels": labels, "length": [len(ids) for ids in tokens["input_ids"]]}
 
     rows = tokenize(table, encode, tokenizer)
-    schema: dict = {"text_column": text_column, "pair_column": pair_column}
-    schema |= {"label_column": label_column, "labels": labels, "problem_type": problem_type}
-    dataset = Dataset(rows, schema, tokenizer)
+    dataset = Dataset(rows, dataclasses.asdict(complete), tokenizer)
     if dataset.lengths[empty := int(dataset.lengths.argmin())] == 0:
         where = locate_row(path, empty)
-        raise DataError(f"{where}: {table[empty][text_column]!r} has no tokens; expected text")
+        raise DataError(f"{where}: {table[empty][texts[0]]!r} has no tokens; expected text")
     return dataset

@@ -75,8 +75,19 @@ class Model(Wrapper):
                 self.notes.append("the rows of the base model's head now have the data's order")
             return base
         self.notes.append(f"labels other than the base model's ({', '.join(names[:8])}): new head")
-        new = "|".join(name.replace(".", r"\.") for name in _label_dims(config))
-        return self.load_base(config, key_mapping={f"^({new})$": r"replaced.\1"})
+        loaded = AutoModelForSequenceClassification.from_pretrained(
+            config.base_model_id, config=saved, dtype=torch.float32, trust_remote_code=False
+        )
+        head = _label_dims(config)
+        body = {name: t for name, t in loaded.state_dict().items() if name not in head}
+        base, self.loading_info = type(loaded).from_pretrained(
+            None,
+            config=config.base_config,
+            state_dict=body,
+            dtype=torch.float32,
+            output_loading_info=True,
+        )
+        return self._adopt(base, config)
 
 
 def _fits(saved: PreTrainedConfig, names: list[str], config: ModelConfig) -> bool:
@@ -90,17 +101,18 @@ def _fits(saved: PreTrainedConfig, names: list[str], config: ModelConfig) -> boo
 def _label_dims(config: ModelConfig) -> dict[str, int]:
     """Return the tensors that have a row for each label, and the dimension of these rows."""
     sizes = []
-    for more in (0, 1):
+    for count in (config.num_labels, config.num_labels + 1):
         other = copy.deepcopy(config.base_config)
-        other.num_labels = config.num_labels + more
+        other.num_labels = count
         with torch.device("meta"):
             model = AutoModelForSequenceClassification.from_config(other, trust_remote_code=False)
         sizes.append({name: tensor.shape for name, tensor in model.named_parameters()})
-    return {
-        name: next(dim for dim, (a, b) in enumerate(zip(shape, sizes[1][name])) if a != b)
-        for name, shape in sizes[0].items()
-        if shape != sizes[1][name]
-    }
+    found = {}
+    for name, shape in sizes[0].items():
+        differs = [a != b for a, b in zip(shape, sizes[1][name], strict=True)]
+        if any(differs):
+            found[name] = differs.index(True)
+    return found
 
 
 Model.register_for_auto_class("AutoModelForSequenceClassification")

@@ -1,4 +1,4 @@
-"""The data: a source text and a target text per example."""
+"""Read pairs of a source text and a target text, and tokenize them."""
 
 from collections.abc import Iterator
 from typing import Any

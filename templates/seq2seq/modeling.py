@@ -1,16 +1,16 @@
 """The model: an encoder-decoder."""
 
 from torch import Tensor
-from transformers import AutoModelForSeq2SeqLM, GenerationMixin
+from transformers import AutoModelForSeq2SeqLM
 from transformers.modeling_outputs import Seq2SeqLMOutput
 from transformers.utils import can_return_tuple
 
-from .base import Wrapper
+from .base import Wrapper, WrapperGenerationMixin
 from .configuration import ModelConfig
 from .loss import cross_entropy
 
 
-class Model(Wrapper, GenerationMixin):
+class Model(Wrapper, WrapperGenerationMixin):
     """Any `AutoModelForSeq2SeqLM` (T5, BART, Marian, mBART, an `EncoderDecoderModel`, ...)."""
 
     config_class = ModelConfig

@@ -9,7 +9,23 @@ from pathlib import Path
 from typing import Any
 
 Row = dict[str, Any]
-WORDS = "the cat sat on a mat and saw the dog run to its red house".split()
+WORDS = [
+    "the",
+    "cat",
+    "sat",
+    "on",
+    "a",
+    "mat",
+    "and",
+    "saw",
+    "the",
+    "dog",
+    "run",
+    "to",
+    "its",
+    "red",
+    "house",
+]
 
 
 def sentence(rng: random.Random) -> list[str]:

@@ -1,49 +1,46 @@
-"""Compute one step's gradients and the validation loss, in however many processes run this.
+"""Compute the gradients of one step and the validation loss, in any number of processes.
 
-`main` takes SAMPLE FOLDER BATCH_SIZE EVAL_BATCH_SIZE ... from the command line.
+`main` takes SAMPLE FOLDER, then pairs of BATCH_SIZE EVAL_BATCH_SIZE, from the command line.
 """
 
 import json
 import sys
 from pathlib import Path
 
-import torch
-from accelerate import Accelerator
-from accelerate.utils import gather_object
 from safetensors.torch import save_file
 
-from model.configuration import ModelConfig
-from model.dataset import generate_dataset
-from model.metrics import Scores
-from model.modeling import Model
-from train import train_step, valid
-from training.batches import Batches
-from training.loading import load_tokenizer
+import train
+from reporting.report import Report
+from training.contract import Task
+from training.run import Run, open_run
 
 GLOBAL_BATCH_SIZE = 8
 
 
 def measure(sample: Path, folder: Path, batch_size: int, eval_batch_size: int) -> None:
-    accelerator = Accelerator()
-    tokenizer = load_tokenizer(str(sample / "tiny"))
-    dataset = generate_dataset(sample / "train.jsonl", tokenizer, 48)
-    torch.manual_seed(0)
-    model = Model(ModelConfig(str(sample / "tiny"), **dataset.schema))
-    scores = Scores(model, tokenizer, accelerator.device)
-    model = accelerator.prepare(model)
-    batches = Batches(dataset, accelerator, batch_size, GLOBAL_BATCH_SIZE, seed=1)
-    loss, _ = train_step(accelerator, model, batches.epoch())
+    """Write `PROCESSES-BATCH_SIZE-EVAL_BATCH_SIZE` .safetensors and .json into a folder."""
+    arguments = [
+        *("--train_input", str(sample / "train.jsonl")),
+        *("--valid_input", str(sample / "valid.jsonl")),
+        *("--model_id", str(sample / "tiny"), "--outdir", str(folder / "run")),
+        *("--max_len", "48", "--epochs", "1", "--seed", "1"),
+        *("--batch_size", str(batch_size), "--eval_batch_size", str(eval_batch_size)),
+    ]
+    with open_run(Task(), arguments) as run:
+        _measure(run, folder, f"{run.group.size}-{batch_size}-{eval_batch_size}")
+
+
+def _measure(run: Run, folder: Path, name: str) -> None:
+    run.state.global_batch_size = GLOBAL_BATCH_SIZE
+    run.model.train()
+    losses = train.train_step(run, next(run.train_batches.steps()))
     report = {
-        "loss": sum(gather_object([loss.item()])),
-        "valid": valid(
-            accelerator, model, Batches(dataset, accelerator, eval_batch_size), scores, 0
-        ),
+        "loss": sum(run.group.gather(losses["loss"].item())),
+        "valid": train.validate(run, Report(run)),
     }
-    if accelerator.is_main_process:
-        name = f"{accelerator.num_processes}-{batch_size}-{eval_batch_size}"
-        parameters = accelerator.unwrap_model(model).named_parameters()
-        gradients = {name: p.grad for name, p in parameters}
-        save_file(gradients, folder / f"{name}.safetensors")
+    if run.group.is_main:
+        parameters = run.accelerator.unwrap_model(run.model).named_parameters()
+        save_file({name: p.grad for name, p in parameters}, folder / f"{name}.safetensors")
         (folder / f"{name}.json").write_text(json.dumps(report))
 
 

@@ -1,6 +1,6 @@
-"""Kill a run at random moments, again and again, and look at what it comes to in the end.
+"""Kill a run at random moments, resume it, and compare its end with that of a run left alone.
 
-python tests/killing.py --kills 50 --processes 2
+python tests/helpers/kill_loop.py --kills 50 --processes 2
 """
 
 import argparse
@@ -10,32 +10,34 @@ import random
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
 from itertools import count
 from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parent.parent.parent
 GRACE = 20.0  # seconds in which a run ends that has lost a process
 if __name__ == "__main__":
     os.environ.update(HF_HUB_OFFLINE="1", OMP_NUM_THREADS="1", ACCELERATE_USE_CPU="true")
     os.environ["PYTHONPATH"] = f"{ROOT}{os.pathsep}{ROOT / 'tests'}"
-    sys.path.insert(0, str(ROOT))
+    sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-from outcome import assert_same  # noqa: E402
-from real_runs import Run  # noqa: E402
-from training.files import STORE, find_fault  # noqa: E402
+from helpers.assertions import assert_bit_identical  # noqa: E402
+from helpers.processes import Launch, Patch  # noqa: E402
+from training.atomic import STORE, find_fault, find_intact, is_published  # noqa: E402
 
 
 @dataclass
-class Figures:
-    """What came of it.
+class Counts:
+    """What happened.
 
     Attributes:
-        kills: How often a process was killed.
-        in_saves: How many of these left a save half done.
-        in_start: How many left another process waiting for this one, which a launcher ends.
-        resumed: How often a run went on from `last/`.
-        runs: Runs brought to their end, each in the very bits of one that was left alone.
+        kills: Kills of a process.
+        in_saves: Those after which a save was incomplete.
+        in_start: Those after which another process waited for the dead one, until it was ended as
+            a launcher ends it.
+        resumed: Resumes from `last/`.
+        runs: Runs that reached their end, bit-identical to the one left alone.
     """
 
     kills: int = 0
@@ -45,62 +47,68 @@ class Figures:
     runs: int = 0
 
 
-def kill_again_and_again(
-    arguments: list[str], folder: Path, kills: int, processes: int, seed: int
-) -> Figures:
-    """Kill one process of a run at random moments, resume, and compare what comes out.
+def kill_and_resume(
+    arguments: list[str],
+    folder: Path,
+    kills: int,
+    processes: int,
+    seed: int,
+    patch: Patch = nullcontext,
+) -> Counts:
+    """Kill one process of a run at random moments, resume, and compare the results.
 
     Args:
-        arguments: Of train.py, without an output folder.
-        kills: How many to make at least: the last run is brought to its end.
+        arguments: Of train.py, without an output directory.
+        kills: Smallest number of kills; the last run is brought to its end.
+        patch: See `Launch`; not for the run that is left alone.
 
     Raises:
-        AssertionError: something was not whole after a kill, or the end differs in a bit.
+        AssertionError: Something was damaged after a kill, or the end differs in a bit.
     """
-    chance, figures = random.Random(seed), Figures()
-    assert Run(["--help"], folder / "help").wait() == [0]  # and the fork server is ready
-    began = time.monotonic()
-    whole = Run([*arguments, "--outdir", str(folder / "whole")], folder / "output", processes)
-    assert whole.wait() == [0] * processes, whole.output()
-    seconds = time.monotonic() - began
-    lives = count()
-    for number in count():
-        if figures.kills >= kills:
-            break
-        outdir = folder / f"run{number}"
-        again = [*arguments, "--outdir", str(outdir), "--restore_dir", "auto"]
+    draw = random.Random(seed)
+    counts = Counts()
+    Launch(["--help"], folder / "help").expect()  # the fork server is ready now
+    start = time.monotonic()
+    whole = [*arguments, "--outdir", str(folder / "whole")]
+    Launch(whole, folder / "output", processes).expect()
+    seconds = time.monotonic() - start
+    outputs = (folder / f"output{number}" for number in count())
+    while counts.kills < kills:
+        outdir = folder / f"run{counts.runs}"
+        resumable = [*arguments, "--outdir", str(outdir), "--restore_dir", "auto"]
         is_over = False
         while not is_over:
-            figures.resumed += (outdir / "last").exists()
-            run = Run(again, folder / f"output{next(lives)}", processes)
-            victim = chance.choice(run.processes)
-            victim.join(chance.uniform(0, seconds))
+            counts.resumed += (outdir / "last").exists()
+            run = Launch(resumable, next(outputs), processes, patch)
+            victim = draw.choice(run.processes)
+            victim.join(draw.uniform(0, seconds))
             if victim.exitcode is None:
                 victim.kill()
-                figures.kills += 1
-            is_over = is_done(run, figures)
-            figures.in_saves += any((outdir / STORE).glob("*.tmp"))
-            look_at(outdir)
-        figures.runs += 1
-        assert_same(outdir, folder / "whole")
-    return figures
+                counts.kills += 1
+            is_over = has_succeeded(run, counts)
+            counts.in_saves += any((outdir / STORE).glob("*.tmp"))
+            assert_intact(outdir)
+        counts.runs += 1
+        assert_bit_identical(outdir, folder / "whole")
+    return counts
 
 
-def is_done(run: Run, figures: Figures) -> bool:
-    """Wait for a run to end by itself; before its group is formed, a death is not noticed."""
+def has_succeeded(run: Launch, counts: Counts) -> bool:
+    """Wait for a run to end; before its group is formed, a dead process is not noticed."""
     try:
         return not any(run.wait(GRACE))
     except TimeoutError:
         assert "TRAIN" not in run.output()
-        figures.in_start += 1
+        counts.in_start += 1
         return False
 
 
-def look_at(outdir: Path) -> None:
-    """What there is has to be whole."""
+def assert_intact(outdir: Path) -> None:
     for name in ("best", "last"):
         if (outdir / name).is_symlink():
             assert find_fault(outdir / name) is None
+        elif is_published(outdir / name):
+            find_intact(outdir / name)
     if (outdir / "log.json").exists():
         json.loads((outdir / "log.json").read_text())
 
@@ -119,13 +127,11 @@ def main() -> None:
         arguments = [
             f"--train_input={short}",
             f"--valid_input={data / 'valid.jsonl'}",
-            "--save_steps=1",
+            f"--model_id={ROOT / 'tiny'}",
+            *("--save_steps=1", "--epochs=2", "--max_len=64"),
         ]
-        arguments += [f"--model_id={ROOT / 'tiny'}", "--epochs=2", "--max_len=64"]
-        figures = kill_again_and_again(
-            arguments, Path(folder), args.kills, args.processes, args.seed
-        )
-    print(json.dumps(vars(figures)))
+        counts = kill_and_resume(arguments, Path(folder), args.kills, args.processes, args.seed)
+    print(json.dumps(asdict(counts)))
 
 
 if __name__ == "__main__":

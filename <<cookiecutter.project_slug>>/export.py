@@ -1,0 +1,135 @@
+"""Write a checkpoint for other tools: in another precision, or as ONNX.
+
+python export.py --output exported --dtype bfloat16
+python export.py --output exported --onnx                pip install -e '.[onnx]'
+"""
+
+import argparse
+import importlib.util
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+from errors import RunError
+from training.contract import Task
+from training.help import HelpFormatter
+from training.launch import run as exit_code_of
+from training.loading import load_model, load_tokenizer
+
+DTYPES = ("float32", "bfloat16", "float16")
+SAMPLES = ("Do you see it?", "No.")
+TOLERANCE = 1e-4  # relative to the largest logit
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(usage="export.py [arguments]", formatter_class=HelpFormatter)
+    parser.add_argument("--checkpoint", default="outputs/best", help="folder that a run saved")
+    parser.add_argument("--output", required=True, help="folder to write")
+    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="type of the weights")
+    parser.add_argument("--onnx", action="store_true", help="also write model.onnx (classifiers)")
+    return parser
+
+
+class Logits(nn.Module):
+    """The part of a model that is exported as ONNX."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        return self.model(input_ids=input_ids, attention_mask=attention_mask).logits
+
+
+def export_onnx(model: Any, tokenizer: PreTrainedTokenizerBase, file: Path) -> None:
+    """Write model.onnx for any batch and length, and compare its logits with the model's.
+
+    Raises:
+        RunError: the logits differ.
+    """
+    import onnxruntime
+
+    inputs = tokenizer(list(SAMPLES), padding=True, return_tensors="pt")
+    names = ["input_ids", "attention_mask"]
+    sizes = {0: torch.export.Dim("batch"), 1: torch.export.Dim("length")}
+    torch.onnx.export(
+        Logits(model).eval(),
+        tuple(inputs[name] for name in names),
+        file,
+        input_names=names,
+        output_names=["logits"],
+        dynamic_shapes=dict.fromkeys(names, sizes),
+        dynamo=True,
+        verbose=False,
+    )
+    session = onnxruntime.InferenceSession(file)
+    for texts in (SAMPLES, SAMPLES[1:], [" ".join(SAMPLES)] * 3):
+        inputs = tokenizer(list(texts), padding=True, return_tensors="pt")
+        with torch.no_grad():
+            expected = Logits(model)(*(inputs[name] for name in names))
+        (found,) = session.run(["logits"], {name: inputs[name].numpy() for name in names})
+        difference = (expected - torch.from_numpy(found)).abs().max()
+        if difference > TOLERANCE * expected.abs().max():
+            raise RunError(f"{file}: its logits differ from the model's by {difference:.2g}")
+
+
+def check_onnx(model: Any) -> None:
+    """Check that a model can be exported as ONNX.
+
+    Raises:
+        RunError: packages are missing, or the model generates.
+    """
+    for package in ("onnx", "onnxruntime", "onnxscript"):
+        if not importlib.util.find_spec(package):
+            raise RunError(f"--onnx needs the package {package}: pip install -e '.[onnx]'")
+    if model.can_generate():
+        raise RunError("--onnx: the model generates; expected a classifier")
+
+
+def next_commands(model: Any, output: Path) -> Iterator[str]:
+    """Yield commands of tools that open the folder, by what the model can do."""
+    if not getattr(model, "saves_stock", False):
+        yield f"{output} holds code of its own: open it with trust_remote_code=True"
+    elif model.can_generate() and model.config.is_encoder_decoder:
+        yield f"ct2-transformers-converter --model {output} --output_dir {output}-ct2"
+    elif model.can_generate():
+        yield f"vllm serve {output}"
+        yield f"python llama.cpp/convert_hf_to_gguf.py {output}"
+        yield f"lm_eval --model hf --model_args pretrained={output} --tasks wikitext"
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = build_parser().parse_args(argv)
+    task = Task()
+    output = Path(args.output).expanduser()
+    if output.exists() and any(output.iterdir()):
+        raise RunError(f"--output {output}: is not empty; expected a new folder")
+    if args.onnx and args.dtype != "float32":
+        raise RunError(f"--onnx: written in float32; expected no --dtype {args.dtype}")
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    tokenizer = load_tokenizer(args.checkpoint) if task.needs_tokenizer else None
+    model = load_model(task.model_class, args.checkpoint).eval()
+    if args.onnx:
+        check_onnx(model)
+    if hasattr(model, "choose_form"):
+        print(model.choose_form())  # in float32, as it was trained
+    model.to(getattr(torch, args.dtype)).save_pretrained(output)
+    if tokenizer is not None:
+        tokenizer.save_pretrained(output)
+    print(f"{output}: {model.num_parameters():,} parameters in {args.dtype}")
+    if args.onnx:
+        export_onnx(model, tokenizer, output / "model.onnx")
+        print(f"{output / 'model.onnx'}: compared with the model's logits")
+    for line in next_commands(model, output):
+        print(line)
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code_of(main))

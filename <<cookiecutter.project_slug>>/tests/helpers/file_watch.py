@@ -1,0 +1,55 @@
+"""See, and disturb, each operation by which a process changes the files of a folder."""
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+WRITING = {"os.mkdir", "os.rename", "os.symlink", "os.remove", "os.rmdir", "fsync"}
+Action = Callable[[str, tuple], None]
+
+
+class _Watch:
+    """An audit hook, which cannot be removed again, and a wrapper of `os.fsync`, which has none."""
+
+    def __init__(self) -> None:
+        self.folder: Path | None = None
+        self.on_write: Action | None = None
+        self.fsync = os.fsync
+        sys.addaudithook(self.hook)
+
+    def hook(self, event: str, arguments: tuple) -> None:
+        if self.on_write is None:
+            return
+        if event == "open":
+            if not isinstance(arguments[2], int) or not arguments[2] & (os.O_WRONLY | os.O_RDWR):
+                return
+        elif event not in WRITING:
+            return
+        if str(self.folder) in str(arguments[0]) or event in ("os.remove", "os.rmdir"):
+            self.on_write(event, arguments)
+
+
+_WATCH = _Watch()
+
+
+@contextmanager
+def watching(folder: Path, on_write: Action) -> Iterator[None]:
+    """Call `on_write(event, arguments)` before each operation that changes something in a folder.
+
+    What it raises is raised in place of the operation.
+    """
+
+    def fsync(descriptor: int) -> None:
+        _WATCH.hook("fsync", (os.readlink(f"/proc/self/fd/{descriptor}"),))
+        _WATCH.fsync(descriptor)
+
+    _WATCH.folder = folder
+    _WATCH.on_write = on_write
+    os.fsync = fsync  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        _WATCH.on_write = None
+        os.fsync = _WATCH.fsync

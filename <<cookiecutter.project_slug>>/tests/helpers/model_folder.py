@@ -1,0 +1,38 @@
+"""Other files in place of those of model/, in a process or a block."""
+
+import importlib
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import model
+
+TESTS = Path(__file__).parent.parent
+KEPT = "model.interface"  # the machinery has imported it
+
+
+@contextmanager
+def files_of_model_in(*folders: str, also_own: bool = False) -> Iterator[None]:
+    """Look for the modules of `model` in folders of tests/.
+
+    Args:
+        also_own: Whether to look in model/, too, after these folders.
+    """
+    own = list(model.__path__)
+    before = _forget_modules()
+    model.__path__[:] = [str(TESTS / folder) for folder in folders] + (own if also_own else [])
+    importlib.invalidate_caches()
+    try:
+        yield
+    finally:
+        model.__path__[:] = own
+        _forget_modules()
+        sys.modules.update(before)
+        for name, module in before.items():
+            setattr(model, name.rpartition(".")[2], module)
+
+
+def _forget_modules() -> dict:
+    names = [name for name in sys.modules if name.startswith("model.") and name != KEPT]
+    return {name: sys.modules.pop(name) for name in names}

@@ -1,0 +1,1 @@
+"""A model/ with nothing but what README.md requires: a config, a model and a data set."""

@@ -1,0 +1,1 @@
+"""Optimizers that keep their state as other packages do: folders with an optimization.py."""

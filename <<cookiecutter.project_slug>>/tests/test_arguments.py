@@ -1,0 +1,86 @@
+"""Arguments: from the command line, from a YAML file, under the names that transformers uses."""
+
+import json
+
+import pytest
+
+import train
+from errors import RunError
+from helpers.assertions import read_state
+from training.config import RunConfig
+from training.contract import Task
+
+
+def test_arguments_come_from_a_yaml_file_and_the_command_line(arguments, tmp_path):
+    path = tmp_path / "run.yaml"
+    values = dict(zip((a[2:] for a in arguments[::2]), arguments[1::2], strict=True))
+    lines = [f"{name}: {json.dumps(value)}" for name, value in values.items()]
+    lines += ["max_steps: 1", "lr: 1e-3", "gradient_checkpointing: false", "seed: 7", "patience:"]
+    path.write_text("\n".join(lines), encoding="utf-8")
+    config, _ = RunConfig.from_command_line(Task(), ["--config", str(path), "--seed", "8"])
+    assert config.lr == 1e-3
+    assert config.seed == 8
+    assert config.max_steps == 1
+    assert config.max_len == 48
+    assert config.patience is None
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("batchsize: 4", "no argument batchsize; did you mean batch_size?"),
+        ("compile: 3", "compile: 3; expected true or false"),
+        ("- 4", "expected lines of"),
+        ("lr: [", "cannot be read"),
+    ],
+)
+def test_invalid_yaml_file_is_refused(text, sentence, tmp_path):
+    (tmp_path / "run.yaml").write_text(text, encoding="utf-8")
+    with pytest.raises(RunError, match=sentence.replace("?", r"\?")):
+        train.main(["--config", str(tmp_path / "run.yaml")])
+
+
+@pytest.mark.parametrize(
+    ("alias", "name", "value"),
+    [
+        ("output_dir", "outdir", "elsewhere"),
+        ("num_train_epochs", "epochs", 5),
+        ("per_device_train_batch_size", "batch_size", 3),
+        ("per_device_eval_batch_size", "eval_batch_size", 3),
+        ("gradient_accumulation_steps", "accumulation", 4),
+        ("learning_rate", "lr", 0.5),
+        ("max_length", "max_len", 77),
+        ("warmup_steps", "num_warmup_steps", 9),
+        ("eval_steps", "valid_steps", 11),
+        ("early_stopping_patience", "patience", 2),
+        ("dataloader_num_workers", "num_workers", 1),
+        ("hub_model_id", "push_to_hub", "mine"),
+    ],
+)
+def test_names_of_transformers_are_accepted(alias, name, value, tmp_path):
+    arguments = ["--outdir", str(tmp_path / "run"), f"--{alias}", str(value)]
+    config, _ = RunConfig.from_command_line(Task(), arguments)
+    assert getattr(config, name) == value
+
+
+@pytest.mark.parametrize(
+    "argument", ["--batch_size=0", "--epochs=-1", "--lr=nan", "--max_len=1", "--seed=-1"]
+)
+def test_value_out_of_range_is_refused(argument, tmp_path):
+    name, _, value = argument.partition("=")
+    with pytest.raises(RunError, match=f"{name} {value}.*: expected at least "):
+        RunConfig.from_command_line(Task(), ["--outdir", str(tmp_path / "run"), argument])
+
+
+@pytest.mark.proof
+def test_arguments_of_a_checkpoint_are_kept_unless_given_again(arguments, tmp_path, capsys):
+    train.main([*arguments, "--max_steps", "1", "--weight_decay", "0.3"])
+    last = str(tmp_path / "run" / "last")
+    capsys.readouterr()
+    train.main(["--restore_dir", last, "--max_steps", "2", "--logging_steps", "1"])
+    args = read_state(tmp_path / "run" / "last")["args"]
+    assert args["weight_decay"] == 0.3
+    assert args["logging_steps"] == 1
+    shown = capsys.readouterr().out
+    assert "--max_steps is now 2; it was 1" in shown
+    assert "--logging_steps is now 1; it was 10" in shown

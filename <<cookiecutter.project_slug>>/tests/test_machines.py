@@ -1,0 +1,122 @@
+"""Two machines, one of which lacks something or has another file: both end in a sentence."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+import datasets
+import pytest
+
+from conftest import ROOT
+from helpers.processes import Launch
+from training.launch import REFUSED
+
+pytestmark = pytest.mark.proof
+
+
+@contextmanager
+def on_its_machine(folder: Path) -> Iterator[None]:
+    """Give each process a working directory and a cache of its own, as machines have."""
+    machine = folder / f"machine{os.environ['RANK']}"
+    os.chdir(machine)
+    os.environ.update(LOCAL_RANK="0", LOCAL_WORLD_SIZE="1")
+    datasets.config.HF_DATASETS_CACHE = machine / "cache"
+    yield
+
+
+@pytest.fixture
+def machines(sample, tmp_path) -> Path:
+    for machine in (tmp_path / "machine0", tmp_path / "machine1"):
+        machine.mkdir()
+        for name in ("train.jsonl", "valid.jsonl"):
+            shutil.copy(sample / name, machine)
+        shutil.copytree(ROOT / "tiny", machine / "base")
+    return tmp_path
+
+
+ARGUMENTS = [
+    *("--train_input", "train.jsonl", "--valid_input", "valid.jsonl", "--model_id", "base"),
+    *("--max_len", "48", "--batch_size", "4", "--max_steps", "2"),
+]
+
+
+def launch(machines: Path, *more: str) -> Launch:
+    output = machines / f"output{len(list(machines.glob('output*')))}"
+    run = [*ARGUMENTS, "--outdir", str(machines / "run"), *more]
+    return Launch(run, output, 2, partial(on_its_machine, machines))
+
+
+def assert_both_end(run: Launch, sentence: str, program: str = "train.py: ") -> None:
+    """Machine 1 ends with the sentence, machine 0 with one that quotes it or is the same."""
+    run.expect(REFUSED)
+    for rank in (0, 1):
+        lines = [line for line in run.output(rank).splitlines() if line.startswith(program)]
+        assert len(lines) == 1, run.output(rank)
+        assert sentence in lines[0], (rank, lines)
+        assert "Traceback" not in run.output(rank)
+
+
+def test_machines_that_are_alike_train(machines):
+    launch(machines).expect()
+
+
+@pytest.mark.parametrize("name", ["train.jsonl", "valid.jsonl"])
+def test_missing_file_is_reported_on_both_machines(name, machines):
+    (machines / "machine1" / name).unlink()
+    assert_both_end(launch(machines), f"{name}: ")
+
+
+def test_missing_base_model_is_reported_on_both_machines(machines):
+    shutil.rmtree(machines / "machine1" / "base")
+    assert_both_end(launch(machines), "base: ")
+
+
+@pytest.mark.parametrize("name", ["train", "valid"])
+@pytest.mark.parametrize("change", ["shorter", "other text"])
+def test_different_data_are_reported_before_the_first_step(change, name, machines):
+    """Also if they have as many rows: contents are compared by a hash."""
+    file = machines / "machine1" / f"{name}.jsonl"
+    lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
+    lines = lines[:-3] if change == "shorter" else [*lines[:-1], lines[0]]
+    file.write_text("".join(lines), encoding="utf-8")
+    run = launch(machines)
+    assert_both_end(run, f"content hash of --{name}_input: ")
+    assert "TRAIN" not in run.output()
+
+
+def test_different_base_models_are_reported_or_do_not_matter(machines):
+    """Weights are those of rank 0 (DDP broadcasts them); another architecture is refused."""
+    config = machines / "machine1" / "base" / "config.json"
+    text = config.read_text(encoding="utf-8")
+    config.write_text(text.replace('"dropout": 0.1', '"dropout": 0.2'), encoding="utf-8")
+    codes = launch(machines).wait()
+    assert codes in ([0, 0], [REFUSED, REFUSED])
+
+
+def test_missing_checkpoint_is_reported_on_both_machines(machines):
+    launch(machines, "--outdir", "run").expect()  # each machine has its own, machine 0 saves
+    assert not (machines / "machine1" / "run" / "last").exists()
+    run = launch(machines, "--outdir", "run", "--restore_dir", "run/last")
+    assert_both_end(run, "run/last: no checkpoint")
+
+
+@pytest.mark.parametrize("change", ["missing checkpoint", "missing input", "other input"])
+def test_predict_reports_what_differs_between_machines(change, machines):
+    launch(machines).expect()
+    for machine in ("machine0", "machine1"):
+        shutil.copytree(machines / "run" / "best", machines / machine / "best")
+    there = machines / "machine1"
+    if change == "missing checkpoint":
+        shutil.rmtree(there / "best")
+    elif change == "missing input":
+        (there / "valid.jsonl").unlink()
+    else:
+        shutil.copy(there / "train.jsonl", there / "valid.jsonl")
+    predict = ["--checkpoint", "best", "--input", "valid.jsonl"]
+    patch = partial(on_its_machine, machines)
+    run = Launch(predict, machines / "output of predict", 2, patch, "predict")
+    sentences = {"missing checkpoint": "best: ", "missing input": "valid.jsonl: "}
+    assert_both_end(run, sentences.get(change, "content hash of --input: "), "predict.py: ")

@@ -1,0 +1,153 @@
+"""What is found out about a model before the first step, and how its weights are loaded."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoTokenizer
+
+from conftest import ROOT
+from errors import RunError
+from model.configuration import ModelConfig
+from model.dataset import generate_dataset
+from model.modeling import Model
+from training.contract import ExampleSet, Task
+from training.loading import build_config, build_model, load_model, load_tokenizer
+from training.model_check import check_model, unused_parameters
+
+
+@pytest.fixture(scope="module")
+def dataset(sample, tokenizer):
+    return generate_dataset(sample / "train.jsonl", tokenizer, 48)
+
+
+@pytest.fixture
+def model(dataset):
+    torch.manual_seed(0)
+    return Model(ModelConfig(str(ROOT / "tiny"), **dataset.schema))
+
+
+@pytest.fixture
+def base(model, tokenizer, tmp_path):
+    """A base model with weights, in a folder."""
+    model.save_pretrained(tmp_path / "base")
+    tokenizer.save_pretrained(tmp_path / "base")
+    return tmp_path / "base"
+
+
+def built(folder, dataset, tokenizer):
+    config = build_config(Task(), str(folder), dataset.schema, tokenizer)
+    return build_model(Model, config, str(folder))
+
+
+def test_a_check_leaves_no_trace(model, tokenizer, dataset):
+    examples = ExampleSet(dataset)
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    random = torch.get_rng_state()
+    model.train()
+    check_model(model, tokenizer, examples, 48)
+    assert unused_parameters(model, examples.batch([0])) == []
+    assert torch.equal(random, torch.get_rng_state())
+    assert all(module.training for module in model.modules())
+    assert all(parameter.grad is None for parameter in model.parameters())
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, state[name]), name
+
+
+def test_a_parameter_without_gradient_is_found(model, dataset):
+    model.register_parameter("idle", torch.nn.Parameter(torch.ones(2)))
+    assert unused_parameters(model, ExampleSet(dataset).batch([0, 1])) == ["idle"]
+
+
+def test_a_tokenizer_with_more_tokens_than_embeddings_is_rejected(model, dataset):
+    tokenizer = AutoTokenizer.from_pretrained(ROOT / "tiny")
+    tokenizer.add_tokens([f"<{index}>" for index in range(model.config.vocab_size)])
+    with pytest.raises(RunError, match="embeddings for"):
+        check_model(model, tokenizer, ExampleSet(dataset), 48)
+
+
+def test_all_that_generation_needs_is_aligned_and_read_back(model, tokenizer, dataset, tmp_path):
+    if not model.can_generate():
+        pytest.skip("the model does not generate")
+    model.generation_config.eos_token_id = None
+    model.generation_config.repetition_penalty = 1.5
+    notes = check_model(model, tokenizer, ExampleSet(dataset), 48)
+    assert any("generation stops at" in note for note in notes)
+    model.save_pretrained(tmp_path)
+    loaded = load_model(Model, str(tmp_path)).generation_config
+    assert loaded.eos_token_id == tokenizer.eos_token_id
+    assert loaded.repetition_penalty == 1.5
+
+
+def test_weights_under_other_names_are_rejected(base, dataset, tokenizer):
+    weights = load_file(base / "model.safetensors")
+    prefixed = {f"_orig_mod.{name}": tensor for name, tensor in weights.items()}
+    save_file(prefixed, base / "model.safetensors", {"format": "pt"})
+    with pytest.raises(RunError, match=r"are missing, such as .*_orig_mod"):
+        built(base, dataset, tokenizer)
+
+
+def test_a_base_model_in_an_unknown_format_is_rejected(base, dataset, tokenizer):
+    (base / "model.safetensors").rename(base / "model.msgpack")
+    with pytest.raises(RunError, match="cannot load the model"):
+        built(base, dataset, tokenizer)
+
+
+def test_a_base_model_without_weights_is_reported(base, dataset, tokenizer):
+    (base / "model.safetensors").unlink()
+    _, notes = built(base, dataset, tokenizer)
+    assert any("training from scratch" in note for note in notes)
+
+
+def test_an_adapter_and_foreign_code_are_rejected_in_a_sentence(base, dataset, tokenizer, tmp_path):
+    adapter = base / "adapter_config.json"
+    adapter.write_text(json.dumps({"base_model_name_or_path": "org/base"}), encoding="utf-8")
+    with pytest.raises(RunError, match=r"an adapter of PEFT for org/base"):
+        load_tokenizer(str(base))
+    adapter.unlink()
+    config = {"model_type": "their_own", "auto_map": {"AutoConfig": "code.Config"}}
+    (base / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    (base / "code.py").write_text(f"import os; os.mkdir({str(tmp_path / 'executed')!r})")
+    with pytest.raises(RunError, match="cannot load a configuration"):
+        built(base, dataset, tokenizer)
+    assert not (tmp_path / "executed").exists()
+
+
+def test_tokens_are_those_of_the_tokenizer_file(tmp_path):
+    shutil.copytree(ROOT / "tiny", tmp_path / "base")
+    file = tmp_path / "base" / "tokenizer.json"
+    load_tokenizer(str(tmp_path / "base"))
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "base")
+    from training import loading
+
+    tokenizer.backend_tokenizer.normalizer = None
+    changed = json.loads(file.read_text(encoding="utf-8"))
+    changed["normalizer"] = {"type": "Replace", "pattern": {"String": "o"}, "content": "a"}
+    file.write_text(json.dumps(changed), encoding="utf-8")
+    with pytest.raises(RunError, match="does not give the tokens of tokenizer.json"):
+        loading._check_tokens(str(tmp_path / "base"), tokenizer)
+
+
+def test_loaded_tensors_lie_where_new_ones_do(base):
+    model = load_model(Model, str(base))
+    assert all(tensor.data_ptr() % 64 == 0 for tensor in model.parameters())
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_a_part_that_no_checkpoint_holds_is_rejected(dataset, tokenizer, tmp_path):
+    class Distilled(Model):
+        _keys_to_ignore_on_save = ["teacher.weight"]
+        _keys_to_ignore_on_load_missing = ["teacher"]
+
+        def __init__(self, config):
+            super().__init__(config)
+            self.teacher = torch.nn.Linear(2, 2, bias=False)
+
+    model = Distilled(ModelConfig(str(ROOT / "tiny"), **dataset.schema))
+    state = {k: v for k, v in model.state_dict().items() if not k.startswith("teacher")}
+    model.saves_stock = False
+    Model.save_pretrained(model, tmp_path, state_dict=state)
+    with pytest.raises(RunError, match="missing keys: teacher.weight"):
+        load_model(Distilled, str(tmp_path))

@@ -1,0 +1,58 @@
+"""Parameters that are frozen, never used, or used late: runs train and resume bit-identically."""
+
+import json
+import random
+from functools import partial
+
+import pytest
+
+from helpers.assertions import assert_equal_tensors, read_result
+from helpers.model_folder import files_of_model_in
+from helpers.processes import Launch
+
+pytestmark = pytest.mark.proof
+
+PARTLY = partial(files_of_model_in, "partly_trained", "least_contract")
+
+
+@pytest.fixture
+def partly_arguments(tmp_path) -> list[str]:
+    draw = random.Random(0)
+    for name in ("train", "valid"):
+        rows = [[draw.uniform(-1, 1) for _ in range(4)] for _ in range(40)]
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        (tmp_path / f"{name}.jsonl").write_text(text)
+    (tmp_path / "base").mkdir()
+    return [
+        *("--train_input", str(tmp_path / "train.jsonl")),
+        *("--valid_input", str(tmp_path / "valid.jsonl")),
+        *("--model_id", str(tmp_path / "base"), "--lr_scheduler_type", "constant"),
+        *("--epochs", "3"),
+    ]
+
+
+@pytest.mark.parametrize("stop", [3, 12])  # before and after the first use of the expert
+@pytest.mark.parametrize("processes", [1, 2])
+def test_partly_trained_model_resumes_bit_identically(processes, stop, partly_arguments, tmp_path):
+    arguments = [*partly_arguments, "--batch_size", str(8 // processes)]
+    runs = [
+        ("whole", ["--max_steps", "15"]),
+        ("run", ["--max_steps", str(stop)]),
+        ("run", ["--max_steps", "15", "--restore_dir", str(tmp_path / "run" / "last")]),
+    ]
+    for number, (name, more) in enumerate(runs):
+        both = [*arguments, "--outdir", str(tmp_path / name), *more]
+        Launch(both, tmp_path / f"output{number}", processes, PARTLY).expect()
+    result, whole = read_result(tmp_path / "run"), read_result(tmp_path / "whole")
+    names = {key.rpartition("/")[0] for key in whole.moments}
+    assert not any(name.startswith(("frozen", "unused")) for name in names)
+    assert "expert.weight" in names
+    assert_equal_tensors(result.weights, whole.weights)
+    assert_equal_tensors(result.moments, whole.moments)
+
+
+def test_unused_parameters_are_reported(partly_arguments, tmp_path):
+    arguments = [*partly_arguments, "--outdir", str(tmp_path / "run"), "--max_steps", "1"]
+    output = Launch(arguments, tmp_path / "output", 1, PARTLY).expect()
+    assert "4 parameters get no gradient from an example: unused.weight, unused.bias" in output
+    assert "expert.weight" in output

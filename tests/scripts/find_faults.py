@@ -1,0 +1,11 @@
+"""Print what is wrong with best/ and last/ of a run, or None.
+
+python find_faults.py OUTDIR
+"""
+
+import sys
+from pathlib import Path
+
+from training.atomic import find_fault
+
+print(*(find_fault(Path(sys.argv[1], name)) for name in ("best", "last")))

@@ -1,0 +1,11 @@
+"""Print the labels of a model for a file.
+
+python label_order.py FILE
+"""
+
+import sys
+
+from model.configuration import ModelConfig
+from model.dataset import generate_dataset
+
+print(list(ModelConfig(**generate_dataset(sys.argv[1]).schema).id2label.values()))

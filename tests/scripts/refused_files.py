@@ -1,0 +1,15 @@
+"""Print why `token_classification` refuses files, a line for each.
+
+python refused_files.py FILE ...
+"""
+
+import sys
+
+from errors import DataError
+from model.dataset import generate_dataset
+
+for path in sys.argv[1:]:
+    try:
+        generate_dataset(path, labels=["O"])
+    except DataError as error:
+        print(error)
