@@ -75,8 +75,8 @@ def test_another_file_is_read_by_the_schema(project):
     path = str(ROOT / "data" / "valid.jsonl")
     other = project.task.read(path, project.tokenizer, MAX_LEN, **examples.schema)
     assert other.schema == examples.schema, (
-        "model/dataset.py: generate_dataset(path, **schema) has another schema; each of its entries "
-        "has to be a parameter that is kept"
+        "model/dataset.py: generate_dataset(path, **schema) has another schema; each of its keys "
+        "has to be a parameter, and its value is kept"
     )
 
 
