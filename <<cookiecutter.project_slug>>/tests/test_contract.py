@@ -5,6 +5,8 @@ failure ends in a sentence that names the method to change.
 """
 
 import warnings
+from collections.abc import Iterator
+from itertools import islice
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,29 +14,47 @@ import pytest
 import torch
 from torch import Tensor
 
+import predict
+import train
 from conftest import ROOT
+from helpers.assertions import assert_bit_identical
+from helpers.seams import Killed, killed_before_micro_batch
 from training.contract import Task, model_inputs
 from training.loading import build_config, build_model, load_model, load_tokenizer
 
-ROWS = 6
+DATA = ROOT / "data" / "train.jsonl"
+ROWS = 64
+IN_BATCH = 6
 MAX_LEN = 64
 
 
 @pytest.fixture(scope="module")
-def project() -> SimpleNamespace:
+def rows(tmp_path_factory) -> Iterator[str]:
+    """A file with the first rows of the training data."""
+    if not DATA.exists():
+        pytest.skip("no data/train.jsonl")
+    with DATA.open(encoding="utf-8") as file:
+        lines = list(islice(file, ROWS))
+    path = tmp_path_factory.mktemp("rows") / "train.jsonl"
+    path.write_text("".join(lines), encoding="utf-8")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(ROOT)  # arguments such as BASE_MODEL may be folders of the project
+        yield str(path)
+
+
+@pytest.fixture(scope="module")
+def project(rows) -> SimpleNamespace:
     """The parts of model/ as train.py makes them without arguments, and a batch."""
     task = Task()
     model_id = task.base_model
-    if (ROOT / model_id).is_dir():
-        model_id = str(ROOT / model_id)
     tokenizer = load_tokenizer(model_id) if task.needs_tokenizer else None
     options = {name: option.get("default") for name, option in task.data_options.items()}
-    examples = task.read(str(ROOT / "data" / "train.jsonl"), tokenizer, MAX_LEN, **options)
+    examples = task.read(rows, tokenizer, MAX_LEN, **options)
     arguments = {name: option.get("default") for name, option in task.model_options.items()}
     torch.manual_seed(0)
     config = build_config(task, model_id, {**examples.schema, **arguments}, tokenizer)
     model, _ = build_model(task.model_class, config, model_id)
-    indices = list(range(min(ROWS, len(examples))))
+    indices = list(range(min(IN_BATCH, len(examples))))
     return SimpleNamespace(
         task=task,
         tokenizer=tokenizer,
@@ -70,10 +90,9 @@ def test_the_same_rows_are_read_twice(project):
     )
 
 
-def test_another_file_is_read_by_the_schema(project):
+def test_another_file_is_read_by_the_schema(project, rows):
     examples = project.examples
-    path = str(ROOT / "data" / "valid.jsonl")
-    other = project.task.read(path, project.tokenizer, MAX_LEN, **examples.schema)
+    other = project.task.read(rows, project.tokenizer, MAX_LEN, **examples.schema)
     assert other.schema == examples.schema, (
         "model/dataset.py: generate_dataset(path, **schema) has another schema; each of its keys "
         "has to be a parameter, and its value is kept"
@@ -173,19 +192,29 @@ def test_the_optimizer_has_each_trained_parameter_once(project):
     )
 
 
-def test_each_row_gets_a_prediction(project):
+def test_each_row_gets_a_prediction(project, rows):
     if project.task.predictor_class is None:
         pytest.skip("no model/prediction.py: predict.py is not available")
-    from predict import build_parser, read_rows
-
     task = project.task
     options = {name: option.get("default") for name, option in task.predict_options.items()}
     predictor = task.predictor_class(
         project.model, project.tokenizer, MAX_LEN, project.examples.schema, **options
     )
-    args = build_parser(task).parse_args(["--input", str(ROOT / "data" / "valid.jsonl")])
-    rows = read_rows(args, predictor)[1][:3]
-    predictions = predictor(rows)
-    assert len(predictions) == len(rows) and all("prediction" in row for row in predictions), (
+    args = predict.build_parser(task).parse_args(["--input", rows])
+    given = predict.read_rows(args, predictor)[1][:3]
+    predictions = predictor(given)
+    assert len(predictions) == len(given) and all("prediction" in row for row in predictions), (
         "model/prediction.py: Predictor has to return a dict with `prediction` for each row"
     )
+
+
+def test_a_killed_run_is_resumed_bit_identically(rows, tmp_path):
+    whole = tmp_path / "whole"
+    killed = tmp_path / "killed"
+    data = ["--train_input", rows, "--valid_input", rows, "--max_len", str(MAX_LEN)]
+    steps = ["--batch_size", "4", "--max_steps", "4", "--save_steps", "1"]
+    train.main([*data, *steps, "--outdir", str(whole)])
+    with pytest.raises(Killed), killed_before_micro_batch(3):
+        train.main([*data, *steps, "--outdir", str(killed)])
+    train.main(["--outdir", str(killed), "--restore_dir", "auto"])
+    assert_bit_identical(killed, whole)

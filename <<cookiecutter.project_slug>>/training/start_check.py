@@ -104,8 +104,8 @@ def _check_scores(scores: Scorer, outputs: Any, batch: dict, names: Iterable[str
     twice = found.keys() & {"loss", *(getattr(outputs, "losses", None) or {})}
     if twice:
         raise RunError(
-            f"model/metrics.py: Scores.compute returns {sorted(twice)[0]!r}, which is the name of a "
-            "loss of Model.forward; expected another name"
+            f"model/metrics.py: Scores.compute returns {sorted(twice)[0]!r}, the name of a loss of "
+            "Model.forward; expected another name"
         )
     missing = set(names) - found.keys() - {"loss"}
     if missing:
