@@ -114,7 +114,7 @@ def main(argv: list[str] | None = None) -> None:
         raise RunError(f"--onnx: written in float32; expected no --dtype {args.dtype}")
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
-    tokenizer = load_tokenizer(args.checkpoint, is_optional=not task.needs_tokenizer)
+    tokenizer = load_tokenizer(args.checkpoint) if task.needs_tokenizer else None
     model = load_model(task.model_class, args.checkpoint).eval()
     if args.onnx:
         check_onnx(model)

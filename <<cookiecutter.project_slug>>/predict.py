@@ -10,7 +10,7 @@ import io
 import json
 import sys
 import zlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from tqdm import tqdm
 
-from errors import RunError
+from errors import DataError, RunError
 from model.interface import TaskPredictor
 from reading.tables import read_table
 from training.atomic import saving, write_file
@@ -96,20 +96,33 @@ def load_predictor(task: Task, args: argparse.Namespace, accelerator: Accelerato
 
 
 def read_rows(args: argparse.Namespace, predictor: TaskPredictor) -> tuple[list[dict], list]:
-    """Read the input.
+    """Read the input: by `Predictor.read` if there is one, otherwise as text.
 
     Returns:
         Its rows, and for each one what the predictor takes.
 
     Raises:
         RunError: There are not as many columns as the predictor takes.
+        DataError: The file cannot be read, or has no such column.
     """
     columns = args.column or predictor.columns
     if len(columns) != len(predictor.columns):
         raise RunError(f"--column {' '.join(columns)}: expected {len(predictor.columns)} column(s)")
-    lists = columns if getattr(predictor, "takes_lists", False) else []
-    rows = read_table(args.input, columns, lists).to_list()
+    if hasattr(predictor, "read"):
+        rows = _read_by(predictor.read, args.input, columns)
+    else:
+        lists = columns if getattr(predictor, "takes_lists", False) else []
+        rows = read_table(args.input, columns, lists).to_list()
     return rows, [list(row.values()) if len(row) > 1 else row[columns[0]] for row in rows]
+
+
+def _read_by(read: Callable, source: str | list[str], columns: list[str]) -> list[dict]:
+    try:
+        return [{name: row[name] for name in columns} for row in read(source)]
+    except OSError as error:
+        raise DataError(f"{source}: cannot be read ({error})") from None
+    except KeyError as error:
+        raise DataError(f"{source}: a row without {error}; expected {columns}") from None
 
 
 def predict(
@@ -158,6 +171,8 @@ def main(argv: list[str] | None = None) -> None:
     group = RankGroup(accelerator)
     with group.in_agreement():
         predictor = load_predictor(task, args, accelerator)
+    if args.input is None and hasattr(predictor, "read"):
+        raise RunError("model/prediction.py: Predictor.read reads files; expected --input")
     if args.input is None:
         converse(predictor, standard_input())
         return

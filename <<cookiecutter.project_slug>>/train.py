@@ -148,7 +148,7 @@ def validate(run: Run, report: Report) -> dict[str, float]:
     with full_parameters, bar, closing(batches.steps()) as steps:
         for step in steps:
             validate_step(run, step, losses)
-            bar.set_postfix(loss=losses.latest, refresh=False)
+            bar.set_postfix(losses.latest, refresh=False)
             bar.update()
         sums = run.group.gather(losses.sums())
         means = {name: math.fsum(s[name] for s in sums) / max(1, count) for name in sums[0]}

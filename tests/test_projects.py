@@ -44,7 +44,7 @@ def write_rows(path: Path, rows: list[dict]) -> None:
 
 
 def test_own_tests_pass(project: Path, task: str) -> None:
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
+    command = [sys.executable, "-m", "pytest", "tests", "-q", "-p", "no:cacheprovider"]
     if task == WITH_PROOFS or "TEST_ALL" in os.environ:
         command += ["-m", ""]
     done = run(project, *command)

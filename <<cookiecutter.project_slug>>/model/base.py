@@ -280,6 +280,10 @@ class Wrapper(PreTrainedModel):
             return f"{own[0]} is no tensor of {name}"
         if not type(base).__module__.startswith("transformers.models."):
             return f"{name} is no model of transformers"
+        with torch.device("meta"):
+            names = type(base)(copy.deepcopy(base.config)).state_dict().keys()
+        if different := sorted(names ^ base.state_dict().keys()):
+            return f"{name} and model/ differ in the tensor {different[0]}"
         alone, info = type(base).from_pretrained(
             None,
             config=copy.deepcopy(base.config),

@@ -1,7 +1,32 @@
 """What train.py and predict.py need of the files in this folder.
 
-Only `ModelConfig`, `Model` with a `forward` that returns a loss, and `generate_dataset` are
-required. `training/contract.py` supplies a default for everything else.
+Required are `ModelConfig` in configuration.py, `Model(config)` in modeling.py, whose `forward`
+returns an `Output`, and `generate_dataset(path)` in dataset.py, which returns a `TaskDataset`.
+`training/contract.py` supplies a default for everything else:
+
+configuration.py
+    BASE_MODEL: Default of `--model_id`. Default: "tiny".
+    OPTIONS: Arguments of `ModelConfig` that train.py offers: keyword arguments of
+        `ArgumentParser.add_argument`, by name. Default: none.
+modeling.py
+    `num_items_in_batch` as a parameter of `Model.forward`: see `Output.loss`.
+    Model.loss_couples_examples: True if the loss of an example depends on the others of its
+        micro-batch, which then has `--batch_size` examples on any device. Default: False.
+dataset.py
+    `tokenizer`, `max_len` as parameters of `generate_dataset`. Default: no tokenizer is loaded.
+    OPTIONS: The same for arguments of `generate_dataset`.
+metrics.py
+    Scores: see `Scorer`. Default: the loss alone.
+    OPTIONS: The same for arguments of `Scores`.
+prediction.py
+    Predictor: see `TaskPredictor`. Default: predict.py is not available.
+    OPTIONS: The same for arguments of `Predictor`, which predict.py offers.
+optimization.py
+    build_optimizer(model, lr, weight_decay): Returns a `torch.optim.Optimizer`. Its state, which
+        may have tensors of any shape, and the numbers in its parameter groups are saved.
+        Default: AdamW.
+    build_scheduler(optimizer, num_warmup_steps, total_steps): Returns a schedule of torch that
+        depends on the step alone. Default: `--lr_scheduler_type`.
 """
 
 from collections.abc import Sequence
@@ -69,7 +94,10 @@ class Scorer(Protocol):
         """Return the scores over all ranks, given the mean loss."""
 
     def save(self, folder: Path) -> None:
-        """Write files that show the result of the validation; called on the main rank."""
+        """Write samples or pictures into the output directory.
+
+        Called on the main rank after each validation. A failure is reported, and ends nothing.
+        """
 
 
 class TaskPredictor(Protocol):
@@ -79,6 +107,11 @@ class TaskPredictor(Protocol):
 
     Attributes:
         columns: Columns of the input file that predict.py reads.
+
+    Optional attributes and methods:
+        takes_lists: Whether a column may hold lists of texts. Default: False.
+        notes: Lines for the screen. Default: none.
+        read(source): Rows of a file, as dicts of any values. Default: its columns as text.
     """
 
     columns: list[str]

@@ -2,6 +2,7 @@
 
 import io
 import math
+from itertools import cycle, product
 
 from training.state import TrainState
 
@@ -21,15 +22,17 @@ def draw_curves(state: TrainState, metric: str) -> bytes:
     left, right = figure.subplots(1, 2)
     steps, losses, rates = zip(*state.curve, strict=True) if state.curve else ((), (), ())
     left.plot(steps, losses, color="tab:blue", alpha=0.35, linewidth=1, label="train, single steps")
-    for part, color in (("train", "tab:blue"), ("valid", "tab:orange")):
-        losses_of = [entry[f"{part}_log"]["loss"] for entry in entries]
-        means = [math.nan if loss is None else loss for loss in losses_of]
-        left.plot(at, means, color=color, marker="o", label=f"{part}, mean")
+    names = list(entries[-1]["train_log"]) if entries else []  # the loss, then further ones
+    styles = zip(names, cycle(["-", "--", ":", "-."]))
+    for (name, style), part in product(styles, ("train", "valid")):
+        color = "tab:blue" if part == "train" else "tab:orange"
+        means = [_number(entry[f"{part}_log"].get(name)) for entry in entries]
+        label = f"{part}, {'mean' if name == 'loss' else name}"
+        left.plot(at, means, color=color, linestyle=style, marker="o", label=label)
     left.set(title="loss", xlabel="step")
     right.set(xlabel="step")
     if metric != "loss":
-        found = [entry["valid_log"].get(metric) for entry in entries]
-        values = [math.nan if value is None else value for value in found]
+        values = [_number(entry["valid_log"].get(metric)) for entry in entries]
         right.plot(at, values, color="tab:green", marker="o", label=f"valid, {metric}")
         right.set_title(f"{metric} and learning rate")
         rate = right.twinx()
@@ -51,3 +54,7 @@ def draw_curves(state: TrainState, metric: str) -> bytes:
     picture = io.BytesIO()
     figure.savefig(picture, format="png", dpi=110)
     return picture.getvalue()
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else value

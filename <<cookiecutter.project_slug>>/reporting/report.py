@@ -9,6 +9,7 @@ from tqdm import tqdm
 
 from errors import RunError
 from training.atomic import saving, write_file
+from training.losses import LOSS
 from training.run import Run
 
 from .card import write_card
@@ -66,17 +67,18 @@ class Report:
             dynamic_ncols=True,
         )
 
-    def after_step(self, bar: tqdm, loss: float | None, lr: float) -> None:
+    def after_step(self, bar: tqdm, losses: dict[str, float], lr: float) -> None:
         """Move the bar; every `--logging_steps` steps add a point to curve and trackers."""
         state = self.state
         if not bar.disable:
             seconds = (time.time() - bar.start_t) / (bar.n + 1 - bar.initial)  # per step
             left = bar.format_interval((state.total_steps - state.step) * seconds)
-            bar.set_postfix({"loss": loss, "lr": lr, "left": left}, refresh=False)
+            bar.set_postfix({**losses, "lr": lr, "left": left}, refresh=False)
             bar.update()
-        if state.step % self.config.logging_steps == 0 and loss is not None:
-            state.add_curve_point(loss, lr)
-            values = {"train/loss": loss, "train/lr": lr, "train/epoch": state.current_epoch}
+        if state.step % self.config.logging_steps == 0 and losses:
+            state.add_curve_point(losses[LOSS], lr)
+            values = {f"train/{name}": loss for name, loss in losses.items()}
+            values |= {"train/lr": lr, "train/epoch": state.current_epoch}
             self.run.accelerator.log(values, step=state.step)
 
     def after_validation(self) -> None:

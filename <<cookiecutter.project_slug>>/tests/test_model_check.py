@@ -130,12 +130,6 @@ def test_tokens_are_those_of_the_tokenizer_file(tmp_path):
         loading._check_tokens(str(tmp_path / "base"), tokenizer)
 
 
-def test_a_project_may_need_no_tokenizer(tmp_path):
-    assert load_tokenizer(str(tmp_path), is_optional=True) is None
-    with pytest.raises(RunError, match="cannot load a tokenizer"):
-        load_tokenizer(str(tmp_path))
-
-
 def test_loaded_tensors_lie_where_new_ones_do(base):
     model = load_model(Model, str(base))
     assert all(tensor.data_ptr() % 64 == 0 for tensor in model.parameters())

@@ -21,34 +21,20 @@ from errors import RunError
 from .config import RunConfig
 from .contract import Task
 
-TOKENIZER_FILES = (
-    "tokenizer*",
-    "vocab*",
-    "merges.txt",
-    "*.model",
-    "*.spm",
-    "special_tokens_map.json",
-)
 LOADING_ERRORS = (OSError, ValueError, ImportError, RuntimeError)
 PROBE = "In 2024, O'Neill's naïve café-owners paid $1,234.56 (¥99)!\n\tおはよう\u3000世界  ok? 👍"
 
 
-def load_tokenizer(model_id: str, is_optional: bool = False) -> PreTrainedTokenizerBase | None:
+def load_tokenizer(model_id: str) -> PreTrainedTokenizerBase:
     """Load the tokenizer of a base model or a checkpoint; it gets a padding token if it has none.
 
     The padding token is then the end mark, else the token for unknown text.
-
-    Args:
-        is_optional: Whether to return None if a folder holds no tokenizer at all.
 
     Raises:
         RunError: there is none, or its tokens are not those of its own file.
     """
     model_id = os.path.expanduser(model_id)
     _check_folder(model_id)
-    folder = Path(model_id)
-    if is_optional and folder.is_dir() and not any(any(folder.glob(n)) for n in TOKENIZER_FILES):
-        return None
     try:
         tokenizer = AutoTokenizer.from_pretrained(model_id, trust_remote_code=False)
     except Exception as error:  # of many kinds, one for each kind of file

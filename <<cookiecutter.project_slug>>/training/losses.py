@@ -24,7 +24,7 @@ class LossMeter:
         sums: Sums of this rank so far, by name.
 
     Attributes:
-        latest: Latest loss that has been read, scaled from this rank to all.
+        latest: Latest losses that have been read, scaled from this rank to all; empty at first.
         first_bad_step: First step, of those read, whose loss is not finite.
     """
 
@@ -32,14 +32,14 @@ class LossMeter:
         self._sums = dict(sums or {})
         self._num_ranks = accelerator.num_processes
         self._pending: deque[tuple[dict[str, Tensor], Step]] = deque()
-        self.latest: float | None = None
+        self.latest: dict[str, float] = {}
         self.first_bad_step: Step | None = None
 
     def update(self, losses: dict[str, Tensor], step: Step) -> None:
         """Add this rank's part of the losses of a step, each divided by `step.num_items`."""
         self._pending.append(({name: loss.detach() for name, loss in losses.items()}, step))
         interval = READ_EVERY.get(losses[LOSS].device.type, READ_EVERY["other"])
-        if self.latest is None or len(self._pending) >= interval:
+        if not self.latest or len(self._pending) >= interval:
             self._read()
 
     def sums(self) -> dict[str, float]:
@@ -59,7 +59,8 @@ class LossMeter:
     def _add(self, values: dict[str, float], step: Step) -> None:
         for name, value in values.items():
             self._sums[name] = self._sums.get(name, 0.0) + value * step.num_items
-        self.latest = values[LOSS] * self._num_ranks
+        first = {LOSS: values[LOSS], **values}  # the order of the progress bar
+        self.latest = {name: value * self._num_ranks for name, value in first.items()}
         if self.first_bad_step is None and not math.isfinite(values[LOSS]):
             self.first_bad_step = replace(step, micro_batches=())
 

@@ -165,9 +165,7 @@ class _Opening:
             )
             self.check(model, scores, directions)
         state = self.open_state(directions)
-        optimizer = (self.task.build_optimizer or build_optimizer)(
-            model, self.config.peak_lr, self.config.weight_decay
-        )
+        optimizer = self.build_optimizer(model)
         strategy = _build_strategy(self.accelerator, self.config.max_grad_norm)
         unused = self.unused_parameters(model)
         model, optimizer = strategy.prepare(model, optimizer, unused)
@@ -352,6 +350,22 @@ class _Opening:
             "valid": self.valid_examples.fingerprint,
         }
         return {"args": self.config.to_args(), "schema": examples.schema, "data": data}
+
+    def build_optimizer(self, model: Any) -> Optimizer:
+        """Build the task's optimizer, or AdamW.
+
+        Raises:
+            RunError: It needs to be switched between training and evaluation.
+        """
+        build = self.task.build_optimizer or build_optimizer
+        optimizer = build(model, self.config.peak_lr, self.config.weight_decay)
+        if hasattr(optimizer, "eval"):  # schedule-free: validation and best/ would be wrong
+            name = type(optimizer).__name__
+            raise RunError(
+                f"model/optimization.py: {name} has other weights in evaluation than in training, "
+                "which is not supported; expected an optimizer without train() and eval()"
+            )
+        return optimizer
 
     def build_scheduler(self, optimizer: Optimizer, state: TrainState) -> LRScheduler:
         warmup = self.config.num_warmup_steps

@@ -101,6 +101,12 @@ def _check_scores(scores: Scorer, outputs: Any, batch: dict, names: Iterable[str
     scores.update(outputs, batch)
     found = scores.compute(outputs.loss.item())
     scores.reset()
+    twice = found.keys() & {"loss", *(getattr(outputs, "losses", None) or {})}
+    if twice:
+        raise RunError(
+            f"model/metrics.py: Scores.compute returns {sorted(twice)[0]!r}, the name of a loss of "
+            "Model.forward; expected another name"
+        )
     missing = set(names) - found.keys() - {"loss"}
     if missing:
         raise RunError(

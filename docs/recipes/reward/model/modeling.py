@@ -44,12 +44,14 @@ class Model(Wrapper):
             chosen, rejected: Tokens of the better and the worse text of each pair: Bradley-Terry.
             num_items_in_batch: Examples of the global batch.
         """
-        if text is not None:
-            rewards = self.score(**text)
-            errors = None if target is None else mse_loss(rewards, target, reduction="none")
-        else:
+        errors = None
+        if chosen is not None and rejected is not None:
             rewards = self.score(**chosen) - self.score(**rejected)
             errors = -logsigmoid(rewards)
+        elif text is not None:
+            rewards = self.score(**text)
+            if target is not None:
+                errors = mse_loss(rewards, target, reduction="none")
         if errors is None:
             return ModelOutput(rewards=rewards)
         items = num_items_in_batch or len(errors)

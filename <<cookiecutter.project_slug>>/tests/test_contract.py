@@ -1,0 +1,220 @@
+"""What model/ keeps of its contract, on the first rows of data/ and the default base model.
+
+The contract is written down in model/interface.py. What a model leaves out is skipped here; a
+failure ends in a sentence that names the method to change.
+"""
+
+import warnings
+from collections.abc import Iterator
+from itertools import islice
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import predict
+import train
+from conftest import ROOT
+from helpers.assertions import assert_bit_identical
+from helpers.seams import Killed, killed_before_micro_batch
+from training.contract import Task, model_inputs
+from training.loading import build_config, build_model, load_model, load_tokenizer
+
+DATA = ROOT / "data" / "train.jsonl"
+ROWS = 64
+IN_BATCH = 6
+MAX_LEN = 64
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory) -> Iterator[str]:
+    """A file with the first rows of the training data."""
+    if not DATA.exists():
+        pytest.skip("no data/train.jsonl")
+    with DATA.open(encoding="utf-8") as file:
+        lines = list(islice(file, ROWS))
+    path = tmp_path_factory.mktemp("rows") / "train.jsonl"
+    path.write_text("".join(lines), encoding="utf-8")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(ROOT)  # arguments such as BASE_MODEL may be folders of the project
+        yield str(path)
+
+
+@pytest.fixture(scope="module")
+def project(rows) -> SimpleNamespace:
+    """The parts of model/ as train.py makes them without arguments, and a batch."""
+    task = Task()
+    model_id = task.base_model
+    tokenizer = load_tokenizer(model_id) if task.needs_tokenizer else None
+    options = {name: option.get("default") for name, option in task.data_options.items()}
+    examples = task.read(rows, tokenizer, MAX_LEN, **options)
+    arguments = {name: option.get("default") for name, option in task.model_options.items()}
+    torch.manual_seed(0)
+    config = build_config(task, model_id, {**examples.schema, **arguments}, tokenizer)
+    model, _ = build_model(task.model_class, config, model_id)
+    indices = list(range(min(IN_BATCH, len(examples))))
+    return SimpleNamespace(
+        task=task,
+        tokenizer=tokenizer,
+        examples=examples,
+        model=model.eval(),
+        indices=indices,
+        batch=examples.batch(indices),
+        items=int(examples.num_items[indices].sum()),
+        score_options={n: option.get("default") for n, option in task.score_options.items()},
+    )
+
+
+def loss_of(project: SimpleNamespace, indices: list[int], num_items: int) -> Tensor:
+    """Compute the part of these examples in the loss of a batch with `num_items` items."""
+    batch = project.examples.batch(indices)
+    loss = project.task.forward(project.model, batch, num_items)[1]["loss"]
+    if project.task.divides_by_items:
+        return loss
+    return loss * float(project.examples.num_items[indices].sum()) / num_items
+
+
+def same(value: Any, other: Any) -> bool:
+    if isinstance(value, dict):
+        return value.keys() == other.keys() and all(same(value[k], other[k]) for k in value)
+    return torch.equal(value, other) if isinstance(value, Tensor) else value == other
+
+
+def test_the_same_rows_are_read_twice(project):
+    again = project.examples.batch(project.indices)
+    assert same(project.batch, again), (
+        "model/dataset.py: __getitem__ returns something else each time; draw random numbers from "
+        "torch, which is seeded for each micro-batch"
+    )
+
+
+def test_another_file_is_read_by_the_schema(project, rows):
+    examples = project.examples
+    other = project.task.read(rows, project.tokenizer, MAX_LEN, **examples.schema)
+    assert other.schema == examples.schema, (
+        "model/dataset.py: generate_dataset(path, **schema) has another schema; each of its keys "
+        "has to be a parameter, and its value is kept"
+    )
+
+
+def test_losses_are_finite_scalars(project):
+    losses = project.task.forward(project.model, project.batch, project.items)[1]
+    for name, loss in losses.items():
+        assert isinstance(loss, Tensor) and loss.ndim == 0 and loss.isfinite(), (
+            f"model/modeling.py: {name} is {loss}; forward has to return a finite scalar"
+        )
+
+
+def test_parameters_get_a_gradient(project):
+    project.task.forward(project.model, project.batch, project.items)[1]["loss"].backward()
+    trained = [(n, p) for n, p in project.model.named_parameters() if p.requires_grad]
+    without = [name for name, parameter in trained if parameter.grad is None]
+    project.model.zero_grad()
+    assert len(without) < len(trained), (
+        "model/modeling.py: the loss has no gradient; it has to depend on a parameter"
+    )
+    if without:  # a run copes with it
+        warnings.warn(f"no gradient: {', '.join(without[:8])}", stacklevel=1)
+
+
+def test_the_loss_is_divided_by_num_items_in_batch(project):
+    if not project.task.divides_by_items:
+        pytest.skip("Model.forward has no parameter num_items_in_batch: its loss is a mean")
+    once, half = (loss_of(project, project.indices, n) for n in (project.items, 2 * project.items))
+    assert torch.allclose(half, once / 2, rtol=1e-4), (
+        "model/modeling.py: forward has to return the sum over the target items, divided by "
+        "num_items_in_batch"
+    )
+
+
+def test_the_loss_does_not_depend_on_the_split(project):
+    if project.task.couples_examples:
+        pytest.skip("Model.loss_couples_examples: its loss depends on the examples of a batch")
+    whole = loss_of(project, project.indices, project.items)
+    parts = [loss_of(project, [index], project.items) for index in project.indices]
+    assert torch.allclose(torch.stack(parts).sum(), whole, rtol=1e-4), (
+        "model/: examples that are computed one by one have another loss than together; padding is "
+        "not masked, num_items of the data set does not count the items that the loss is a mean "
+        "of, or Model.loss_couples_examples = True is missing"
+    )
+
+
+def test_a_saved_model_is_loaded_as_it_was(project, tmp_path):
+    model = project.model
+    model.save_pretrained(tmp_path)
+    loaded = load_model(project.task.model_class, str(tmp_path)).eval()
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, loaded.state_dict()[name]), (
+            f"model/modeling.py: {name} differs after save_pretrained and from_pretrained"
+        )
+    trained = {name: p.requires_grad for name, p in model.named_parameters()}
+    assert trained == {name: p.requires_grad for name, p in loaded.named_parameters()}
+
+
+def test_texts_are_left_to_the_scores(project):
+    inputs = model_inputs(project.batch)
+    assert inputs, "model/dataset.py: a batch holds no tensor; forward gets the tensors of a batch"
+
+
+def test_scores_are_those_of_directions(project):
+    task, schema = project.task, project.examples.schema
+    device = torch.device("cpu")
+    scores = task.build_scores(project.model, project.tokenizer, device, project.score_options)
+    found = []
+    for _ in range(2):
+        scores.reset()
+        with torch.no_grad():
+            outputs, losses = task.forward(project.model, project.batch, project.items)
+            scores.update(outputs, project.batch)
+            found.append(scores.compute(losses["loss"].item()))
+    expected = task.directions(schema, project.score_options).keys() - {"loss"}
+    assert expected <= found[0].keys(), (
+        f"model/metrics.py: Scores.directions lists {sorted(expected)}, compute returns "
+        f"{sorted(found[0])}"
+    )
+    assert repr(found[0]) == repr(found[1]), (
+        "model/metrics.py: Scores.reset leaves something of the validation before"
+    )
+
+
+def test_the_optimizer_has_each_trained_parameter_once(project):
+    build = project.task.build_optimizer
+    if build is None:
+        pytest.skip("no model/optimization.py: AdamW")
+    groups = build(project.model, 1e-3, 0.01).param_groups
+    held = [id(parameter) for group in groups for parameter in group["params"]]
+    trained = [id(p) for p in project.model.parameters() if p.requires_grad]
+    assert sorted(held) == sorted(trained), (
+        "model/optimization.py: build_optimizer has to take each parameter that requires a "
+        "gradient, once"
+    )
+
+
+def test_each_row_gets_a_prediction(project, rows):
+    if project.task.predictor_class is None:
+        pytest.skip("no model/prediction.py: predict.py is not available")
+    task = project.task
+    options = {name: option.get("default") for name, option in task.predict_options.items()}
+    predictor = task.predictor_class(
+        project.model, project.tokenizer, MAX_LEN, project.examples.schema, **options
+    )
+    args = predict.build_parser(task).parse_args(["--input", rows])
+    given = predict.read_rows(args, predictor)[1][:3]
+    predictions = predictor(given)
+    assert len(predictions) == len(given) and all("prediction" in row for row in predictions), (
+        "model/prediction.py: Predictor has to return a dict with `prediction` for each row"
+    )
+
+
+def test_a_killed_run_is_resumed_bit_identically(rows, tmp_path):
+    whole = tmp_path / "whole"
+    killed = tmp_path / "killed"
+    data = ["--train_input", rows, "--valid_input", rows, "--max_len", str(MAX_LEN)]
+    steps = ["--batch_size", "4", "--max_steps", "4", "--save_steps", "1"]
+    train.main([*data, *steps, "--outdir", str(whole)])
+    with pytest.raises(Killed), killed_before_micro_batch(3):
+        train.main([*data, *steps, "--outdir", str(killed)])
+    train.main(["--outdir", str(killed), "--restore_dir", "auto"])
+    assert_bit_identical(killed, whole)

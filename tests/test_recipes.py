@@ -1,0 +1,134 @@
+"""The rewrites of model/ in docs/recipes/: each is put in place as its page says, and run."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from conftest import ROOT, SLUG, Render, contents
+from recipes.rows import write_rows
+
+RECIPES = ROOT / "docs" / "recipes"
+SCRIPTS = Path(__file__).parent / "recipes"
+NAMES = sorted(page.parent.name for page in RECIPES.glob("*/README.md"))
+IN_FULL = NAMES if "TEST_ALL" in os.environ else ["least"]
+ARGUMENTS = {
+    "distillation": ["--softness", "3.0"],  # a stock checkpoint does not hold it
+    "reward": ["--target_column", "target"],  # the contract's tests have pairs
+    "lstm": ["--hidden_size", "16"],
+}
+ENVIRONMENT = {
+    **os.environ,
+    "HF_HUB_OFFLINE": "1",
+    "OMP_NUM_THREADS": "1",
+    "ACCELERATE_USE_CPU": "true",
+    "RECIPES": str(RECIPES),
+}
+TEACHER = """
+from transformers import AutoConfig, AutoModelForSequenceClassification
+config = AutoConfig.from_pretrained("tiny", id2label={0: "ham", 1: "spam"})
+AutoModelForSequenceClassification.from_config(config).save_pretrained("teacher")
+"""
+
+
+def run(project: Path, *command: str | Path) -> str:
+    done = subprocess.run(
+        list(map(str, command)),
+        cwd=project,
+        env=ENVIRONMENT,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=900,
+    )
+    assert done.returncode == 0, done.stdout[-5000:]
+    return done.stdout
+
+
+def put_in_place(recipe: str, project: Path) -> None:
+    """Run the commands of a recipe's page in the folder of a project."""
+    page = (RECIPES / recipe / "README.md").read_text(encoding="utf-8")
+    (commands,) = re.findall(r"^```sh\n(.+?)^```", page, re.DOTALL | re.MULTILINE)
+    run(project, "sh", "-e", "-c", commands)
+
+
+@pytest.fixture
+def rewritten(recipe: str, render: Render, tmp_path: Path) -> Path:
+    """A project with a recipe in place, and its data."""
+    project = Path(shutil.copytree(render(task="classification"), tmp_path / SLUG))
+    put_in_place(recipe, project)
+    write_rows(recipe, project / "data")
+    if recipe == "distillation":
+        run(project, sys.executable, "-c", TEACHER)
+    return project
+
+
+def lines_of(recipe: str) -> int:
+    files = (RECIPES / recipe / "model").glob("*.py")
+    return sum(bool(line.strip()) for f in files for line in f.read_text("utf-8").splitlines())
+
+
+def test_the_least_recipe_has_at_most_40_lines() -> None:
+    assert lines_of("least") <= 40
+
+
+def test_the_index_lists_each_recipe() -> None:
+    index = (RECIPES / "README.md").read_text(encoding="utf-8")
+    assert sorted(re.findall(r"\]\((\w+)/README\.md\)", index)) == NAMES
+
+
+@pytest.mark.parametrize("recipe", NAMES)
+def test_a_recipe_changes_files_in_model_only(recipe: str, render: Render, tmp_path: Path) -> None:
+    original = render(task="classification")
+    project = Path(shutil.copytree(original, tmp_path / SLUG))
+    put_in_place(recipe, project)
+    before = contents(original)
+    after = contents(project)
+    changed = [n for n in before.keys() | after.keys() if before.get(n) != after.get(n)]
+    assert changed
+    assert [name for name in changed if not name.startswith("model/")] == []
+    assert not {"model/base.py", "model/interface.py"} & set(changed)
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("recipe", IN_FULL)
+def test_a_recipe_is_trained_killed_resumed_and_loaded(
+    recipe: str, processes: int, rewritten: Path
+) -> None:
+    size = ["--epochs", "2", "--batch_size", str(8 // processes)]
+    arguments = [*size, *ARGUMENTS.get(recipe, [])]
+    run(rewritten, sys.executable, SCRIPTS / "kill_and_resume.py", str(processes), *arguments)
+    if processes > 1 or not (rewritten / "model" / "prediction.py").exists():
+        return
+    best = rewritten / "runs" / "whole-1" / "best"
+    inputs = ["--input", "data/valid.jsonl", "--output", "predictions.jsonl"]
+    output = run(rewritten, sys.executable, "predict.py", "--checkpoint", best, *inputs)
+    assert "custom code" not in output  # nothing asks to run what a checkpoint holds
+    rows = (rewritten / "data" / "valid.jsonl").read_text(encoding="utf-8").count("\n")
+    predictions = (rewritten / "predictions.jsonl").read_text(encoding="utf-8")
+    assert predictions.count('"prediction"') == rows
+
+
+@pytest.mark.parametrize("recipe", IN_FULL)
+def test_a_recipe_passes_the_projects_own_tests(recipe: str, rewritten: Path) -> None:
+    run(rewritten, sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider")
+    run(rewritten, sys.executable, "train.py", "--dry_run", *ARGUMENTS.get(recipe, []))
+    run(rewritten, sys.executable, "-m", "mypy", "model")
+
+
+@pytest.mark.skipif("TEST_ALL" not in os.environ, reason="takes a minute")
+@pytest.mark.parametrize("recipe", ["contrastive"])
+def test_the_contrastive_gradient_is_the_same_for_each_chunk_and_process_count(
+    recipe: str, rewritten: Path
+) -> None:
+    output = run(rewritten, sys.executable, SCRIPTS / "split_of_a_step.py")
+    *same, accumulated = map(float, output.split())
+    assert max(same) < 1e-5
+    assert accumulated > 1e-3  # fewer negatives: this comparison can fail
