@@ -1,0 +1,113 @@
+"""The documents: what they show, name and link to is there, and both languages have the same code."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+from conftest import ROOT, TASKS, TEMPLATE, Render, files_of
+
+sys.path.insert(0, str(ROOT / "scripts"))
+
+from draw_design import PICTURE, draw  # noqa: E402
+
+BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+LINK = re.compile(r"\]\(([^)#\s]+)(#[^)\s]*)?\)")
+PAIRS = [ROOT / "README", TEMPLATE / "README"]
+MAX_WORDS = 900  # of the template's README
+
+
+def documents() -> list[Path]:
+    """The template's own documents; those of projects are rendered from its folder."""
+    return [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")]
+
+
+def anchors(text: str) -> set[str]:
+    """The anchors that GitHub gives to headings."""
+    headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in headings}
+
+
+def broken_links(file: Path) -> list[str]:
+    text = file.read_text(encoding="utf-8")
+    broken = []
+    for target, anchor in LINK.findall(BLOCK.sub("", text)):
+        if "://" in target:
+            continue
+        path = file.parent / target
+        is_known = path.exists()
+        if is_known and anchor:
+            is_known = anchor[1:] in anchors(path.read_text(encoding="utf-8"))
+        if not is_known:
+            broken.append(f"{file.name}: {target}{anchor}")
+    return broken
+
+
+def without_comments(code: str) -> list[str]:
+    """The lines of a block of code, without what is translated: comments and file trees."""
+    lines = [re.sub(r"\s+# .*", "", line).rstrip() for line in code.splitlines()]
+    return [line for line in lines if line and line[0] not in "├└│"]
+
+
+def test_the_drawing_is_that_of_the_code(render: Render) -> None:
+    drawn = draw(render())
+    assert drawn == PICTURE.read_text(encoding="utf-8"), "run: python scripts/draw_design.py"
+
+
+def test_links_of_the_template_lead_somewhere() -> None:
+    assert [link for file in documents() for link in broken_links(file)] == []
+
+
+def test_links_of_a_project_lead_somewhere(task: str, render: Render) -> None:
+    project = render(task=task)
+    files = [project / name for name in files_of(project) if name.endswith(".md")]
+    assert [link for file in files for link in broken_links(file)] == []
+
+
+def test_the_first_page_is_short() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert len(text.split()) <= MAX_WORDS
+
+
+def test_tests_that_prove_promises_exist(render: Render) -> None:
+    found = {
+        f"{path.name}::{name}"
+        for path in (render() / "tests").glob("test_*.py")
+        for name in re.findall(r"^def (test_\w+)", path.read_text(encoding="utf-8"), re.MULTILINE)
+    }
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    named = re.findall(r"`(test_\w+\.py::test_\w+)`", text)
+    assert named
+    assert [name for name in named if name not in found] == []
+
+
+@pytest.mark.parametrize("pair", PAIRS, ids=["template", "project"])
+def test_both_languages_show_the_same_code(pair: Path) -> None:
+    texts = [pair.with_suffix(end).read_text(encoding="utf-8") for end in (".md", ".ja.md")]
+    english, japanese = (
+        [(kind, without_comments(code)) for kind, code in BLOCK.findall(text)] for text in texts
+    )
+    assert english == japanese
+
+
+def test_the_first_page_shows_what_a_run_prints() -> None:
+    shown = (ROOT / "templates" / "seq2seq" / "shown.md").read_text(encoding="utf-8").splitlines()
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    (block,) = [code for _, code in BLOCK.findall(text) if "[VALID]" in code]
+    lines = [line for line in block.splitlines() if not line.startswith("$")]
+    assert [line for line in lines if line not in shown] == []
+
+
+@pytest.mark.parametrize("task", [name for name in TASKS if name != "causal_lm"])
+def test_shown_numbers_are_those_of_the_sample_data(task: str) -> None:
+    """A run of the defaults has a step for each 16 examples."""
+    folder = ROOT / "templates" / task
+    rows = (folder / "data" / "train.jsonl").read_text(encoding="utf-8").count("\n")
+    text = (folder / "shown.md").read_text(encoding="utf-8")
+    (entry,) = [json.loads(code) for kind, code in BLOCK.findall(text) if kind == "json"]
+    assert entry["Epoch 0"]["step"] == math.ceil(rows / 16)
