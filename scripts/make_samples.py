@@ -26,7 +26,6 @@ from transformers import (
 MARK = "<<"  # Jinja includes these files, and each of this template's opening marks begins so
 MAX_LENGTH = 512
 TOKENS = ("pad", "bos", "eos")
-UNKNOWN = "<unk>"
 HEAD_SIZE = 32  # the smallest that vLLM computes on a CPU
 
 Row = dict[str, str]
@@ -66,7 +65,7 @@ def save_data(train: Iterable[Row], valid: Iterable[Row], task: Path) -> list[Ro
 def train_tokenizer(
     rows: list[Row], size: int, template: str, **special: str
 ) -> PreTrainedTokenizerFast:
-    """Train a byte-level BPE, which never gives the unknown token; CTranslate2 asks for one."""
+    """Train a byte-level BPE. It never returns the unknown token, which CTranslate2 requires."""
     trainer = trainers.BpeTrainer(
         vocab_size=size,
         special_tokens=list(dict.fromkeys(special.values())),
@@ -77,7 +76,6 @@ def train_tokenizer(
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     core.decoder = decoders.ByteLevel()
     core.train_from_iterator((row[key] for row in rows for key in row if key != "label"), trainer)
-    core.add_special_tokens([UNKNOWN])  # after training: it takes the place of no other token
     core.post_processor = processors.TemplateProcessing(
         single=template,
         pair=template + template[template.index("$A") :].replace("$A", " $B"),
@@ -88,7 +86,7 @@ def train_tokenizer(
         model_max_length=MAX_LENGTH,
         model_input_names=["input_ids", "attention_mask"],
         padding_side="right",
-        unk_token=UNKNOWN,
+        unk_token=special["pad_token"],
         **special,
     )
 
@@ -109,7 +107,6 @@ def classification(source: Path, task: Path) -> None:
     rows = save_data(messages(source / "train.jsonl"), messages(source / "valid.jsonl"), task)
     special = {"bos_token": "<s>", "eos_token": "</s>", "cls_token": "<s>", "sep_token": "</s>"}
     tokenizer = train_tokenizer(rows, 1024, "<s> $A </s>", pad_token="<pad>", **special)
-    # DistilBERT has no pooling layer, which a model that averages over the tokens leaves unused.
     shape = {"dim": 96, "hidden_dim": 384, "n_layers": 2, "n_heads": 96 // HEAD_SIZE}
     save_model(DistilBertConfig, tokenizer, task, initializer_range=0.06, **shape)
 

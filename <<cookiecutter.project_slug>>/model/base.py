@@ -279,7 +279,7 @@ class Wrapper(PreTrainedModel):
         if keys := [*info["missing_keys"], *info["unexpected_keys"], *info["mismatched_keys"]]:
             return f"{name} and model/ differ in the tensor {keys[0]}"
         inputs = {name: value for name, value in batch.items() if name != "labels"}
-        if self.config.is_encoder_decoder:
+        if self.config.is_encoder_decoder and self.can_generate():
             inputs["decoder_input_ids"] = batch["labels"].clamp(min=0)
         logits = self.forward(**inputs).logits
         alone = alone.eval().to(self.device)

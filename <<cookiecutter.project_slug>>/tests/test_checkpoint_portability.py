@@ -14,7 +14,6 @@ from helpers.processes import Launch
 from model.configuration import ModelConfig
 from model.dataset import generate_dataset
 from model.modeling import Model
-from reporting.card import auto_class
 from training.loading import load_model
 
 BASE_TYPE = json.loads((ROOT / "tiny" / "config.json").read_text("utf-8"))["model_type"]
@@ -79,7 +78,10 @@ def in_empty_folder(folder: Path, code: str, *arguments: str) -> str:
 
 def name_of(checkpoint: Path) -> str:
     config = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
-    return auto_class(config, Model)
+    return next(
+        (name for name in config.get("auto_map", {}) if name.startswith("AutoModelFor")),
+        Model.auto_class.__name__,
+    )
 
 
 def logits_of(model, tokenizer) -> torch.Tensor:

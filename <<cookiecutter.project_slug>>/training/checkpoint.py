@@ -28,7 +28,8 @@ class Checkpointer:
     """The output directory of a run. Every rank calls the same methods; the main one writes.
 
     Args:
-        args, schema, data: Content of `training_state.json` beside the state: see `SavedRun`.
+        about: Returns what a checkpoint keeps beside the state: see `SavedRun`. It is called at
+            each save, since the data may be those of another epoch.
     """
 
     def __init__(
@@ -37,14 +38,15 @@ class Checkpointer:
         group: RankGroup,
         strategy: Strategy,
         tokenizer: PreTrainedTokenizerBase | None,
-        about: dict[str, dict],
+        outdir: Path,
+        about: Callable[[], dict[str, dict]],
     ):
         self.accelerator = accelerator
         self.group = group
         self.strategy = strategy
         self.tokenizer = tokenizer
         self.about = about
-        self.outdir = Path(about["args"]["outdir"])
+        self.outdir = outdir
         if group.is_main:
             clean(self.outdir)
 
@@ -69,7 +71,7 @@ class Checkpointer:
         state.scaler = scaler.state_dict() if scaler is not None else None
         losses = self.group.gather((state.train_loss, state.named_losses))
         saved = SavedRun(
-            **self.about,
+            **self.about(),
             state=state,
             train_losses=[loss for loss, _ in losses],
             named_losses=[named for _, named in losses],

@@ -176,7 +176,12 @@ class _Opening:
         unused = self.unused_parameters(model)
         model, optimizer = strategy.prepare(model, optimizer, unused)
         checkpoints = Checkpointer(
-            self.accelerator, self.group, strategy, self.tokenizer, self.about()
+            self.accelerator,
+            self.group,
+            strategy,
+            self.tokenizer,
+            outdir=Path(self.config.outdir),
+            about=self.about,
         )
         if self.config.restore_dir is not None:
             checkpoints.load(Path(self.config.restore_dir), model, optimizer, state)
