@@ -1,4 +1,4 @@
-"""The documents: what they show, name and link to is there, and both languages have the same code."""
+"""Documents: what they show, name and link to exists, and both languages have the same code."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import ROOT, TASKS, TEMPLATE, Render, files_of
+from conftest import ROOT, TASKS, Render, files_of
 
 sys.path.insert(0, str(ROOT / "scripts"))
 
@@ -18,8 +18,11 @@ from draw_design import PICTURE, draw  # noqa: E402
 
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 LINK = re.compile(r"\]\(([^)#\s]+)(#[^)\s]*)?\)")
-PAIRS = [ROOT / "README", TEMPLATE / "README"]
 MAX_WORDS = 900  # of the template's README
+
+
+def read(file: Path) -> str:
+    return file.read_text(encoding="utf-8")
 
 
 def documents() -> list[Path]:
@@ -34,7 +37,7 @@ def anchors(text: str) -> set[str]:
 
 
 def broken_links(file: Path) -> list[str]:
-    text = file.read_text(encoding="utf-8")
+    text = read(file)
     broken = []
     for target, anchor in LINK.findall(BLOCK.sub("", text)):
         if "://" in target:
@@ -42,7 +45,7 @@ def broken_links(file: Path) -> list[str]:
         path = file.parent / target
         is_known = path.exists()
         if is_known and anchor:
-            is_known = anchor[1:] in anchors(path.read_text(encoding="utf-8"))
+            is_known = anchor[1:] in anchors(read(path))
         if not is_known:
             broken.append(f"{file.name}: {target}{anchor}")
     return broken
@@ -56,7 +59,7 @@ def without_comments(code: str) -> list[str]:
 
 def test_the_drawing_is_that_of_the_code(render: Render) -> None:
     drawn = draw(render())
-    assert drawn == PICTURE.read_text(encoding="utf-8"), "run: python scripts/draw_design.py"
+    assert drawn == read(PICTURE), "run: python scripts/draw_design.py"
 
 
 def test_links_of_the_template_lead_somewhere() -> None:
@@ -70,7 +73,7 @@ def test_links_of_a_project_lead_somewhere(task: str, render: Render) -> None:
 
 
 def test_the_first_page_is_short() -> None:
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    text = read(ROOT / "README.md")
     assert len(text.split()) <= MAX_WORDS
 
 
@@ -78,26 +81,27 @@ def test_tests_that_prove_promises_exist(render: Render) -> None:
     found = {
         f"{path.name}::{name}"
         for path in (render() / "tests").glob("test_*.py")
-        for name in re.findall(r"^def (test_\w+)", path.read_text(encoding="utf-8"), re.MULTILINE)
+        for name in re.findall(r"^def (test_\w+)", read(path), re.MULTILINE)
     }
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    text = read(ROOT / "README.md")
     named = re.findall(r"`(test_\w+\.py::test_\w+)`", text)
     assert named
     assert [name for name in named if name not in found] == []
 
 
-@pytest.mark.parametrize("pair", PAIRS, ids=["template", "project"])
-def test_both_languages_show_the_same_code(pair: Path) -> None:
-    texts = [pair.with_suffix(end).read_text(encoding="utf-8") for end in (".md", ".ja.md")]
+@pytest.mark.parametrize("source", [*TASKS, "template"])
+def test_both_languages_show_the_same_code(source: str, render: Render) -> None:
+    folder = ROOT if source == "template" else render(task=source)
     english, japanese = (
-        [(kind, without_comments(code)) for kind, code in BLOCK.findall(text)] for text in texts
+        [(kind, without_comments(code)) for kind, code in BLOCK.findall(read(folder / name))]
+        for name in ("README.md", "README.ja.md")
     )
     assert english == japanese
 
 
 def test_the_first_page_shows_what_a_run_prints() -> None:
-    shown = (ROOT / "templates" / "seq2seq" / "shown.md").read_text(encoding="utf-8").splitlines()
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    shown = read(ROOT / "templates" / "seq2seq" / "shown.md").splitlines()
+    text = read(ROOT / "README.md")
     (block,) = [code for _, code in BLOCK.findall(text) if "[VALID]" in code]
     lines = [line for line in block.splitlines() if not line.startswith("$")]
     assert [line for line in lines if line not in shown] == []
@@ -107,7 +111,16 @@ def test_the_first_page_shows_what_a_run_prints() -> None:
 def test_shown_numbers_are_those_of_the_sample_data(task: str) -> None:
     """A run of the defaults has a step for each 16 examples."""
     folder = ROOT / "templates" / task
-    rows = (folder / "data" / "train.jsonl").read_text(encoding="utf-8").count("\n")
-    text = (folder / "shown.md").read_text(encoding="utf-8")
+    rows = read(folder / "data" / "train.jsonl").count("\n")
+    text = read(folder / "shown.md")
     (entry,) = [json.loads(code) for kind, code in BLOCK.findall(text) if kind == "json"]
     assert entry["Epoch 0"]["step"] == math.ceil(rows / 16)
+
+
+def test_the_least_project_is_the_one_that_is_tested(render: Render) -> None:
+    readme = read(render() / "README.md")
+    shown = {code for kind, code in BLOCK.findall(readme) if kind == "python"}
+    folder = render() / "tests" / "least_contract"
+    names = ["configuration.py", "modeling.py", "dataset.py"]
+    files = {f"# model/{n}\n" + read(folder / n) for n in names}
+    assert shown == files

@@ -19,6 +19,7 @@ else:
 
 # What may differ between the tasks; a folder ends in a slash. The rest is the same, byte for byte.
 TASK_OWNED = (
+    "README.ja.md",
     "README.md",
     "data/",
     "model/configuration.py",
