@@ -19,6 +19,7 @@ else:
 
 # What may differ between the tasks; a folder ends in a slash. The rest is the same, byte for byte.
 TASK_OWNED = (
+    "README.ja.md",
     "README.md",
     "data/",
     "model/configuration.py",
@@ -33,7 +34,8 @@ TASK_OWNED = (
 
 # What else a task's folder has: parts that README.md and pyproject.toml include among other lines,
 # and what the questions and the tests must know of the task.
-PARTS = ["dependencies.toml", "shown.md", "task.json", "usage.md"]
+PARTS = ["dependencies.toml", "result.ja.md", "result.md", "shown.md", "task.json"]
+PARTS += ["usage.ja.md", "usage.md"]
 
 INCLUDE = re.compile(r'<<% include cookiecutter\.task ~ "/(.+)" %>>\n')
 

@@ -44,7 +44,7 @@ class Report:
     def start(self) -> None:
         """Print model, data, number of steps, and what the user should know."""
         state = self.state
-        steps = f"{state.step} of {state.total_steps}" if state.step else f"{state.total_steps}"
+        steps = f"{state.step:,} of " if state.step else ""
         parameters = sum(_full_size(p) for p in self.run.model.parameters())
         bare = self.run.accelerator.unwrap_model(self.run.model)
         is_based = hasattr(getattr(bare, "config", None), "base_model_id")
@@ -52,7 +52,7 @@ class Report:
         self.print(
             f"{parameters:,} parameters{base}; "
             f"{len(self.run.train_data.examples):,} examples, "
-            f"global batch size {state.global_batch_size}; {steps} steps",
+            f"global batch size {state.global_batch_size}; {steps}{state.total_steps:,} steps",
             *self.run.notes,
             sep="\n",
         )
