@@ -31,7 +31,7 @@ from training.loading import load_model, load_tokenizer
 from training.model_check import check_length
 from training.state import STATE_FILE, SavedRun
 
-MAX_LEN = 128  # for a checkpoint that does not say what it was trained with
+MAX_LEN = 128  # for a checkpoint without training_state.json
 
 
 def build_parser(task: Task) -> argparse.ArgumentParser:

@@ -1,1 +1,1 @@
-"""What a run tells: bar, trackers, pictures, the model card, and a look before it begins."""
+"""Report a run: progress bar, trackers, pictures, model card, and the dry run."""

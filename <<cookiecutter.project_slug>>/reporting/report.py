@@ -1,4 +1,4 @@
-"""Report a run while it goes on: terminal, trackers and pictures."""
+"""Report a run in progress: terminal, trackers and pictures."""
 
 import time
 from collections.abc import Callable
@@ -42,7 +42,7 @@ class Report:
             self._start_trackers()
 
     def start(self) -> None:
-        """Print model, data, number of steps, and what the user should know."""
+        """Print model, data, number of steps, and the notes of the run."""
         state = self.state
         steps = f"{state.step:,} of " if state.step else ""
         parameters = sum(_full_size(p) for p in self.run.model.parameters())

@@ -83,7 +83,9 @@ class RunConfig:
     config: str | None = option(
         None, "YAML file of arguments; the command line takes precedence", group=RUN
     )
-    dry_run: bool = option(False, "print data, schedule, memory and one step, then exit", group=RUN)
+    dry_run: bool = option(
+        False, "print data, schedule and the memory of a step, then exit", group=RUN
+    )
     outdir: str = option("outputs", "output directory", "output_dir", group=RUN)
     restore_dir: str | None = option(
         None,
@@ -95,7 +97,9 @@ class RunConfig:
     files_per_epoch: int | None = option(
         None, "train on N of the input files per epoch", group=RUN, at_least=1
     )
-    max_steps: int | None = option(None, "optimizer steps instead of epochs", group=RUN, at_least=1)
+    max_steps: int | None = option(
+        None, "number of optimizer steps; overrides --epochs", group=RUN, at_least=1
+    )
     save_steps: int | None = option(
         None, "also save last/ every N optimizer steps", group=RUN, at_least=1
     )
@@ -142,7 +146,7 @@ class RunConfig:
     )
     eval_batch_size: int = option(
         64,
-        "examples per process and micro-batch",
+        "validation examples per process and micro-batch",
         "per_device_eval_batch_size",
         group=VALIDATION,
         at_least=1,
@@ -364,7 +368,7 @@ def _outdir_of(restore_dir: Path, defaults: dict[str, Any]) -> str:
     """The output directory of a run, given its last/ or what that links to.
 
     Raises:
-        RunError: It cannot be told from the path.
+        RunError: It does not follow from the path.
     """
     if str(restore_dir) == AUTO:
         return defaults["outdir"]

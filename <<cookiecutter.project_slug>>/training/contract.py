@@ -1,4 +1,4 @@
-"""The parts of `model/`, with a default for each one that it leaves out: see model/interface.py."""
+"""The parts of `model/`, with a default for each missing one: see model/interface.py."""
 
 import importlib.util
 import inspect

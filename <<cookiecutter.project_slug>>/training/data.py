@@ -24,7 +24,7 @@ from .hold_out import hold_out
 class TrainData:
     """Opens the data of an epoch and batches it.
 
-    With `--files_per_epoch`, an epoch has so many of the files. Each is used once before any is
+    With `--files_per_epoch N`, an epoch has N of the files. Each is used once before any is
     used again, in an order that depends on the seed. They are fetched and tokenized when their
     epoch starts, and removed from the disk before the next one starts.
 

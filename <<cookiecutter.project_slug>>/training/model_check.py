@@ -1,4 +1,4 @@
-"""Check a model before the first step: what can be found by running it once is found here."""
+"""Check a model before the first step, by running it on a few examples."""
 
 import inspect
 from collections.abc import Iterator

@@ -42,7 +42,8 @@ def build_scheduler(
 ) -> LambdaLR:
     """Build a schedule of `transformers.get_scheduler`.
 
-    The last tenth of `warmup_stable_decay` decays; a schedule with a minimum ends at a tenth.
+    `warmup_stable_decay` decays over the last tenth of the steps. A schedule with a minimum ends
+    at a tenth of the peak rate.
 
     Raises:
         RunError: The schedule has no value at some step, as `polynomial` without steps to decay.
@@ -74,7 +75,7 @@ def _check_factors(scheduler: LambdaLR, num_warmup_steps: int, total_steps: int)
 
 
 def fast_forward(scheduler: LRScheduler, optimizer: Optimizer, steps: int) -> None:
-    """Put a schedule where it stands after a number of steps."""
+    """Move a schedule to its state after a number of steps."""
     if not isinstance(scheduler, LambdaLR):
         with warnings.catch_warnings():  # the optimizer has not stepped yet
             warnings.simplefilter("ignore", UserWarning)

@@ -289,7 +289,7 @@ class _Opening:
         The global batch of a run stays as it was at its start, for any number of ranks.
 
         Raises:
-            RunError: The run stands inside an epoch, whose data or order have changed.
+            RunError: The run resumes inside an epoch whose data or order have changed.
         """
         config = self.config
         resumed = config.resumed
