@@ -260,5 +260,7 @@ def _leaves(value: Any) -> Iterator[bytes]:
             yield from _leaves(value[key])
     elif isinstance(value, torch.Tensor):
         yield value.detach().contiguous().cpu().view(-1).to(torch.float64).numpy().tobytes()
+    elif isinstance(value, np.ndarray):  # its repr leaves out most of it
+        yield np.ascontiguousarray(value).tobytes()
     else:
         yield repr(value).encode()

@@ -13,6 +13,7 @@ from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 from errors import RunError
 
 from .contract import ExampleSet, model_inputs
+from .user_code import user_code
 
 TOLERANCE = 1e-4  # relative to the largest logit
 ROWS = 2  # of the batch that is tried
@@ -93,7 +94,9 @@ def unused_parameters(model: nn.Module, batch: dict[str, Any]) -> list[str]:
 
 def sample_batch(examples: ExampleSet) -> dict[str, Any]:
     """Collate the shortest examples of a data set, two of them."""
-    return examples.batch(examples.lengths.argsort(kind="stable")[:ROWS].tolist())
+    shortest = examples.lengths.argsort(kind="stable")[:ROWS].tolist()
+    with user_code("model/dataset.py: the first examples cannot be loaded"):
+        return examples.batch(shortest)
 
 
 @contextmanager
@@ -112,11 +115,8 @@ def probing(model: nn.Module) -> Iterator[None]:
 
 def _run(model: nn.Module, batch: dict[str, Any], sentence: str):
     inputs = send_to_device(model_inputs(batch), _device(model))
-    try:
+    with user_code(sentence):
         return model.forward(**inputs)  # not by __call__, which would compile it
-    except Exception as error:  # of any kind: of the model's own code
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise RunError(f"{sentence} ({type(error).__name__}: {reason})") from error
 
 
 def _check_vocabulary(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -32,10 +32,16 @@ from .memory import largest_batch_size
 from .model_check import check_model, unused_parameters
 from .optimization import GradientGuard, build_optimizer, build_scheduler, fast_forward
 from .randomness import seed_all
+<<<<<<< HEAD
 from .signals import StopSignals, ended_children
 from .start_check import check_contract
+=======
+from .signals import StopSignals
+from .start_check import check_contract, check_inputs
+>>>>>>> recipes
 from .state import TrainState
 from .strategy import Strategy
+from .user_code import user_code
 
 
 @dataclass
@@ -159,10 +165,9 @@ class _Opening:
         directions = self.directions()
         seed_all(self.config.seed)
         with self.group.in_agreement():
-            model = self.build_model()
-            scores = self.task.build_scores(
-                model, self.tokenizer, self.accelerator.device, self.config.score_options
-            )
+            with user_code("model/modeling.py: Model cannot be built"):
+                model = self.build_model()
+            scores = self.build_scores(model)
             self.check(model, scores, directions)
         state = self.open_state(directions)
         optimizer = self.build_optimizer(model)
@@ -231,7 +236,8 @@ class _Opening:
     def _read(self, source: str | list[str], schema: dict[str, Any]) -> ExampleSet:
         """Read a file; with the schema of another one, in the same way, arguments first."""
         options = {**schema, **self.config.data_options}
-        return self.task.read(source, self.tokenizer, self.config.max_len, **options)
+        with user_code(f"model/dataset.py: generate_dataset cannot read {source}"):
+            return self.task.read(source, self.tokenizer, self.config.max_len, **options)
 
     def directions(self) -> dict[str, bool]:
         """For each score, whether larger is better.
@@ -240,7 +246,8 @@ class _Opening:
             RunError: `--metric_for_best_model` is none of them.
         """
         schema = self.train_data.examples.schema
-        directions = self.task.directions(schema, self.config.score_options)
+        with user_code("model/metrics.py: Scores.directions fails"):
+            directions = self.task.directions(schema, self.config.score_options)
         if (metric := self.config.metric_for_best_model) not in directions:
             known = ", ".join(directions)
             raise RunError(
@@ -264,9 +271,16 @@ class _Opening:
         set_up(model, self.config)
         return model
 
+    def build_scores(self, model: Any) -> Scorer:
+        device = self.accelerator.device
+        with user_code("model/metrics.py: Scores cannot be built"):
+            options = self.config.score_options
+            return self.task.build_scores(model, self.tokenizer, device, options)
+
     def check(self, model: Any, scores: Scorer, directions: dict[str, bool]) -> None:
         """Run model, scores and checkpoint once, on a few examples."""
         examples = self.train_data.examples
+        check_inputs(model, examples)
         self.notes += check_model(model, self.tokenizer, examples, self.config.max_len)
         self.notes += check_contract(
             self.task, model, examples, scores, directions, self.group.is_main
@@ -358,7 +372,8 @@ class _Opening:
             RunError: It needs to be switched between training and evaluation.
         """
         build = self.task.build_optimizer or build_optimizer
-        optimizer = build(model, self.config.peak_lr, self.config.weight_decay)
+        with user_code("model/optimization.py: build_optimizer fails"):
+            optimizer = build(model, self.config.peak_lr, self.config.weight_decay)
         if hasattr(optimizer, "eval"):  # schedule-free: validation and best/ would be wrong
             name = type(optimizer).__name__
             raise RunError(

@@ -8,16 +8,36 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import send_to_device
 from torch import Tensor
 
 from errors import RunError
 from model.interface import Scorer
 
-from .contract import ExampleSet, Task
+from .contract import ExampleSet, Task, model_inputs
 from .loading import load_model
+from .user_code import user_code
 
 SAMPLE = 2  # examples
 ROUND_TRIP = 2**28  # bytes: larger models are not saved and loaded on trial
+
+
+def check_inputs(model: torch.nn.Module, examples: ExampleSet) -> None:
+    """Check that `forward` has a parameter for each tensor of a batch.
+
+    Raises:
+        RunError: It has not.
+    """
+    with user_code("model/dataset.py: the first examples cannot be loaded"):
+        inputs = model_inputs(examples.batch(list(range(min(SAMPLE, len(examples))))))
+    parameters = inspect.signature(model.forward).parameters
+    takes_all = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
+    unknown = [] if takes_all else [name for name in inputs if name not in parameters]
+    if unknown:
+        raise RunError(
+            f"model/modeling.py: Model.forward has no parameter {unknown[0]!r}, which the data set "
+            "returns; expected one for each of its tensors"
+        )
 
 
 def check_contract(
@@ -49,8 +69,7 @@ def check_contract(
     was_training = model.training
     model.eval()
     batch = examples.batch(list(range(min(SAMPLE, len(examples)))))
-    device = next(model.parameters()).device
-    batch = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in batch.items()}
+    batch = send_to_device(batch, next(model.parameters()).device)
     with torch.no_grad():
         outputs, loss = _loss(task, model, batch, 1)
         if task.divides_by_items:
@@ -64,15 +83,8 @@ def check_contract(
 
 
 def _loss(task: Task, model: torch.nn.Module, batch: dict, num_items: int) -> tuple[Any, Tensor]:
-    inputs = inspect.signature(model.forward).parameters
-    takes_all = any(p.kind is inspect.Parameter.VAR_KEYWORD for p in inputs.values())
-    unknown = [key for key, value in batch.items() if key not in inputs and not _is_text(value)]
-    if unknown and not takes_all:
-        raise RunError(
-            f"model/modeling.py: Model.forward has no parameter {unknown[0]!r}, which the data set "
-            "returns; expected one for each of its tensors"
-        )
-    outputs, losses = task.forward(model, batch, num_items)
+    with user_code("model/modeling.py: Model.forward fails on the first examples"):
+        outputs, losses = task.forward(model, batch, num_items)
     for name, loss in losses.items():
         if not isinstance(loss, Tensor) or loss.ndim != 0:
             shape = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
@@ -80,10 +92,6 @@ def _loss(task: Task, model: torch.nn.Module, batch: dict, num_items: int) -> tu
                 f"model/modeling.py: Model.forward returns a {name} of {shape}; expected a scalar"
             )
     return outputs, losses["loss"]
-
-
-def _is_text(value: Any) -> bool:
-    return not isinstance(value, (Tensor, dict))
 
 
 def _check_division(loss: Tensor, halved: Tensor) -> None:
@@ -97,10 +105,11 @@ def _check_division(loss: Tensor, halved: Tensor) -> None:
 
 
 def _check_scores(scores: Scorer, outputs: Any, batch: dict, names: Iterable[str]) -> None:
-    scores.reset()
-    scores.update(outputs, batch)
-    found = scores.compute(outputs.loss.item())
-    scores.reset()
+    with user_code("model/metrics.py: Scores fails on the first examples"):
+        scores.reset()
+        scores.update(outputs, batch)
+        found = scores.compute(outputs.loss.item())
+        scores.reset()
     twice = found.keys() & {"loss", *(getattr(outputs, "losses", None) or {})}
     if twice:
         raise RunError(
@@ -121,7 +130,8 @@ def _check_round_trip(task: Task, model: torch.nn.Module) -> None:
     if size > ROUND_TRIP or getattr(model, "saves_stock", False):
         return
     with tempfile.TemporaryDirectory() as folder:
-        model.save_pretrained(Path(folder))  # type: ignore[operator]
+        with user_code("model/modeling.py: Model.save_pretrained fails"):
+            model.save_pretrained(Path(folder))  # type: ignore[operator]
         loaded = load_model(task.model_class, folder).state_dict()
     for name, tensor in model.state_dict().items():
         if name not in loaded or not torch.equal(loaded[name].cpu(), tensor.cpu()):
