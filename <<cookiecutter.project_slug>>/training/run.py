@@ -32,13 +32,8 @@ from .memory import largest_batch_size
 from .model_check import check_model, unused_parameters
 from .optimization import GradientGuard, build_optimizer, build_scheduler, fast_forward
 from .randomness import seed_all
-<<<<<<< HEAD
 from .signals import StopSignals, ended_children
-from .start_check import check_contract
-=======
-from .signals import StopSignals
 from .start_check import check_contract, check_inputs
->>>>>>> recipes
 from .state import TrainState
 from .strategy import Strategy
 from .user_code import user_code
