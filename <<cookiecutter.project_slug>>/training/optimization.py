@@ -48,6 +48,7 @@ def build_scheduler(
     Raises:
         RunError: The schedule has no value at some step, as `polynomial` without steps to decay.
     """
+    lr = optimizer.param_groups[0]["lr"]  # a schedule replaces it by that of step 0
     options: dict[str, dict] = {
         "warmup_stable_decay": {"num_decay_steps": total_steps // 10},
         "cosine_with_min_lr": {"min_lr_rate": 0.1},
@@ -57,7 +58,6 @@ def build_scheduler(
         scheduler = get_scheduler(name, optimizer, num_warmup_steps, total_steps, options.get(name))
         _check_factors(scheduler, num_warmup_steps, total_steps)
     except (ValueError, ArithmeticError) as error:
-        lr = optimizer.param_groups[0]["lr"]
         raise RunError(
             f"--lr_scheduler_type {name} --num_warmup_steps {num_warmup_steps} --lr {lr}: no "
             f"schedule of {total_steps} steps ({error}); expected other values"
