@@ -35,9 +35,54 @@ from transformers import AutoConfig, AutoModelForSequenceClassification
 config = AutoConfig.from_pretrained("tiny", id2label={0: "ham", 1: "spam"})
 AutoModelForSequenceClassification.from_config(config).save_pretrained("teacher")
 """
+# Recipe, file, what is replaced by what, and how the run ends.
+MISTAKES = [
+    (
+        *("least", "modeling.py", "(self, counts, labels)", "(self, counts)"),
+        "model/modeling.py: Model.forward has no parameter 'labels', which the data set returns",
+    ),
+    (
+        *("least", "dataset.py", 'row["label"]', 'row["lable"]'),
+        "model/dataset.py: generate_dataset cannot read data/train.jsonl (KeyError: 'lable'; at "
+        "model/dataset.py:18)",
+    ),
+    (
+        *("least", "modeling.py", "logits, labels)", "logits, labels, reduction='none')"),
+        "model/modeling.py: Model.forward returns a loss of (2,); expected a scalar",
+    ),
+    (
+        *("least", "modeling.py", "self.post_init()", "pass"),
+        "model/modeling.py: what Model.save_pretrained writes cannot be loaded: ",
+    ),
+    (
+        *("lstm", "modeling.py", "loss=total / items", "loss=total / len(labels)"),
+        "model/modeling.py: the loss of Model.forward is not divided by num_items_in_batch",
+    ),
+    (
+        *("tagging", "metrics.py", '"detection_f05": 1.25', '"f05": 1.25'),
+        "model/metrics.py: Scores.compute returns no 'detection_f05'",
+    ),
+    (
+        *("tagging", "metrics.py", "outputs.tag_logits", "outputs.tags"),
+        "model/metrics.py: Scores fails on the first examples (AttributeError: ",
+    ),
+    (
+        *("tagging", "configuration.py", "self.tags =", "self.temperature = self.tags ="),
+        "model/modeling.py: Model.save_pretrained fails (ValueError: ",
+    ),
+    (
+        *(
+            "optimizer",
+            "optimization.py",
+            "return Adafactor(",
+            "Adafactor.eval = None\n    return Adafactor(",
+        ),
+        "model/optimization.py: Adafactor has other weights in evaluation than in training",
+    ),
+]
 
 
-def run(project: Path, *command: str | Path) -> str:
+def run(project: Path, *command: str | Path, code: int = 0) -> str:
     done = subprocess.run(
         list(map(str, command)),
         cwd=project,
@@ -48,7 +93,7 @@ def run(project: Path, *command: str | Path) -> str:
         text=True,
         timeout=900,
     )
-    assert done.returncode == 0, done.stdout[-5000:]
+    assert done.returncode == code, done.stdout[-5000:]
     return done.stdout
 
 
@@ -132,3 +177,32 @@ def test_the_contrastive_gradient_is_the_same_for_each_chunk_and_process_count(
     *same, accumulated = map(float, output.split())
     assert max(same) < 1e-5
     assert accumulated > 1e-3  # fewer negatives: this comparison can fail
+
+
+@pytest.mark.parametrize(
+    ("recipe", "file", "before", "after", "sentence"),
+    MISTAKES if "TEST_ALL" in os.environ else MISTAKES[:2],
+)
+def test_a_mistake_in_model_ends_in_a_sentence_before_the_first_step(
+    recipe: str, file: str, before: str, after: str, sentence: str, rewritten: Path
+) -> None:
+    path = rewritten / "model" / file
+    code = path.read_text(encoding="utf-8")
+    assert before in code
+    path.write_text(code.replace(before, after), encoding="utf-8")
+    output = run(rewritten, sys.executable, "train.py", "--epochs", "1", code=2)
+    assert output.splitlines()[-1].startswith(f"train.py: {sentence}")
+    assert "Traceback" not in output
+    assert not (rewritten / "outputs" / "last").exists()
+
+
+@pytest.mark.skipif("TEST_ALL" not in os.environ, reason="takes a minute")
+@pytest.mark.parametrize("recipe", ["tagging"])
+def test_scores_of_a_rank_s_own_share_are_refused(recipe: str, rewritten: Path) -> None:
+    path = rewritten / "model" / "metrics.py"
+    code = path.read_text(encoding="utf-8")
+    path.write_text(code.replace('reduce(self.counts, "sum")', "self.counts"), encoding="utf-8")
+    launch = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+    arguments = ["train.py", "--epochs", "1", "--batch_size", "4"]
+    output = run(rewritten, sys.executable, *launch, *arguments, code=1)
+    assert "(Scores.compute has to reduce it)" in output

@@ -132,7 +132,13 @@ def _check_round_trip(task: Task, model: torch.nn.Module) -> None:
     with tempfile.TemporaryDirectory() as folder:
         with user_code("model/modeling.py: Model.save_pretrained fails"):
             model.save_pretrained(Path(folder))  # type: ignore[operator]
-        loaded = load_model(task.model_class, folder).state_dict()
+        try:
+            loaded = load_model(task.model_class, folder).state_dict()
+        except RunError as error:
+            reason = str(error).removeprefix(f"{folder}: ")
+            raise RunError(
+                f"model/modeling.py: what Model.save_pretrained writes cannot be loaded: {reason}"
+            ) from None
     for name, tensor in model.state_dict().items():
         if name not in loaded or not torch.equal(loaded[name].cpu(), tensor.cpu()):
             raise RunError(
