@@ -1,0 +1,56 @@
+"""Scores of generated texts are those of sacrebleu on the texts of the file itself."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import sacrebleu
+
+from conftest import Render
+
+# Six steps: some of the targets are generated right, others are not.
+SOURCES = ("h o u s e", "s p e a k", "{x}", "Ünïcode  two spaces", "a b", " lead")
+TARGETS = ("HH AW S", "S P IY K", "{A: A}", "Ü ñ  two", "AE B", " L IY D")
+
+
+def run(project: Path, *command: str) -> None:
+    variables = {"HF_HUB_OFFLINE": "1", "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, *command],
+        cwd=project,
+        env={**os.environ, **variables},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_scores_are_those_of_sacrebleu_on_the_raw_texts(render: Render, tmp_path: Path) -> None:
+    project = render(task="seq2seq")
+    rows = [{"source": s, "target": t} for s, t in zip(SOURCES, TARGETS, strict=True)]
+    data = tmp_path / "rows.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows * 8), encoding="utf-8")
+    outdir = tmp_path / "run"
+    limit = ["--max_new_tokens", "16"]
+    both = ["--train_input", str(data), "--valid_input", str(data), "--outdir", str(outdir)]
+    run(project, "train.py", *both, *limit, "--max_steps", "6", "--eval_batch_size", "5")
+    found = tmp_path / "found.jsonl"
+    command = ["--checkpoint", str(outdir / "last"), "--input", str(data), "--output", str(found)]
+    run(project, "predict.py", *command, *limit)
+    lines = found.read_text(encoding="utf-8").splitlines()
+    generated = [json.loads(line)["prediction"] for line in lines]
+    targets = [row["target"] for row in rows * 8]
+    log = json.loads((outdir / "log.json").read_text(encoding="utf-8"))
+    scores = list(log.values())[-1]["valid_log"]
+    matches = [t.strip() == g.strip() for t, g in zip(targets, generated, strict=True)]
+    assert scores["exact_match"] == pytest.approx(100 * sum(matches) / len(matches))
+    expected = sacrebleu.corpus_chrf(generated, [targets]).score
+    assert scores["chrf"] == pytest.approx(expected)
+    assert scores["bleu"] == pytest.approx(sacrebleu.corpus_bleu(generated, [targets]).score)
+    assert 0 < expected < 100
