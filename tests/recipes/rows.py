@@ -70,6 +70,7 @@ ROWS: dict[str, Callable[[random.Random], Row]] = {
     "lora": labelled,
     "auxiliary": labelled,
     "optimizer": labelled,
+    "pooling": labelled,
 }
 
 
