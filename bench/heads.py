@@ -1,6 +1,6 @@
 """The classification head of the architecture beside mean pooling, on data of yours.
 
-python bench/heads.py --model_id FOLDER --data trec=FOLDER sms=FOLDER [--json FILE] [--markdown FILE]
+python bench/heads.py --model_id FOLDER --data trec=FOLDER sms=FOLDER --json FILE --markdown FILE
 
 Renders a classification project twice, as it is and with docs/recipes/pooling in place, and trains
 both with the same arguments. A folder of data has train.jsonl and valid.jsonl, with `text` and
@@ -54,7 +54,9 @@ def train(variant: str, data: Path, seed: int, args: argparse.Namespace) -> list
 
 def markdown(results: list[dict], args: argparse.Namespace) -> str:
     rows = []
-    keys = sorted({(r["data"], r["variant"]) for r in results}, key=lambda k: (k[0], k[1] != "stock"))
+    keys = sorted(
+        {(r["data"], r["variant"]) for r in results}, key=lambda k: (k[0], k[1] != "stock")
+    )
     for data, variant in keys:
         runs = [r["valid"] for r in results if (r["data"], r["variant"]) == (data, variant)]
         for epoch in range(args.epochs):
@@ -66,8 +68,8 @@ def markdown(results: list[dict], args: argparse.Namespace) -> str:
 Made by `python bench/heads.py`. {"; ".join(f"{k} {v}" for k, v in environment().items())}.
 
 Base model: {args.model_id.name}. The first {args.rows} training rows of each data set, all
-validation rows, `--max_len 64`, other arguments: {" ".join(args.arguments) or "defaults"}. Mean over
-the seeds, in brackets the least and the largest.
+validation rows, `--max_len 64`, other arguments: {" ".join(args.arguments) or "defaults"}.
+The mean over the seeds, in brackets the least and the largest.
 
 {table("data", "head", "epoch", "seeds", *SCORES, rows=rows)}"""
 

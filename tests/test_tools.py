@@ -102,7 +102,7 @@ def onnx(trained: Callable[..., Path]) -> Callable[[], Path]:
     def folder() -> Path:
         project = trained("classification")
         if not (project / "exported").exists():
-            _, *words = shlex.split(command_of(project, "ONNX Runtime, transformers.js"))
+            _, *words = shlex.split(command_of(project, "ONNX Runtime"))
             run(project, sys.executable, *words)
         return project / "exported"
 
@@ -196,14 +196,14 @@ def test_libraries_that_call_main(tool: str, render: Render, tmp_path: Path) -> 
     run(project, sys.executable, TOOLS / f"with_{tool}.py")
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_printed_commands_are_those_of_the_readme(
-    dtype: str, task: str, trained: Callable[..., Path], tmp_path: Path
+    task: str, trained: Callable[..., Path], tmp_path: Path
 ) -> None:
     project = trained(task)
     output = tmp_path / "exported"
-    words = ["export.py", "--output", output, "--dtype", dtype]
-    _, *commands = run(project, sys.executable, *words).partition("parameters in")[2].splitlines()
+    words = ["export.py", "--output", output, "--dtype", "bfloat16"]
+    printed = run(project, sys.executable, *words)
+    _, *commands = printed.partition("parameters in bfloat16")[2].splitlines()
     readme = (project / "README.md").read_text(encoding="utf-8")
     for command in commands:
         command = command.replace(f"{output}-ct2", "ct2").replace(str(output), "outputs/best")

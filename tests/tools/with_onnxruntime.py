@@ -14,4 +14,6 @@ for texts in (["Win a prize now"], ["See you at lunch", "No", "Call this number,
     inputs = tokenizer(texts, padding=True, return_tensors="pt")
     feed = {name: inputs[name].numpy() for name in ("input_ids", "attention_mask")}
     (found,) = session.run(["logits"], feed)
-    torch.testing.assert_close(torch.from_numpy(found), model(**inputs).logits, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        torch.from_numpy(found), model(**inputs).logits, rtol=1e-4, atol=1e-5
+    )
