@@ -2,10 +2,10 @@
 
 python bench/heads.py --model_id FOLDER --data trec=FOLDER sms=FOLDER --json FILE --markdown FILE
 
-Renders a classification project twice, as it is and with docs/recipes/pooling in place, and trains
-both with the same arguments. A folder of data has train.jsonl and valid.jsonl, with `text` and
-`label`. Results are added to the JSON file after each run; runs that it holds are not repeated, so
-an interrupted bench can be started again.
+Renders a classification project as it is, with docs/recipes/head and with docs/recipes/pooling in
+place, and trains each with the same arguments. A folder of data has train.jsonl and valid.jsonl,
+with `text` and `label`. Results are added to the JSON file after each run; runs that it holds are
+not repeated, so an interrupted bench can be started again.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from pathlib import Path
 
 from common import ROOT, environment, render, table
 
-VARIANTS = ("stock", "mean pooling")
+RECIPES = {"stock": None, "stock, faster head": "head", "mean pooling": "pooling"}
 ENVIRONMENT = {
     **os.environ,
     "HF_HUB_OFFLINE": "1",
@@ -40,9 +40,9 @@ def train(variant: str, data: Path, seed: int, args: argparse.Namespace) -> list
     """Return the scores of each validation of one run."""
     with tempfile.TemporaryDirectory() as folder:
         project = render("classification", Path(folder))
-        if variant == "mean pooling":
-            recipe = ROOT / "docs" / "recipes" / "pooling" / "model"
-            shutil.copytree(recipe, project / "model", dirs_exist_ok=True)
+        if recipe := RECIPES[variant]:
+            model = ROOT / "docs" / "recipes" / recipe / "model"
+            shutil.copytree(model, project / "model", dirs_exist_ok=True)
         first_rows(data / "train.jsonl", args.rows, project / "data" / "train.jsonl")
         shutil.copy(data / "valid.jsonl", project / "data" / "valid.jsonl")
         command = [sys.executable, "train.py", "--model_id", str(args.model_id.resolve())]
@@ -54,12 +54,10 @@ def train(variant: str, data: Path, seed: int, args: argparse.Namespace) -> list
 
 def markdown(results: list[dict], args: argparse.Namespace) -> str:
     rows = []
-    keys = sorted(
-        {(r["data"], r["variant"]) for r in results}, key=lambda k: (k[0], k[1] != "stock")
-    )
-    for data, variant in keys:
+    names = dict.fromkeys(result["data"] for result in results)
+    for data, variant in product(names, RECIPES):
         runs = [r["valid"] for r in results if (r["data"], r["variant"]) == (data, variant)]
-        for epoch in range(args.epochs):
+        for epoch in range(args.epochs if runs else 0):
             values = [[run[epoch][score] for run in runs] for score in SCORES]
             cells = [f"{statistics.mean(v):.4f} ({min(v):.4f} to {max(v):.4f})" for v in values]
             rows.append([data, variant, epoch + 1, len(runs), *cells])
@@ -85,7 +83,7 @@ def main() -> None:
     parser.add_argument("--markdown", type=Path, help="write the table here")
     args, args.arguments = parser.parse_known_args()
     results = json.loads(args.json.read_text(encoding="utf-8")) if args.json.exists() else []
-    for seed, pair, variant in product(args.seeds, args.data, VARIANTS):
+    for seed, pair, variant in product(args.seeds, args.data, RECIPES):
         name, _, folder = pair.partition("=")
         key = {"data": name, "variant": variant, "seed": seed}
         if any(key.items() <= result.items() for result in results):

@@ -71,6 +71,7 @@ ROWS: dict[str, Callable[[random.Random], Row]] = {
     "auxiliary": labelled,
     "optimizer": labelled,
     "pooling": labelled,
+    "head": labelled,
 }
 
 
