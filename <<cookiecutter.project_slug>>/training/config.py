@@ -75,6 +75,9 @@ class RunConfig:
     valid_size: float = option(
         0.1, "share of --train_input to validate on without --valid_input", group=DATA, at_least=0
     )
+    valid_fold: int = option(
+        0, "which of the 1 / VALID_SIZE parts to validate on, from 0", group=DATA, at_least=0
+    )
     model_id: str = option("tiny", "base model: Hub id or folder", group=DATA)
     max_len: int = option(
         128, "maximum sequence length in tokens", "max_length", group=DATA, at_least=2
@@ -247,6 +250,11 @@ class RunConfig:
             is_number = isinstance(value, (int, float)) and least is not None
             if is_number and not (value >= least and math.isfinite(value)):
                 raise RunError(f"--{spec.name} {value}: expected at least {least}")
+        if (self.valid_fold + 0.5) * self.valid_size >= 1:
+            raise RunError(
+                f"--valid_fold {self.valid_fold}: expected less than 1 / --valid_size "
+                f"{self.valid_size}, the number of parts"
+            )
         available = set(map(str, get_available_trackers()))
         if missing := sorted(set(self.report_to) - available):
             names = " ".join(missing)

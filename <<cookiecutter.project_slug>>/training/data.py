@@ -99,8 +99,8 @@ class TrainData:
     def _hold_out(self, examples: ExampleSet) -> ExampleSet:
         if self._config.valid_input is not None:
             return examples
-        size = self._config.valid_size
-        rest, self.held_out = hold_out(examples, size, self._config.seed)
+        config = self._config
+        rest, self.held_out = hold_out(examples, config.valid_size, config.seed, config.valid_fold)
         return rest
 
     def _files(self, epoch: int, count: int) -> list[str]:
