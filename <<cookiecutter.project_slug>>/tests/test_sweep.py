@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from errors import RunError
-from model.dataset import generate_dataset
 from helpers.assertions import read_log
+from model.dataset import generate_dataset
 from training.search_space import grid, parse_space
 
 ROOT = Path(__file__).parent.parent
