@@ -1,4 +1,4 @@
-"""Hold out a part of the training data for validation, where no other data are given."""
+"""Hold out a part of the training data for validation, if there is no `--valid_input`."""
 
 import zlib
 from typing import Any
@@ -43,7 +43,7 @@ def hold_out(examples: ExampleSet, share: float, seed: int) -> tuple[ExampleSet,
     The split is the same on every machine and after a resume, and equal examples are on one side.
 
     Args:
-        share: Expected share of the second part.
+        share: Expected fraction of the examples in the second part.
 
     Raises:
         RunError: One of the two parts is empty.

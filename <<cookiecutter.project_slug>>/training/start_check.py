@@ -19,14 +19,14 @@ from .loading import load_model
 from .user_code import user_code
 
 SAMPLE = 2  # examples
-ROUND_TRIP = 2**28  # bytes: larger models are not saved and loaded on trial
+ROUND_TRIP = 2**28  # bytes; the trial save and load is skipped for larger models
 
 
 def check_inputs(model: torch.nn.Module, examples: ExampleSet) -> None:
     """Check that `forward` has a parameter for each tensor of a batch.
 
     Raises:
-        RunError: It has not.
+        RunError: A parameter is missing.
     """
     with user_code("model/dataset.py: the first examples cannot be loaded"):
         inputs = model_inputs(examples.batch(list(range(min(SAMPLE, len(examples))))))
@@ -51,15 +51,15 @@ def check_contract(
     """Check what `model/` returns; see model/interface.py.
 
     Args:
-        score_names: Scores that the validation should compute.
+        score_names: Scores that `Scores.compute` has to return.
         is_main: Whether this is the main rank. `save_pretrained` writes nothing on another one.
 
     Returns:
-        Lines for the screen: what is not exact with this model and this data set.
+        Lines to print: results that are not exact with this model and this data set.
 
     Raises:
-        RunError: The loss is missing, no scalar, or not divided by `num_items_in_batch`; a score
-            is missing; or a checkpoint of the model cannot be loaded.
+        RunError: The loss is missing, not a scalar, or not divided by `num_items_in_batch`; a
+            score is missing; or a checkpoint of the model cannot be loaded.
     """
     if not hasattr(model, "save_pretrained") or not hasattr(type(model), "from_pretrained"):
         raise RunError(
@@ -125,7 +125,7 @@ def _check_scores(scores: Scorer, outputs: Any, batch: dict, names: Iterable[str
 
 
 def _check_round_trip(task: Task, model: torch.nn.Module) -> None:
-    """Save and load the model, where it is small and not a stock one."""
+    """Save and load the model, if it is small and not saved in stock form."""
     size = sum(parameter.nbytes for parameter in model.parameters())
     if size > ROUND_TRIP or getattr(model, "saves_stock", False):
         return
