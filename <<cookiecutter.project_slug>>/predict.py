@@ -167,7 +167,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parse_args(task, argv)
     accelerator = start()
     if args.input is None and accelerator.num_processes > 1:
-        raise RunError("several processes: expected a file to share, by --input")
+        raise RunError("several processes cannot share the terminal; expected --input")
     group = RankGroup(accelerator)
     with group.in_agreement():
         predictor = load_predictor(task, args, accelerator)

@@ -65,7 +65,7 @@ def write_sample(task: str, project: Path, folder: Path) -> None:
         with (project / "data" / f"{part}.jsonl").open(encoding="utf-8") as lines:
             rows = [json.loads(line) for line in islice(lines, 4 * EXAMPLES)]
         if task == "causal_lm":
-            # Short texts, an end mark after each, as many as fill 48 blocks and no 49th.
+            # Short texts, an EOS token after each, as many as fill 48 blocks and no 49th.
             rows = [{"text": row["text"][: 2 * MAX_LENGTH]} for row in rows]
             lengths = [len(tokenizer(row["text"])["input_ids"]) + 1 for row in rows]
             rows = rows[: int((np.cumsum(lengths) <= EXAMPLES * (MAX_LENGTH - 1)).sum())]

@@ -278,9 +278,9 @@ class Wrapper(PreTrainedModel):
         name = type(self.base_model).__name__
         own = [k for k in self.state_dict() if not k.startswith(f"{self.base_model_prefix}.")]
         if own:
-            return f"{own[0]} is no tensor of {name}"
+            return f"{own[0]} is not a tensor of {name}"
         if not type(base).__module__.startswith("transformers.models."):
-            return f"{name} is no model of transformers"
+            return f"{name} is not a model of transformers"
         with torch.device("meta"):
             names = type(base)(copy.deepcopy(base.config)).state_dict().keys()
         if different := sorted(names ^ base.state_dict().keys()):

@@ -83,7 +83,7 @@ def _expand(part: str) -> list[str]:
     else:
         return [str(path)]
     if not found:
-        raise DataError(f"{part}: no such files there; {EXPECTED}s")
+        raise DataError(f"{part}: no such files; {EXPECTED}s")
     return found
 
 

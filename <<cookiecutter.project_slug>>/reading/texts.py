@@ -98,7 +98,7 @@ class _Batch:
                 except UnicodeEncodeError as error:
                     found = error.object[error.start]
                     return DataError(
-                        f"{place}: {name!r} holds {found!a}; expected a full character"
+                        f"{place}: {name!r} holds {found!a}; expected a valid character"
                     )
         raise AssertionError("no surrogate")
 

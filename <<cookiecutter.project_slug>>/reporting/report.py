@@ -112,7 +112,7 @@ class Report:
             patience = self.config.patience
             self.print(f"Early stopping: no better {metric} in {patience} validations")
         if metric not in state.best:
-            self.print(f"No validation gave a number for {metric}: no best/ was saved")
+            self.print(f"No validation had a finite {metric}: no best/ was saved")
             return
         scores = {name: v for name, v in state.best.items() if name not in ("epoch", "count")}
         reached = ", ".join(f"{name} {value:.4g}" for name, value in scores.items())

@@ -104,7 +104,7 @@ def test_a_base_model_without_weights_is_reported(base, dataset, tokenizer):
 def test_an_adapter_and_foreign_code_are_rejected_in_a_sentence(base, dataset, tokenizer, tmp_path):
     adapter = base / "adapter_config.json"
     adapter.write_text(json.dumps({"base_model_name_or_path": "org/base"}), encoding="utf-8")
-    with pytest.raises(RunError, match=r"an adapter of PEFT for org/base"):
+    with pytest.raises(RunError, match=r"a PEFT adapter for org/base"):
         load_tokenizer(str(base))
     adapter.unlink()
     config = {"model_type": "their_own", "auto_map": {"AutoConfig": "code.Config"}}

@@ -93,7 +93,7 @@ def test_number_of_epochs_may_change(epochs, expected, own_arguments, steps, tmp
 def test_epochs_given_on_resume_replace_max_steps(own_arguments, steps, tmp_path, capsys):
     train.main([*own_arguments, "--max_steps", "2"])
     train.main(["--restore_dir", str(tmp_path / "run" / "last"), "--epochs", "1"])
-    assert "--max_steps 2 does not apply any more" in capsys.readouterr().out
+    assert "--max_steps 2 no longer applies" in capsys.readouterr().out
     state = read_state(tmp_path / "run" / "last")
     assert state["step"] == state["total_steps"] == steps
     assert state["args"]["max_steps"] is None

@@ -154,7 +154,7 @@ def test_save_without_room_writes_nothing(at_second_save, monkeypatch):
             patch.setattr(shutil, "disk_usage", lambda _: usage)
             with (
                 watching(run, lambda *event: written.append(event)),
-                pytest.raises(RunError, match="1,000,000 bytes are free; it takes"),
+                pytest.raises(RunError, match="1,000,000 bytes are free; the save needs"),
             ):
                 save()
         assert not written

@@ -39,7 +39,7 @@ def saving(folder: Path, size: int) -> Iterator[None]:
     """
     try:
         if (free := shutil.disk_usage(folder).free) < size:
-            raise OSError(f"{free:,} bytes are free; it takes {size:,}")
+            raise OSError(f"{free:,} bytes are free; the save needs {size:,}")
         yield
     except Exception as error:
         # A full disk raises SafetensorError in safetensors and a bare Exception in tokenizers.
@@ -200,7 +200,7 @@ def find_intact(folder: Path) -> tuple[Path, str | None]:
         RunError: `folder` is not a checkpoint, or no version is intact.
     """
     if not is_published(folder):
-        raise RunError(f"{folder}: no checkpoint; expected a folder that a run saved")
+        raise RunError(f"{folder}: not a checkpoint; expected a folder that a run saved")
     fault = find_fault(folder)
     if fault is None:
         return folder, None

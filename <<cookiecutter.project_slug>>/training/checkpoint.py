@@ -157,7 +157,7 @@ class Checkpointer:
             self.group.on_main(write)
         except RunError as error:
             return str(error)
-        return f"{self.outdir}/bad_batch has them and the weights before this step"
+        return f"{self.outdir}/bad_batch contains them and the weights before this step"
 
     def _write_model(
         self, folder: Path, model: torch.nn.Module, weights: dict[str, Tensor]

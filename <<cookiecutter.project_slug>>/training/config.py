@@ -220,7 +220,7 @@ class RunConfig:
                 saved["outdir"] = _outdir_of(Path({**defaults, **given}["restore_dir"]), defaults)
             notes += _changes(saved, given)
             if "epochs" in given and "max_steps" not in given and saved.get("max_steps"):
-                notes.append(f"--max_steps {saved.pop('max_steps')} does not apply any more")
+                notes.append(f"--max_steps {saved.pop('max_steps')} no longer applies")
         elif "train_input" in given and "valid_input" not in given:
             saved["valid_input"] = None
         values = {**defaults, **saved, **given}
@@ -361,7 +361,7 @@ def _find_checkpoint(values: dict[str, Any]) -> tuple[Path | None, list[str]]:
         raise RunError(f"{folder}: has no optimizer state; expected a last/, not a best/")
     if fault is None:
         return folder, []
-    return folder, [f"{name} is damaged ({fault}); resuming from the one before, {folder}"]
+    return folder, [f"{name} is damaged ({fault}); resuming from the previous one, {folder}"]
 
 
 def _outdir_of(restore_dir: Path, defaults: dict[str, Any]) -> str:

@@ -279,8 +279,8 @@ def _check_folder(model_id: str) -> None:
         adapter = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
         base = adapter.get("base_model_name_or_path")
         raise RunError(
-            f"{model_id}: an adapter of PEFT for {base}; expected a whole model (merge it with "
-            "`merge_and_unload` and save that)"
+            f"{model_id}: a PEFT adapter for {base}; expected a full model (merge it with "
+            "`merge_and_unload` and save the result)"
         )
 
 

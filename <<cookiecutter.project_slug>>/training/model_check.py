@@ -124,7 +124,7 @@ def _check_vocabulary(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> N
     if embeddings is not None and len(tokenizer) > embeddings.num_embeddings:
         raise RunError(
             f"the tokenizer has {len(tokenizer):,} tokens, the model embeddings for "
-            f"{embeddings.num_embeddings:,}; add rows by resize_token_embeddings, and save that"
+            f"{embeddings.num_embeddings:,}; add rows by resize_token_embeddings, and save it"
         )
 
 
@@ -137,7 +137,7 @@ def _align_tokens(
         return _check_padding(model, tokenizer)
     end = tokenizer.sep_token_id if tokenizer.eos_token_id is None else tokenizer.eos_token_id
     if end is None:
-        raise RunError("the tokenizer has no end mark (eos_token), so generation would not stop")
+        raise RunError("the tokenizer has no EOS token (eos_token), so generation would not stop")
     notes: list[str] = []
     configs = [getattr(model, "base_model", model).config]
     ends = settings.eos_token_id
@@ -149,7 +149,7 @@ def _align_tokens(
         configs[0].eos_token_id = end
         notes.append(
             f"generation stops at {tokenizer.convert_ids_to_tokens(end)!r} ({end}), the "
-            f"tokenizer's end mark; the base model's was {ends[0]}"
+            f"tokenizer's EOS token; the base model's was {ends[0]}"
         )
     if settings.pad_token_id is None:
         settings.pad_token_id = tokenizer.pad_token_id
@@ -218,8 +218,8 @@ def _check_causality(model: nn.Module, batch: dict[str, Any]) -> None:
     if _differ(logits, changed):
         name = type(getattr(model, "base_model", model)).__name__
         raise RunError(
-            f"{name} predicts a token from the tokens after it as well; expected a causal language "
-            "model (of an encoder, is_decoder: true in config.json makes one)"
+            f"{name}: its predictions depend on later tokens; expected a causal language model "
+            "(for an encoder, set is_decoder: true in config.json)"
         )
 
 
@@ -239,10 +239,10 @@ def _check_router_loss(model: nn.Module, batch: dict[str, Any]) -> list[str]:
         return []
     if _run(model, batch, "the model fails on the first examples").get("aux_loss") is None:
         raise RunError(
-            "output_router_logits asks for a loss of the router that is not added for this model; "
-            "expected false in config.json"
+            "output_router_logits is true in config.json, but this model adds no router loss; "
+            "expected false"
         )
-    return ["the router's loss is added; it is computed per micro-batch, and depends on their size"]
+    return ["the router loss is added; it is computed per micro-batch and depends on its size"]
 
 
 def _ids(model: nn.Module, length: int) -> Tensor:

@@ -333,7 +333,7 @@ class _Opening:
         if state.examples and not same_train:
             raise RunError(
                 f"{config.train_input}: the data changed during epoch {state.current_epoch} "
-                f"({data['examples']} examples before, {now['examples']} now, or other ones); "
+                f"({data['examples']} examples before, {now['examples']} now, or different ones); "
                 "expected the same until the epoch ends"
             )
         if state.examples and args.get("seed", config.seed) != config.seed:
@@ -348,7 +348,7 @@ class _Opening:
             reason = f"{config.outdir}/best does not exist"
         if reason:
             state.forget_best()
-            self.notes.append(f"{reason}: the next validation is taken to be the best so far")
+            self.notes.append(f"{reason}: the next validation counts as the best so far")
 
     def about(self) -> dict[str, dict]:
         """Return the fields of `SavedRun` other than the state."""

@@ -157,7 +157,7 @@ def _inexact(task: Task, examples: ExampleSet) -> list[str]:
     if not task.divides_by_items:
         weight = "target items" if examples.has_num_items else "examples"
         lines.append(
-            f"the loss is taken as a mean over each micro-batch, weighted by its {weight}: add a "
+            f"the loss is treated as a mean over each micro-batch, weighted by its {weight}: add a "
             "parameter num_items_in_batch to Model.forward if it is a mean over something else"
         )
     return lines

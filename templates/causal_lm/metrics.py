@@ -24,7 +24,7 @@ PROMPT = 32  # maximum number of tokens of their prompts
 
 
 class Scores:
-    """Perplexity, the exponential of the loss per token; and a few greedy continuations."""
+    """Perplexity (the exponential of the loss per token), and a few greedy continuations."""
 
     def __init__(
         self,

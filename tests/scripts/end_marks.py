@@ -1,4 +1,4 @@
-"""The end mark is a target in each row, whatever token pads.
+"""The EOS token is a target in each row, whatever token pads.
 
 python end_marks.py PADDING_TOKEN      ("": none)
 """
