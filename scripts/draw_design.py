@@ -24,7 +24,7 @@ SCRIPTS = "scripts"  # train.py and the other modules beside it
 PACKAGES = {
     SCRIPTS: "the loop and the commands",
     "reporting": "progress, pictures, model card, dry run",
-    "training": "the machinery",
+    "training": "steps, checkpoints, resume",
     "model": "yours",
     "reading": "from a file to tokens",
     "errors": "errors that end a program in one sentence",
