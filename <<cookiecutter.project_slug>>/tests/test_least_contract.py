@@ -1,4 +1,4 @@
-"""A model/ of 40 lines, with only what is required, trains and resumes bit-identically."""
+"""A model/ of 40 lines, with the required parts only, trains and resumes bit-identically."""
 
 import json
 import random
