@@ -96,7 +96,7 @@ class Scorer(Protocol):
     def save(self, folder: Path) -> None:
         """Write samples or pictures into the output directory.
 
-        Called on the main rank after each validation. A failure is reported, and the run goes on.
+        Called on the main rank after each validation. A failure is reported, and the run continues.
         """
 
 

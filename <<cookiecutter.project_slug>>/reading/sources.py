@@ -25,7 +25,7 @@ SPLITS = {
 
 
 def parse_name(source: Source) -> re.Match | None:
-    """Match `name:split`; None if the source is a path, an address or several sources."""
+    """Match `name:split`; None if the source is a path, a URL or several sources."""
     if not isinstance(source, (str, Path)) or is_remote(str(source)):
         return None
     if expand_user(source).exists():

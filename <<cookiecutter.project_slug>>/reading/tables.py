@@ -96,7 +96,7 @@ def _read_typed(
         kind = table.data.schema.field(name).type
         if resolved.is_inferred and pa.types.is_temporal(kind):
             # The original text of the dates is lost.
-            sentence = f"{source}: {name!r} was read as {kind}; expected the address of the files"
+            sentence = f"{source}: {name!r} was read as {kind}; expected the URL of the files"
             raise DataError(f"{sentence}, as hf://datasets/org/name/train.jsonl")
     rows = table.select_columns(columns).with_format("arrow")
     first = 1

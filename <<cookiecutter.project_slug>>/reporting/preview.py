@@ -28,7 +28,7 @@ def preview(run: Run, train_step: Callable[[Run, Step], Any]) -> None:
     """
     batches = run.train_batches
     memory = _memory_of_a_step(run, train_step)
-    # The main rank removes the output directory again: the others must not look at it meanwhile.
+    # The main rank removes the output directory again; the other ranks wait for this.
     run.group.on_main(lambda: print(*_lines(run, batches, memory), sep="\n"))
 
 

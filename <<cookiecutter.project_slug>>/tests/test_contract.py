@@ -135,7 +135,7 @@ def test_the_loss_does_not_depend_on_the_split(project):
     whole = loss_of(project, project.indices, project.items)
     parts = [loss_of(project, [index], project.items) for index in project.indices]
     assert torch.allclose(torch.stack(parts).sum(), whole, rtol=1e-4), (
-        "model/: the loss of examples in one batch differs from that of single examples; padding is "
+        "model/: the loss of examples in a batch differs from that of single examples; padding is "
         "not masked, num_items of the data set does not count the target items of the loss, or "
         "Model.loss_couples_examples = True is missing"
     )

@@ -303,7 +303,7 @@ def test_dates_that_were_inferred_from_json_are_refused(tmp_path):
     )
     (tmp_path / "x.jsonl").write_text(lines({"a": "2019-01-01", "b": "y"}))
     assert read(f"{tmp_path}:b:train", "b") == [("y",)]
-    with pytest.raises(DataError, match=r"'a' was read as timestamp\[s\]; expected the address"):
+    with pytest.raises(DataError, match=r"'a' was read as timestamp\[s\]; expected the URL"):
         read(f"{tmp_path}:b:train", "a")
 
 

@@ -1,4 +1,4 @@
-"""Nothing that lies in a checkpoint is executed, whoever wrote it."""
+"""Nothing in a checkpoint is executed, even if its files were replaced."""
 
 import os
 import pickle

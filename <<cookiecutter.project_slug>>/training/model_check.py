@@ -190,7 +190,7 @@ def _align_decoder_start(
         config.decoder_start_token_id = found[0]
     if not hasattr(model, "shift_right") or "labels" not in batch:
         return []
-    # mBART starts with the last token of the labels, whatever its configuration says.
+    # mBART starts with the last token of the labels, regardless of its configuration.
     starts = model.shift_right(batch["labels"])[:, 0].unique().tolist()
     if len(starts) > 1 or starts[0] == settings.decoder_start_token_id:
         return []

@@ -1,4 +1,4 @@
-"""The data: pairs of texts that belong together."""
+"""Read pairs of similar texts."""
 
 import zlib
 from typing import Any

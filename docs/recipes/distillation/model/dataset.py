@@ -1,4 +1,4 @@
-"""The data: texts."""
+"""Read texts without labels."""
 
 import numpy as np
 import torch

@@ -1,4 +1,4 @@
-"""The data: texts as bytes. No tokenizer."""
+"""Read texts as bytes, without a tokenizer."""
 
 import numpy as np
 import torch
