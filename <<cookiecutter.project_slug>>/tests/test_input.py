@@ -139,8 +139,8 @@ def test_tokens_are_cached_for_another_process(sample):
 @pytest.mark.parametrize(
     ("extra", "sentence"),
     [
-        (["--restore_dir", "data"], "data: no checkpoint"),
-        (["--restore_dir", "nowhere"], "nowhere: no checkpoint"),
+        (["--restore_dir", "data"], "data: not a checkpoint"),
+        (["--restore_dir", "nowhere"], "nowhere: not a checkpoint"),
         (["--model_id", "./no-such-model"], "./no-such-model: no such folder"),
         (["--batch_size", "0"], "--batch_size 0: expected at least 1"),
         (["--max_len", "1"], "--max_len 1: expected at least 2"),

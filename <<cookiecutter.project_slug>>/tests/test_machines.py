@@ -100,7 +100,7 @@ def test_missing_checkpoint_is_reported_on_both_machines(machines):
     launch(machines, "--outdir", "run").expect()  # each machine has its own folder; machine 0 saves
     assert not (machines / "machine1" / "run" / "last").exists()
     run = launch(machines, "--outdir", "run", "--restore_dir", "run/last")
-    assert_both_end(run, "run/last: no checkpoint")
+    assert_both_end(run, "run/last: not a checkpoint")
 
 
 @pytest.mark.parametrize("change", ["missing checkpoint", "missing input", "other input"])
