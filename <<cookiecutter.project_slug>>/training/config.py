@@ -73,7 +73,10 @@ class RunConfig:
         "data/valid.jsonl", "validation data", group=DATA, **FILES
     )
     valid_size: float = option(
-        0.1, "fraction of --train_input to hold out without --valid_input", group=DATA, at_least=0
+        0.1,
+        "fraction of --train_input held out if --valid_input is not given",
+        group=DATA,
+        at_least=0,
     )
     model_id: str = option("tiny", "base model: Hub id or folder", group=DATA)
     max_len: int = option(
@@ -138,7 +141,7 @@ class RunConfig:
     )
     weight_decay: float = option(0.01, "weight decay of matrices", group=STEP, at_least=0)
     max_grad_norm: float = option(
-        1.0, "clip gradients to this norm (0: off)", group=STEP, at_least=0
+        1.0, "maximum norm of the gradient; 0 for no clipping", group=STEP, at_least=0
     )
 
     valid_steps: int | None = option(

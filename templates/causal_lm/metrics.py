@@ -16,7 +16,7 @@ OPTIONS: dict[str, dict] = {
     "max_new_tokens": {
         "type": int,
         "default": 32,
-        "help": "tokens to generate for each text of samples.txt (0: none)",
+        "help": "tokens to generate for each text of samples.txt; 0 for none",
     },
 }
 SAMPLES = 4  # texts in samples.txt

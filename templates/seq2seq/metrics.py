@@ -17,7 +17,7 @@ OPTIONS: dict[str, dict] = {
     "max_new_tokens": {
         "type": int,
         "default": 64,
-        "help": "maximum number of tokens to generate in validation (0: no generation)",
+        "help": "maximum number of tokens to generate in validation; 0 for none",
     },
 }
 SAMPLES = 10  # texts in samples.txt
