@@ -1,4 +1,4 @@
-"""Run model, scores and checkpoint once before the first step, so that errors come early."""
+"""Run model, scores and checkpoint once before the first step, to report errors before the training."""
 
 import inspect
 import math
