@@ -1,4 +1,4 @@
-"""Run model, scores and checkpoint once before the first step, to report errors before the training."""
+"""Run model, scores and checkpoint once, to report errors before the first step."""
 
 import inspect
 import math
