@@ -1,4 +1,4 @@
-"""Hold out a part of the training data for validation, where no other data are given."""
+"""Hold out a part of the training data for validation, if there is no `--valid_input`."""
 
 import zlib
 from typing import Any
@@ -45,8 +45,8 @@ def hold_out(
     The split is the same on every machine and after a resume, and equal examples are on one side.
 
     Args:
-        share: Expected share of the second part.
-        fold: Which of the `1 / share` possible second parts, which have no example in common.
+        share: Expected fraction of the examples in the second part.
+        fold: Index of the second part, of `1 / share` possible parts without a common example.
 
     Raises:
         RunError: One of the two parts is empty.
