@@ -201,8 +201,8 @@ def test_printed_commands_are_those_of_the_readme(
 ) -> None:
     project = trained(task)
     output = tmp_path / "exported"
-    words = ["export.py", "--output", output, "--dtype", "bfloat16"]
-    printed = run(project, sys.executable, *words)
+    options = ["--output", str(output), "--dtype", "bfloat16"]
+    printed = run(project, sys.executable, "export.py", *options)
     _, *commands = printed.partition("parameters in bfloat16")[2].splitlines()
     readme = (project / "README.md").read_text(encoding="utf-8")
     for command in commands:
