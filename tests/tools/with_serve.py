@@ -7,9 +7,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from pathlib import Path
 
-import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 checkpoint, command = sys.argv[1:]
@@ -44,5 +42,5 @@ model = AutoModelForCausalLM.from_pretrained(checkpoint).eval()
 ids = tokenizer("She was very", return_tensors="pt").input_ids
 new = model.generate(ids, max_new_tokens=12, do_sample=False)[0, ids.shape[1] :]
 expected = tokenizer.decode(new, skip_special_tokens=True)
-assert found == expected, (Path(checkpoint).name, found, expected)
-assert torch.numel(new) > 0
+assert found == expected, (found, expected)
+assert len(new) > 0
