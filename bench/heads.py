@@ -53,23 +53,27 @@ def train(variant: str, data: Path, seed: int, args: argparse.Namespace) -> list
 
 
 def markdown(results: list[dict], args: argparse.Namespace) -> str:
+    groups: dict[tuple[str, int, str], list[list[dict]]] = {}
+    for result in results:
+        key = (result["data"], result["rows"], result["variant"])
+        groups.setdefault(key, []).append(result["valid"])
     rows = []
-    names = dict.fromkeys(result["data"] for result in results)
-    for data, variant in product(names, RECIPES):
-        runs = [r["valid"] for r in results if (r["data"], r["variant"]) == (data, variant)]
-        for epoch in range(args.epochs if runs else 0):
+    for key in sorted(groups, key=lambda key: (*key[:2], list(RECIPES).index(key[2]))):
+        runs = groups[key]
+        for epoch in range(args.epochs):
             values = [[run[epoch][score] for run in runs] for score in SCORES]
             cells = [f"{statistics.mean(v):.4f} ({min(v):.4f} to {max(v):.4f})" for v in values]
-            rows.append([data, variant, epoch + 1, len(runs), *cells])
+            rows.append([*key, epoch + 1, len(runs), *cells])
+    further = " ".join(args.arguments) or "none"
     return f"""# The architecture's head and mean pooling
 
 Made by `python bench/heads.py`. {"; ".join(f"{k} {v}" for k, v in environment().items())}.
 
-Base model: {args.model_id.name}. The first {args.rows} training rows of each data set, all
-validation rows, `--max_len 64`, other arguments: {" ".join(args.arguments) or "defaults"}.
-The mean over the seeds, in brackets the least and the largest.
+Base model: {args.model_id.name}. The first rows of the training data, as many as
+the table says, and all validation data; `--max_len 64`, further arguments: {further}.
+The mean over the seeds, and in brackets the least and the largest.
 
-{table("data", "head", "epoch", "seeds", *SCORES, rows=rows)}"""
+{table("data", "rows", "head", "epoch", "seeds", *SCORES, rows=rows)}"""
 
 
 def main() -> None:
@@ -85,7 +89,7 @@ def main() -> None:
     results = json.loads(args.json.read_text(encoding="utf-8")) if args.json.exists() else []
     for seed, pair, variant in product(args.seeds, args.data, RECIPES):
         name, _, folder = pair.partition("=")
-        key = {"data": name, "variant": variant, "seed": seed}
+        key = {"data": name, "rows": args.rows, "variant": variant, "seed": seed}
         if any(key.items() <= result.items() for result in results):
             continue
         results.append({**key, "valid": train(variant, Path(folder), seed, args)})
