@@ -18,7 +18,7 @@ from .configuration import BASE_MODEL
 
 # Arguments of generate_dataset that train.py offers on its command line.
 OPTIONS: dict[str, dict] = {
-    "text_column": {"default": "text", "help": "column of both files"},
+    "text_column": {"default": "text", "help": "column of the text in all data files"},
     "separate_documents": {"action": "store_true", "help": "mask attention across documents"},
 }
 

@@ -21,9 +21,9 @@ from .configuration import BASE_MODEL, label_encoder, problem_of
 
 # Arguments of generate_dataset that train.py offers on its command line.
 OPTIONS: dict[str, dict] = {
-    "text_column": {"default": "text", "help": "column of both files"},
-    "pair_column": {"help": "column of the second text of a pair"},
-    "label_column": {"default": "label", "help": "column of both files"},
+    "text_column": {"default": "text", "help": "column of the text in all data files"},
+    "pair_column": {"help": "column of the second text of a pair in all data files"},
+    "label_column": {"default": "label", "help": "column of the label in all data files"},
 }
 
 

@@ -19,8 +19,8 @@ from .configuration import BASE_MODEL
 
 # Arguments of generate_dataset that train.py offers on its command line.
 OPTIONS: dict[str, dict] = {
-    "source_column": {"default": "source", "help": "column of both files"},
-    "target_column": {"default": "target", "help": "column of both files"},
+    "source_column": {"default": "source", "help": "column of the source in all data files"},
+    "target_column": {"default": "target", "help": "column of the target in all data files"},
 }
 
 

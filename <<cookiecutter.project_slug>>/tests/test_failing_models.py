@@ -1,0 +1,72 @@
+"""What model/ gets wrong after the first step ends in a sentence, and the checkpoint stays."""
+
+import json
+from functools import partial
+
+import pytest
+
+import train
+from errors import RankError
+from failing.labels import IN_COMPUTE, IN_FORWARD, IN_LOADING, IN_UPDATE
+from helpers.assertions import read_state
+from helpers.model_folder import files_of_model_in
+from helpers.processes import Launch
+from training.launch import REFUSED
+
+FAILING = partial(files_of_model_in, "failing", "least_contract")
+ROW = 30
+ROWS = 40
+SENTENCES = {
+    IN_LOADING: r"epoch 0, step \d, examples .*30.* model/dataset.py: .*KeyError: 'column'",
+    IN_FORWARD: r"epoch 0, step \d, examples .*30.*: IndexError: Target 200 is out of bounds",
+    IN_UPDATE: r"validation, step 3, examples .*30.*: ValueError: a label of 300",
+    IN_COMPUTE: "validation: ZeroDivisionError",
+}
+
+
+@pytest.fixture
+def failing_arguments(tmp_path):
+    """Arguments of a run that fails at the row with this label."""
+
+    def arguments(label: float, processes: int) -> list[str]:
+        for name, is_bad in (("train", label <= IN_FORWARD), ("valid", label >= IN_UPDATE)):
+            rows = [[row / ROWS, 0.5, 0.5, 0.5] for row in range(ROWS)]
+            rows[ROW][3] = label if is_bad else 0.5
+            text = "".join(json.dumps(row) + "\n" for row in rows)
+            (tmp_path / f"{name}.jsonl").write_text(text)
+        (tmp_path / "base").mkdir()
+        return [
+            *("--train_input", str(tmp_path / "train.jsonl")),
+            *("--valid_input", str(tmp_path / "valid.jsonl")),
+            *("--model_id", str(tmp_path / "base"), "--outdir", str(tmp_path / "run")),
+            *("--batch_size", str(4 // processes), "--eval_batch_size", str(8 // processes)),
+            *("--epochs", "1", "--save_steps", "1", "--seed", "1"),
+        ]
+
+    return arguments
+
+
+@pytest.mark.parametrize("label", list(SENTENCES))
+def test_an_error_after_the_first_step_names_step_and_examples(label, failing_arguments, tmp_path):
+    with FAILING(), pytest.raises(RankError, match=SENTENCES[label]) as caught:
+        train.main(failing_arguments(label, 1))
+    assert "\n" not in str(caught.value)
+    assert read_state(tmp_path / "run" / "last")["step"] > 0
+
+
+@pytest.mark.proof
+def test_an_error_in_a_loader_process_names_step_and_examples(failing_arguments):
+    arguments = [*failing_arguments(IN_LOADING, 1), "--num_workers", "1"]
+    with FAILING(), pytest.raises(RankError, match=SENTENCES[IN_LOADING]):
+        train.main(arguments)
+
+
+@pytest.mark.proof
+@pytest.mark.parametrize("label", list(SENTENCES))
+def test_an_error_of_one_rank_ends_the_other_one(label, failing_arguments, tmp_path):
+    run = Launch(failing_arguments(label, 2), tmp_path / "output", 2, FAILING)
+    assert run.wait() == [REFUSED, REFUSED]
+    outputs = [run.output(rank) for rank in range(2)]
+    assert "Traceback" not in "".join(outputs)
+    place = SENTENCES[label].partition(",")[0]
+    assert any(f": rank {rank}: {place}" in text for rank, text in enumerate(outputs))
