@@ -90,6 +90,8 @@ def load_predictor(task: Task, args: argparse.Namespace, accelerator: Accelerato
     max_len = args.max_len or max_len
     check_length(model, max_len)
     options = {name: getattr(args, name) for name in task.predict_options}
+    if not (checkpoint / STATE_FILE).is_file() and args.max_len is None:
+        accelerator.print(f"{checkpoint} has no {STATE_FILE}: --max_len {max_len} is assumed")
     predictor = task.build_predictor(model, tokenizer, max_len, schema, options)
     for note in getattr(predictor, "notes", []):
         accelerator.print(note)
