@@ -5,6 +5,7 @@ from contextlib import closing
 from functools import partial
 
 import pytest
+import torch
 from accelerate import Accelerator
 
 import train
@@ -16,7 +17,7 @@ from helpers.model_folder import files_of_model_in
 from helpers.processes import Launch
 from training.batches import Batches
 from training.contract import ExampleSet
-from training.launch import REFUSED
+from training.launch import REFUSED, run
 
 FAILING = partial(files_of_model_in, "failing", "least_contract")
 ROW = 30
@@ -74,9 +75,29 @@ def test_an_error_in_a_loader_process_names_step_and_examples(failing_arguments)
 @pytest.mark.proof
 @pytest.mark.parametrize("label", list(SENTENCES))
 def test_an_error_of_one_rank_ends_the_other_one(label, failing_arguments, tmp_path):
-    run = Launch(failing_arguments(label, 2), tmp_path / "output", 2, FAILING)
-    assert run.wait() == [REFUSED, REFUSED]
-    outputs = [run.output(rank) for rank in range(2)]
+    launch = Launch(failing_arguments(label, 2), tmp_path / "output", 2, FAILING)
+    assert launch.wait() == [REFUSED, REFUSED]
+    outputs = [launch.output(rank) for rank in range(2)]
     assert "Traceback" not in "".join(outputs)
     place = SENTENCES[label].partition(",")[0]
     assert any(f": rank {rank}: {place}" in text for rank, text in enumerate(outputs))
+
+
+@pytest.mark.parametrize(
+    ("error", "sentence"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory."), "resume with a lower --batch_size"),
+        (RuntimeError("CUDA error: device-side assert triggered"), "index is out of range"),
+        (RuntimeError("third_party/gloo: Connection closed"), "connection to another process"),
+        (RankError("epoch 1, step 2: KeyError"), "rank 1: epoch 1, step 2: KeyError"),
+    ],
+)
+def test_an_error_of_one_rank_is_printed_by_that_rank(error, sentence, monkeypatch, capsys):
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+
+    def fail():
+        raise error
+
+    assert run(fail) == REFUSED
+    assert sentence in capsys.readouterr().err
