@@ -14,7 +14,7 @@ def push(folder: Path, repository: str) -> None:
     """Upload a checkpoint; a public repository is created if there is none.
 
     Raises:
-        RunError: the Hub cannot be reached or rejects it. Nothing local has changed.
+        RunError: The Hub cannot be reached or rejects the upload. No local file is changed.
     """
     api = HfApi()
     try:
@@ -25,7 +25,7 @@ def push(folder: Path, repository: str) -> None:
             ignore_patterns=LOCAL,
             commit_message="Upload the best checkpoint",
         )
-    except Exception as error:  # of many kinds: of the network, of its client, of the Hub
+    except Exception as error:  # errors of many types: of the network, the client, the Hub
         raise RunError(
             f"--push_to_hub {repository}: not uploaded ({_reason(error)}); see {folder}"
         ) from None
