@@ -45,6 +45,7 @@ from .state import TrainState
 from .strategy import Strategy
 from .user_code import user_code
 
+SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED)
 PROBES = 4  # examples in which parameters without a gradient are looked for
 
 
@@ -288,6 +289,10 @@ class _Opening:
         self.notes += check_model(model, self.tokenizer, examples, self.config.max_len)
         is_main = self.group.is_main
         self.notes += check_contract(self.task, model, examples, is_main)
+        device = self.accelerator.device
+        if device.type != "cpu" and self.accelerator.distributed_type in SHARDED:
+            return  # the device may be too small for the whole model
+        model.to(device)  # where the scores are
         check_scores(self.task, model, self.valid_examples, scores, directions, is_main)
         source = self.config.valid_input or self.config.train_input
         self.notes += check_prediction(

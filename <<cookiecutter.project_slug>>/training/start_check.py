@@ -102,7 +102,7 @@ def check_scores(
         outputs, loss = _loss(task, model, batch, 1)
         scores.reset()
         scores.update(outputs, batch)
-        found = scores.compute(loss.item())
+        found = dict(scores.compute(loss.item()))
         if is_main:
             with tempfile.TemporaryDirectory() as folder:
                 scores.save(Path(folder))
