@@ -32,12 +32,6 @@ class ModelConfig(WrapperConfig):
         problem_type: str | None = None,
         **kwargs,
     ):
-        if "classifier_dropout" in kwargs:
-            raise ValueError(
-                "it was saved by an earlier version, with mean pooling, which is another model; "
-                "open it with AutoModelForSequenceClassification.from_pretrained(folder, "
-                "trust_remote_code=True)"
-            )
         saved = list((kwargs.get("id2label") or {}).values())
         if labels is not None and saved and saved != labels:
             raise ValueError(f"its head is for the labels {', '.join(saved)}; expected the same")

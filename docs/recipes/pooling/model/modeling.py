@@ -21,7 +21,9 @@ class Model(Wrapper):
     def __init__(self, config: ModelConfig):
         super().__init__(config)
         self.encoder = self.load_base(config)
-        self.head = nn.Linear(config.hidden_size, config.num_labels)
+        self.encoder.pooler = None  # unused here; some architectures have one
+        self.dropout = nn.Dropout(getattr(config, "classifier_dropout", 0.1))
+        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
         self.post_init()
 
     @can_return_tuple
@@ -38,7 +40,8 @@ class Model(Wrapper):
         mask = torch.ones_like(hidden[..., :1])
         if attention_mask is not None:
             mask = attention_mask.unsqueeze(-1).to(hidden)
-        outputs = SequenceClassifierOutput(logits=self.head((hidden * mask).sum(1) / mask.sum(1)))
+        mean = (hidden * mask).sum(dim=1) / mask.sum(dim=1)
+        outputs = SequenceClassifierOutput(logits=self.classifier(self.dropout(mean)))
         if labels is not None:
             problem_type = self.config.problem_type
             outputs.loss = compute_loss(problem_type, outputs.logits, labels, num_items_in_batch)
