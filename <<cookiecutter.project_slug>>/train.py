@@ -35,6 +35,7 @@ def train_step(run: Run, step: Step) -> dict[str, Tensor]:
         # Dropout is a function of (seed, epoch, step, rank, number): no RNG state is ever saved.
         seed_all(*micro.rng_key)
         batch = send_to_device(micro.batch, run.accelerator.device, non_blocking=True)
+        run.throughput.add_batch(micro.batch)
         # Gradients are reduced over the ranks once per step, in its last backward pass.
         with run.strategy.gradient_sync(run.model, enabled=micro.is_last):
             # Divided by the target items of the whole step, over all its micro-batches and ranks,
@@ -56,18 +57,20 @@ def train_until_validation(run: Run, report: Report) -> dict[str, float]:
     left = min(len(batches) - done, state.steps_to_validation(run.config.valid_steps))
     run.losses = LossMeter(run.accelerator, {LOSS: state.train_loss, **state.named_losses})
     run.model.train()
+    run.throughput.restart()
     bar = report.progress_bar("TRAIN", len(batches), done)
     with bar, closing(all_steps) as steps:
         for step in islice(steps, left):
             losses = train_step(run, step)
             # From the first loss or gradient on that is not finite this loss is NaN, and the
             # optimizer changes nothing any more: all on the device, without waiting for it.
-            losses[LOSS] = run.guard.clip_gradients(losses[LOSS])
+            losses[LOSS], norm = run.guard.clip_gradients(losses[LOSS])
             lr = run.optimizer.param_groups[0]["lr"]
             was_skipped = optimizer_step(run.accelerator, run.optimizer, run.scheduler, run.guard)
             state.advance(len(step.examples), step.num_items, was_skipped)
-            run.losses.update(losses, step)
-            report.after_step(bar, run.losses.latest, lr)
+            run.losses.update(losses, step, norm)
+            run.throughput.add_step(step, batches.examples)
+            report.after_step(bar, lr)
             save_point(run, is_due=is_multiple(state.step, run.config.save_steps))
     return mean_losses(run)
 
@@ -100,6 +103,7 @@ def mean_losses(run: Run) -> dict[str, float]:
         RunError: One was not finite; `bad_batch/` has been saved to reproduce it.
     """
     sums = run.losses.sums()
+    run.state.add_grad_norms(run.losses.take_norms())
     run.state.train_loss = sums.get(LOSS, 0.0)
     run.state.named_losses = {name: value for name, value in sums.items() if name != LOSS}
     gathered = run.group.gather((sums, run.losses.first_bad_step))
@@ -171,12 +175,14 @@ def main(argv: list[str] | None = None) -> None:
         while not run.state.is_finished(run.config.patience):
             start = time.perf_counter()
             train_log = train_until_validation(run, report)
+            speed = run.throughput.since_restart(run.group)
             valid_log = validate(run, report)
             is_best = run.state.record(
                 train_log,
                 valid_log,
                 run.config.metric_for_best_model,
                 seconds=time.perf_counter() - start,
+                speed=speed,
                 epoch_size=len(run.train_data.examples),
             )
             describe = report.describe if is_best else None

@@ -4,11 +4,11 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import torch
 from tqdm import tqdm
 
 from errors import RunError
 from training.atomic import saving, write_file
+from training.flops import full_size
 from training.losses import LOSS
 from training.run import Run
 
@@ -45,7 +45,7 @@ class Report:
         """Print model, data, number of steps, and the notes of the run."""
         state = self.state
         steps = f"{state.step:,} of " if state.step else ""
-        parameters = sum(_full_size(p) for p in self.run.model.parameters())
+        parameters = sum(full_size(p) for p in self.run.model.parameters())
         bare = self.run.accelerator.unwrap_model(self.run.model)
         is_based = hasattr(getattr(bare, "config", None), "base_model_id")
         base = f" from {self.config.model_id}" if is_based else ""
@@ -67,18 +67,23 @@ class Report:
             dynamic_ncols=True,
         )
 
-    def after_step(self, bar: tqdm, losses: dict[str, float], lr: float) -> None:
+    def after_step(self, bar: tqdm, lr: float) -> None:
         """Move the bar; every `--logging_steps` steps add a point to curve and trackers."""
         state = self.state
+        losses = self.run.losses.latest
         if not bar.disable:
             seconds = (time.time() - bar.start_t) / (bar.n + 1 - bar.initial)  # per step
             left = bar.format_interval((state.total_steps - state.step) * seconds)
             bar.set_postfix({**losses, "lr": lr, "left": left}, refresh=False)
             bar.update()
         if state.step % self.config.logging_steps == 0 and losses:
-            state.add_curve_point(losses[LOSS], lr)
+            norm = self.run.losses.latest_norm
+            state.add_curve_point(losses[LOSS], lr, norm)
             values = {f"train/{name}": loss for name, loss in losses.items()}
-            values |= {"train/lr": lr, "train/epoch": state.current_epoch}
+            values |= {"train/lr": lr, "train/grad_norm": norm, "train/epoch": state.current_epoch}
+            if self.config.report_to:  # ranks wait for one another here
+                speed = self.run.throughput.since_log(self.run.group)
+                values |= {f"speed/{name}": value for name, value in speed.items()}
             self.run.accelerator.log(values, step=state.step)
 
     def after_validation(self) -> None:
@@ -167,8 +172,3 @@ class Report:
             action()
         except Exception as error:
             tqdm.write(f"{what}: not written ({type(error).__name__}: {error})")
-
-
-def _full_size(parameter: torch.nn.Parameter) -> int:
-    """Number of values over all ranks; under ZeRO-3 each rank holds a part in another place."""
-    return getattr(parameter, "ds_numel", parameter.numel())

@@ -36,6 +36,7 @@ from .signals import StopSignals, ended_children
 from .start_check import check_contract, check_inputs
 from .state import TrainState
 from .strategy import Strategy
+from .throughput import Throughput
 from .user_code import user_code
 
 
@@ -62,6 +63,7 @@ class Run:
     scores: Scorer
     state: TrainState
     losses: LossMeter
+    throughput: Throughput
     signals: StopSignals
     checkpoints: Checkpointer
     notes: list[str]
@@ -198,6 +200,9 @@ class _Opening:
             scores=scores,
             state=state,
             losses=LossMeter(self.accelerator, {LOSS: state.train_loss, **state.named_losses}),
+            throughput=Throughput(
+                self.accelerator, model, "tf32" if self.config.tf32 else "float32"
+            ),
             signals=StopSignals(self.group),
             checkpoints=checkpoints,
             notes=self.notes,
