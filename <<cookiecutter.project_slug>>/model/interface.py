@@ -67,9 +67,13 @@ class TaskDataset(Protocol):
         fingerprint: Integer that differs when the data differ. Default: a hash of up to 256
             examples.
         checksums: Checksum of the content of each example, shape (n,), by which examples are held
-            out for validation. Default: computed from the examples.
+            out for validation, and `--dry_run` finds equal ones. Default: computed from the
+            examples; equal ones are not looked for.
         collate(examples): Batch a list of examples. Default: torch's `default_collate`.
         describe(): Lines that `--dry_run` prints about the data. Default: keys and shapes.
+        faults(train): Lines that `--dry_run` prints about examples that may be wrong. `train` is
+            the training data set if this is the validation data, otherwise None. Default: lines
+            about equal examples, if there are `checksums`.
     """
 
     def __len__(self) -> int: ...

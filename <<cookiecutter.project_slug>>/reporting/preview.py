@@ -15,6 +15,7 @@ from training.contract import ExampleSet
 from training.flops import full_size
 from training.run import Run
 from training.throughput import count_positions, is_encoder_decoder, peak_memory
+from training.user_code import user_code
 
 FLOAT = 4  # bytes: weights and optimizer state are in float32
 SAMPLED = 100  # steps in which padding is counted
@@ -36,7 +37,9 @@ def _lines(run: Run, batches: Batches, memory: int) -> Iterator[str]:
     max_len = run.config.max_len
     yield from _about_data("train", batches.examples, max_len)
     yield from batches.examples.describe()
+    yield from _about_faults(batches.examples)
     yield from _about_data("valid", run.valid_batches.examples, max_len)
+    yield from _about_faults(run.valid_batches.examples, batches.examples)
     yield from _about_steps(run, batches)
     yield from _about_model(run.model, memory)
     yield _about_disk(run)
@@ -57,6 +60,13 @@ def _about_data(name: str, examples: ExampleSet, max_len: int) -> Iterator[str]:
         f"  tokens: {lengths.min():,} to {lengths.max():,} ({spread}); "
         f"{full:,} reach --max_len {max_len} (possibly truncated)"
     )
+
+
+def _about_faults(examples: ExampleSet, train: ExampleSet | None = None) -> Iterator[str]:
+    with user_code("model/dataset.py: faults fails"):
+        found = list(examples.faults(train))
+    yield "rows that may be wrong:" if found else "rows that may be wrong: none found"
+    yield from found
 
 
 def _about_steps(run: Run, batches: Batches) -> Iterator[str]:

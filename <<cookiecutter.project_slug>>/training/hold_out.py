@@ -1,6 +1,7 @@
 """Hold out a part of the training data for validation, where no other data are given."""
 
 import zlib
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,11 @@ class Part(torch.utils.data.Dataset):
             self.lengths = whole.lengths[indices]
         if whole.has_num_items:
             self.num_items = whole.num_items[indices]
+
+    def faults(self, train: Any = None) -> Iterator[str]:
+        """Yield lines about the whole data set, once: equal examples are on one side."""
+        if train is None:
+            yield from self._whole.faults()
 
     def __len__(self) -> int:
         return len(self._indices)
