@@ -17,6 +17,7 @@ from accelerate.utils import send_to_device
 from torch import Tensor
 
 from errors import RunError
+from model.interface import Scorer
 from reporting.preview import preview
 from reporting.report import Report
 from training.batches import Step
@@ -26,6 +27,7 @@ from training.losses import LOSS, LossMeter, add_losses, loss_factor
 from training.optimization import optimizer_step, sum_over_ranks
 from training.randomness import seed_all
 from training.run import Run, open_run
+from training.validation import SetResult, ValidationSet, combine, summarize
 
 
 def train_step(run: Run, step: Step) -> dict[str, Tensor]:
@@ -126,39 +128,46 @@ def raise_not_finite(run: Run, step: Step) -> None:
     )
 
 
-def validate_step(run: Run, step: Step, losses: LossMeter) -> None:
+def validate_step(run: Run, step: Step, losses: LossMeter, scorers: list[Scorer]) -> None:
     """Add a batch of validation examples to losses and scores."""
     for micro in step.micro_batches:
         batch = send_to_device(micro.batch, run.accelerator.device, non_blocking=True)
         outputs, parts = run.task.forward(run.model, batch, step.num_items)
         factor = loss_factor(run.task, micro)
         losses.update({name: part * factor for name, part in parts.items()}, step)
-        if micro.weight:  # 0 on a rank that has no example left
-            run.scores.update(outputs, batch)
+        for scores in scorers if micro.weight else []:  # 0 on a rank that has no example left
+            scores.update(outputs, batch)
         save_point(run)
+
+
+def validate_set(run: Run, report: Report, part: ValidationSet) -> SetResult:
+    """Compute losses and scores of a validation set, over all ranks."""
+    losses = LossMeter(run.accelerator)
+    count = int(part.batches.examples.num_items.sum())
+    part.scorers[-1].reset()
+    bar = report.progress_bar(f"VALID {part.name}".strip(), len(part.batches))
+    with bar, closing(part.batches.steps()) as steps:
+        for step in steps:
+            validate_step(run, step, losses, part.scorers)
+            bar.set_postfix(losses.latest, refresh=False)
+            bar.update()
+        gathered = run.group.gather(losses.sums())
+        sums = {name: math.fsum(rank[name] for rank in gathered) for name in gathered[0]}
+        log = summarize(sums, count, part.scorers[-1])
+        bar.set_postfix(log)
+    return SetResult(part.name, sums, log)
 
 
 @torch.no_grad()
 def validate(run: Run, report: Report) -> dict[str, float]:
-    """Compute losses and scores of the whole validation set, over all ranks."""
-    batches = run.valid_batches
-    losses = LossMeter(run.accelerator)
-    count = int(batches.examples.num_items.sum())
+    """Compute losses and scores of all validation data, and of each named set, over all ranks."""
     run.scores.reset()
     run.model.eval()
     generates = getattr(run.scores, "generates", False)
-    bar = report.progress_bar("VALID", len(batches))
-    full_parameters = run.strategy.full_parameters(run.model, generates)
-    with full_parameters, bar, closing(batches.steps()) as steps:
-        for step in steps:
-            validate_step(run, step, losses)
-            bar.set_postfix(losses.latest, refresh=False)
-            bar.update()
-        sums = run.group.gather(losses.sums())
-        means = {name: math.fsum(s[name] for s in sums) / max(1, count) for name in sums[0]}
-        scores = run.scores.compute(means[LOSS])
-        log = {LOSS: means.pop(LOSS), **means, **scores, "count": count}
-        bar.set_postfix(log)
+    with run.strategy.full_parameters(run.model, generates):
+        results = [validate_set(run, report, part) for part in run.valid_sets]
+        log = combine(results, run.scores)
+    report.after_sets(log, len(results))
     # Ranks that disagree on a score would disagree on best/ and on early stopping, too.
     run.group.expect_equal({f"{name} (Scores.compute has to reduce it)": log[name] for name in log})
     return log

@@ -92,7 +92,11 @@ class Scorer(Protocol):
         """Start a validation."""
 
     def update(self, outputs: Any, batch: dict[str, Any]) -> None:
-        """Add a batch of this rank: what the model returned, and what was collated."""
+        """Add a batch of this rank: what the model returned, and what was collated.
+
+        With several named validation sets, two objects get the batch, one after the other: that
+        of all sets and that of its own set.
+        """
 
     def compute(self, loss: float) -> dict[str, float]:
         """Return the scores over all ranks, given the mean loss."""

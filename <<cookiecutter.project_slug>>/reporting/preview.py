@@ -38,8 +38,9 @@ def _lines(run: Run, batches: Batches, memory: int) -> Iterator[str]:
     yield from _about_data("train", batches.examples, max_len)
     yield from batches.examples.describe()
     yield from _about_faults(batches.examples)
-    yield from _about_data("valid", run.valid_batches.examples, max_len)
-    yield from _about_faults(run.valid_batches.examples, batches.examples)
+    for part in run.valid_sets:
+        yield from _about_data(f"valid {part.name}".strip(), part.batches.examples, max_len)
+        yield from _about_faults(part.batches.examples, batches.examples)
     yield from _about_steps(run, batches)
     yield from _about_model(run.model, memory)
     yield _about_disk(run)

@@ -1,5 +1,6 @@
 """Report a run in progress: terminal, trackers and pictures."""
 
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -86,6 +87,13 @@ class Report:
                 values |= {f"speed/{name}": value for name, value in speed.items()}
             self.run.accelerator.log(values, step=state.step)
 
+    def after_sets(self, log: dict[str, float], count: int) -> None:
+        """Print the scores of all validation sets together; the bar of a single one has them."""
+        if count > 1 and self.run.group.is_main:
+            scores = (f"{name}={log[name]:.3g}" for name in log if "/" not in name)
+            line = f"[Epoch {self.state.current_epoch}] [VALID]: {', '.join(scores)}"
+            tqdm.write(line, file=sys.stderr)
+
     def after_validation(self) -> None:
         """Draw loss.png, save the files of the scores, and log to the trackers."""
         log = list(self.state.log.values())[-1]["valid_log"]
@@ -119,7 +127,7 @@ class Report:
         if metric not in state.best:
             self.print(f"No validation gave a number for {metric}: no best/ was saved")
             return
-        scores = {name: v for name, v in state.best.items() if name not in ("epoch", "count")}
+        scores = state.best_scores
         reached = ", ".join(f"{name} {value:.4g}" for name, value in scores.items())
         seconds = sum(entry["seconds"] for entry in state.log.values())
         self.print(

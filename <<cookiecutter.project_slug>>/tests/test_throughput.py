@@ -77,7 +77,7 @@ def test_formula_is_not_used_where_it_does_not_apply():
 def test_utilization_is_flops_divided_by_the_peak():
     accelerator = Accelerator(cpu=True)
     model = tiny_llama()
-    throughput = Throughput(accelerator, model, "float32")
+    throughput = Throughput(accelerator, model, tf32=False)
     throughput._peak = 1e15
     examples = ExampleSet(Lengths([10, 30]))
     throughput.add_batch({"input_ids": torch.zeros(2, 30)})

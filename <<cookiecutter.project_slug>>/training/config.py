@@ -18,6 +18,7 @@ from .contract import Task
 from .help import HelpFormatter, OneOrMore
 from .optimization import SCHEDULERS
 from .state import OPTIMIZER_FILE, SavedRun
+from .validation import named_sources
 
 AUTO = "auto"
 RESULTS = ("last", "best", "log.json")
@@ -70,7 +71,10 @@ class RunConfig:
 
     train_input: str | list[str] = option("data/train.jsonl", "training data", group=DATA, **FILES)
     valid_input: str | list[str] | None = option(
-        "data/valid.jsonl", "validation data", group=DATA, **FILES
+        "data/valid.jsonl",
+        "validation data; NAME=FILE for named sets",
+        group=DATA,
+        **FILES,
     )
     valid_size: float = option(
         0.1, "share of --train_input to validate on without --valid_input", group=DATA, at_least=0
@@ -235,6 +239,13 @@ class RunConfig:
         assert self.lr is not None
         return self.lr
 
+    @property
+    def valid_sources(self) -> dict[str, str | list[str]]:
+        """Validation data by the name of the set; that of held-out examples is ""."""
+        if self.valid_input is None:
+            return {"": self.train_input}
+        return named_sources(self.valid_input)
+
     def validate(self) -> None:
         """Check each value against its rule.
 
@@ -247,6 +258,7 @@ class RunConfig:
             is_number = isinstance(value, (int, float)) and least is not None
             if is_number and not (value >= least and math.isfinite(value)):
                 raise RunError(f"--{spec.name} {value}: expected at least {least}")
+        _ = self.valid_sources
         available = set(map(str, get_available_trackers()))
         if missing := sorted(set(self.report_to) - available):
             names = " ".join(missing)

@@ -66,6 +66,12 @@ class TrainState:
         """Whether the latest step has been validated."""
         return self.validated_step == self.step
 
+    @property
+    def best_scores(self) -> dict[str, float]:
+        """Losses and scores of `best`."""
+        counts = ("epoch", "count")
+        return {n: v for n, v in self.best.items() if n.rpartition("/")[2] not in counts}
+
     def is_stuck(self, patience: int | None) -> bool:
         """Whether the latest `patience` validations brought no improvement: early stopping."""
         if patience is None:

@@ -45,10 +45,10 @@ class Throughput:
     Nothing here is saved in a checkpoint: after a resume, the counts begin anew.
 
     Args:
-        precision: That of matrix products in float32: "tf32" or "float32".
+        tf32: Whether matrix products in float32 are computed in TF32.
     """
 
-    def __init__(self, accelerator: Accelerator, model: torch.nn.Module, precision: str):
+    def __init__(self, accelerator: Accelerator, model: torch.nn.Module, tf32: bool):
         bare = accelerator.unwrap_model(model)
         self._has_decoder = is_encoder_decoder(bare)
         self._device = accelerator.device
@@ -57,8 +57,10 @@ class Throughput:
         self._peak: float | None = None
         if accelerator.device.type == "cuda":
             name = torch.cuda.get_device_name(accelerator.device)
-            half = accelerator.mixed_precision in ("bf16", "fp16")
-            self._peak = peak_rate(name, "half" if half else precision)
+            precision = "tf32" if tf32 else "float32"
+            if accelerator.mixed_precision in ("bf16", "fp16"):
+                precision = "half"
+            self._peak = peak_rate(name, precision)
         self.restart()
 
     def restart(self) -> None:
