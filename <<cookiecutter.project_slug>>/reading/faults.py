@@ -78,10 +78,10 @@ class Rows:
 
     def repeated(self, checksums: np.ndarray, train: np.ndarray | None) -> Iterator[str]:
         """Find rows that are equal, after tokenization, to an earlier one or to one of `train`."""
-        yield from self.line("equal to an earlier row", repeats(checksums))
+        yield from self.line("equal to an earlier row after tokenization", repeats(checksums))
         if train is not None:
             found = np.flatnonzero(np.isin(checksums, train))
-            yield from self.line("also in the training data", found)
+            yield from self.line("equal to a training row after tokenization", found)
 
     def single_labels(
         self, names: Sequence[str], labels: np.ndarray, rows: np.ndarray

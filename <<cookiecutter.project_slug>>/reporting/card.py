@@ -74,6 +74,7 @@ def write_card(folder: Path, state: TrainState, args: dict, model: PreTrainedMod
                 task_type=pipeline_tag or "other",
                 dataset_type="text",
                 dataset_name=name.rpartition("/")[0] or valid_input,
+                dataset_config=name.rpartition("/")[0] or None,  # by which results are grouped
                 metric_type=name.rpartition("/")[2],
                 metric_value=value,
             )

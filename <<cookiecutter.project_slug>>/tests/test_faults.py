@@ -112,7 +112,11 @@ def test_dry_run_finds_equal_and_empty_rows(arguments, sample, tmp_path, capsys)
     train.main([*arguments, "--dry_run"])
     shown = capsys.readouterr().out
     last = len(rows["train"])
-    assert f"  equal to an earlier row: 1, first {tmp_path}/train.jsonl:{last - 1}" in shown
+    assert (
+        f"  equal to an earlier row after tokenization: 1, first {tmp_path}/train.jsonl:{last - 1}"
+        in shown
+    )
     assert f"  empty {column!r}: 1, first {tmp_path}/train.jsonl:{last}" in shown
     leaked = len(rows["valid"])
-    assert f"  also in the training data: 1, first {tmp_path}/valid.jsonl:{leaked}" in shown
+    found = f"equal to a training row after tokenization: 1, first {tmp_path}/valid.jsonl:{leaked}"
+    assert f"  {found}" in shown

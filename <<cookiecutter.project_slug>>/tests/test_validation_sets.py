@@ -61,12 +61,12 @@ def test_scores_of_sets_are_those_of_each_file_and_of_all(
 
     def expected(*files: str) -> dict:
         outdir = uninterrupted([*arguments, "--valid_input", *files])
-        return read_log(outdir)["Epoch 0, step 1"]["valid_log"]
+        return read_log(outdir)["Epoch 0"]["valid_log"]
 
     run = [*arguments, *named, "--eval_batch_size", str(size), "--outdir", str(tmp_path / "run")]
     run += ["--batch_size", str(8 // processes)]
     Launch(run, tmp_path / "output", processes).expect()
-    log = read_log(tmp_path / "run")["Epoch 0, step 1"]["valid_log"]
+    log = read_log(tmp_path / "run")["Epoch 0"]["valid_log"]
     joined = expected(*parts.values())
     for name, path in parts.items():
         joined |= {f"{name}/{score}": value for score, value in expected(path).items()}
