@@ -1,4 +1,4 @@
-"""loss.png: losses, gradient norm, the score that best/ is chosen by, and the learning rate."""
+"""Draw loss.png: losses, gradient norm, `metric_for_best_model` and learning rate by step."""
 
 import io
 import math
@@ -8,7 +8,7 @@ from training.state import TrainState
 
 
 def draw_curves(state: TrainState, metric: str) -> bytes:
-    """Return a PNG file.
+    """Return the bytes of a PNG file.
 
     Args:
         metric: Name of the score that best/ is chosen by.

@@ -1,4 +1,4 @@
-"""`--dry_run`: print everything that can be known before the first optimizer step."""
+"""`--dry_run`: print data, schedule, memory and disk space before the first optimizer step."""
 
 import shutil
 from collections.abc import Callable, Iterator
@@ -18,18 +18,18 @@ from training.throughput import count_positions, is_encoder_decoder, peak_memory
 from training.user_code import user_code
 
 FLOAT = 4  # bytes: weights and optimizer state are in float32
-SAMPLED = 100  # steps in which padding is counted
+SAMPLED = 100  # steps in which padding tokens are counted
 
 
 def preview(run: Run, train_step: Callable[[Run, Step], Any]) -> None:
     """Run everything up to the first optimizer step, and print what was found.
 
     Raises:
-        RunError: The run would not fit into the memory, or its checkpoints not on the disk.
+        RunError: A step does not fit into memory, or the checkpoints do not fit on the disk.
     """
     batches = run.train_batches
     memory = _memory_of_a_step(run, train_step)
-    # The main rank removes the output directory again: the others must not look at it meanwhile.
+    # The main rank removes the output directory again; the other ranks wait for this.
     run.group.on_main(lambda: print(*_lines(run, batches, memory), sep="\n"))
 
 
@@ -89,7 +89,7 @@ def _about_steps(run: Run, batches: Batches) -> Iterator[str]:
 
 
 def _padding(run: Run, batches: Batches) -> float | None:
-    """The share of padding among the tokens of a batch; None for batches without `input_ids`."""
+    """Return the fraction of tokens that are padding; None for batches without `input_ids`."""
     has_decoder = is_encoder_decoder(run.accelerator.unwrap_model(run.model))
     real = 0
     computed = 0
