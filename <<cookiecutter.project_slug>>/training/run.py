@@ -417,7 +417,8 @@ class _Opening:
 
     def valid_sets(self, scores: Scorer, own_scores: list[Scorer]) -> list[ValidationSet]:
         """Batch each validation set; if there are several, each has scores of its own, too."""
-        size, workers = self.config.eval_batch_size, self.config.num_workers
+        size = self.config.eval_batch_size
+        workers = self.config.num_workers
         sets = []
         for (name, examples), own in zip(self.valid_examples.items(), own_scores, strict=True):
             batches = Batches(examples, self.accelerator, size, num_workers=workers)
