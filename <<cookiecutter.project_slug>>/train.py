@@ -20,13 +20,14 @@ from errors import RunError
 from model.interface import Scorer
 from reporting.preview import preview
 from reporting.report import Report
-from training.batches import Step
+from training.batches import MicroBatch, Step
 from training.contract import Task
 from training.launch import run as exit_code_of
 from training.losses import LOSS, LossMeter, add_losses, loss_factor
 from training.optimization import optimizer_step, sum_over_ranks
 from training.randomness import seed_all
 from training.run import Run, open_run
+from training.user_code import at_place, list_examples
 from training.validation import SetResult, ValidationSet, combine, summarize
 
 
@@ -34,22 +35,29 @@ def train_step(run: Run, step: Step) -> dict[str, Tensor]:
     """Accumulate the gradient of one global batch; return this rank's part of its losses."""
     step_losses: dict[str, Tensor] = {}
     for micro in step.micro_batches:
-        # Dropout depends only on (seed, epoch, step, rank, number): no RNG state has to be saved.
-        seed_all(*micro.rng_key)
-        batch = send_to_device(micro.batch, run.accelerator.device, non_blocking=True)
-        run.throughput.add_batch(micro.batch)
-        # Gradients are reduced over the ranks once per step, in its last backward pass.
-        with run.strategy.gradient_sync(run.model, enabled=micro.is_last):
-            # Divided by the target items of the whole step, over all its micro-batches and ranks,
-            # so that the gradient does not depend on how the step was split.
-            _, losses = run.task.forward(run.model, batch, step.num_items)
-            factor = loss_factor(run.task, micro)
-            # Times the number of ranks, since DDP, FSDP and ZeRO average gradients over the ranks.
-            # A loss that is not finite becomes NaN, which the reduction spreads to all ranks.
-            loss = sum_over_ranks(losses[LOSS] * factor, run.accelerator.num_processes)
-            run.accelerator.backward(loss)
-        add_losses(step_losses, losses, factor)
+        with at_place(step.place, micro.indices):
+            losses = add_gradient(run, step, micro)
+        add_losses(step_losses, losses, loss_factor(run.task, micro))
     return step_losses
+
+
+def add_gradient(run: Run, step: Step, micro: MicroBatch) -> dict[str, Tensor]:
+    """Add the gradient of a micro-batch to that of its step; return the losses."""
+    # Dropout depends only on (seed, epoch, step, rank, number): no RNG state has to be saved.
+    seed_all(*micro.rng_key)
+    batch = send_to_device(micro.batch, run.accelerator.device, non_blocking=True)
+    run.throughput.add_batch(micro.batch)
+    # Gradients are reduced over the ranks once per step, in its last backward pass.
+    with run.strategy.gradient_sync(run.model, enabled=micro.is_last):
+        # Divided by the target items of the whole step, over all its micro-batches and ranks,
+        # so that the gradient does not depend on how the step was split.
+        _, losses = run.task.forward(run.model, batch, step.num_items)
+        factor = loss_factor(run.task, micro)
+        # Times the number of ranks, since DDP, FSDP and ZeRO average gradients over the ranks.
+        # A loss that is not finite becomes NaN, which the reduction spreads to all ranks.
+        loss = sum_over_ranks(losses[LOSS] * factor, run.accelerator.num_processes)
+        run.accelerator.backward(loss)
+    return losses
 
 
 def train_until_validation(run: Run, report: Report) -> dict[str, float]:
@@ -70,7 +78,10 @@ def train_until_validation(run: Run, report: Report) -> dict[str, float]:
             # weights unchanged. Both happen on the device, without synchronizing with it.
             losses[LOSS], norm = run.guard.clip_gradients(losses[LOSS])
             lr = run.optimizer.param_groups[0]["lr"]
-            was_skipped = optimizer_step(run.accelerator, run.optimizer, run.scheduler, run.guard)
+            with at_place(step.place):
+                was_skipped = optimizer_step(
+                    run.accelerator, run.optimizer, run.scheduler, run.guard
+                )
             state.advance(len(step.examples), step.num_items, was_skipped)
             run.losses.update(losses, step, norm)
             run.throughput.add_step(step, batches.examples)
@@ -123,11 +134,9 @@ def mean_losses(run: Run) -> dict[str, float]:
 def raise_not_finite(run: Run, step: Step) -> None:
     """Save the batch of a step whose loss or gradient is not finite, and end the run."""
     place = run.checkpoints.save_bad_batch(run.model, run.train_data.examples, step)
-    shown = ", ".join(map(str, step.examples[:8]))
-    more = ", ..." if len(step.examples) > 8 else ""
     raise RunError(
-        f"epoch {step.epoch}, step {step.index}: the loss or its gradient is not finite, examples "
-        f"{shown}{more} (0-based); {place}"
+        f"{step.place}: the loss or its gradient is not finite, {list_examples(step.examples)}; "
+        f"{place}"
     )
 
 
@@ -135,11 +144,12 @@ def validate_step(run: Run, step: Step, losses: LossMeter, scorers: list[Scorer]
     """Add the losses and scores of a batch of validation examples."""
     for micro in step.micro_batches:
         batch = send_to_device(micro.batch, run.accelerator.device, non_blocking=True)
-        outputs, parts = run.task.forward(run.model, batch, step.num_items)
         factor = loss_factor(run.task, micro)
-        losses.update({name: part * factor for name, part in parts.items()}, step)
-        for scores in scorers if micro.weight else []:  # 0 on a rank that has no example left
-            scores.update(outputs, batch)
+        with at_place(step.place, micro.indices):
+            outputs, parts = run.task.forward(run.model, batch, step.num_items)
+            losses.update({name: part * factor for name, part in parts.items()}, step)
+            for scores in scorers if micro.weight else []:  # 0 on a rank without an example
+                scores.update(outputs, batch)
         save_point(run)
 
 

@@ -36,7 +36,8 @@ def preview(run: Run, train_step: Callable[[Run, Step], Any]) -> None:
 def _lines(run: Run, batches: Batches, memory: int) -> Iterator[str]:
     max_len = run.config.max_len
     yield from _about_data("train", batches.examples, max_len)
-    yield from batches.examples.describe()
+    with user_code("model/dataset.py: describe fails"):
+        yield from batches.examples.describe()
     yield from _about_faults(batches.examples)
     for part in run.valid_sets:
         yield from _about_data(f"valid {part.name}".strip(), part.batches.examples, max_len)

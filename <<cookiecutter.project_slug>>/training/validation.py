@@ -12,6 +12,7 @@ from model.interface import Scorer
 
 from .batches import Batches
 from .losses import LOSS
+from .user_code import at_place
 
 NAMED = re.compile(r"(?P<name>[\w-]+)=(?P<path>.+)")
 
@@ -98,7 +99,8 @@ def summarize(sums: dict[str, float], count: int, scores: Scorer) -> dict[str, f
         sums: Sums of the losses over all ranks, by name.
     """
     means = {name: value / max(1, count) for name, value in sums.items()}
-    scored = scores.compute(means[LOSS])
+    with at_place("validation"):
+        scored = scores.compute(means[LOSS])
     return {LOSS: means.pop(LOSS), **means, **scored, "count": count}
 
 
