@@ -205,6 +205,10 @@ class SavedRun:
             known = {field.name for field in fields(TrainState)} & content.keys()
             state = TrainState(**{name: content[name] for name in known})
             state.best = _with_nan(state.best)
+            # Earlier versions had no gradient norm, and a single validation set.
+            state.curve = [(*point, None)[:4] for point in state.curve]
+            if not isinstance(valid := content["data"].get("valid", {}), dict):
+                content["data"]["valid"] = {"": valid}
             losses = [float(loss) for loss in content["train_loss"]]
             named = content.get("named_losses") or [{} for _ in losses]
             return cls(content["args"], content["schema"], content["data"], state, losses, named)
