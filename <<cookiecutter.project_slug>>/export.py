@@ -1,11 +1,10 @@
-"""Write a checkpoint for other tools: in another precision, or as ONNX.
+"""Write a checkpoint for other tools: merged, in another precision, or as ONNX.
 
 python export.py --output exported --dtype bfloat16
 python export.py --output exported --onnx                pip install -e '.[onnx]'
 """
 
 import argparse
-import importlib.util
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,10 +16,12 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from errors import RunError
+from training.adapter import holds_adapter
 from training.contract import Task
 from training.help import HelpFormatter
 from training.launch import run as exit_code_of
 from training.loading import load_model, load_tokenizer
+from training.packages import require
 
 DTYPES = ("float32", "bfloat16", "float16")
 SAMPLES = ("Do you see it?", "No.")
@@ -86,10 +87,33 @@ def check_onnx(model: Any) -> None:
         RunError: packages are missing, or the model generates.
     """
     for package in ("onnx", "onnxruntime", "onnxscript"):
-        if not importlib.util.find_spec(package):
-            raise RunError(f"--onnx needs the package {package}: pip install -e '.[onnx]'")
+        require(package, "onnx", "--onnx")
     if model.can_generate():
         raise RunError("--onnx: the model generates; expected a classifier")
+
+
+def merge(model: Any, tokenizer: PreTrainedTokenizerBase | None) -> None:
+    """Merge the adapter of a model into its base model, and compare the logits.
+
+    Raises:
+        RunError: They differ, or are not those of a stock checkpoint.
+    """
+    ids = torch.arange(3, 35).remainder(model.config.vocab_size).view(2, 16)
+    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids}
+    if tokenizer is not None:
+        batch = dict(tokenizer(list(SAMPLES), padding=True, return_tensors="pt"))
+        batch["labels"] = batch["input_ids"]
+    inputs = model.without_labels(batch)
+    with torch.no_grad():
+        expected = model(**inputs).logits
+        model.merge_lora()
+        difference = (model(**inputs).logits - expected).abs().max()
+    if not difference <= TOLERANCE * expected.abs().max():
+        raise RunError(f"merged: the logits differ from the adapter's by {difference:.2g}")
+    line = model.choose_form(batch)
+    if not model.saves_stock:
+        raise RunError(f"merged: {line}; expected the form of the base model")
+    print(f"merged: the logits differ from the adapter's by at most {difference:.2g}")
 
 
 def next_commands(model: Any, output: Path) -> Iterator[str]:
@@ -118,6 +142,8 @@ def main(argv: list[str] | None = None) -> None:
     model = load_model(task.model_class, args.checkpoint).eval()
     if args.onnx:
         check_onnx(model)
+    if holds_adapter(model):
+        merge(model.float(), tokenizer)
     if hasattr(model, "choose_form"):
         print(model.choose_form())  # in float32, as it was trained
     model.to(getattr(torch, args.dtype)).save_pretrained(output)
