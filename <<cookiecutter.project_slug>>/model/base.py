@@ -329,7 +329,7 @@ class Wrapper(PreTrainedModel):
         self.saves_stock = reason is None
         if reason is None and has_adapter(self.base_model):
             place = adapter_config(self.base_model).base_model_name_or_path
-            return f"checkpoints are adapters for {place}: with it, the logits are the same bit for bit"
+            return f"checkpoints are adapters for {place}, with the same logits bit for bit"
         if reason is None:
             return f"checkpoints are stock {name}: the logits are the same bit for bit"
         return f"checkpoints hold the code of model/: {reason}"

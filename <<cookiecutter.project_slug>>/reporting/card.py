@@ -57,7 +57,7 @@ model = {auto_class}.from_pretrained("path/to/this"{arguments})
 tokenizer = AutoTokenizer.from_pretrained("path/to/this")
 ```
 
-It loads the base model, too. base_config.json is the configuration of the base model in training."""
+This loads the base model, too. base_config.json is its configuration in training."""
 
 
 def write_card(folder: Path, state: TrainState, args: dict, model: PreTrainedModel) -> None:

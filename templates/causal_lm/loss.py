@@ -79,7 +79,8 @@ class _LinearLoss(torch.autograd.Function):
         grad_hidden = torch.zeros_like(hidden)
         # A frozen head, as under LoRA, needs none: its gradient is as large as the weight.
         grad_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
-        grad_bias = torch.zeros_like(bias) if ctx.needs_input_grad[2] and bias is not None else None
+        has_grad_bias = bias is not None and ctx.needs_input_grad[2]
+        grad_bias = torch.zeros_like(bias) if has_grad_bias else None
         parts = max(1, math.ceil(len(hidden) * len(weight) / LOGITS_AT_ONCE))
         rows = max(1, math.ceil(len(hidden) / parts))  # all parts are of one size
         for x, target, grad_x in zip(
