@@ -184,9 +184,11 @@ def _inject(base: PreTrainedModel, config: Any) -> None:
     with warnings.catch_warnings():  # of Conv1D, and of tied weights: see `merge_adapter`
         warnings.simplefilter("ignore")
         peft.inject_adapter_in_model(config, base)
-    for _, module in _whole(base):
-        module.modules_to_save.float()
-        if base.dtype != torch.float32:
+    for parameter in base.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    if base.dtype != torch.float32:
+        for _, module in _whole(base):
             module.register_forward_pre_hook(_to_float32, with_kwargs=True)
 
 
