@@ -1,0 +1,84 @@
+"""How much memory training takes: the whole model, an adapter, and an adapter on 16-bit weights.
+
+python bench/lora.py [--write FOLDER]
+
+Renders a project and runs it, each time in a process of its own. Needs no network and no GPU.
+"""
+
+import argparse
+import tempfile
+from pathlib import Path
+
+from common import environment, table
+from scale import spec_of
+from speed import run
+
+LLAMA = {
+    "model_type": "llama",
+    "hidden_size": 640,
+    "intermediate_size": 1792,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 10,
+    "num_key_value_heads": 10,
+    "tie_word_embeddings": True,
+}
+RANK = 16
+# Few tokens in a step, so that weights, gradients and optimizer state take most of the memory.
+SIZE = {"batch_size": 2, "max_len": 128, "max_steps": 6, "warmup": 1}
+VARIANTS = {
+    "the whole model, float32": [],
+    f"rank {RANK}, base in float32": ["--lora_rank", str(RANK)],
+    f"rank {RANK}, base in bfloat16": ["--lora_rank", str(RANK), "--base_dtype", "bfloat16"],
+}
+
+
+def save_weights(base: Path) -> int:
+    """Give a base model random weights; return their number."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(base))
+    model.save_pretrained(base)
+    return model.num_parameters()
+
+
+def measure(folder: Path) -> tuple[int, list[list[str]]]:
+    """Return the number of parameters, and rows of peaks."""
+    spec = spec_of("causal_lm", LLAMA, 64, folder / "lora", **SIZE)
+    count = save_weights(Path(spec["base"]))
+    rows = []
+    whole = 0.0
+    for name, flags in VARIANTS.items():
+        result = run("hf-template", {**spec, "flags": flags}, folder / "lora")
+        peaks = [result[kind] / 2**20 for kind in ("own_bytes", "peak_bytes")]
+        whole = whole or peaks[0]
+        rows.append([name, *(f"{peak:,.0f}" for peak in peaks), f"{peaks[0] / whole:.2f}"])
+    return count, rows
+
+
+def markdown(count: int, rows: list[list[str]]) -> str:
+    versions = "; ".join(f"{name} {version}" for name, version in environment().items())
+    columns = ["what is trained", "peak memory of its own, MiB", "with mapped files", "share"]
+    return f"""# Memory with an adapter
+
+Made by `python bench/lora.py`. {versions}.
+
+Peak memory of a whole run of {SIZE["max_steps"]} steps from start to end, with validation, checks and
+saves: a Llama of {count / 1e6:,.0f} million parameters, {SIZE["batch_size"]} blocks of \
+{SIZE["max_len"]} tokens in a step. Some hundred MiB of it are Python and its libraries.
+
+{table(*columns, rows=rows)}"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Measure the memory of training with an adapter.")
+    parser.add_argument("--write", type=Path, help="write lora.md here")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        text = markdown(*measure(Path(folder)))
+    print(text)
+    if args.write:
+        (args.write / "lora.md").write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
