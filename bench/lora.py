@@ -56,13 +56,16 @@ def measure(folder: Path) -> tuple[int, list[list[str]]]:
 
 
 def markdown(count: int, rows: list[list[str]]) -> str:
-    versions = "; ".join(f"{name} {version}" for name, version in environment().items())
+    versions = environment()
+    machine = versions.pop("machine")
+    shown = ", ".join(f"{name} {version}" for name, version in versions.items())
     columns = ["what is trained", "peak memory of its own, MiB", "with mapped files", "share"]
     return f"""# Memory with an adapter
 
-Made by `python bench/lora.py`. {versions}.
+Made by `python bench/lora.py` with {shown},
+on {machine}.
 
-Peak memory of a whole run of {SIZE["max_steps"]} steps from start to end, with validation, checks and
+Peak memory of a run of {SIZE["max_steps"]} steps from start to end, with validation, checks and
 saves: a Llama of {count / 1e6:,.0f} million parameters, {SIZE["batch_size"]} blocks of \
 {SIZE["max_len"]} tokens in a step. Some hundred MiB of it are Python and its libraries.
 

@@ -25,6 +25,7 @@ def measure(
     folder: Path,
     batch_size: int,
     eval_batch_size: int,
+    *,
     more: Sequence[str] = (),
 ) -> None:
     """Write `PROCESSES-BATCH_SIZE-EVAL_BATCH_SIZE` .safetensors and .json into a folder.
@@ -64,4 +65,4 @@ def main() -> None:
     sizes = list(map(int, takewhile(str.isdecimal, sys.argv[3:])))
     more = sys.argv[3 + len(sizes) :]
     for batch_size, eval_batch_size in zip(sizes[::2], sizes[1::2], strict=True):
-        measure(sample, folder, batch_size, eval_batch_size, more)
+        measure(sample, folder, batch_size, eval_batch_size, more=more)
