@@ -61,6 +61,8 @@ ids = tokenizer("Do you see it?", return_tensors="pt").input_ids
 auto = getattr(peft, name.replace("AutoModel", "AutoPeftModel", 1))
 for number, auto in enumerate([auto, getattr(transformers, name)]):
     model = auto.from_pretrained(path, **options).eval()
+    for tensor in [*model.parameters(), *model.buffers()]:
+        tensor.data = tensor.data.clone()  # rounding depends on the address in a file
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     if model.config.is_encoder_decoder:
         inputs["decoder_input_ids"] = ids
@@ -82,6 +84,8 @@ def save_base(folder: Path, tiny: Path, seed: int = 0, **changes: object) -> Pat
 
 
 def logits_of(model: nn.Module, tokenizer) -> torch.Tensor:
+    for tensor in [*model.parameters(), *model.buffers()]:
+        tensor.data = tensor.data.clone()  # as in OPEN
     ids = tokenizer(TEXT, return_tensors="pt").input_ids
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     if model.config.is_encoder_decoder and GENERATES:  # type: ignore[union-attr]
@@ -130,7 +134,7 @@ def test_checkpoints_hold_what_is_trained_and_nothing_else(trained):
     moments = OptimizerState.load(trained / "last" / OPTIMIZER_FILE)
     assert {key.rpartition("/")[0] for key in moments.tensors} == own.keys()
     files = sum((trained / "last" / name).stat().st_size for name in (ADAPTER_FILE, OPTIMIZER_FILE))
-    assert 3 * size < files < 3 * size + 400 * len(own) + 2**12  # the headers
+    assert 3 * size < files < 3 * size + 1000 * len(own)  # the headers
 
 
 def test_head_of_a_classifier_is_trained_whole(trained):
@@ -337,11 +341,11 @@ def test_base_model_with_other_weights_is_refused(lora, base, sample, tmp_path):
     with pytest.raises(RunError, match=sentence):
         predict.main(["--checkpoint", str(run / "best"), *rows])
     shutil.rmtree(own)
-    with pytest.raises(RunError, match="own"):
+    with pytest.raises(RunError, match="best: its base model .*own: no such folder"):
         predict.main(["--checkpoint", str(run / "best"), *rows])
     moved = ["--model_id", str(base)]  # the same weights in another place
     train.main(["--restore_dir", str(run / "last"), "--max_steps", "3", *moved])
-    predict.main(["--checkpoint", str(run / "best"), *rows])
+    predict.main(["--checkpoint", str(run / "last"), *rows])
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Low-rank adapters (LoRA): their arguments, and the base model that an adapter belongs to."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,14 @@ from .state import STATE_FILE, SavedRun
 
 
 def is_adapter(folder: Path) -> bool:
+    """Whether a folder holds an adapter of PEFT."""
     return (folder / CONFIG_FILE).is_file()
+
+
+def base_of(folder: Path) -> str:
+    """Return the place of the base model of a saved adapter."""
+    config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+    return str(config.get("base_model_name_or_path"))
 
 
 def holds_adapter(model: torch.nn.Module) -> bool:

@@ -17,7 +17,7 @@ from transformers.utils import cached_file
 
 from errors import RunError
 
-from .adapter import compare_base, is_adapter, load_options
+from .adapter import base_of, compare_base, is_adapter, load_options
 from .config import RunConfig
 from .contract import Task
 from .packages import require
@@ -206,11 +206,15 @@ def _load_adapter(
     """Load an adapter and its base model, with the type of weights that the run has.
 
     Raises:
-        RunError: The base model is another one than that of the run.
+        RunError: The base model is missing, or is another one than that of the run.
     """
     require("peft", "lora", f"{folder}: an adapter, which")
     if not hasattr(model_class, "add_lora"):
         raise RunError(f"{folder}: an adapter of PEFT, which {model_class.__name__} cannot load")
+    try:
+        _check_folder(base_model_id or base_of(folder))
+    except RunError as error:
+        raise RunError(f"{folder}: its base model {error}") from None
     options = {**options, **load_options(folder, base_model_id)}
     model, info = model_class.from_pretrained(str(folder), output_loading_info=True, **options)
     compare_base(model, folder)
