@@ -51,13 +51,16 @@ tokenizer = AutoTokenizer.from_pretrained("path/to/this")
 ```"""
 ADAPTER = """```py
 from peft import {auto_class}  # pip install peft
-from transformers import AutoTokenizer
+from transformers import {names}
 
 model = {auto_class}.from_pretrained("path/to/this"{arguments})
 tokenizer = AutoTokenizer.from_pretrained("path/to/this")
-```
+{generation}```
 
 This loads the base model, too. base_config.json is its configuration in training."""
+
+GENERATION = """model.generation_config = GenerationConfig.from_pretrained("path/to/this")
+"""
 
 
 def write_card(folder: Path, state: TrainState, args: dict, model: PreTrainedModel) -> None:
@@ -125,7 +128,10 @@ def _load_whole(config: dict, model: PreTrainedModel) -> str:
 
 
 def _load_adapter(model: Any) -> str:
-    """PEFT has no place for the number of labels and the padding token of the base model."""
+    """Return the code that opens an adapter.
+
+    PEFT itself saves no number of labels, no padding token and no generation_config.json.
+    """
     trained = model.base_model.config
     place = adapter_config(model.base_model).base_model_name_or_path
     before = AutoConfig.from_pretrained(place, trust_remote_code=False)
@@ -133,8 +139,13 @@ def _load_adapter(model: Any) -> str:
     values = {name: getattr(trained, name) for name in names}
     changed = {name: v for name, v in values.items() if v != getattr(before, name)}
     arguments = "".join(f", {name}={value}" for name, value in changed.items())
-    name = auto_class({}, model).replace("AutoModel", "AutoPeftModel", 1)
-    return ADAPTER.format(auto_class=name, arguments=arguments)
+    generates = model.can_generate()
+    return ADAPTER.format(
+        auto_class=auto_class({}, model).replace("AutoModel", "AutoPeftModel", 1),
+        names="AutoTokenizer, GenerationConfig" if generates else "AutoTokenizer",
+        arguments=arguments,
+        generation=GENERATION if generates else "",
+    )
 
 
 def _is_finite(value: Any) -> bool:

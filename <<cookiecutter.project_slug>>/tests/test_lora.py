@@ -355,6 +355,7 @@ def test_base_model_with_other_weights_is_refused(lora, base, sample, tmp_path):
         (["--lora_targets", "nothing"], "--lora_targets nothing: no adapter can be added"),
         (["--lora_rank", "-1"], "--lora_rank -1: expected at least 0"),
         (["--lora_rank", "0", "--base_dtype", "bfloat16"], "--base_dtype bfloat16: expected --lo"),
+        (["--push_to_hub", "me/mine"], "--push_to_hub me/mine: nobody else has the adapter's base"),
         (["--lora_rank", "0", "--lora_dora"], "--lora_dora True: expected --lora_rank, too"),
     ],
 )

@@ -304,6 +304,11 @@ class RunConfig:
                 f"--model_id {self.model_id}: an adapter of PEFT; expected a whole model (merge "
                 f"it by `python export.py --checkpoint {self.model_id} --output FOLDER`)"
             )
+        if self.lora_rank and self.push_to_hub is not None and Path(self.model_id).is_dir():
+            raise RunError(
+                f"--push_to_hub {self.push_to_hub}: nobody else has the adapter's base model "
+                f"{self.model_id}; expected a Hub id as --model_id"
+            )
         if self.lora_rank:
             return require("peft", "lora", f"--lora_rank {self.lora_rank}")
         for spec in option_fields():
