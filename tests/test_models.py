@@ -214,11 +214,14 @@ def results(**options):
     model.zero_grad()
     outputs = model(**batch, num_items_in_batch=100, **options)
     outputs.loss.backward()
-    return outputs.loss, {name: p.grad.clone() for name, p in model.named_parameters()}
+    trained = ((name, p) for name, p in model.named_parameters() if p.requires_grad)
+    return outputs.loss, {name: p.grad.clone() for name, p in trained}
 
-(with_head, head_grads), (whole, grads) = results(), results(return_logits=True)
-torch.testing.assert_close(with_head, whole)
-torch.testing.assert_close(head_grads, grads, rtol=1e-4, atol=1e-7)
+for is_trained in (True, False):  # under LoRA the head is frozen
+    model.get_output_embeddings().requires_grad_(is_trained)
+    (with_head, head_grads), (whole, grads) = results(), results(return_logits=True)
+    torch.testing.assert_close(with_head, whole)
+    torch.testing.assert_close(head_grads, grads, rtol=1e-4, atol=1e-7)
 is_linear = isinstance(model.get_output_embeddings(), loss.LinearHead)
 assert (model(**batch).logits is None) == is_linear
 with torch.no_grad():
