@@ -1,4 +1,4 @@
-"""Whatever is in a data file, it is learned from or refused in one sentence."""
+"""Any content of a data file is trained on or refused in one sentence."""
 
 import json
 
@@ -55,7 +55,7 @@ CONTENT = (
 
 @pytest.fixture(scope="module")
 def read(tokenizer, tmp_path_factory):
-    """Read a file, and learn from it if it can be read."""
+    """Return a function that reads a file, and computes a loss if it can be read."""
     cache = tmp_path_factory.mktemp("cache")
     folder = tmp_path_factory.mktemp("hostile")
     datasets.config.HF_DATASETS_CACHE, before = cache, datasets.config.HF_DATASETS_CACHE
@@ -110,19 +110,19 @@ def read(tokenizer, tmp_path_factory):
 @example(content="a,b\n".encode("utf-16"), ending="csv")
 @example(content=b" ", ending="txt")
 @example(content=b"\0\0\0\0", ending="txt")
-def test_any_file_is_learned_from_or_refused_in_one_sentence(content, ending, read):
+def test_any_file_is_trained_on_or_refused_in_one_sentence(content, ending, read):
     read(content, ending)
 
 
 @pytest.mark.parametrize("ending", ["jsonl", "csv"])
-def test_a_text_of_a_million_characters_is_learned_from(ending, read):
+def test_text_of_a_million_characters_is_trained_on(ending, read):
     rows = [{**dict.fromkeys(NAMES, MANY), NAMES[-1]: last} for last in "ab"]
     rows[0][NAMES[0]] = MANY
     cells = HEADER + "\n".join(",".join(row.values()) for row in rows).encode()
     assert read(lines_of(rows) if ending == "jsonl" else cells, ending)
 
 
-def test_what_is_odd_but_text_is_learned_from(read):
+def test_unusual_characters_are_trained_on(read):
     for text in ("a\0b", "\u202eright to left", "😀" * 100, "\ufeffmark", "NA", " "):
         rows = [dict.fromkeys(NAMES, text), dict.fromkeys(NAMES, "a")]
         assert read(lines_of(rows), "jsonl"), repr(text)
