@@ -113,7 +113,7 @@ def trained(sample, base, tmp_path_factory) -> Path:
     still = save_base(folder / "base", sample / "tiny")
     arguments = [
         *(f"--{part}_input={sample / part}.jsonl" for part in ("train", "valid")),
-        *("--max_len=48", "--batch_size=8", "--max_steps=6", "--lr=1e-2"),
+        *("--max_len=48", "--batch_size=8", "--max_steps=6", "--lr=1e-2", "--seed=1"),
         *(f"--lora_rank={RANK}", f"--model_id={still}", f"--outdir={folder / 'run'}"),
     ]
     Launch(arguments, folder / "output").expect()
