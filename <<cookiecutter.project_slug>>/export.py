@@ -5,6 +5,7 @@ python export.py --output exported --onnx                pip install -e '.[onnx]
 """
 
 import argparse
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -92,28 +93,58 @@ def check_onnx(model: Any) -> None:
         raise RunError("--onnx: the model generates; expected a classifier")
 
 
-def merge(model: Any, tokenizer: PreTrainedTokenizerBase | None) -> None:
+def merge(model: Any, inputs: dict[str, Tensor]) -> str:
     """Merge the adapter of a model into its base model, and compare the logits.
+
+    Returns:
+        A line about their difference.
 
     Raises:
         RunError: They differ, or are not those of a stock checkpoint.
     """
-    ids = torch.arange(3, 35).remainder(model.config.vocab_size).view(2, 16)
-    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids}
-    if tokenizer is not None:
-        batch = dict(tokenizer(list(SAMPLES), padding=True, return_tensors="pt"))
-        batch["labels"] = batch["input_ids"]
-    inputs = model.without_labels(batch)
-    with torch.no_grad():
-        expected = model(**inputs).logits
-        model.merge_lora()
-        difference = (model(**inputs).logits - expected).abs().max()
-    if not difference <= TOLERANCE * expected.abs().max():
-        raise RunError(f"merged: the logits differ from the adapter's by {difference:.2g}")
-    line = model.choose_form(batch)
+    expected = _logits(model, inputs)
+    model.merge_lora()
+    difference = _difference(_logits(model, inputs), expected, "merged")
+    line = model.choose_form()
     if not model.saves_stock:
         raise RunError(f"merged: {line}; expected the form of the base model")
-    print(f"merged: the logits differ from the adapter's by at most {difference:.2g}")
+    return f"merged: the logits differ from the adapter's by at most {difference:.2g}"
+
+
+def check_merged(model: Any, inputs: dict[str, Tensor], output: Path) -> None:
+    """Open a merged checkpoint without `model/`, and compare the logits.
+
+    Raises:
+        RunError: They differ; the folder is removed.
+    """
+    stock = model.auto_class.from_pretrained(output, dtype=torch.float32).eval()
+    try:
+        _difference(_logits(stock, inputs), _logits(model.float(), inputs), str(output))
+    except RunError:
+        shutil.rmtree(output)
+        raise
+
+
+def sample_inputs(model: Any, tokenizer: PreTrainedTokenizerBase | None) -> dict[str, Tensor]:
+    """Return inputs for which logits are compared: sample texts, or some token ids."""
+    if tokenizer is None:
+        ids = torch.arange(3, 35).remainder(model.config.vocab_size).view(2, 16)
+        batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    else:
+        batch = dict(tokenizer(list(SAMPLES), padding=True, return_tensors="pt"))
+    return model.without_labels({**batch, "labels": batch["input_ids"]})
+
+
+@torch.no_grad()
+def _logits(model: Any, inputs: dict[str, Tensor]) -> Tensor:
+    return model(**inputs).logits
+
+
+def _difference(logits: Tensor, expected: Tensor, what: str) -> float:
+    difference = (logits - expected).abs().max()
+    if not difference <= TOLERANCE * expected.abs().max():
+        raise RunError(f"{what}: the logits differ from the adapter's by {difference:.2g}")
+    return float(difference)
 
 
 def next_commands(model: Any, output: Path) -> Iterator[str]:
@@ -142,13 +173,18 @@ def main(argv: list[str] | None = None) -> None:
     model = load_model(task.model_class, args.checkpoint).eval()
     if args.onnx:
         check_onnx(model)
+    merged = ""
     if holds_adapter(model):
-        merge(model.float(), tokenizer)
+        inputs = sample_inputs(model.float(), tokenizer)
+        merged = merge(model, inputs)
     if hasattr(model, "choose_form"):
         print(model.choose_form())  # in float32, as it was trained
     model.to(getattr(torch, args.dtype)).save_pretrained(output)
     if tokenizer is not None:
         tokenizer.save_pretrained(output)
+    if merged:
+        check_merged(model, inputs, output)
+        print(merged)
     print(f"{output}: {model.num_parameters():,} parameters in {args.dtype}")
     if args.onnx:
         export_onnx(model, tokenizer, output / "model.onnx")

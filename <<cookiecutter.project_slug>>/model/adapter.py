@@ -121,14 +121,11 @@ def copy_adapter(base: PreTrainedModel, other: PreTrainedModel) -> None:
 def merge_adapter(base: PreTrainedModel) -> None:
     """Add the adapter to the weights, and restore the layers of the base model.
 
-    A weight that other modules share gets a copy of its own, since only one of them changes.
+    Of tied weights with an adapter on one of them, only that one changes: they are untied.
     """
     for name, module in list(_adapted(base)):
         layer = module.get_base_layer()
-        if _is_shared(base, layer.weight):
-            layer.weight = nn.Parameter(layer.weight.detach().clone())
-            base.config.tie_word_embeddings = False
-            base.config.get_text_config().tie_word_embeddings = False
+        _untie(base, layer.weight)
         module.merge(safe_merge=True)
         base.set_submodule(name, layer)
     for name, module in list(_whole(base)):
@@ -234,6 +231,14 @@ def _has_weights(module: nn.Module) -> bool:
     return next(module.parameters(), None) is not None
 
 
-def _is_shared(base: nn.Module, weight: Tensor) -> bool:
+def _untie(base: PreTrainedModel, weight: Tensor) -> None:
+    """Give each module that shares a weight a copy of its own."""
     parameters = base.named_parameters(remove_duplicate=False)
-    return sum(parameter is weight for _, parameter in parameters) > 1
+    names = [name for name, parameter in parameters if parameter is weight]
+    if len(names) < 2:
+        return
+    for name in names:
+        place, _, own = name.rpartition(".")
+        setattr(base.get_submodule(place), own, nn.Parameter(weight.detach().clone()))
+    base.config.tie_word_embeddings = False
+    base.config.get_text_config().tie_word_embeddings = False
