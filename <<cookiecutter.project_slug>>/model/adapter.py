@@ -85,6 +85,7 @@ def load_adapter(base: PreTrainedModel, folder: Path) -> None:
     if config.peft_type != peft.PeftType.LORA:
         raise ValueError(f"an adapter of the type {config.peft_type.value}; expected LORA")
     config.inference_mode = False
+    config.megatron_config = None  # with one, PEFT would import a module named in the file
     _inject(base, config)
     saved = load_file(folder / WEIGHTS_FILE)
     tensors = {name.removeprefix(PREFIX): tensor for name, tensor in saved.items()}
@@ -105,7 +106,8 @@ def save_adapter(
     save_file(named, folder / WEIGHTS_FILE, {"format": "pt"})
     config = copy.copy(adapter_config(base))
     config.inference_mode = True
-    config.target_modules = sorted(config.target_modules)  # a set, in any order
+    if not isinstance(config.target_modules, str):  # a set, which has no order
+        config.target_modules = sorted(config.target_modules)
     config.save_pretrained(str(folder))
     base.config.to_json_file(folder / BASE_CONFIG_FILE)
     if base.can_generate():
@@ -134,14 +136,18 @@ def merge_adapter(base: PreTrainedModel) -> None:
 
 
 def adapter_config(base: nn.Module) -> Any:
-    """The `peft.LoraConfig` of the adapter."""
+    """Return the `peft.LoraConfig` of the adapter."""
     return base.peft_config[NAME]  # type: ignore[union-attr, index, operator]
 
 
 def adapter_tensors(base: nn.Module, tensors: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
-    """Return the tensors of the adapter, out of all tensors or those that are trained."""
+    """Return the tensors of the adapter, by PEFT's names without their prefix.
+
+    Args:
+        tensors: All tensors of the base model, or those that are trained.
+    """
     tensors = base.state_dict() if tensors is None else tensors
-    # Whole embeddings would be saved with an adapter on them. They are not trained.
+    # By default PEFT saves whole embeddings if they have an adapter. They are not trained.
     return _peft().get_peft_model_state_dict(base, tensors, save_embedding_layers=False)
 
 
