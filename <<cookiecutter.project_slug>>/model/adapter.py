@@ -23,13 +23,6 @@ GENERATION_FILE = "generation_config.json"
 NAME = "default"  # of the adapter, in PEFT
 PREFIX = "base_model.model."  # of all names in an adapter's file
 ALL_LINEAR = "all-linear"
-# By the Auto class of the base model. PEFT's Auto classes compare it.
-TASK_TYPES = {
-    "AutoModelForCausalLM": "CAUSAL_LM",
-    "AutoModelForSeq2SeqLM": "SEQ_2_SEQ_LM",
-    "AutoModelForSequenceClassification": "SEQ_CLS",
-    "AutoModelForTokenClassification": "TOKEN_CLS",
-}
 
 
 def has_adapter(base: nn.Module) -> bool:
@@ -45,6 +38,12 @@ def find_adapter(path: str, **hub: Any) -> Path | None:
     for name in (WEIGHTS_FILE, BASE_CONFIG_FILE, GENERATION_FILE):
         cached_file(path, name, _raise_exceptions_for_missing_entries=False, **hub)
     return Path(found).parent
+
+
+def task_type(auto_class: str) -> str | None:
+    """Return PEFT's name of a task, which its Auto classes compare; None if it has none."""
+    names = {kind.__name__: name for name, kind in _peft().MODEL_TYPE_TO_PEFT_MODEL_MAPPING.items()}
+    return names.get(auto_class.replace("AutoModel", "PeftModel", 1))
 
 
 def add_adapter(base: PreTrainedModel, new_weights: Iterable[str], **options: Any) -> None:

@@ -23,7 +23,6 @@ from transformers import (
 from .adapter import (
     BASE_CONFIG_FILE,
     CONFIG_FILE,
-    TASK_TYPES,
     adapter_config,
     add_adapter,
     base_tensors,
@@ -33,6 +32,7 @@ from .adapter import (
     load_adapter,
     merge_adapter,
     save_adapter,
+    task_type,
 )
 
 # Weight files of any format: a folder that holds one of these is not trained from scratch.
@@ -186,8 +186,8 @@ class Wrapper(PreTrainedModel):
             options: Arguments of `peft.LoraConfig`.
         """
         new_weights = (self.loading_info or {}).get("missing_keys", ())
-        task_type = TASK_TYPES.get(self.auto_class.__name__)
-        add_adapter(self.base_model, new_weights, task_type=task_type, **options)
+        options["task_type"] = task_type(self.auto_class.__name__)
+        add_adapter(self.base_model, new_weights, **options)
 
     def merge_lora(self) -> None:
         """Add the adapter to the weights of the base model; see `merge_adapter`."""
