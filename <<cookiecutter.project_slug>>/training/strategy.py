@@ -73,6 +73,9 @@ class Strategy:
 
     def trained_weights(self, model: nn.Module) -> dict[str, Tensor]:
         """Gather the weights that are trained on one rank; every rank has to call this."""
+        for module in model.modules():
+            if isinstance(module, FSDPModule):
+                module.reshard()  # the last forward pass has left the outermost one gathered
         weights = {}
         for name, parameter in named_parameters(model):
             if not parameter.requires_grad:
