@@ -387,7 +387,7 @@ def test_run_without_an_adapter_cannot_get_one(arguments, tmp_path):
 
 
 def test_adapter_is_no_base_model(arguments, trained):
-    with pytest.raises(RunError, match="an adapter of PEFT; .*python export.py --checkpoint"):
+    with pytest.raises(RunError, match="a PEFT adapter; .*python export.py --checkpoint"):
         train.main([*arguments, "--model_id", str(trained / "best")])
 
 

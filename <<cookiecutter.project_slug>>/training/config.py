@@ -312,8 +312,8 @@ class RunConfig:
     def _check_lora(self) -> None:
         if self.resumed is None and (Path(self.model_id) / CONFIG_FILE).is_file():
             raise RunError(
-                f"--model_id {self.model_id}: an adapter of PEFT; expected a whole model (merge "
-                f"it by `python export.py --checkpoint {self.model_id} --output FOLDER`)"
+                f"--model_id {self.model_id}: a PEFT adapter; expected a full model (merge it by "
+                f"`python export.py --checkpoint {self.model_id} --output FOLDER`)"
             )
         if self.lora_rank and self.push_to_hub is not None and Path(self.model_id).is_dir():
             raise RunError(

@@ -304,7 +304,7 @@ def _check_folder(model_id: str) -> None:
     """Check that a path is a folder that can hold a model.
 
     Raises:
-        RunError: The folder does not exist, or holds only a PEFT adapter.
+        RunError: The folder does not exist.
     """
     folder = Path(model_id)
     if not folder.is_dir():
