@@ -134,8 +134,9 @@ def _about_model(model: torch.nn.Module, memory: int) -> Iterator[str]:
 
 def _about_disk(run: Run) -> str:
     folder = Path(run.config.outdir).resolve()
-    weights = FLOAT * _count(run.model.parameters())
     trained = FLOAT * _count(p for p in run.model.parameters() if p.requires_grad)
+    # With an adapter, checkpoints hold what is trained.
+    weights = trained if run.config.lora_rank else FLOAT * _count(run.model.parameters())
     last = weights + 2 * trained
     free = shutil.disk_usage(folder).free
     # best/, last/ and the previous last/ are kept; a new pair is written beside them.
