@@ -53,8 +53,12 @@ class Report:
         bare = self.run.accelerator.unwrap_model(self.run.model)
         is_based = hasattr(getattr(bare, "config", None), "base_model_id")
         base = f" from {self.config.model_id}" if is_based else ""
+        trained = ""
+        if self.config.lora_rank:
+            own = sum(_full_size(p) for p in self.run.model.parameters() if p.requires_grad)
+            trained = f", {own:,} of them trained"
         self.print(
-            f"{parameters:,} parameters{base}; "
+            f"{parameters:,} parameters{base}{trained}; "
             f"{len(self.run.train_data.examples):,} examples, "
             f"global batch size {state.global_batch_size}; {steps}{state.total_steps:,} steps",
             *self.run.notes,

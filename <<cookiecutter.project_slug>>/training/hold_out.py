@@ -60,7 +60,7 @@ def hold_out(
     checksums = getattr(examples.dataset, "checksums", None)
     if checksums is None:
         checksums = [hash_example(examples.dataset[index]) for index in range(len(examples))]
-    place = _uniform(np.asarray(checksums), seed)
+    place = _uniform(np.asarray(checksums) & 0xFFFFFFFF, seed)
     is_held_out = (place >= fold * share) & (place < (fold + 1) * share)
     parts = []
     for chosen in (~is_held_out, is_held_out):

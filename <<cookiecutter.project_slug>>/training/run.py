@@ -15,8 +15,10 @@ from torch.optim.lr_scheduler import LRScheduler
 from transformers import PreTrainedTokenizerBase
 
 from errors import RunError
+from model.adapter import hash_base
 from model.interface import Scorer
 
+from .adapter import add_adapter, check_form, moved_base, prepare_base
 from .atomic import is_published, supports_links
 from .batches import Batches
 from .checkpoint import Checkpointer
@@ -103,7 +105,7 @@ def open_run(task: Task, argv: list[str]) -> Iterator[Run]:
         run.train_data.remove_files()
 
 
-def _build_strategy(accelerator: Accelerator, max_grad_norm: float) -> Strategy:
+def _build_strategy(accelerator: Accelerator, config: RunConfig) -> Strategy:
     """Choose the strategy that the launcher asked for.
 
     Raises:
@@ -111,9 +113,11 @@ def _build_strategy(accelerator: Accelerator, max_grad_norm: float) -> Strategy:
     """
     if accelerator.distributed_type != DistributedType.DEEPSPEED:
         return Strategy(accelerator)
+    if config.lora_rank:
+        raise RunError(f"--lora_rank {config.lora_rank}: with DeepSpeed not supported; use FSDP2")
     from .zero import ZeroStrategy  # imports DeepSpeed, which is optional
 
-    return ZeroStrategy(accelerator, max_grad_norm)
+    return ZeroStrategy(accelerator, config.max_grad_norm)
 
 
 def _join(task: Task, argv: list[str]) -> tuple[RunConfig, list[str], Accelerator, RankGroup]:
@@ -162,6 +166,7 @@ class _Opening:
         self.accelerator = accelerator
         self.group = group
         self.notes = notes
+        self.base_hash: str | None = None
 
     def open(self) -> Run:
         """Build everything."""
@@ -180,7 +185,7 @@ class _Opening:
             self.check(model, scores, directions)
         state = self.open_state()
         optimizer = self.build_optimizer(model)
-        strategy = _build_strategy(self.accelerator, self.config.max_grad_norm)
+        strategy = _build_strategy(self.accelerator, self.config)
         may_leave_unused = bool(self.unused_parameters(model)) or self.task.leaves_unused
         model, optimizer = strategy.prepare(model, optimizer, may_leave_unused)
         checkpoints = Checkpointer(
@@ -274,15 +279,27 @@ class _Opening:
         if config.restore_dir is None:
             arguments = {**self.train_data.examples.schema, **config.model_options}
             made = build_config(self.task, config.model_id, arguments, self.tokenizer)
+            if config.lora_rank:
+                prepare_base(made, config)
             model, notes = build_model(self.task.model_class, made, config.model_id)
             self.notes += notes
+            if config.lora_rank:
+                add_adapter(model, config)
             if config.lr is None:
-                is_pretrained = getattr(made, "base_has_weights", False)
-                self.config = replace(config, lr=5e-5 if is_pretrained else 2e-3)
+                self.config = replace(config, lr=self._default_lr(made))
         else:
-            model = load_model(self.task.model_class, config.restore_dir, config.model_options)
+            options = config.model_options
+            place = moved_base(config)
+            model = load_model(self.task.model_class, config.restore_dir, options, place)
+        if config.lora_rank:
+            self.base_hash = hash_base(model.base_model)
         set_up(model, self.config)
         return model
+
+    def _default_lr(self, model_config: Any) -> float:
+        if self.config.lora_rank:
+            return 2e-4
+        return 5e-5 if getattr(model_config, "base_has_weights", False) else 2e-3
 
     def build_scores(self, model: Any) -> Scorer:
         device = self.accelerator.device
@@ -295,6 +312,8 @@ class _Opening:
         examples = self.train_data.examples
         check_inputs(model, examples)
         self.notes += check_model(model, self.tokenizer, examples, self.config.max_len)
+        if self.config.lora_rank:
+            check_form(model, self.notes[-1], self.config)
         is_main = self.group.is_main
         self.notes += check_contract(self.task, model, examples, is_main)
         device = self.accelerator.device
@@ -391,7 +410,7 @@ class _Opening:
         names = {name} if name and name in now else now.keys() | before.keys()
         return [name for name in sorted(names) if before.get(name) != now.get(name)]
 
-    def about(self) -> dict[str, dict]:
+    def about(self) -> dict[str, Any]:
         """Return the fields of `SavedRun` other than the state."""
         examples = self.train_data.examples
         data = {
@@ -399,7 +418,8 @@ class _Opening:
             "train": examples.fingerprint,
             "valid": {n: examples.fingerprint for n, examples in self.valid_examples.items()},
         }
-        return {"args": self.config.to_args(), "schema": examples.schema, "data": data}
+        args = self.config.to_args()
+        return {"args": args, "schema": examples.schema, "data": data, "base": self.base_hash}
 
     def build_optimizer(self, model: Any) -> Optimizer:
         """Build the task's optimizer, or AdamW."""

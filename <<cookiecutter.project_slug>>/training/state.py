@@ -183,6 +183,7 @@ class SavedRun:
         data: Number of training examples and fingerprints of the data.
         state: The state, as rank 0 saved it.
         train_losses, named_losses: `train_loss` and `named_losses` of each rank.
+        base: Hash of the base model's weights if an adapter is trained.
     """
 
     args: dict[str, Any]
@@ -191,6 +192,7 @@ class SavedRun:
     state: TrainState
     train_losses: list[float]
     named_losses: list[dict[str, float]]
+    base: str | None = None
 
     @classmethod
     def read(cls, folder: Path) -> "SavedRun":
@@ -211,7 +213,15 @@ class SavedRun:
                 content["data"]["valid"] = {"": valid}
             losses = [float(loss) for loss in content["train_loss"]]
             named = content.get("named_losses") or [{} for _ in losses]
-            return cls(content["args"], content["schema"], content["data"], state, losses, named)
+            return cls(
+                args=content["args"],
+                schema=content["schema"],
+                data=content["data"],
+                state=state,
+                train_losses=losses,
+                named_losses=named,
+                base=content.get("base"),
+            )
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise RunError(f"{path}: not the state of a run ({error})") from None
 
@@ -220,6 +230,7 @@ class SavedRun:
             "args": self.args,
             "schema": self.schema,
             "data": self.data,
+            "base": self.base,
             **asdict(self.state),
             "train_loss": self.train_losses,
             "named_losses": self.named_losses,
