@@ -78,7 +78,7 @@ def _checksum(row: tuple) -> int:
     """
     content = repr(row).encode("utf-8", "surrogatepass")
     digest = hashlib.blake2b(content, digest_size=4).digest()
-    return (int.from_bytes(digest, "little") >> 1 << 32) | zlib.crc32(content)
+    return int.from_bytes(digest, "little") // 2 * 2**32 + zlib.crc32(content)
 
 
 def _rows(columns: dict[str, list]) -> Iterator[tuple]:

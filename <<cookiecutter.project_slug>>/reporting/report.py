@@ -55,7 +55,7 @@ class Report:
         base = f" from {self.config.model_id}" if is_based else ""
         trained = ""
         if self.config.lora_rank:
-            own = sum(_full_size(p) for p in self.run.model.parameters() if p.requires_grad)
+            own = sum(full_size(p) for p in self.run.model.parameters() if p.requires_grad)
             trained = f", {own:,} of them trained"
         self.print(
             f"{parameters:,} parameters{base}{trained}; "
