@@ -75,7 +75,7 @@ def write_card(folder: Path, state: TrainState, args: dict, model: PreTrainedMod
     best = state.best
     base = str(args.get("model_id", "random weights"))
     is_local = Path(base).expanduser().exists()
-    scores = {n: v for n, v in best.items() if n not in ("epoch", "count") and _is_finite(v)}
+    scores = {name: value for name, value in state.best_scores.items() if _is_finite(value)}
     valid_input = _names(args.get("valid_input"))
     is_custom = "auto_map" in config
     is_adapter = holds_adapter(model)
@@ -91,8 +91,9 @@ def write_card(folder: Path, state: TrainState, args: dict, model: PreTrainedMod
             EvalResult(
                 task_type=pipeline_tag or "other",
                 dataset_type="text",
-                dataset_name=valid_input,
-                metric_type=name,
+                dataset_name=name.rpartition("/")[0] or valid_input,
+                dataset_config=name.rpartition("/")[0] or None,  # by which results are grouped
+                metric_type=name.rpartition("/")[2],
                 metric_value=value,
             )
             for name, value in scores.items()
@@ -156,7 +157,8 @@ def _names(source: str | list[str] | None) -> str:
     if source is None:
         return "a held-out part of it"
     parts = [source] if isinstance(source, str) else source or []
-    return ", ".join(Path(part).name for part in parts)
+    named = (part.rpartition("=") for part in parts)
+    return ", ".join(f"{name}{mark}{Path(path).name}" for name, mark, path in named)
 
 
 def _rows(values: dict) -> str:

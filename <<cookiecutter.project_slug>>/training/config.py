@@ -20,6 +20,7 @@ from .help import HelpFormatter, OneOrMore
 from .optimization import SCHEDULERS
 from .packages import require
 from .state import OPTIMIZER_FILE, SavedRun
+from .validation import named_sources
 
 AUTO = "auto"
 RESULTS = ("last", "best", "log.json")
@@ -76,7 +77,10 @@ class RunConfig:
 
     train_input: str | list[str] = option("data/train.jsonl", "training data", group=DATA, **FILES)
     valid_input: str | list[str] | None = option(
-        "data/valid.jsonl", "validation data", group=DATA, **FILES
+        "data/valid.jsonl",
+        "validation data; NAME=FILE for named sets",
+        group=DATA,
+        **FILES,
     )
     valid_size: float = option(
         0.1,
@@ -274,6 +278,13 @@ class RunConfig:
         assert self.lr is not None
         return self.lr
 
+    @property
+    def valid_sources(self) -> dict[str, str | list[str]]:
+        """Validation data by the name of the set; that of held-out examples is ""."""
+        if self.valid_input is None:
+            return {"": self.train_input}
+        return named_sources(self.valid_input)
+
     def validate(self) -> None:
         """Check each value against its rule.
 
@@ -286,6 +297,7 @@ class RunConfig:
             is_number = isinstance(value, (int, float)) and least is not None
             if is_number and not (value >= least and math.isfinite(value)):
                 raise RunError(f"--{spec.name} {value}: expected at least {least}")
+        _ = self.valid_sources
         if (self.valid_fold + 0.5) * self.valid_size >= 1:
             raise RunError(
                 f"--valid_fold {self.valid_fold}: expected less than 1 / --valid_size "

@@ -44,6 +44,7 @@ def read_result(outdir: Path) -> Result:
     state = read_state(outdir / "last")
     for entry in [*log.values(), *state["log"].values()]:
         entry.pop("seconds")
+        entry.pop("speed")
     state["args"].pop("outdir")
     state.pop("run_id")
     optimizer = OptimizerState.load(outdir / "last" / OPTIMIZER_FILE)
