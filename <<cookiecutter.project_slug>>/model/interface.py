@@ -29,7 +29,7 @@ optimization.py
         depends on the step alone. Default: `--lr_scheduler_type`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -70,6 +70,7 @@ class TaskDataset(Protocol):
             out for validation. Default: computed from the examples.
         collate(examples): Batch a list of examples. Default: torch's `default_collate`.
         describe(): Lines that `--dry_run` prints about the data. Default: keys and shapes.
+        notes: Lines about what was chosen or left out, which every run prints. Default: none.
     """
 
     def __len__(self) -> int: ...
@@ -100,18 +101,27 @@ class Scorer(Protocol):
         """
 
 
+class Conversation(Protocol):
+    """What `Predictor.start_conversation` returns: its answers depend on the lines before."""
+
+    def answer(self, line: str, show: Callable[[str], object]) -> None:
+        """Pass the answer to a line to `show`, whole or in pieces as they are generated."""
+
+
 class TaskPredictor(Protocol):
     """`Predictor` of prediction.py.
 
     Made as `Predictor(model, tokenizer, max_len, schema, **options)`.
 
     Attributes:
-        columns: Columns of the input file that predict.py reads.
+        columns: Columns of the input file that predict.py reads. `--column` replaces them.
 
     Optional attributes and methods:
         takes_lists: Whether a column may hold lists of texts. Default: False.
         notes: Lines for the screen. Default: none.
         read(source): Rows of a file, as dicts of any values. Default: its columns as text.
+        start_conversation(): Returns a `Conversation` with the lines of the terminal. Default:
+            each line is a row of its own.
     """
 
     columns: list[str]

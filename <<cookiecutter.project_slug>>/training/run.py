@@ -232,7 +232,9 @@ class _Opening:
         """Read a file; with the schema of another one, in the same way, arguments first."""
         options = {**schema, **self.config.data_options}
         with user_code(f"model/dataset.py: generate_dataset cannot read {source}"):
-            return self.task.read(source, self.tokenizer, self.config.max_len, **options)
+            examples = self.task.read(source, self.tokenizer, self.config.max_len, **options)
+        self.notes += [note for note in examples.notes if note not in self.notes]
+        return examples
 
     def directions(self) -> dict[str, bool]:
         """For each score, whether larger is better.
