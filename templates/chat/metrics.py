@@ -69,16 +69,14 @@ class Scores:
                 continue
             ids = prompt.unsqueeze(0)
             found = generate_greedily(self.model, ids, torch.ones_like(ids), room)
-            expected, generated = (
-                self.decode(answer.unsqueeze(0)),
-                self.decode(found[:, len(prompt) :]),
-            )
-            self.samples.append((self.tokenizer.decode(prompt), expected[0], generated[0]))
+            (expected,) = self.decode(answer.unsqueeze(0))
+            (generated,) = self.decode(found[:, len(prompt) :])
+            self.samples.append((self.tokenizer.decode(prompt), expected, generated))
         return {"perplexity": torch.tensor(loss, dtype=torch.float64).exp().item()}
 
     def save(self, folder: Path) -> None:
         """Write conversations, their last answers and the generated ones to samples.txt."""
-        lines = [f"{p}\n  expected:  {a}\n  generated: {g}\n" for p, a, g in self.samples]
+        lines = [f"{p.rstrip()}\n  expected:  {a}\n  generated: {g}\n" for p, a, g in self.samples]
         (folder / "samples.txt").write_text("\n".join(lines), encoding="utf-8")
 
 

@@ -154,7 +154,7 @@ class Predictor:
             if len(ids) <= self.room:
                 return ids, start - begin
         raise DataError(
-            f"the last message makes a prompt of {len(ids):,} tokens; expected at most {self.room:,}"
+            f"the last message alone makes {len(ids):,} tokens; expected at most {self.room:,}"
         )
 
     def _answer(self, prompts: list[list[int]]) -> list[str]:
