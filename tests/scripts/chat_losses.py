@@ -7,6 +7,7 @@ The computation knows nothing of templates: it joins the parts of each conversat
 
 import json
 import sys
+from itertools import groupby
 from pathlib import Path
 
 import torch
@@ -86,7 +87,8 @@ def expected_loss(
     for parts in conversations:
         ids: list[int] = []
         targets: list[bool] = []
-        for text, is_target in parts:
+        for is_target, group in groupby(parts, key=lambda part: part[1]):
+            text = "".join(part for part, _ in group)
             tokens = tokenizer(text, add_special_tokens=False).input_ids
             ids += tokens
             targets += [is_target] * len(tokens)
