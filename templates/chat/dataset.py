@@ -1,8 +1,7 @@
-"""Read conversations, render them by the chat template, and find the answers in the tokens."""
+"""Read conversations, tokenize them, and pack them into rows."""
 
 import dataclasses
 import json
-import re
 import zlib
 from bisect import bisect_left, insort
 from collections.abc import Iterable, Iterator
@@ -15,8 +14,10 @@ import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from errors import DataError
+from reading.answers import encode_conversation, special_tokens, use_template
 from reading.examples import describe_examples
 from reading.locate import locate_row
+from reading.messages import as_conversation
 from reading.sources import Source
 from reading.tables import column_names, read_table
 from reading.tokens import CHECKSUM, column, fingerprint, pad, tokenize
@@ -43,20 +44,6 @@ OPTIONS: dict[str, dict] = {
     },
 }
 MESSAGES = "messages"
-ROLES = ("system", "user", "assistant")
-ANSWERS = "assistant"
-MARKS = re.compile(r"\{%-?\s*generation\s*-?%\}")
-# For a tokenizer without a template; END is the name of its end mark. A beginning mark is put
-# before it if the tokenizer begins every text with one.
-DEFAULT_TEMPLATE = """\
-{%- for message in messages -%}
-{{- '<|' + message['role'] + '|>\\n' + message['content'] + END + '\\n' -}}
-{%- endfor -%}
-{%- if add_generation_prompt -%}{{- '<|assistant|>\\n' -}}{%- endif -%}
-"""
-
-Message = dict[str, str]
-Span = tuple[int, int]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -210,215 +197,18 @@ def pack(lengths: np.ndarray, room: int) -> list[list[int]]:
     return packs
 
 
-def as_messages(name: str, value: Any, role: str = "") -> list[Message]:
-    """Check the messages in a cell.
-
-    Args:
-        name: The column.
-        role: The role of a text that stands there in place of a list. Default: none may stand.
-
-    Raises:
-        DataError: They are malformed.
-    """
-    if isinstance(value, str) and role:
-        return [{"role": role, "content": value}]
-    if not isinstance(value, list):
-        raise DataError(f"{name!r} holds {_kind(value)}; expected a list of messages")
-    if not value:
-        raise DataError(f"{name!r} holds an empty list; expected messages")
-    for message in value:
-        if not isinstance(message, dict):
-            raise DataError(f"{name!r} holds a list with {_kind(message)}; expected messages")
-        _check_message(message)
-    return [{"role": message["role"], "content": message["content"]} for message in value]
-
-
-def _check_message(message: dict[str, Any]) -> None:
-    others = [key for key, value in message.items() if value is not None]
-    others = [key for key in others if key not in ("role", "content")]
-    if others:  # such as tool calls, which would be lost
-        raise DataError(f"a message has the key {others[0]!r}; expected role and content alone")
-    if (role := message.get("role")) not in ROLES:
-        raise DataError(f"a message has the role {role!r}; expected one of {', '.join(ROLES)}")
-    if not isinstance(content := message.get("content"), str):
-        raise DataError(f"the content of a message is {_kind(content)}; expected text")
-
-
-def _kind(value: Any) -> str:
-    kinds = {str: "text", list: "a list", dict: "an object", bool: "true or false"}
-    return "null" if value is None else kinds.get(type(value), "a number")
-
-
-def as_conversation(row: dict[str, Any]) -> tuple[list[Message], list[int]]:
-    """Return the messages of a row, and the indices of those that are answers to learn.
-
-    Raises:
-        DataError: They are malformed.
-    """
-    first, *rest = row.items()
-    messages = as_messages(*first, "user" if rest else "")
-    begin = len(messages) if rest else 0
-    for cell in rest:
-        messages += as_messages(*cell, ANSWERS)
-    answers = [n for n in range(begin, len(messages)) if messages[n]["role"] == ANSWERS]
-    if not answers:
-        raise DataError("no message of the assistant; expected an answer to learn")
-    return messages, answers
-
-
-def render(
-    tokenizer: PreTrainedTokenizerBase, messages: list[Message], before_answer: bool = False
-) -> str:
-    """Render messages by the chat template.
-
-    Args:
-        before_answer: Whether to append what stands before an answer.
-
-    Raises:
-        DataError: The template does not accept the messages.
-    """
-    try:
-        return tokenizer.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=before_answer
-        )
-    except Exception as error:  # of many kinds: a template is a program
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise DataError(f"the chat template does not accept the messages ({reason})") from None
-
-
-def find_answers(
-    tokenizer: PreTrainedTokenizerBase, messages: list[Message], answers: list[int]
-) -> tuple[str, list[Span]]:
-    """Render a conversation, and find its answers in the text.
-
-    They are what the template itself marks, by `{% generation %}`. Without marks, an answer is what
-    stands between the rendering that asks for it and the one that ends with it, both of which have
-    to begin the whole.
-
-    Raises:
-        DataError: The template renders the beginning of a conversation otherwise than alone.
-    """
-    if MARKS.search(tokenizer.get_chat_template()):
-        return _marked_answers(tokenizer, messages, answers)
-    text = render(tokenizer, messages)
-    spans: list[Span] = []
-    for answer in answers:
-        if answer == 0:
-            raise DataError("the first message is an answer; expected a message before it")
-        before = render(tokenizer, messages[:answer], before_answer=True)
-        until = render(tokenizer, messages[: answer + 1])
-        if not text.startswith(before) or not text.startswith(until):
-            raise DataError(
-                f"the chat template renders message {answer + 1} otherwise if others follow; "
-                "expected --targets last, or a template that marks answers by {% generation %}"
-            )
-        spans.append((len(before), len(until)))
-    return text, spans
-
-
-def _marked_answers(
-    tokenizer: PreTrainedTokenizerBase, messages: list[Message], answers: list[int]
-) -> tuple[str, list[Span]]:
-    text = render(tokenizer, messages)
-    tokens = tokenizer.apply_chat_template(
-        messages,
-        return_dict=True,
-        return_assistant_tokens_mask=True,
-        tokenizer_kwargs={"return_offsets_mapping": True},
-    )
-    edges = np.flatnonzero(np.diff([0, *tokens["assistant_masks"], 0])).tolist()
-    offsets = tokens["offset_mapping"]
-    marked = [
-        (offsets[first][0], offsets[end - 1][1])
-        for first, end in zip(edges[::2], edges[1::2], strict=True)
-    ]
-    of_assistant = [n for n, message in enumerate(messages) if message["role"] == ANSWERS]
-    if len(marked) != len(of_assistant):
-        raise DataError(
-            f"the chat template marks {len(marked)} answers; expected {len(of_assistant)}"
-        )
-    return text, [marked[of_assistant.index(answer)] for answer in answers]
-
-
-def encode_conversation(
-    tokenizer: PreTrainedTokenizerBase, messages: list[Message], answers: list[int]
-) -> tuple[list[int], list[int], list[int]]:
-    """Tokenize a conversation.
-
-    Returns:
-        Token ids; labels, which are -100 outside of the answers; and the token that ends each
-        answer.
-
-    Raises:
-        DataError: The template alters a message, an answer does not end with a token of its own,
-            or it shares a token with what stands before it.
-    """
-    text, spans = find_answers(tokenizer, messages, answers)
-    parts = [text[begin:end] for begin, end in spans]
-    _check_texts(messages, answers, text, parts)
-    tokens = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-    ids: list[int] = tokens["input_ids"]
-    special = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
-    labels = [-100] * len(ids)
-    ends: list[int] = []
-    for (begin, _), part in zip(spans, parts, strict=True):
-        end = begin + len(part.rstrip())  # the line break after the end mark is no target
-        inside: list[int] = []
-        for n, (start, stop) in enumerate(tokens["offset_mapping"]):
-            if start < begin < stop and ids[n] not in special:
-                token = text[start:stop]
-                raise DataError(
-                    f"an answer shares its first token {token!r} with what the chat template puts "
-                    "before it; expected another beginning"
-                )
-            if begin <= start < end:
-                inside.append(n)
-        ends.append(_end_of(tokenizer, [ids[n] for n in inside], special))
-        for n in inside:
-            labels[n] = ids[n]
-    labels[0] = -100  # nothing stands before it
-    return ids, labels, ends
-
-
-def _check_texts(messages: list[Message], answers: list[int], text: str, parts: list[str]) -> None:
-    """Check that each message stands in the text, but for white space.
-
-    Earlier answers may be shortened, as by templates that leave out reasoning.
-    """
-    targets = dict(zip(answers, parts, strict=True))
-    whole = "".join(text.split())
-    for n, message in enumerate(messages):
-        place = "".join(targets[n].split()) if n in targets else whole
-        is_kept = "".join(message["content"].split()) in place
-        if not is_kept and (n in targets or message["role"] != ANSWERS):
-            raise DataError(
-                f"the chat template leaves out or alters message {n + 1}, of the "
-                f"{message['role']}; expected its whole content"
-            )
-
-
-def _end_of(tokenizer: PreTrainedTokenizerBase, ids: list[int], special: set[int]) -> int:
-    """Return the token that ends an answer."""
-    if not ids or ids[-1] not in special:
-        last = tokenizer.decode(ids[-1:])
-        raise DataError(
-            f"the chat template ends an answer with {last!r}; expected a special token, at which "
-            "generation can stop"
-        )
-    if ids[-1] in ids[:-1]:
-        mark = tokenizer.decode(ids[-1:])
-        raise DataError(f"an answer holds {mark!r}, which ends it; expected it at the end alone")
-    return ids[-1]
-
-
 def encode_row(
-    row: dict[str, Any], tokenizer: PreTrainedTokenizerBase, targets: str, max_len: int
+    row: dict[str, Any],
+    tokenizer: PreTrainedTokenizerBase,
+    special: set[int],
+    targets: str,
+    max_len: int,
 ) -> dict[str, Any]:
     """Tokenize a row of the file; `fault` is what is wrong with it."""
     try:
         messages, answers = as_conversation(row)
         answers = answers[-1:] if targets == "last" else answers
-        ids, labels, ends = encode_conversation(tokenizer, messages, answers)
+        ids, labels, ends = encode_conversation(tokenizer, messages, answers, special)
         fault = ""
     except DataError as error:
         ids, labels, ends, fault = [0], [-100], [0], str(error)
@@ -428,31 +218,6 @@ def encode_row(
     num_items = sum(label != -100 for label in labels)
     counts = {"length": len(ids), "num_items": num_items, "is_cut": is_cut}
     return {"input_ids": ids, "labels": labels, "ends": ends, "fault": fault, **counts}
-
-
-def use_template(tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """Give the tokenizer `DEFAULT_TEMPLATE` if it has none; return lines about it.
-
-    Raises:
-        DataError: It has no end mark for that, or tells no offsets.
-    """
-    if not tokenizer.is_fast:
-        name = type(tokenizer).__name__
-        raise DataError(f"{name} gives no offsets of tokens; expected a fast tokenizer")
-    if tokenizer.chat_template:
-        try:
-            tokenizer.get_chat_template()
-        except ValueError as error:  # it has several, and none of them is the default
-            reason = str(error).splitlines()[0]
-            raise DataError(f"the tokenizer has no default chat template ({reason})") from None
-        return []
-    name = "eos_token" if tokenizer.eos_token else "sep_token"
-    if not getattr(tokenizer, name):
-        raise DataError("the tokenizer has neither chat_template nor eos_token; expected either")
-    begins = tokenizer.bos_token_id in tokenizer("").input_ids[:1]
-    template = ("{{- bos_token -}}\n" if begins else "") + DEFAULT_TEMPLATE.replace("END", name)
-    tokenizer.chat_template = template
-    return ["the tokenizer has no chat template: model/dataset.py's DEFAULT_TEMPLATE is used"]
 
 
 def generate_dataset(
@@ -483,7 +248,8 @@ def generate_dataset(
     def encode(batch: dict[str, list]) -> dict[str, list]:
         cells = zip(*(batch[name] for name in columns), strict=True)
         rows = [dict(zip(columns, map(json.loads, row), strict=True)) for row in cells]
-        found = [encode_row(row, tokenizer, targets, max_len) for row in rows]
+        special = special_tokens(tokenizer)
+        found = [encode_row(row, tokenizer, special, targets, max_len) for row in rows]
         return {name: [row[name] for row in found] for name in found[0]}
 
     rows = tokenize(table, encode, tokenizer)

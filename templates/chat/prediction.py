@@ -10,12 +10,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.generation import BaseStreamer
 
 from errors import DataError, RunError
+from reading.answers import render, use_template
 from reading.decoding import Decoder
 from reading.locate import locate_row
+from reading.messages import ANSWERS, Message, as_messages
 from reading.sources import Source
 from reading.tables import read_table
 
-from .dataset import ANSWERS, MESSAGES, Message, Schema, as_messages, render, use_template
+from .dataset import MESSAGES, Schema
 
 # Arguments of Predictor that predict.py offers on its command line. The others are those of the
 # checkpoint's generation_config.json.

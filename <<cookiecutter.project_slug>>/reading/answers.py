@@ -1,0 +1,201 @@
+"""Render conversations by the chat template of a tokenizer, and find the answers in the tokens."""
+
+import re
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from errors import DataError
+
+from .messages import ANSWERS, Message
+
+MARKS = re.compile(r"\{%-?\s*generation\s*-?%\}")
+# For a tokenizer without a template; END is the name of its end mark. A beginning mark is put
+# before it if the tokenizer begins every text with one.
+DEFAULT_TEMPLATE = """\
+{%- for message in messages -%}
+{{- '<|' + message['role'] + '|>\\n' + message['content'] + END + '\\n' -}}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{- '<|assistant|>\\n' -}}{%- endif -%}
+"""
+Span = tuple[int, int]
+
+
+def use_template(tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """Give the tokenizer `DEFAULT_TEMPLATE` if it has none; return lines about it.
+
+    Raises:
+        DataError: It has no end mark for that, no default template, or gives no offsets.
+    """
+    if not tokenizer.is_fast:
+        name = type(tokenizer).__name__
+        raise DataError(f"{name} gives no offsets of tokens; expected a fast tokenizer")
+    if tokenizer.chat_template:
+        try:
+            tokenizer.get_chat_template()
+        except ValueError as error:  # it has several, and none of them is the default
+            reason = str(error).splitlines()[0]
+            raise DataError(f"the tokenizer has no default chat template ({reason})") from None
+        return []
+    name = "eos_token" if tokenizer.eos_token else "sep_token"
+    if not getattr(tokenizer, name):
+        raise DataError("the tokenizer has neither chat_template nor eos_token; expected either")
+    begins = tokenizer.bos_token_id in tokenizer("").input_ids[:1]
+    template = ("{{- bos_token -}}\n" if begins else "") + DEFAULT_TEMPLATE.replace("END", name)
+    tokenizer.chat_template = template
+    return ["the tokenizer has no chat template: DEFAULT_TEMPLATE of reading/answers.py is used"]
+
+
+def render(
+    tokenizer: PreTrainedTokenizerBase, messages: list[Message], before_answer: bool = False
+) -> str:
+    """Render messages by the chat template.
+
+    Args:
+        before_answer: Whether to append what stands before an answer.
+
+    Raises:
+        DataError: The template does not accept the messages.
+    """
+    try:
+        return tokenizer.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=before_answer
+        )
+    except Exception as error:  # of many kinds: a template is a program
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise DataError(f"the chat template does not accept the messages ({reason})") from None
+
+
+def find_answers(
+    tokenizer: PreTrainedTokenizerBase, messages: list[Message], answers: list[int]
+) -> tuple[str, list[Span]]:
+    """Render a conversation, and find its answers in the text.
+
+    They are what the template itself marks, by `{% generation %}`. Without marks, an answer is what
+    stands between the rendering that asks for it and the one that ends with it, both of which have
+    to begin the whole.
+
+    Raises:
+        DataError: The template renders the beginning of a conversation otherwise than alone.
+    """
+    if MARKS.search(tokenizer.get_chat_template()):
+        return _marked_answers(tokenizer, messages, answers)
+    text = render(tokenizer, messages)
+    spans: list[Span] = []
+    for answer in answers:
+        if answer == 0:
+            raise DataError("the first message is an answer; expected a message before it")
+        before = render(tokenizer, messages[:answer], before_answer=True)
+        until = render(tokenizer, messages[: answer + 1])
+        if not text.startswith(before) or not text.startswith(until):
+            raise DataError(
+                f"the chat template renders message {answer + 1} otherwise if others follow; "
+                "expected --targets last, or a template that marks answers by {% generation %}"
+            )
+        spans.append((len(before), len(until)))
+    return text, spans
+
+
+def _marked_answers(
+    tokenizer: PreTrainedTokenizerBase, messages: list[Message], answers: list[int]
+) -> tuple[str, list[Span]]:
+    text = render(tokenizer, messages)
+    tokens = tokenizer.apply_chat_template(
+        messages,
+        return_dict=True,
+        return_assistant_tokens_mask=True,
+        tokenizer_kwargs={"return_offsets_mapping": True},
+    )
+    edges = np.flatnonzero(np.diff([0, *tokens["assistant_masks"], 0])).tolist()
+    offsets = tokens["offset_mapping"]
+    marked = [
+        (offsets[first][0], offsets[end - 1][1])
+        for first, end in zip(edges[::2], edges[1::2], strict=True)
+    ]
+    of_assistant = [n for n, message in enumerate(messages) if message["role"] == ANSWERS]
+    if len(marked) != len(of_assistant):
+        raise DataError(
+            f"the chat template marks {len(marked)} answers; expected {len(of_assistant)}"
+        )
+    return text, [marked[of_assistant.index(answer)] for answer in answers]
+
+
+def special_tokens(tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    """Return the ids of tokens that stand for no text."""
+    return {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
+
+
+def encode_conversation(
+    tokenizer: PreTrainedTokenizerBase,
+    messages: list[Message],
+    answers: list[int],
+    special: set[int],
+) -> tuple[list[int], list[int], list[int]]:
+    """Tokenize a conversation.
+
+    Args:
+        answers: Indices of the messages to learn.
+        special: See `special_tokens`.
+
+    Returns:
+        Token ids; labels, which are -100 outside of the answers; and the token that ends each
+        answer.
+
+    Raises:
+        DataError: The template alters a message, an answer does not end with a token of its own,
+            or it shares a token with what stands before it.
+    """
+    text, spans = find_answers(tokenizer, messages, answers)
+    parts = [text[begin:end] for begin, end in spans]
+    _check_texts(messages, answers, text, parts)
+    tokens = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    ids: list[int] = tokens["input_ids"]
+    labels = [-100] * len(ids)
+    ends: list[int] = []
+    for (begin, _), part in zip(spans, parts, strict=True):
+        end = begin + len(part.rstrip())  # the line break after the end mark is no target
+        inside = [
+            n for n, (start, _) in enumerate(tokens["offset_mapping"]) if begin <= start < end
+        ]
+        ends.append(_end_of(tokenizer, [ids[n] for n in inside], special))
+        start, stop = tokens["offset_mapping"][max(0, inside[0] - 1)]
+        if start < begin < stop and ids[inside[0] - 1] not in special:
+            raise DataError(
+                f"an answer shares the token {text[start:stop]!r} with what the chat template puts "
+                "before it; expected another beginning"
+            )
+        for n in inside:
+            labels[n] = ids[n]
+    labels[0] = -100  # nothing stands before it
+    return ids, labels, ends
+
+
+def _check_texts(messages: list[Message], answers: list[int], text: str, parts: list[str]) -> None:
+    """Check that each message stands in the text, but for white space.
+
+    Earlier answers may be shortened, as by templates that leave out reasoning.
+    """
+    targets = dict(zip(answers, parts, strict=True))
+    whole = "".join(text.split())
+    for n, message in enumerate(messages):
+        place = "".join(targets[n].split()) if n in targets else whole
+        is_kept = "".join(message["content"].split()) in place
+        if not is_kept and (n in targets or message["role"] != ANSWERS):
+            raise DataError(
+                f"the chat template leaves out or alters message {n + 1}, of the "
+                f"{message['role']}; expected its whole content"
+            )
+
+
+def _end_of(tokenizer: PreTrainedTokenizerBase, ids: list[int], special: set[int]) -> int:
+    """Return the token that ends an answer."""
+    if not ids or ids[-1] not in special:
+        last = tokenizer.decode(ids[-1:])
+        raise DataError(
+            f"the chat template ends an answer with {last!r}; expected a special token, at which "
+            "generation can stop"
+        )
+    if ids[-1] in ids[:-1]:
+        mark = tokenizer.decode(ids[-1:])
+        raise DataError(f"an answer holds {mark!r}, which ends it; expected it at the end alone")
+    return ids[-1]
