@@ -150,20 +150,22 @@ def encode_conversation(
     _check_texts(messages, answers, text, parts)
     tokens = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
     ids: list[int] = tokens["input_ids"]
+    offsets = tokens["offset_mapping"]
     labels = [-100] * len(ids)
     ends: list[int] = []
     for (begin, _), part in zip(spans, parts, strict=True):
         end = begin + len(part.rstrip())  # the line break after the end mark is no target
-        inside = [
-            n for n, (start, _) in enumerate(tokens["offset_mapping"]) if begin <= start < end
-        ]
+        inside = [n for n, (start, _) in enumerate(offsets) if begin <= start < end]
         ends.append(_end_of(tokenizer, [ids[n] for n in inside], special))
-        start, stop = tokens["offset_mapping"][max(0, inside[0] - 1)]
-        if start < begin < stop and ids[inside[0] - 1] not in special:
-            raise DataError(
-                f"an answer shares the token {text[start:stop]!r} with what the chat template puts "
-                "before it; expected another beginning"
-            )
+        for n in range(max(0, inside[0] - 1), inside[0]):  # the token before, if there is one
+            start, stop = offsets[n]
+            if ids[n] in special:  # white space that it swallows is not a part of it
+                stop = start + len(tokenizer.convert_ids_to_tokens(ids[n]))
+            if stop > begin:
+                raise DataError(
+                    f"an answer shares the token {text[start:stop]!r} with what the chat template "
+                    "puts before it; expected another beginning"
+                )
         for n in inside:
             labels[n] = ids[n]
     labels[0] = -100  # nothing stands before it

@@ -49,6 +49,7 @@ def conversation(turns: int, system: str = "", thought: str = "") -> list[dict[s
 
 def tokenizer_of(style: str) -> PreTrainedTokenizerBase:
     tokenizer = AutoTokenizer.from_pretrained("tiny")
+    tokenizer.add_tokens(["\n\n\n"])
     more = ["<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
     more += ["<start_of_turn>", "<end_of_turn>"]
     tokenizer.add_special_tokens({"extra_special_tokens": more})
@@ -135,7 +136,7 @@ def refused(rows: list[list[dict[str, str]]], style: str, words: str) -> None:
 
 
 torch.manual_seed(0)
-config = LlamaConfig.from_pretrained("tiny", vocab_size=1029)
+config = LlamaConfig.from_pretrained("tiny", vocab_size=1030)
 LlamaForCausalLM(config).save_pretrained("base")
 MODEL = Model(ModelConfig("base")).eval()
 DOUBLE = LlamaForCausalLM.from_pretrained("base", dtype=torch.float64).eval()
@@ -152,4 +153,5 @@ refused([*PLAIN, WITH_SYSTEM[0]], "no_system", "System role not supported")
 refused([*PLAIN, PLAIN[1] + PLAIN[0][1:]], "inst", "Roles must alternate")
 compare([conversation(1, thought=THOUGHT)], "reasoning")
 compare([conversation(2, thought=THOUGHT), *PLAIN], "reasoning", "last")
+refused([conversation(1, thought="\n\n")], "chatml", r"shares the token '\n\n\n' with")
 refused([*PLAIN, conversation(2, thought=THOUGHT)], "reasoning", "message 2 otherwise if others")
