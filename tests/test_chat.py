@@ -7,7 +7,9 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TypeAlias
 
 import pytest
 
@@ -43,16 +45,19 @@ def run(project: Path, *command: str | Path, code: int = 0) -> str:
     return done.stdout + (done.stderr if code else "")
 
 
-def turn(role: str, content: object) -> dict:
+Files: TypeAlias = dict[str, list[dict[str, object]]]
+
+
+def turn(role: str, content: object) -> dict[str, object]:
     return {"role": role, "content": content}
 
 
-def write(path: Path, rows: list[dict]) -> Path:
+def write(path: Path, rows: Sequence[Mapping[str, object]]) -> Path:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return path
 
 
-def what_is_said(project: Path, folder: Path, files: dict[str, list[dict]], **options) -> list[str]:
+def what_is_said(project: Path, folder: Path, files: Files, **options: object) -> list[str]:
     """What reading each file ends in: an error, without the folder's name, or a number."""
     paths = [write(folder / f"{name}.jsonl", rows) for name, rows in files.items()]
     out = run(project, SCRIPTS / "chat_rows.py", json.dumps(options), *paths)
@@ -61,10 +66,10 @@ def what_is_said(project: Path, folder: Path, files: dict[str, list[dict]], **op
 
 ASKED = turn("user", "A?")
 ANSWERED = turn("assistant", "B.")
-GOOD = {"messages": [ASKED, ANSWERED]}
-PAIR = {"prompt": "A?", "completion": "B."}
+GOOD: dict[str, object] = {"messages": [ASKED, ANSWERED]}
+PAIR: dict[str, object] = {"prompt": "A?", "completion": "B."}
 # Rows that are refused, each as the second of a file, and the words that say so.
-BAD = {
+BAD: dict[str, tuple[object, str]] = {
     "role": ([ASKED, turn("tool", "B.")], "a message has the role 'tool'; expected one of system"),
     "no_role": ([ASKED, {"content": "B."}], "a message has the role None; expected one of system"),
     "no_answer": ([ASKED], "no message of the assistant; expected an answer to learn"),
@@ -82,7 +87,7 @@ BAD = {
 
 
 def test_a_malformed_row_is_named_in_one_sentence(project: Path, tmp_path: Path) -> None:
-    files = {name: [GOOD, {"messages": messages}] for name, (messages, _) in BAD.items()}
+    files: Files = {name: [GOOD, {"messages": messages}] for name, (messages, _) in BAD.items()}
     found = what_is_said(project, tmp_path, files)
     assert len(found) == len(BAD)
     for line, (name, (_, words)) in zip(found, BAD.items(), strict=True):
@@ -90,7 +95,11 @@ def test_a_malformed_row_is_named_in_one_sentence(project: Path, tmp_path: Path)
 
 
 def test_a_file_has_messages_or_pairs(project: Path, tmp_path: Path) -> None:
-    files = {"both": [{**GOOD, **PAIR}], "half": [{"prompt": "A?"}], "neither": [{"text": "A?"}]}
+    files: Files = {
+        "both": [{**GOOD, **PAIR}],
+        "half": [{"prompt": "A?"}],
+        "neither": [{"text": "A?"}],
+    }
     files |= {"prompt": [PAIR, {**PAIR, "prompt": []}], "right": [PAIR, PAIR]}
     files |= {"other": [{**GOOD, "prompt": "A?", "prompt_id": 1}]}
     assert what_is_said(project, tmp_path, files) == [
@@ -102,15 +111,15 @@ def test_a_file_has_messages_or_pairs(project: Path, tmp_path: Path) -> None:
         "2",
         "1",
     ]
-    both = {"both": files["both"]}
+    both: Files = {"both": files["both"]}
     assert what_is_said(project, tmp_path, both, messages_column="messages") == ["1"]
 
 
 def test_what_truncation_leaves_without_a_target_is_refused_or_left_out(
     project: Path, tmp_path: Path
 ) -> None:
-    long = {"messages": [turn("user", "word " * 60), ANSWERED]}
-    files = {"some": [GOOD, long, GOOD, long], "all": [long]}
+    long: dict[str, object] = {"messages": [turn("user", "word " * 60), ANSWERED]}
+    files: Files = {"some": [GOOD, long, GOOD, long], "all": [long]}
     words = "--max_len 40 cuts off all targets of 2 of 4 conversations, first some.jsonl:2"
     expected = "expected a larger --max_len"
     assert what_is_said(project, tmp_path, files, max_len=40) == [

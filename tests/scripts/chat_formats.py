@@ -12,7 +12,7 @@ TEXTS = ["1.0", " a\n\n b\t", '"\\u00e9" \\n é 🐿', "null", "{}", "<|x|>", "N
 tokenizer = load_tokenizer("tiny")
 
 
-def ids_of(source: str, **options) -> list[list[int]]:
+def ids_of(source: str, **options: str) -> list[list[int]]:
     dataset: Dataset = generate_dataset(source, tokenizer, 500, **options)
     return [dataset[n]["input_ids"].tolist() for n in range(len(dataset))]
 
