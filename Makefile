@@ -10,22 +10,22 @@ STAMP := $(VENV)/.made-by-make
 .PHONY: help demo test test-all bench lint clean
 
 help:
-	@echo "make demo      render a project into demo/ and train it; TASK=... for another task than classification"
+	@echo "make demo      render a project into demo/ and train it; TASK=... selects another task than classification"
 	@echo "make test      run the tests"
-	@echo "make test-all  run them for every task, also where tasks share the code"
-	@echo "make bench     measure exactness, speed and memory, beside other trainers, into bench/results/ (over an hour)"
+	@echo "make test-all  run all tests for every task, also those of shared code"
+	@echo "make bench     compare exactness, speed and memory with other trainers; write bench/results/ (over an hour)"
 	@echo "make lint      check style, format and types"
-	@echo "make clean     remove the environment and the caches (demo/ is yours and stays)"
+	@echo "make clean     remove the environment and the caches, but not demo/"
 	@echo
-	@echo "They use the environment in $(VENV), made at the first call with $(PYTHON)."
-	@echo "VENV=folder uses another one: it is left as it is if make did not make it."
+	@echo "They use the environment in $(VENV), which the first call creates with $(PYTHON)."
+	@echo "VENV=folder selects another one, which is not changed unless make created it."
 
-# An environment without our stamp is somebody else's. The stamp is written first, with an old
-# date: an installation that was cut short is then taken up again, and not mistaken for theirs.
+# An environment without the stamp file was not created by make. The stamp is written first, with an
+# old date, so that an interrupted installation is repeated.
 $(STAMP): pyproject.toml constraints.txt
 	@if [ -x "$(BIN)/python" ] && [ ! -f "$@" ]; then exit 0; fi; \
 	$(PYTHON) -c 'import sys, ensurepip, venv; sys.exit(sys.version_info < (3, 10))' 2>/dev/null || { \
-		echo "hf-template needs Python 3.10 or newer with its venv module: name one by PYTHON=..." >&2; \
+		echo "hf-template needs Python 3.10 or newer with its venv module: set PYTHON=..." >&2; \
 		exit 1; \
 	}; \
 	mkdir -p "$(VENV)" && touch -t 200001010000 "$@" && \
@@ -33,7 +33,7 @@ $(STAMP): pyproject.toml constraints.txt
 	"$(BIN)/python" -m pip install -c constraints.txt -e '.[dev]' && \
 	touch "$@"
 
-# Each demo gets the next free number, so that nothing written into an earlier one is lost.
+# Each demo gets the next free number, so that files in an earlier one are kept.
 demo: $(STAMP)
 	@n=1; while [ -e "demo/$$n" ]; do n=$$((n + 1)); done; \
 	"$(BIN)/cookiecutter" . --no-input --default-config -o "demo/$$n" task="$(TASK)" && \
@@ -42,7 +42,7 @@ demo: $(STAMP)
 test: $(STAMP)
 	"$(BIN)/python" -m pytest -n 2 --dist worksteal
 
-# The tests of what all tasks share run on one of them in `make test`: here on each.
+# `make test` runs the tests of shared code for one task, this target for each.
 test-all: $(STAMP)
 	TEST_ALL=1 "$(BIN)/python" -m pytest -n 2 --dist worksteal
 

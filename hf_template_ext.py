@@ -1,8 +1,8 @@
-"""Jinja filters of this template: check refuses bad answers, lit quotes good ones.
+"""Jinja filters of this template: `check` refuses invalid answers, `lit` quotes valid ones.
 
 Cookiecutter imports this module as a local extension, before the first question and also with
 --accept-hooks no. It puts the template last on sys.path, so a module of this name anywhere else
-would be imported instead: therefore it has the template's name and does not stand in hooks/.
+would be imported instead. Therefore it has the template's name, and is not in hooks/.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ MAX_HUB_ID = 96
 SLUG = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
 HUB_NAME = r"[A-Za-z0-9_]([A-Za-z0-9._-]*[A-Za-z0-9_])?"
 HUB_ID = re.compile(rf"({HUB_NAME}/)?{HUB_NAME}")
-TEMPLATE_MARKS = ("<<", ">>", "{{", "}}", "{%", "%}", "{#", "#}")  # ours, and those of a copy
+TEMPLATE_MARKS = ("<<", ">>", "{{", "}}", "{%", "%}", "{#", "#}")  # of this template and of a copy
 
-# What Cookiecutter renders, beside files: any other text with marks is somebody's answer.
+# Texts that Cookiecutter renders besides files. Any other text with marks is an answer.
 ROOT = Path(__file__).resolve().parent
 QUESTIONS = (ROOT / "cookiecutter.json").read_text(encoding="utf-8")
 HOOKS = [path.read_text(encoding="utf-8") for path in ROOT.glob("hooks/*_gen_project.py")]
@@ -81,7 +81,7 @@ TAKEN = {
 
 
 def text_problem(value: str) -> str | None:
-    """What is wrong with a line of free text, or None."""
+    """Return the error in a line of free text, or None."""
     expected = f"expected one line of 1 to {MAX_TEXT} printable characters"
     if not value.strip():
         return f"is empty; {expected}"
@@ -97,7 +97,7 @@ def text_problem(value: str) -> str | None:
 
 
 def slug_problem(value: str) -> str | None:
-    """What is wrong with the name of the project's folder and package, or None."""
+    """Return the error in the name of the project's folder and package, or None."""
     if not SLUG.fullmatch(value) or len(value) > MAX_SLUG:
         return (
             "is not a project name; expected words of a-z and 0-9 joined by single hyphens, the"
@@ -110,7 +110,7 @@ def slug_problem(value: str) -> str | None:
 
 
 def base_model_problem(value: str) -> str | None:
-    """What is wrong with a base model, or None. Right ones need no escaping in a string."""
+    """Return the error in a base model, or None. A valid one needs no escaping in a string."""
     if re.match(r"(/|\./|~/).", value):
         if value != value.strip() or re.search(r"[\"'\\]", value):
             return "is not a usable path; expected one without quotes, backslashes or outer spaces"
@@ -125,7 +125,7 @@ def base_model_problem(value: str) -> str | None:
 
 
 def task_problem(value: str) -> str | None:
-    """What is wrong with the task, or None. Only a replay file can hold a wrong one."""
+    """Return the error in the task, or None. Only a replay file can have an invalid one."""
     tasks = json.loads(QUESTIONS)["task"]
     return None if value in tasks else f"is not a task; expected one of {', '.join(tasks)}"
 
@@ -141,7 +141,7 @@ PROBLEMS = {
 
 
 def shown(value: object) -> str:
-    """The value as one short line that every console can print."""
+    """Return the value as one short line that the console can encode."""
     text = repr(value)
     if len(text) > 80:
         text = f"{text[:76]}...{text[-1]}"
@@ -170,26 +170,26 @@ def description_of(task: str) -> str:
 
 
 def usable_slug(slug: str) -> str:
-    """A slug that passes its own check: 123-go and torch get a word in front, "" becomes one."""
+    """Return a slug that `check` accepts: prefix a word to 123-go, torch and an empty slug."""
     slug = slug[:MAX_SLUG].rstrip("-")
     return f"project-{slug}"[:MAX_SLUG].rstrip("-") if slug_problem(slug) else slug
 
 
 class HFExtension(Extension):
-    """Adds the filters to Cookiecutter's environment, and keeps answers from being templates."""
+    """Adds the filters to Cookiecutter's environment, and refuses answers that are templates."""
 
     def __init__(self, environment: Environment) -> None:
         super().__init__(environment)
         filters = (check, description_of, lit, usable_slug)
         environment.filters.update({function.__name__: function for function in filters})
-        # Loaded anew next time: cruft update renders with two versions of it in one process.
+        # Import this module again next time: cruft update renders two versions in one process.
         sys.modules.pop(__name__, None)
 
     def preprocess(self, source: str, name: str | None, filename: str | None = None) -> str:
         """Refuse answers that are templates: key=value and user settings would run as code."""
         is_own = source in OWN_TEXTS or json.dumps(source, ensure_ascii=False) in QUESTIONS
         foreign = name is None and not is_own
-        # By the lexer, not by looking for <<: a user's settings can change the marks as well.
+        # Use the lexer instead of a search for <<, since a user's settings can change the marks.
         if foreign and any(kind != "data" for _, kind, _ in self.environment.lex(source)):
             text = f"The text {shown(source)} holds a template mark"
             raise FailedHookException(f"{text}; expected an answer or a path without <<.")

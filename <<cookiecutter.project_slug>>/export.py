@@ -31,13 +31,13 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(usage="export.py [arguments]", formatter_class=HelpFormatter)
     parser.add_argument("--checkpoint", default="outputs/best", help="folder that a run saved")
     parser.add_argument("--output", required=True, help="folder to write")
-    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="type of the weights")
+    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="dtype of the weights")
     parser.add_argument("--onnx", action="store_true", help="also write model.onnx (classifiers)")
     return parser
 
 
 class Logits(nn.Module):
-    """The part of a model that is exported as ONNX."""
+    """The part of a model that is exported as ONNX: token ids and mask to logits."""
 
     def __init__(self, model: nn.Module):
         super().__init__()
@@ -51,7 +51,7 @@ def export_onnx(model: Any, tokenizer: PreTrainedTokenizerBase, file: Path) -> N
     """Write model.onnx for any batch and length, and compare its logits with the model's.
 
     Raises:
-        RunError: the logits differ.
+        RunError: The logits differ.
     """
     import onnxruntime
 
@@ -83,7 +83,7 @@ def check_onnx(model: Any) -> None:
     """Check that a model can be exported as ONNX.
 
     Raises:
-        RunError: packages are missing, or the model generates.
+        RunError: Packages are missing, or the model generates.
     """
     for package in ("onnx", "onnxruntime", "onnxscript"):
         if not importlib.util.find_spec(package):
@@ -93,7 +93,7 @@ def check_onnx(model: Any) -> None:
 
 
 def next_commands(model: Any, output: Path) -> Iterator[str]:
-    """Yield commands of tools that open the folder, by what the model can do."""
+    """Yield commands of tools that can open the folder, depending on the model."""
     if not getattr(model, "saves_stock", False):
         yield f"{output} holds code of its own: open it with trust_remote_code=True"
     elif model.can_generate() and model.config.is_encoder_decoder:

@@ -1,4 +1,4 @@
-"""Predict with a checkpoint: from a file into a file, in the same order; or interactively.
+"""Predict with a checkpoint: for the rows of a file, in their order; or interactively.
 
 python predict.py --input new.jsonl --output predictions.jsonl
 accelerate launch --multi_gpu --num_processes 2 predict.py --input new.jsonl    two GPUs
@@ -41,9 +41,9 @@ def build_parser(task: Task) -> argparse.ArgumentParser:
     files: dict = {"nargs": "+", "action": OneOrMore, "metavar": "FILE"}
     parser.add_argument("--input", help="input file(s); interactive if omitted", **files)
     parser.add_argument("--output", default="predictions.jsonl", help="output file")
-    parser.add_argument("--column", nargs="+", help="columns to read, if not those of training")
-    parser.add_argument("--batch_size", type=int, default=32, help="examples per process")
-    parser.add_argument("--max_len", type=int, help="maximum sequence length")
+    parser.add_argument("--column", nargs="+", help="columns to read (default: those of training)")
+    parser.add_argument("--batch_size", type=int, default=32, help="examples per process and batch")
+    parser.add_argument("--max_len", type=int, help="maximum sequence length in tokens")
     for name, option in task.predict_options.items():
         parser.add_argument(f"--{name}", **option)
     return parser
@@ -68,7 +68,7 @@ def parse_args(task: Task, argv: list[str] | None) -> argparse.Namespace:
 
 
 def load_predictor(task: Task, args: argparse.Namespace, accelerator: Accelerator) -> TaskPredictor:
-    """Load the model of a checkpoint, to predict as it was trained.
+    """Load a checkpoint, and build its predictor with the arguments of the training.
 
     Raises:
         RunError: `model/` has no Predictor, or the checkpoint cannot be loaded.
@@ -97,14 +97,14 @@ def load_predictor(task: Task, args: argparse.Namespace, accelerator: Accelerato
 
 
 def read_rows(args: argparse.Namespace, predictor: TaskPredictor) -> tuple[list[dict], list]:
-    """Read the input: by `Predictor.read` if there is one, otherwise as text.
+    """Read the input: by `Predictor.read` if it exists, otherwise as text.
 
     Returns:
-        Its rows, and for each one what the predictor takes.
+        The rows, and for each row the input of the predictor.
 
     Raises:
-        RunError: There are not as many columns as the predictor takes.
-        DataError: The file cannot be read, or has no such column.
+        RunError: `--column` has another number of columns than the predictor.
+        DataError: The file cannot be read, or a column is missing.
     """
     columns = args.column or predictor.columns
     if len(columns) != len(predictor.columns):
@@ -130,7 +130,7 @@ def _read_by(read: Callable, source: str | list[str], columns: list[str]) -> lis
 def predict(
     accelerator: Accelerator, predictor: TaskPredictor, texts: list, batch_size: int
 ) -> list[dict]:
-    """Predict all texts, batched by length, over all ranks.
+    """Predict all texts, batched by length and divided among the ranks.
 
     Returns:
         The predictions in the order of the texts, on every rank.
@@ -183,7 +183,7 @@ def converse(conversation: Conversation, lines: Iterable[str]) -> None:
 
 
 def standard_input() -> Iterable[str]:
-    """Lines of the terminal or a pipe; bytes that are not UTF-8 become U+FFFD."""
+    """Return the lines of the standard input; bytes that are not UTF-8 become U+FFFD."""
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(encoding="utf-8", errors="replace")
     return sys.stdin
@@ -194,7 +194,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parse_args(task, argv)
     accelerator = start()
     if args.input is None and accelerator.num_processes > 1:
-        raise RunError("several processes: expected a file to share, by --input")
+        raise RunError("several processes cannot share the terminal; expected --input")
     group = RankGroup(accelerator)
     with group.in_agreement():
         predictor = load_predictor(task, args, accelerator)

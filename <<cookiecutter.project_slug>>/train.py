@@ -32,7 +32,7 @@ def train_step(run: Run, step: Step) -> dict[str, Tensor]:
     """Accumulate the gradient of one global batch; return this rank's part of its losses."""
     step_losses: dict[str, Tensor] = {}
     for micro in step.micro_batches:
-        # Dropout is a function of (seed, epoch, step, rank, number): no RNG state is ever saved.
+        # Dropout depends only on (seed, epoch, step, rank, number): no RNG state has to be saved.
         seed_all(*micro.rng_key)
         batch = send_to_device(micro.batch, run.accelerator.device, non_blocking=True)
         # Gradients are reduced over the ranks once per step, in its last backward pass.
@@ -41,6 +41,8 @@ def train_step(run: Run, step: Step) -> dict[str, Tensor]:
             # so that the gradient does not depend on how the step was split.
             _, losses = run.task.forward(run.model, batch, step.num_items)
             factor = loss_factor(run.task, micro)
+            # Times the number of ranks, since DDP, FSDP and ZeRO average gradients over the ranks.
+            # A loss that is not finite becomes NaN, which the reduction spreads to all ranks.
             loss = sum_over_ranks(losses[LOSS] * factor, run.accelerator.num_processes)
             run.accelerator.backward(loss)
         add_losses(step_losses, losses, factor)
@@ -60,8 +62,8 @@ def train_until_validation(run: Run, report: Report) -> dict[str, float]:
     with bar, closing(all_steps) as steps:
         for step in islice(steps, left):
             losses = train_step(run, step)
-            # From the first loss or gradient on that is not finite this loss is NaN, and the
-            # optimizer changes nothing any more: all on the device, without waiting for it.
+            # Once a loss or gradient is not finite, this loss is NaN and the optimizer leaves the
+            # weights unchanged. Both happen on the device, without synchronizing with it.
             losses[LOSS] = run.guard.clip_gradients(losses[LOSS])
             lr = run.optimizer.param_groups[0]["lr"]
             was_skipped = optimizer_step(run.accelerator, run.optimizer, run.scheduler, run.guard)
@@ -73,17 +75,18 @@ def train_until_validation(run: Run, report: Report) -> dict[str, float]:
 
 
 def save_point(run: Run, is_due: bool = False) -> None:
-    """Save `last/` if that is due or a rank was signalled; in the latter case stop.
+    """Save `last/` if it is due; if a rank received a signal, save `last/` and stop.
 
-    With several ranks a signal is seen one call later, so that no rank waits for another one.
+    With several ranks, all of them see a signal at the next call: the ranks exchange their flags
+    in the background, so that none of them waits for the others in every step.
 
     Raises:
-        Stopped: A rank was signalled, and the run has been saved.
+        Stopped: A rank received a signal, and the run has been saved.
         RunError: A loss or gradient was not finite, or the save failed.
     """
     must_stop = run.signals.stop_requested(run.losses.first_bad_step is not None)
     if must_stop or is_due:
-        mean_losses(run)  # raises rather than save a step that is not finite
+        mean_losses(run)  # raises if a loss was not finite, so that such a step is never saved
         run.checkpoints.save(run.model, run.optimizer, run.state)
     if must_stop:
         raise run.signals.stopped(run.config.outdir)
@@ -94,10 +97,10 @@ def is_multiple(step: int, interval: int | None) -> bool:
 
 
 def mean_losses(run: Run) -> dict[str, float]:
-    """Read the losses of the epoch into the state; return their means over all ranks.
+    """Copy the loss sums of the epoch into the state; return their means over all ranks.
 
     Raises:
-        RunError: One was not finite; `bad_batch/` has been saved to reproduce it.
+        RunError: A loss was not finite; `bad_batch/` has been saved to reproduce it.
     """
     sums = run.losses.sums()
     run.state.train_loss = sums.get(LOSS, 0.0)
@@ -112,7 +115,7 @@ def mean_losses(run: Run) -> dict[str, float]:
 
 
 def raise_not_finite(run: Run, step: Step) -> None:
-    """End the run before a step whose loss or gradient is not finite."""
+    """Save the batch of a step whose loss or gradient is not finite, and end the run."""
     place = run.checkpoints.save_bad_batch(run.model, run.train_data.examples, step)
     shown = ", ".join(map(str, step.examples[:8]))
     more = ", ..." if len(step.examples) > 8 else ""
@@ -123,7 +126,7 @@ def raise_not_finite(run: Run, step: Step) -> None:
 
 
 def validate_step(run: Run, step: Step, losses: LossMeter) -> None:
-    """Add a batch of validation examples to losses and scores."""
+    """Add the losses and scores of a batch of validation examples."""
     for micro in step.micro_batches:
         batch = send_to_device(micro.batch, run.accelerator.device, non_blocking=True)
         outputs, parts = run.task.forward(run.model, batch, step.num_items)

@@ -1,4 +1,4 @@
-"""What every bench needs: rendered projects to measure, and tables that name the machine."""
+"""Helpers of all benchmarks: rendered projects, the environment, tables."""
 
 import json
 import os
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))  # Cookiecutter finds hf_template_ext.py like this
+sys.path.insert(0, str(ROOT))  # so that Cookiecutter finds hf_template_ext.py
 
 from cookiecutter.main import cookiecutter  # noqa: E402
 
@@ -24,7 +24,7 @@ def render(task: str, folder: Path) -> Path:
             no_input=True,
             extra_context={"task": task},
             output_dir=str(folder / task),
-            accept_hooks=False,  # they only check the answers and say what to do next
+            accept_hooks=False,  # they only check the answers and print the next commands
             default_config={"replay_dir": str(folder), "cookiecutters_dir": str(folder)},
         )
     )

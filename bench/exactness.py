@@ -1,9 +1,9 @@
-"""Does the result of training depend on how it was run? This template beside its peers.
+"""Measure whether training results depend on splits, processes and kills; compare with peers.
 
 python bench/exactness.py [--json FILE] [--markdown FILE]
 
-Renders a project for each task, and runs it, transformers.Trainer and the loop that Accelerate
-documents on the same examples. Needs no network and no GPU.
+Renders a project for each task. Runs it, transformers.Trainer and the loop of Accelerate's
+documentation on the same examples. Needs no network and no GPU.
 """
 
 import argparse
@@ -65,7 +65,7 @@ def write_sample(task: str, project: Path, folder: Path) -> None:
         with (project / "data" / f"{part}.jsonl").open(encoding="utf-8") as lines:
             rows = [json.loads(line) for line in islice(lines, 4 * EXAMPLES)]
         if task == "causal_lm":
-            # Short texts, an end mark after each, as many as fill 48 blocks and no 49th.
+            # Short texts with EOS, just enough to fill 48 blocks.
             rows = [{"text": row["text"][: 2 * MAX_LENGTH]} for row in rows]
             lengths = [len(tokenizer(row["text"])["input_ids"]) + 1 for row in rows]
             rows = rows[: int((np.cumsum(lengths) <= EXAMPLES * (MAX_LENGTH - 1)).sum())]
@@ -76,9 +76,9 @@ def write_sample(task: str, project: Path, folder: Path) -> None:
 
 
 def compare_gradients(systems: list[System], log: Path) -> Results:
-    """For each system: the gradient's norm by split, relative to the first split.
+    """Measure for each system the norm of the gradient by split, relative to the first split.
 
-    For our Model in Trainer, relative to the template's own loop, which trains the same model.
+    For our Model in Trainer, it is relative to the template's loop, which trains the same model.
     """
     results: Results = {}
     reference: dict[str, np.ndarray] = {}
@@ -95,7 +95,7 @@ def compare_gradients(systems: list[System], log: Path) -> Results:
 
 
 def compare_valid_losses(systems: list[System], log: Path) -> Results:
-    """For each system: the validation losses by number of processes, one for each batch size."""
+    """Measure for each system and number of processes the validation loss by batch size."""
     return {
         system.name: {
             str(processes): run_in(processes, log, system.valid_losses, sizes, VALID_EXAMPLES)
@@ -106,9 +106,9 @@ def compare_valid_losses(systems: list[System], log: Path) -> Results:
 
 
 def compare_resumed(systems: list[System], folder: Path, log: Path) -> Results:
-    """For each system, by number of processes: what a kill and a resumption change.
+    """Compare for each system and number of processes a killed and resumed run with a complete one.
 
-    The run is killed inside the step after the one that saved, in the middle of the last epoch.
+    The run is killed in the step after the save, in the middle of the last epoch.
     """
     results: Results = {system.name: {} for system in systems}
     saved, epoch_start = SAVED_STEP * ACCUMULATION, STEPS_PER_EPOCH * ACCUMULATION
@@ -155,7 +155,7 @@ def measure(folder: Path) -> Results:
 
 
 def is_exact(results: Results) -> bool:
-    """Whether the template keeps what it promises."""
+    """Return whether the results of the template are exact."""
     return all(
         task["gradient"][Ours.name]["difference"] < 1e-5
         and all(
@@ -193,34 +193,34 @@ def markdown(results: Results, about: dict[str, str]) -> str:
         spreads = [spread(sum(parts["valid_loss"][name].values(), [])) for name in NAMES]
         losses.append([task, "largest relative difference", *(f"{value:.1e}" for value in spreads)])
     sizes = {processes: ", ".join(map(str, sizes)) for processes, sizes in VALID_SIZES.items()}
-    return f"""# Does the result depend on how it was run?
+    return f"""# Exactness of training results
 
 Made by `python bench/exactness.py`. {"; ".join(f"{k} {v}" for k, v in about.items())}.
 
-Trainer is `transformers.Trainer` with its defaults. Accelerate's recipe is the loop that its guide
-and its `complete_nlp_example.py` show: `accumulate`, `save_state`, `load_state`,
-`skip_first_batches`. (The guide has a section apart on samples of variable size, where the loss is
-normalised by hand; that is not measured here.) Both train the stock model with the configuration of
-the template's own tiny base model. The last column is the template's Model in place of that.
+Trainer is `transformers.Trainer` with its defaults. Accelerate's recipe is the loop of its guide
+and of its `complete_nlp_example.py`: `accumulate`, `save_state`, `load_state`,
+`skip_first_batches`. (A separate section of the guide, on samples of variable size, normalises the
+loss by hand; this is not measured here.) Both train the stock model with the configuration of the
+template's tiny base model. In the last column, Trainer trains the template's Model instead.
 
 ## The gradient of one step over the same {GLOBAL_BATCH_SIZE} examples
 
-The norm of the gradient by processes × micro-batch × accumulation, as a multiple of that of
-1 × 8 × 1; and how far the gradients are from that one, relative to its norm. For the Model in
-Trainer, that one is the gradient of the template's own loop. Dropout is off.
+The norm of the gradient by processes × micro-batch × accumulation, as a multiple of the norm for 1
+× 8 × 1; and the norm of the difference from the gradient for 1 × 8 × 1, as a multiple of its norm.
+For the Model in Trainer, the reference is the gradient of the template's own loop. Dropout is off.
 
 {table("task", "split", *NAMES, rows=gradients)}
 ## Killed in the middle of an epoch, and resumed
 
-The final weights, against those of a run that was not killed; and how many of the {EXAMPLES}
-examples of the epoch were learned from twice / never. Dropout is on.
+The final weights, compared with those of an uninterrupted run; and the number of examples, of the
+{EXAMPLES} of the epoch, that were used twice / never. Dropout is on.
 
 {table("task", "processes", *NAMES[:-1], rows=resumed)}
 ## Validation loss by evaluation batch size
 
 The smallest and the largest loss reported for the same {VALID_EXAMPLES} examples and weights, over
-the evaluation batch sizes {sizes[1]} in one process and {sizes[2]} in two; and how far
-apart they are, relative to the smallest. The weights are random, not trained.
+the evaluation batch sizes {sizes[1]} in one process and {sizes[2]} in two; and their difference,
+relative to the smallest. The weights are random, not trained.
 
 {table("task", "processes", *NAMES, rows=losses)}"""
 
@@ -231,7 +231,7 @@ def main() -> int:
     parser.add_argument("--markdown", type=Path, help="write the tables here")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        tempfile.tempdir = folder  # for what killed processes leave behind
+        tempfile.tempdir = folder  # for temporary files of killed processes
         datasets.config.HF_DATASETS_CACHE = Path(folder) / "cache"
         results = measure(Path(folder))
     about = environment()

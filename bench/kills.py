@@ -1,10 +1,10 @@
-"""Runs that are killed at random moments, for every task, in one process and two.
+"""Kill runs at random moments, for every task, in one process and in two.
 
 python bench/kills.py [--kills 35] [--markdown FILE]
 
 Renders a project for each task and runs its own `tests/helpers/kill_loop.py`, which kills one
-process of a run with SIGKILL, resumes the run, kills it again, and compares the end with that of a
-run that was left alone, bit for bit. Takes about ten minutes on two cores.
+process of a run with SIGKILL, resumes the run, kills it again, and compares the result with that of
+an uninterrupted run, bit for bit. Takes about ten minutes on two cores.
 """
 
 import argparse
@@ -26,7 +26,7 @@ COLUMNS = {
 
 
 def kill(project: Path, kills: int, processes: int, seed: int) -> dict[str, int]:
-    """Return the figures of one call of the project's `tests/helpers/kill_loop.py`."""
+    """Return the counts of one call of the project's `tests/helpers/kill_loop.py`."""
     command = [sys.executable, "tests/helpers/kill_loop.py", f"--kills={kills}"]
     command += [f"--processes={processes}", f"--seed={seed}"]
     done = subprocess.run(command, cwd=project, check=True, stdout=subprocess.PIPE, text=True)
@@ -36,20 +36,20 @@ def kill(project: Path, kills: int, processes: int, seed: int) -> dict[str, int]
 def markdown(results: list[dict]) -> str:
     rows = [[r["task"], r["processes"], *(r[name] for name in COLUMNS)] for r in results]
     rows.append(["all", "", *(sum(r[name] for r in results) for name in COLUMNS)])
-    return f"""# Killed again and again
+    return f"""# Repeatedly killed runs
 
 Made by `python bench/kills.py`. {"; ".join(f"{k} {v}" for k, v in environment().items())}.
 
-One process of a run, chosen at random, gets SIGKILL at a random moment; the run goes on with
-`--restore_dir auto`, and is killed again, until it comes to its end. It saves after every step.
-After each kill `last/`, `best/` and `log.json` have to be whole, and in the end weights, optimizer
-state and log have to be those of a run that was left alone, in every bit.
+One process of a run, chosen at random, gets SIGKILL at a random moment. The run is resumed with
+`--restore_dir auto` and killed again, until it finishes. It saves after every step. After each
+kill, `last/`, `best/` and `log.json` have to be intact; at the end, weights, optimizer state and
+log have to be bit-identical to those of an uninterrupted run.
 
 {table("task", "processes", *COLUMNS.values(), rows=rows)}"""
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Kill runs, and look at what they come to.")
+    parser = argparse.ArgumentParser(description="Kill runs, resume them, and compare the results.")
     parser.add_argument("--kills", type=int, default=35, help="for each task and process count")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--markdown", type=Path, help="write the table here")

@@ -13,13 +13,13 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-BEGAN = float(os.environ.get("BENCH_BEGAN", time.time()))  # when the command was given
+BEGAN = float(os.environ.get("BENCH_BEGAN", time.time()))  # start of the command
 
 
 class Memory(threading.Thread):
-    """Watches the memory that is a process's own: without files that are mapped into it.
+    """Measures the peak memory of a process, without memory-mapped files.
 
-    Those count as resident too, but their pages are the system's to take back.
+    Pages of mapped files count as resident, but the system can reclaim them at any time.
     """
 
     def __init__(self) -> None:
@@ -36,10 +36,10 @@ class Memory(threading.Thread):
 
 
 class Meter:
-    """Notes when each training pass begins, and the tokens in it: real ones, and padding too.
+    """Records the start time of each forward pass in training, and its tokens.
 
     Args:
-        has_targets: Whether labels are texts of their own, and count as well.
+        has_targets: Whether labels are separate texts, whose tokens also count.
     """
 
     def __init__(self, has_targets: bool) -> None:
@@ -71,7 +71,7 @@ class Meter:
         self.tokens.append((real, computed))
 
     def report(self, warmup: int) -> dict[str, float]:
-        """Rates from the pass after the warm-up to the beginning of the last one."""
+        """Return rates from the first pass after the warm-up to the start of the last pass."""
         import torch
 
         real, computed = (sum(part) for part in zip(*self.tokens[warmup:-1], strict=True))
@@ -90,14 +90,14 @@ class Meter:
 
 
 def ours(spec: dict, meter: Meter) -> None:
-    """The rendered project, by its own train.py."""
+    """Run the train.py of the rendered project."""
     sys.path.insert(0, spec["project"])
     import train
 
     train_step = train.train_step
 
     def measured(run: Any, step: Any) -> Any:
-        if not meter.is_attached:  # the passes before the first step are trials
+        if not meter.is_attached:  # passes before the first step are checks
             meter.attach(run.accelerator.unwrap_model(run.model, keep_torch_compile=False))
         return train_step(run, step)
 
@@ -112,7 +112,7 @@ def our_arguments(spec: dict) -> list[str]:
 
 
 def limit(spec: dict, meter: Meter) -> None:
-    """Forward, backward, fused step; over the batches of `ours`, which lie ready."""
+    """Run a bare loop (forward, backward, fused step) over the prepared batches of `ours`."""
     sys.path.insert(0, spec["project"])
     import torch
     from accelerate import Accelerator
@@ -149,7 +149,7 @@ def limit(spec: dict, meter: Meter) -> None:
 
 
 def stock(spec: dict) -> tuple[Any, Any, Any, Any]:
-    """Model, tokenizer, data and collator as the documentation of transformers makes them."""
+    """Return model, tokenizer, data and collator as in the documentation of transformers."""
     import transformers as hf
     from datasets import load_dataset
 
@@ -167,7 +167,7 @@ def stock(spec: dict) -> tuple[Any, Any, Any, Any]:
         return tokenizer(batch["source"], text_target=batch["target"], **options)
 
     def joined(batch: dict) -> dict:
-        """As examples/pytorch/language-modeling/run_clm.py does it."""
+        """Join texts as examples/pytorch/language-modeling/run_clm.py does."""
         ids = sum(tokenizer(batch["text"])["input_ids"], [])
         blocks = [ids[i : i + size] for i in range(0, len(ids) - size + 1, size)]
         masks = [[1] * size for _ in blocks]
@@ -192,7 +192,7 @@ def stock(spec: dict) -> tuple[Any, Any, Any, Any]:
 
 
 def trainer(spec: dict, meter: Meter, **options: Any) -> None:
-    """transformers.Trainer as documented."""
+    """Run transformers.Trainer as documented."""
     import transformers as hf
 
     model, tokenizer, data, collate = stock(spec)
@@ -213,7 +213,7 @@ def trainer(spec: dict, meter: Meter, **options: Any) -> None:
 
 
 def tuned_trainer(spec: dict, meter: Meter) -> None:
-    """transformers.Trainer by someone who has read all of its documentation."""
+    """Run transformers.Trainer with all documented options that make it faster."""
     trainer(
         spec,
         meter,
@@ -225,7 +225,7 @@ def tuned_trainer(spec: dict, meter: Meter) -> None:
 
 
 def accelerate_example(spec: dict, meter: Meter) -> None:
-    """The loop of Accelerate's examples/complete_nlp_example.py."""
+    """Run the loop of Accelerate's examples/complete_nlp_example.py."""
     import torch
     from accelerate import Accelerator
     from torch.utils.data import DataLoader

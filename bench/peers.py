@@ -1,4 +1,4 @@
-"""The peers of the template: transformers.Trainer, and the loop that Accelerate documents."""
+"""The systems to compare with: transformers.Trainer, and the loop of Accelerate's documentation."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -45,7 +45,7 @@ STOCK: dict[str, Any] = {
 
 
 class Peer(System):
-    """A peer: it trains the stock model with the base model's configuration, on the same data."""
+    """A system that trains the stock model, configured like the base model, on the same data."""
 
     def model(self, dataset: Any, base: str = "tiny") -> PreTrainedModel:
         labels = dataset.schema.get("labels")
@@ -55,7 +55,7 @@ class Peer(System):
         return STOCK[self.task].from_config(config)
 
     def build(self, record: Callable | None = None) -> PreTrainedModel:
-        """The model; it has dropout, and notes what it is trained on, if a record is kept."""
+        """Build the model. With `record`, it has dropout and records its training examples."""
         model = self.model(self.dataset("train"), "tiny-dropout" if record else "tiny")
 
         def take_ids(module: torch.nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
@@ -151,11 +151,11 @@ class OurModelInTrainer(TrainerPeer):
 
 
 class AcceleratePeer(Peer):
-    """The loop that Accelerate documents.
+    """The loop of Accelerate's documentation.
 
-    `accumulate` and the order of calls are those of its guide to gradient accumulation; saving,
-    restoring and skipping those of examples/complete_nlp_example.py; the validation loss that of
-    transformers' run_clm_no_trainer.py.
+    `accumulate` and the order of calls are from its guide to gradient accumulation; saving, loading
+    and skipping from examples/complete_nlp_example.py; the validation loss from transformers'
+    run_clm_no_trainer.py.
     """
 
     name = "Accelerate's recipe"
@@ -191,7 +191,7 @@ class AcceleratePeer(Peer):
         examples, original = self.run_examples(), self.build(record)
         loader = DataLoader(examples, fit.batch_size, shuffle=True, collate_fn=examples.numbered)
         optimizer = torch.optim.AdamW(original.parameters(), lr=LEARNING_RATE)
-        # The length before `prepare` counts the batches of all processes, as the scheduler will.
+        # Before `prepare`, the length counts the batches of all processes, as the scheduler does.
         training_steps = EPOCHS * len(loader) // ACCUMULATION
         scheduler = get_linear_schedule_with_warmup(optimizer, 0, training_steps)
         model, optimizer, loader, scheduler = accelerator.prepare(

@@ -1,4 +1,4 @@
-"""Forked processes: each measurement starts from the same clean state, and may be killed."""
+"""Forked processes, so that each measurement has the same initial state and can be killed."""
 
 import json
 import multiprocessing
@@ -17,17 +17,17 @@ TIMEOUT = 120  # seconds
 
 
 def run_in(processes: int, log: Path, function: Callable, *args: Any, killed: bool = False) -> Any:
-    """Call a function in so many processes, which find one another as a launcher's would.
+    """Call a function in several processes, with the environment that a launcher would set.
 
     Args:
-        log: Where all that they print goes.
-        killed: Whether they are to end without a result.
+        log: File for the output of all processes.
+        killed: Whether the processes are expected to end without a result.
 
     Returns:
-        What it returned in the first of them.
+        The result of the first process.
 
     Raises:
-        RuntimeError: one of them ended otherwise than expected, or not in time.
+        RuntimeError: A process timed out or had an unexpected exit code.
     """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -44,7 +44,7 @@ def run_in(processes: int, log: Path, function: Callable, *args: Any, killed: bo
     deadline = time.monotonic() + TIMEOUT
     try:
         result = receiver.recv() if receiver.poll(TIMEOUT) else None
-    except EOFError:  # the last of them ended without a result
+    except EOFError:  # the last process ended without a result
         result = None
     for child in children:
         child.join(max(0.0, deadline - time.monotonic()))
@@ -52,7 +52,7 @@ def run_in(processes: int, log: Path, function: Callable, *args: Any, killed: bo
     for child in children:
         child.kill()
         child.join()
-    # Where one of a group is killed, another may notice before its own end comes.
+    # If one process is killed, another one may fail before it is killed itself.
     if None in codes or (-signal.SIGKILL not in codes if killed else any(codes)):
         raise RuntimeError(f"exit codes {codes}:\n{log.read_text()[-3000:]}")
     return result
@@ -80,16 +80,16 @@ def _child(
         sender.send(result)
     if torch.distributed.is_initialized():
         torch.distributed.barrier()
-    os._exit(0)  # nothing is cleaned up: a group of processes may hang on its way out
+    os._exit(0)  # without cleanup, since a process group may hang at exit
 
 
 class Recorder:
-    """Writes down the examples of each forward pass of this process.
+    """Records the examples of each forward pass of this process.
 
     Args:
-        folder: Gets a file for each process.
-        phase: Names the file.
-        last_pass: The pass before which this process is killed, if any.
+        folder: Folder with a file for each process.
+        phase: Part of the file name.
+        last_pass: Kill this process before this forward pass.
     """
 
     def __init__(self, folder: Path, phase: str, last_pass: int | None = None):
@@ -106,6 +106,6 @@ class Recorder:
 
 
 def recorded(folder: Path, phase: str) -> list[list[list[int]]]:
-    """The examples of each forward pass of each process."""
+    """Return the examples of each forward pass of each process."""
     paths = sorted(folder.glob(f"{phase}-*.jsonl"))
     return [[json.loads(line) for line in path.read_text().splitlines()] for path in paths]

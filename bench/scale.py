@@ -1,8 +1,8 @@
-"""Does it stay fast and small: with much data, deep in an epoch, in two processes, by its flags?
+"""Measure speed and memory with much data, late in an epoch, in two processes, and with flags.
 
 python bench/scale.py [--examples 1000000] [--write FOLDER]
 
-Renders projects and runs them, each in a process of its own. Needs no network and no GPU.
+Renders projects and runs each in its own process. Needs no network and no GPU.
 """
 
 import argparse
@@ -29,12 +29,12 @@ SMALL_BERT = {
     "num_attention_heads": 2,
     "intermediate_size": 512,
 }
-PLANNED = 10_000_000  # examples whose order is made
+PLANNED = 10_000_000  # examples in an epoch whose order is timed
 IN_PROJECT = Path(__file__).parent / "in_project"
 
 
 def spec_of(task: str, config: dict, count: int, folder: Path, **options: Any) -> dict[str, Any]:
-    """Data, a base model and a project in a new folder, and how to train with them."""
+    """Create data, a base model and a project in a new folder; return how to train with them."""
     folder.mkdir(parents=True)
     write_base(task, config, folder / "base")
     write_texts(task, count, folder / "train.jsonl")
@@ -72,7 +72,7 @@ def in_project(spec: dict, script: str, *arguments: str) -> list[float]:
 
 
 def measure_data(examples: int, folder: Path) -> list[list[str]]:
-    """Memory and time by the number of examples."""
+    """Measure memory and time by the number of examples."""
     rows = []
     for count in (examples // 10, examples):
         spec = spec_of("classification", SMALL_BERT, count, folder / str(count), max_steps=20)
@@ -87,14 +87,14 @@ def measure_data(examples: int, folder: Path) -> list[list[str]]:
 
 
 def measure_order(folder: Path) -> list[list[str]]:
-    """How long the order of an epoch takes to be made."""
+    """Measure the time to compute the order of an epoch."""
     project = {"project": str(render("classification", folder))}
     (seconds,) = in_project(project, "order.py", str(PLANNED))
     return [[f"{PLANNED:,}", f"{seconds:.1f}"]]
 
 
 def measure_loop(folder: Path) -> list[list[str]]:
-    """What the loop takes beside forward, backward and optimizer step."""
+    """Measure the overhead of the loop: time other than forward, backward and optimizer step."""
     rows = []
     for config, steps in ((SMALL_BERT, 2000), (BERT, 500)):
         size = config["hidden_size"]
@@ -107,7 +107,7 @@ def measure_loop(folder: Path) -> list[list[str]]:
 
 
 def measure_processes(folder: Path, rounds: int) -> list[list[str]]:
-    """One process and two, with a thread each."""
+    """Measure the speed of one process and of two, with one thread each."""
     spec = spec_of("classification", BERT, 32 * 640, folder, max_len=512, max_steps=40)
     rates: dict[int, list[float]] = {1: [], 2: []}
     balance = 0.0
@@ -124,7 +124,7 @@ def measure_processes(folder: Path, rounds: int) -> list[list[str]]:
 
 
 def launched(spec: dict, folder: Path, processes: int) -> list[dict[str, float]]:
-    """What each process of a run measures; they are started as a launcher starts them."""
+    """Start the processes of a run as a launcher does; return the measurements of each."""
     path = folder / "spec.json"
     path.write_text(json.dumps(spec), encoding="utf-8")
     script = Path(__file__).with_name("one_run.py")
@@ -147,7 +147,7 @@ def launched(spec: dict, folder: Path, processes: int) -> list[dict[str, float]]
 
 
 def measure_flags(folder: Path, rounds: int) -> list[list[str]]:
-    """Speed and memory with each flag, beside those without, in turns."""
+    """Measure speed and memory with each flag and without it, alternately."""
     variants: dict[str, tuple[list[str], dict]] = {
         "none": ([], {}),
         "`--compile`": (["--compile"], {}),
@@ -183,10 +183,10 @@ def medians(results: list[dict]) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class Part:
-    """What is measured together, and shown in a section of its own.
+    """A measurement, shown in its own section.
 
     Attributes:
-        measure: Gives the rows of its table, from a new folder.
+        measure: Returns the rows of the table; its argument is a new folder.
     """
 
     title: str
@@ -198,8 +198,8 @@ class Part:
 PARTS = {
     "data": Part(
         "By the number of examples",
-        "At the first start the texts are read and tokenized; at the second their tokens are found "
-        "cached. The pages of a mapped file are the system's to take back: they fill free memory.",
+        "At the first start the texts are read and tokenized; at the second start their tokens "
+        "come from the cache. Pages of mapped files fill free memory; the system can reclaim them.",
         [
             "examples",
             "peak memory of its own at the first start, MiB",
@@ -215,28 +215,29 @@ PARTS = {
     ),
     "order": Part(
         "The order of an epoch",
-        "How long it takes to make, for so many examples.",
+        "Time to compute the order, by the number of examples.",
         ["examples", "seconds"],
         lambda folder, args: measure_order(folder),
     ),
     "loop": Part(
         "The loop itself",
-        "What `train.py` takes beside the limit: forward pass, backward pass and fused optimizer "
-        "step over the same batches, already made, in the same process and in turns, step by step. "
-        "`train.py` clips gradients: the limit does so, too, in the one comparison only.",
-        ["BERT", "the limit, ms a step", "beside it, clipping", "beside it, not clipping"],
+        "Additional time of `train.py` compared with a bare loop: forward pass, backward pass and "
+        "fused optimizer step over the same batches, made in advance, in the same process, "
+        "alternately step by step. `train.py` clips gradients; the bare loop clips in one "
+        "comparison only.",
+        ["BERT", "bare loop, ms per step", "bare loop with clipping", "without clipping"],
         lambda folder, args: measure_loop(folder),
     ),
     "processes": Part(
-        "Two processes, a thread each, against one",
+        "Two processes, one thread each, compared with one",
         "Classification, batches of 32 over all processes. Padding counts as tokens.",
         ["one process, tokens/s", "two", "efficiency", "largest difference in tokens"],
         lambda folder, args: measure_processes(folder, args.rounds),
     ),
     "flags": Part(
         "With and without each flag",
-        "As a multiple of the same without it, on a CPU. One that has no instructions for "
-        "bfloat16, neither AVX-512 BF16 nor AMX, takes many times as long in it.",
+        "As a multiple of the value without the flag, on a CPU. bfloat16 is many times slower on a "
+        "CPU without instructions for it (AVX-512 BF16 or AMX).",
         ["task", "flag", "speed", "peak memory"],
         lambda folder, args: measure_flags(folder, args.rounds),
     ),
@@ -258,7 +259,7 @@ Measured on {results[name]["machine"]}.
     return f"""# Much data, two processes, and the flags
 
 Made by `python bench/scale.py`. {about}.
-A 2-layer BERT of width 128 for the data, else the models of [speed.md](speed.md).
+A 2-layer BERT of width 128 for the data, otherwise the models of [speed.md](speed.md).
 
 {chr(10).join(sections)}"""
 
@@ -272,7 +273,7 @@ def main() -> None:
     args = parser.parse_args()
     kept = args.write / "scale.json" if args.write else Path()
     results = {}
-    if args.part and kept.is_file():  # measured apart, and shown together
+    if args.part and kept.is_file():  # measured separately, and shown together
         results = json.loads(kept.read_text(encoding="utf-8"))
     for name in args.part or PARTS:
         with tempfile.TemporaryDirectory() as folder:

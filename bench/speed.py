@@ -1,9 +1,9 @@
-"""How fast is training? This template beside its peers, and beside the limit.
+"""Measure the speed of training: this template, its peers, and a bare loop.
 
 python bench/speed.py [--rounds 3] [--device cuda] [--write FOLDER]
 
-Renders a project for each task, and trains it and its peers on the same texts, each run in a
-process of its own, in turns, so that a noisy machine is fair to all. Needs no network.
+Renders a project for each task, and trains it and its peers on the same texts, alternately, each
+run in its own process, so that noise of the machine affects all systems. Needs no network.
 """
 
 import argparse
@@ -45,9 +45,9 @@ BART = {
     "forced_eos_token_id": None,
 }
 GPT2 = {"model_type": "gpt2", "n_embd": 256, "n_layer": 4, "n_head": 4, "n_positions": 1024}
-BATCHES = 640  # in the texts of varying length, of which `max_steps` are learned from
+BATCHES = 640  # in the texts of varying length, of which `max_steps` are used
 VARYING = {"batch_size": 32, "max_len": 512, "texts": 32 * BATCHES, "sampling": "group_by_length"}
-# Several times as slow as the others: one round tells.
+# Several times slower than the others: one round is enough.
 VARYING["in_first_round_only"] = ["Trainer", "Accelerate's example"]
 BLOCKS = {"sampling": "random", "in_first_round_only": []}
 CPU: dict[str, dict] = {
@@ -82,11 +82,11 @@ GPU: dict[str, dict] = {
     },
 }
 MEDIAN, SIGMA = 37, 0.8  # tokens in a text, log-normal
-WARMUP = {"cpu": 0, "cuda": 3}  # passes that are not counted
+WARMUP = {"cpu": 0, "cuda": 3}  # forward passes that are not measured
 
 
 def write_base(task: str, config: dict, folder: Path) -> None:
-    """A base model without weights, and a tokenizer that makes one token of each word."""
+    """Write a base model without weights, and a tokenizer with one token per word."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import AutoConfig, PreTrainedTokenizerFast
 
@@ -101,7 +101,7 @@ def write_base(task: str, config: dict, folder: Path) -> None:
 
 
 def write_texts(task: str, count: int, path: Path, seed: int = 0) -> None:
-    """Texts of random words; a target is about as long as its source."""
+    """Write texts of random words; a target is about as long as its source."""
     rng = np.random.default_rng(seed)
     lengths = np.clip(rng.lognormal(np.log(MEDIAN), SIGMA, count), 3, 510).astype(int)
     ratios = rng.lognormal(0, 0.2, count)
@@ -118,7 +118,7 @@ def write_texts(task: str, count: int, path: Path, seed: int = 0) -> None:
 
 
 def run(system: str, spec: dict, folder: Path) -> dict[str, float]:
-    """Measure one run, in a process of its own."""
+    """Measure one run in its own process."""
     spec = {**spec, "outdir": tempfile.mkdtemp(dir=folder) + "/run"}
     (folder / "spec.json").write_text(json.dumps(spec), encoding="utf-8")
     variables = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(folder / "cache")}
@@ -139,7 +139,7 @@ def run(system: str, spec: dict, folder: Path) -> dict[str, float]:
 
 
 def measure(task: str, size: dict, args: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """Run all systems in turns; the medians of the rounds."""
+    """Run all systems alternately; return the medians over the rounds."""
     folder.mkdir()
     write_base(task, size["config"], folder / "base")
     write_texts(task, size["texts"], folder / "train.jsonl")
@@ -188,24 +188,24 @@ def markdown(results: dict[str, Any], args: argparse.Namespace, about: dict[str,
             )
     columns = ["task", "system", "real tokens/s", "hf-template is × as fast", "padding"]
     columns += ["peak memory, MiB", "start to first step, s"]
-    return f"""# How fast is training?
+    return f"""# Speed of training
 
 Made by `python bench/speed.py`. {"; ".join(f"{k} {v}" for k, v in about.items())}.
-Device {args.device}; medians of {args.rounds} rounds, in which the systems take turns (with texts
-of varying length, Trainer and Accelerate's example in the first round only).
+Device {args.device}; medians of {args.rounds} rounds. Each round runs the systems one after another
+(Trainer and Accelerate's example with texts of varying length in the first round only).
 
 Texts of random words, log-normal in length (median {MEDIAN}, sigma {SIGMA}); a 4-layer BERT and a
 2 + 2-layer BART (width 256, vocabulary 8,000, batches of 32), and a 4-layer GPT-2 (vocabulary
 50,000, batches of 8 blocks of 256) on a CPU; BERT-base, BART-base and GPT-2 124M on a GPU. Real
-tokens: padding not counted. The first step is that of a start that finds its tokens cached. The
-limit is a bare loop (forward, backward, fused step) over the template's own batches, made before.
+tokens do not include padding. The time to the first step is that of a start with cached tokens. The
+limit is a bare loop (forward, backward, fused step) over the template's batches, made in advance.
 Trainer, tuned: fused AdamW, `group_by_length`, {args.workers} worker(s).
 
 {table(*columns, rows=rows)}"""
 
 
 def draw(results: dict[str, Any], path: Path) -> None:
-    """Draw bars: real tokens per second, as multiples of those of Trainer."""
+    """Draw bars of real tokens per second, as multiples of Trainer's."""
     import matplotlib
 
     matplotlib.use("svg")
@@ -246,7 +246,7 @@ def main() -> None:
         }
     about = environment()
     kept = args.write / "speed.json" if args.write else Path()
-    if args.task and kept.is_file():  # measured apart, and shown together
+    if args.task and kept.is_file():  # measured separately, and shown together
         results = json.loads(kept.read_text(encoding="utf-8"))["tasks"] | results
         results = {task: results[task] for task in TASKS if task in results}
     text = markdown(results, args, about)

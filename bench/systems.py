@@ -1,4 +1,4 @@
-"""What is compared, and on which examples; and a rendered project as the first of it."""
+"""The systems to compare and their examples; the rendered project is the first system."""
 
 import sys
 from collections.abc import Iterator
@@ -15,19 +15,19 @@ from transformers import AutoTokenizer, PreTrainedModel, set_seed
 
 SEED, LEARNING_RATE, MAX_LENGTH = 42, 1e-3, 48
 GLOBAL_BATCH_SIZE = 8  # examples in a step
-EPOCHS, STEPS_PER_EPOCH, SAVED_STEP, ACCUMULATION = 2, 6, 9, 2  # of a run that is killed
+EPOCHS, STEPS_PER_EPOCH, SAVED_STEP, ACCUMULATION = 2, 6, 9, 2  # of the killed run
 
 
 @dataclass(frozen=True)
 class Fit:
-    """A run of EPOCHS epochs that saves after SAVED_STEP steps, or its continuation.
+    """A run of EPOCHS epochs that saves after SAVED_STEP steps, or its resumption.
 
     Attributes:
-        folder: For its checkpoints and records.
-        phase: Names its records.
+        folder: Folder for checkpoints and records.
+        phase: Part of the file names of the records.
         batch_size: Examples in a forward pass of one process.
-        last_pass: The forward pass before which it is killed, if any.
-        resume: Whether to go on from the checkpoint in `folder`.
+        last_pass: The forward pass before which the run is killed, if any.
+        resume: Whether to resume from the checkpoint in `folder`.
     """
 
     folder: Path
@@ -38,9 +38,10 @@ class Fit:
 
 
 class Examples(torch.utils.data.Dataset):
-    """The first examples of a data set: as they are, or cut to differing lengths.
+    """The first examples of a data set, unchanged or truncated to different lengths.
 
-    Has what the template's loop asks of a data set, and for the others each example's number.
+    Has the attributes that the template's loop reads, and the index of each example for the other
+    systems.
     """
 
     def __init__(self, dataset: Any, count: int, cut: bool):
@@ -62,7 +63,7 @@ class Examples(torch.utils.data.Dataset):
         return {**self.examples[index], "ids": torch.tensor(index)}
 
     def collate(self, examples: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-        # A data set may ask that its examples hold what it gave them, and no more.
+        # The collate function of a data set may reject additional keys.
         return self._collate([{k: v for k, v in e.items() if k != "ids"} for e in examples])
 
     def numbered(self, examples: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
@@ -72,7 +73,7 @@ class Examples(torch.utils.data.Dataset):
 
 
 def flat(tensors: dict[str, torch.Tensor]) -> np.ndarray:
-    """All tensors in one vector, in the order of their names."""
+    """Return all tensors as one vector, in the order of their names."""
     return np.concatenate([tensors[name].detach().numpy().ravel() for name in sorted(tensors)])
 
 
@@ -81,12 +82,12 @@ def gradient_of(model: torch.nn.Module) -> np.ndarray:
 
 
 class System:
-    """A way to train. Each method runs in a fresh process, or in several at once.
+    """A system that trains a model. Each method runs in one new process, or in several.
 
     Args:
         task: The task of the project and the sample.
-        project: The project rendered for the task; all systems read their data by its code.
-        sample: Holds train.jsonl, valid.jsonl and the base model, without and with dropout.
+        project: The project rendered for the task; all systems read their data with its code.
+        sample: Folder with train.jsonl, valid.jsonl and the base model, without and with dropout.
     """
 
     name: str
@@ -95,7 +96,7 @@ class System:
         self.task, self.project, self.sample = task, project, sample
 
     def dataset(self, part: str) -> Any:
-        """Read a file of the sample by the project's own code."""
+        """Read a file of the sample with the project's code."""
         if str(self.project) not in sys.path:
             sys.path.insert(0, str(self.project))
         from model.dataset import generate_dataset
@@ -104,28 +105,28 @@ class System:
         return generate_dataset(self.sample / f"{part}.jsonl", tokenizer, MAX_LENGTH)
 
     def examples(self, part: str, count: int) -> Examples:
-        """Examples of differing lengths; blocks of text come all in one length."""
+        """Return examples, truncated to different lengths if all have the same length."""
         return Examples(self.dataset(part), count, cut=self.task == "causal_lm")
 
     def model(self, dataset: Any, base: str = "tiny") -> PreTrainedModel:
-        """The model with its first weights, always the same."""
+        """Return the model with its initial weights, which are always the same."""
         raise NotImplementedError
 
     def gradient(self, batch_size: int, accumulation: int) -> np.ndarray:
-        """The gradient of one step over a global batch."""
+        """Return the gradient of one step over a global batch."""
         raise NotImplementedError
 
     def valid_losses(self, batch_sizes: list[int], count: int) -> list[float]:
-        """The validation loss by evaluation batch size."""
+        """Return the validation loss by evaluation batch size."""
         raise NotImplementedError
 
     def fit(self, fit: Fit) -> np.ndarray:
-        """Train; the final weights."""
+        """Train; return the final weights."""
         raise NotImplementedError
 
 
 class Ours(System):
-    """A project as it was rendered."""
+    """The rendered project."""
 
     name = "hf-template"
 
@@ -138,12 +139,12 @@ class Ours(System):
 
     @contextmanager
     def opened(self, batch_size: int) -> Iterator[Any]:
-        """A run of the project whose model has the first weights."""
+        """Open a run of the project whose model has the initial weights."""
         weights = self.model(self.dataset("train")).state_dict()
         from training.contract import Task
         from training.run import open_run
 
-        outdir = self.sample / "outdir"  # nothing is saved in it
+        outdir = self.sample / "outdir"  # not used for saves
         options = {**self.data("tiny"), "outdir": outdir, "batch_size": batch_size}
         with open_run(Task(), as_arguments(options)) as run:
             run.accelerator.unwrap_model(run.model).load_state_dict(weights)

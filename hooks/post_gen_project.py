@@ -1,10 +1,10 @@
-"""Say what to do next. On stderr, and never in the way: a hook that fails undoes the project."""
+"""Print the next commands, on stderr. Never fail: Cookiecutter would remove the project."""
 
 import os
 import sys
 
-# Cookiecutter runs a copy of this file that lies in the folder for temporary files, where Python
-# would look first for the modules below.
+# Cookiecutter runs a copy of this file in the folder for temporary files, where Python would look
+# first for the modules below.
 sys.path[:] = [folder for folder in sys.path if folder != os.path.dirname(__file__)]
 
 import contextlib  # noqa: E402
@@ -20,6 +20,6 @@ NEXT_STEPS = f"""
 """
 
 if sys.stderr is not None:
-    # Not print: a stream that cannot be written to fails once more when Python exits.
+    # Not print: a stream that is not writable raises again when Python exits.
     with contextlib.suppress(OSError):
         os.write(2, NEXT_STEPS.encode(sys.stderr.encoding, "backslashreplace"))

@@ -1,6 +1,6 @@
-"""Check the answers once more: --replay asks no questions, so it skips the checks between them.
+"""Check the answers once more, since --replay asks no questions and skips their checks.
 
-Rendering this file does the work, and stops at the first bad answer. Run, it does nothing.
+The check happens when Cookiecutter renders this file. Running it does nothing.
 """
 
 # <<% for key in ("project_name", "project_slug", "description", "author", "task", "base_model") %>>

@@ -20,11 +20,11 @@ ROOT = Path(__file__).resolve().parent.parent
 PICTURE = ROOT / "docs" / "design.svg"
 
 SCRIPTS = "scripts"  # train.py and the other modules beside it
-# From the top down, with what each one is for.
+# From the top down, with the purpose of each.
 PACKAGES = {
     SCRIPTS: "the loop and the commands",
     "reporting": "progress, pictures, model card, dry run",
-    "training": "the machinery",
+    "training": "steps, checkpoints, resume",
     "model": "yours",
     "reading": "from a file to tokens",
     "errors": "errors that end a program in one sentence",
@@ -64,7 +64,7 @@ def render(folder: Path) -> Path:
 
 
 def modules_of(project: Path) -> dict[str, list[Path]]:
-    """The files of each package, without tests."""
+    """Return the files of each package, without tests."""
     packages: dict[str, list[Path]] = {name: [] for name in PACKAGES}
     for file in sorted(project.rglob("*.py")):
         top = file.relative_to(project).parts[0]
@@ -77,7 +77,7 @@ def modules_of(project: Path) -> dict[str, list[Path]]:
 
 
 def imports_of(packages: dict[str, list[Path]]) -> dict[str, list[str]]:
-    """For each package, the other packages that it imports, from the top down."""
+    """Return for each package the other packages that it imports, from the top down."""
     found: dict[str, list[str]] = {}
     for package, files in packages.items():
         names = {name for file in files for name in _imported(file)}
@@ -86,7 +86,7 @@ def imports_of(packages: dict[str, list[Path]]) -> dict[str, list[str]]:
 
 
 def _imported(file: Path) -> Iterator[str]:
-    """Top-level names of absolute imports; a relative one stays in its package."""
+    """Yield the top-level names of absolute imports; relative imports stay in their package."""
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             yield from (alias.name.partition(".")[0] for alias in node.names)
@@ -95,10 +95,10 @@ def _imported(file: Path) -> Iterator[str]:
 
 
 def check_flow(project: Path) -> None:
-    """Check that each function of `FLOW` is where it is said to be.
+    """Check that each function of `FLOW` is in its file.
 
     Raises:
-        LookupError: One is not.
+        LookupError: A function is not there.
     """
     for name, file, _ in FLOW:
         nodes: list[ast.stmt] = ast.parse((project / file).read_text(encoding="utf-8")).body
@@ -119,7 +119,7 @@ def box(x: int, y: int, width: int, height: int, fill: str) -> str:
 
 
 def line(points: list[tuple[int, int]], color: str = "#555", is_arrow: bool = True) -> str:
-    """Draw a line with corners, and a head at its end."""
+    """Draw a line with corners, and an arrowhead at its end."""
     path = " ".join(f"{x},{y}" for x, y in points)
     drawn = f'<polyline points="{path}" fill="none" stroke="{color}" stroke-width="1.5"/>'
     if not is_arrow:
@@ -134,7 +134,7 @@ def line(points: list[tuple[int, int]], color: str = "#555", is_arrow: bool = Tr
 
 
 def names_in(package: str, files: list[Path]) -> list[str]:
-    """The modules of a package, or the classes of errors.py."""
+    """Return the modules of a package, or the classes of errors.py."""
     if package == SCRIPTS:
         return [file.name for file in files]
     if package == "errors":
@@ -212,7 +212,7 @@ def draw_flow(top: int) -> tuple[list[str], int]:
 
 
 def draw(project: Path) -> str:
-    """Return the picture of a project as SVG."""
+    """Return the drawing of a project as SVG."""
     check_flow(project)
     heading = ' font-size="16" font-weight="bold"'
     packages, bottom = draw_packages(modules_of(project), MARGIN + 26)

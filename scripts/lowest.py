@@ -1,4 +1,4 @@
-"""The lowest versions that a project says it works with, as constraints for pip.
+"""Print the lower bounds of a project's dependencies as constraints for pip.
 
 python scripts/lowest.py PROJECT > lowest.txt
 make -C PROJECT test-all CONSTRAINTS=$PWD/lowest.txt

@@ -2,9 +2,9 @@
 
     python scripts/make_copy.py OUT
 
-OUT becomes a folder with all that renders a project, and OUT.zip holds the same for a release.
-Both render the very projects that this template renders. OUT may be a git repository: an earlier
-copy in it is replaced, and its history stays.
+OUT becomes a folder with all files that rendering needs; OUT.zip has the same files, for a
+release. Both render the same projects as this template. OUT may be a git repository: an
+earlier copy in it is replaced, and its history is kept.
 """
 
 import argparse
@@ -29,7 +29,7 @@ TEMPLATE = find_template(ROOT, OURS).name
 VERBATIM = re.compile("_(?!_|copy_without_render$)|__prompts__$")  # questions not rendered
 CACHE = re.compile(r"/(\.\w+_cache|__pycache__)/")
 
-# What Jinja's lexer calls each mark, with ours and the usual one.
+# Token names of Jinja's lexer, each with the mark of this template and the usual mark.
 MARKS = {
     f"{kind}_{token}": (getattr(OURS, setting), getattr(USUAL, setting))
     for kind in ("variable", "block", "comment")
@@ -38,18 +38,18 @@ MARKS = {
 
 
 def copied(token: str, text: str) -> str:
-    """One token of a template, as it has to stand between the usual marks."""
-    if token in MARKS:  # it can hold more than the mark: a sign, and the newline that it trims
+    """Return one token of a template, translated for the usual marks."""
+    if token in MARKS:  # the token can also contain a sign, and the newline that it trims
         return text.replace(*MARKS[token])
-    if token == "data":  # at the end, too: the brace of {<< x >>} would join those of the mark
+    if token == "data":  # also at the end: the brace of {<< x >>} would become part of the mark
         return re.sub(r"\{(?=[{%#]|\Z)", "{{ '{' }}", text)
-    if token in ("raw_begin", "raw_end"):  # not "", or white space after it could begin a line
+    if token in ("raw_begin", "raw_end"):  # not "", after which white space could begin a line
         return "{{ '' }}"
     return text.replace("#}", "# }") if token == "comment" else text
 
 
 def translated(value: Any) -> Any:
-    """A template text with the usual marks, also inside lists and dictionaries."""
+    """Return a template text with the usual marks, also inside lists and dictionaries."""
     if isinstance(value, dict):
         return {translated(key): translated(item) for key, item in value.items()}
     if isinstance(value, list):
@@ -60,7 +60,7 @@ def translated(value: Any) -> Any:
 
 
 def sources() -> Iterator[Path]:
-    """The files to copy, as paths below ROOT, without the caches of tools."""
+    """Yield the files to copy, as paths relative to ROOT, without the caches of tools."""
     yield from map(Path, (".gitattributes", "LICENSE", "cookiecutter.json", "hf_template_ext.py"))
     for folder in ("hooks", "templates", TEMPLATE):
         for path in (ROOT / folder).rglob("*"):
@@ -70,7 +70,7 @@ def sources() -> Iterator[Path]:
 
 
 def is_rendered(path: Path) -> bool:
-    """Whether Cookiecutter renders the file at this path below ROOT."""
+    """Return whether Cookiecutter renders a file, given its path relative to ROOT."""
     place, *inside = path.parts
     if place != TEMPLATE:  # hf_template_ext.py is imported, and reads task.json
         is_included = place == "templates" and path.name != "task.json"
@@ -81,7 +81,7 @@ def is_rendered(path: Path) -> bool:
 
 
 def write(path: Path, target: Path) -> None:
-    """One file of the copy, with the mode and the newlines of its source."""
+    """Write one file of the copy, with the mode and the newlines of its source."""
     target.parent.mkdir(parents=True, exist_ok=True)
     shutil.copy(ROOT / path, target)
     if path == Path("cookiecutter.json"):
@@ -105,7 +105,7 @@ def main() -> None:
     found = {path.name for path in earlier}
     ours = {path.parts[0] for path in copies.values()}
     if found and not {"cookiecutter.json"} <= found <= ours:
-        parser.error(f"{out} holds something else than a copy; expected a new or empty folder")
+        parser.error(f"{out} contains files that are not a copy; expected a new or empty folder")
     for path in earlier:
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     for path, copy in copies.items():

@@ -23,7 +23,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-MARK = "<<"  # Jinja includes these files, and each of this template's opening marks begins so
+MARK = "<<"  # all opening marks of this template begin with it, and Jinja reads these files
 MAX_LENGTH = 512
 TOKENS = ("pad", "bos", "eos")
 HEAD_SIZE = 32  # the smallest that vLLM computes on a CPU
@@ -38,18 +38,18 @@ Row = dict[str, Any]
 
 
 def read(path: Path) -> Iterator[Row]:
-    """The rows of a JSON lines file, without those that Jinja would take for markup."""
+    """Yield the rows of a JSON lines file, without those that Jinja would treat as markup."""
     with path.open(encoding="utf-8") as lines:
         yield from (json.loads(line) for line in lines if MARK not in line)
 
 
 def messages(path: Path) -> list[Row]:
-    """Every message; a text of several lines is many messages, run together by an open quote."""
+    """Return the messages. Drop texts of several lines: many messages, joined by an open quote."""
     return [row for row in read(path) if "\n" not in row["text"] and len(row["text"]) <= 2000]
 
 
 def novel(path: Path, title: str, size: int) -> Iterator[Row]:
-    """Whole rows from the one that begins with `title`, until they hold `size` characters."""
+    """Yield rows from the one that begins with `title`, up to `size` characters in total."""
     begun = False
     for row in read(path):
         begun = begun or row["text"].startswith(title)
@@ -59,7 +59,7 @@ def novel(path: Path, title: str, size: int) -> Iterator[Row]:
 
 
 def save_data(train: Iterable[Row], valid: Iterable[Row], task: Path) -> list[Row]:
-    """Write both parts; give back the train rows, from which the tokenizer is made."""
+    """Write both parts; return the training rows, on which the tokenizer is trained."""
     (task / "data").mkdir(parents=True, exist_ok=True)
     parts = {"train": list(train), "valid": list(valid)}
     for name, rows in parts.items():
@@ -120,7 +120,7 @@ def classification(source: Path, task: Path) -> None:
 def seq2seq(source: Path, task: Path) -> None:
     train, valid = read(source / "train.jsonl"), read(source / "valid.jsonl")
     rows = save_data(islice(train, 6000), islice(valid, 500), task)
-    # 512 is never reached: once every letter and phone is one token, no pair is left to join.
+    # 512 is never reached: when each letter and each phone is one token, no pair is left to merge.
     special = {"bos_token": "</s>", "eos_token": "</s>"}
     tokenizer = train_tokenizer(rows, 512, "$A </s>", pad_token="<pad>", **special)
     end = tokenizer.eos_token_id
@@ -128,16 +128,16 @@ def seq2seq(source: Path, task: Path) -> None:
     for side in ("encoder", "decoder"):
         shape |= {f"{side}_layers": 2, f"{side}_attention_heads": 96 // HEAD_SIZE}
         shape |= {f"{side}_ffn_dim": 256}
-    # CTranslate2 reads these, which BartConfig no longer writes; they say what every BART is.
+    # CTranslate2 needs these keys, the same for every BART, which BartConfig no longer writes.
     shape |= {"normalize_before": False, "normalize_embedding": True, "add_final_layer_norm": False}
-    # init_std: with the usual 0.02 a model as small as this one learns next to nothing.
+    # init_std: with the usual 0.02, the loss of such a small model hardly decreases.
     save_model(BartConfig, tokenizer, task, init_std=0.08, num_labels=2, **shape)
 
 
 def causal_lm(source: Path, task: Path) -> None:
     train = novel(source / "train.jsonl", "NORTHANGER ABBEY", 432_000)
     rows = save_data(train, novel(source / "valid.jsonl", "Persuasion", 60_000), task)
-    # The mark between two documents is also the beginning of a text.
+    # The token between two documents is also the first token of a text.
     special = {"bos_token": "</s>", "eos_token": "</s>"}
     tokenizer = train_tokenizer(rows, 1024, "$A", pad_token="<pad>", **special)
     shape = {"hidden_size": 128, "intermediate_size": 384, "num_attention_heads": 128 // HEAD_SIZE}

@@ -1,4 +1,4 @@
-"""Train the project of each task on its sample data, and write what it shows for the READMEs.
+"""Train the project of each task on its sample data, and write its output for the READMEs.
 
     python scripts/make_shown.py [TASK ...]
 
@@ -57,7 +57,7 @@ def train(project: Path) -> tuple[str, str]:
 
 
 def printed_lines(stdout: str, stderr: str) -> list[str]:
-    """The lines of a run as the terminal shows them at its end, without times."""
+    """Return the lines that the terminal shows at the end of a run, without times."""
     bars = [line for line in re.split(r"[\r\n]+", stderr) if ": 100%|" in line]
     last = {bar.partition("%")[0]: bar for bar in bars}  # a bar is printed many times
     lines = [line.rstrip() for line in stdout.splitlines() if not DURATION.match(line)]
@@ -70,7 +70,7 @@ def printed_lines(stdout: str, stderr: str) -> list[str]:
 
 
 def first_entry(log_file: Path) -> str:
-    """The first entry of log.json, its numbers rounded to four digits, without the seconds."""
+    """Return the first entry of log.json, rounded to four digits, without the seconds."""
     log = json.loads(log_file.read_text(encoding="utf-8"))
     name, entry = next(iter(log.items()))
     del entry["seconds"]

@@ -1,4 +1,4 @@
-"""Rendering for all tests, in this process or by the command, away from the user's settings."""
+"""Fixtures that render projects, in this process or by the command, without user settings."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ ROOT = Path(__file__).resolve().parent.parent
 TEMPLATE = ROOT / "<<cookiecutter.project_slug>>"
 SLUG = "my-project"  # of a project rendered with the default answers
 TASKS: list[str] = json.loads((ROOT / "cookiecutter.json").read_text(encoding="utf-8"))["task"]
-SCRIPTS = ROOT / "tests" / "scripts"  # that tests run in a rendered project
+SCRIPTS = ROOT / "tests" / "scripts"  # scripts that tests run in a rendered project
 CACHES = {"__pycache__", ".mypy_cache", ".pytest_cache", ".ruff_cache"}
 
-# Cookiecutter finds hf_template_ext.py like this while it renders; tests import it as well.
+# So that Cookiecutter and the tests find hf_template_ext.py.
 sys.path.insert(0, str(ROOT))
 
 from cookiecutter.main import cookiecutter  # noqa: E402
@@ -47,23 +47,23 @@ def bake(out: Path, answers: dict[str, str], hooks: bool = True) -> Path:
 
 
 def about(task: str) -> dict[str, Any]:
-    """What the task's folder says of it: its description, model class and architectures."""
+    """Return the content of the task's task.json: description, model class and architectures."""
     return json.loads((ROOT / "templates" / task / "task.json").read_text(encoding="utf-8"))
 
 
 def files_of(folder: Path) -> list[str]:
-    """The files below a folder, as sorted relative paths, without the caches of tools."""
+    """Return the files in a folder as sorted relative paths, without the caches of tools."""
     paths = (path.relative_to(folder) for path in folder.rglob("*") if path.is_file())
     return sorted(path.as_posix() for path in paths if not CACHES.intersection(path.parts))
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """What each file below a folder holds."""
+    """Return the content of each file in a folder."""
     return {name: (folder / name).read_bytes() for name in files_of(folder)}
 
 
 def wait_for(condition: Callable[[], bool]) -> None:
-    """Wait for what other processes do, three minutes at most."""
+    """Wait for a condition, at most three minutes."""
     until = time.monotonic() + 180
     while not condition():
         assert time.monotonic() < until
@@ -72,10 +72,10 @@ def wait_for(condition: Callable[[], bool]) -> None:
 
 @pytest.fixture(scope="session")
 def render(tmp_path_factory: pytest.TempPathFactory) -> Render:
-    """render(task="seq2seq", ...) gives a project that all tests share: do not write into it."""
+    """Return a function: render(task="seq2seq", ...) returns a project that all tests share."""
     shared = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
-        shared = shared.parent  # one level up, the workers meet
+        shared = shared.parent  # the parent folder is shared by the workers
     (shared / "rendered").mkdir(exist_ok=True)
 
     def rendered(**answers: str) -> Path:
@@ -93,18 +93,18 @@ def render(tmp_path_factory: pytest.TempPathFactory) -> Render:
 
 @pytest.fixture(params=TASKS)
 def task(request: pytest.FixtureRequest) -> str:
-    """Each task in turn; @pytest.mark.parametrize("task", [...]) narrows it down."""
+    """Each task; @pytest.mark.parametrize("task", [...]) selects some of them."""
     return request.param
 
 
 @pytest.fixture
 def project(task: str, render: Render, tmp_path: Path) -> Path:
-    """A project for the task that belongs to this one test."""
+    """A project for the task that only this test uses."""
     return Path(shutil.copytree(render(task=task), tmp_path / SLUG))
 
 
 class Shell:
-    """Runs cookiecutter as a person does, in an empty folder, with a home folder of its own."""
+    """Runs the command cookiecutter in an empty folder, with a temporary home folder."""
 
     def __init__(self, folder: Path) -> None:
         self.here, self.home = folder / "here", folder / "home"
@@ -141,13 +141,13 @@ def shell(tmp_path: Path) -> Shell:
     return Shell(tmp_path)
 
 
-# By what their names hold: the first takes eight minutes, the others half a minute or more.
-LONGEST = ["own_tests_pass[classification]", "own_tests_pass", "compiling", "over_two_hosts"]
-LONGEST += ["its_rendering", "time_is_up"]
+# Parts of test names: the first test takes eight minutes, the others half a minute or more.
+LONGEST = ["own_tests_pass[classification]", "own_tests_pass", "compiling", "on_two_hosts"]
+LONGEST += ["is_rendered", "time_limit"]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Let the longest tests begin first: two workers begin with a half each, and none ends late."""
+    """Put the longest tests first in each half of the list: each of two workers gets a half."""
     longest = list(dict.fromkeys(i for name in LONGEST for i in items if name in i.name))
     others = [item for item in items if item not in longest]
     middle = len(others) // 2

@@ -1,4 +1,4 @@
-"""Answers: odd ones come through unchanged, wrong ones are refused and leave nothing behind."""
+"""Answers: unusual ones are preserved, invalid ones are refused before a file is written."""
 
 from __future__ import annotations
 
@@ -286,7 +286,7 @@ GOOD_BASE_MODELS = [
 ]
 
 
-# Each makes the folder `ran` where it is rendered: by key=value, Cookiecutter would.
+# Each creates the folder `ran` when it is rendered, as Cookiecutter does with key=value answers.
 RUNS_CODE = [
     "<< cycler.__init__.__globals__.os.mkdir('ran') >>",
     "<<% set made = lipsum.__globals__['os'].mkdir('ran') %>>",
@@ -301,7 +301,7 @@ def names(values: list[str]) -> list[str]:
 
 
 def assert_refused(folder: Path, name: str, value: str) -> None:
-    """One sentence that names the question and what was expected; nothing is created."""
+    """Check that the error is one sentence with question and expectation; no file is created."""
     with pytest.raises(FailedHookException) as refused:
         check(value, name)
     sentence = str(refused.value)
@@ -309,13 +309,13 @@ def assert_refused(folder: Path, name: str, value: str) -> None:
     assert "expected" in sentence and sentence.isprintable() and len(sentence) < 300, sentence
     with pytest.raises(FailedHookException) as refused:
         bake(folder / "out", {name: value})
-    start = "The text " if "<<" in value else f"{name} "  # before it has a name
+    start = "The text " if "<<" in value else f"{name} "  # before the name of the question is known
     assert str(refused.value).startswith(start)
     assert list(folder.iterdir()) == []
 
 
 @pytest.mark.parametrize("text", ODD_TEXTS, ids=names(ODD_TEXTS))
-def test_odd_text_comes_through(text: str, tmp_path: Path) -> None:
+def test_unusual_text_is_preserved(text: str, tmp_path: Path) -> None:
     task = TASKS[len(text) % len(TASKS)]
     answers = {"project_name": text, "description": text, "author": text, "task": task}
     project = bake(tmp_path, {"project_slug": SLUG, **answers}, hooks=False)
@@ -357,7 +357,7 @@ def test_good_answers_pass() -> None:
 def test_a_folder_as_base_model_is_rendered_as_it_is(
     base_model: str, task: str, tmp_path: Path
 ) -> None:
-    """Also with ~, which the project expands: it then serves every user of a shared project."""
+    """Also with ~, which the project expands, so that each user of a shared project can run it."""
     project = bake(tmp_path, {"task": task, "base_model": base_model})
     code = (project / "model" / "configuration.py").read_text(encoding="utf-8")
     assigned = {
@@ -371,7 +371,7 @@ def test_a_folder_as_base_model_is_rendered_as_it_is(
     assert f"`{base_model}`" in (project / "README.md").read_text(encoding="utf-8")
 
 
-def test_no_text_at_all_is_refused() -> None:
+def test_value_that_is_not_text_is_refused() -> None:
     wrong: list[object] = [None, 1, True, ["x"], {}]
     for name in PROBLEMS:
         for value in wrong:
@@ -379,7 +379,7 @@ def test_no_text_at_all_is_refused() -> None:
                 check(value, name)
 
 
-def test_projects_own_names_are_no_slugs(render: Render) -> None:
+def test_names_used_by_the_project_are_refused_as_slugs(render: Render) -> None:
     project = render()
     for path in project.iterdir():
         slug = path.stem.lower()
@@ -405,13 +405,13 @@ def test_slug_made_from_the_name(name: str, slug: str, tmp_path: Path) -> None:
 
 @settings(deadline=None)
 @given(st.text())
-def test_every_name_makes_a_good_slug(name: str) -> None:
+def test_every_name_gives_a_valid_slug(name: str) -> None:
     assert slug_problem(usable_slug(slugify(name))) is None
 
 
 @settings(deadline=None)
 @given(st.text(st.characters(exclude_categories=["Cs"])))
-def test_lit_is_read_back_everywhere(text: str) -> None:
+def test_quoted_values_are_read_back_by_every_format(text: str) -> None:
     quoted = lit(text)
     assert ast.literal_eval(quoted) == text
     assert json.loads(quoted) == text
@@ -419,7 +419,7 @@ def test_lit_is_read_back_everywhere(text: str) -> None:
     assert tomllib.loads(f"x = {quoted}")["x"] == text
 
 
-# From here on as a person runs it: the command, with its output.
+# The following tests run the command and check its output.
 
 
 def test_no_input(task: str, shell: Shell) -> None:
@@ -494,7 +494,7 @@ def test_code_replayed_without_hooks_never_runs(shell: Shell) -> None:
     answers = json.loads(replay.read_text(encoding="utf-8"))
     ran = shell.home / "ran"
     code = f"<< cycler.__init__.__globals__.os.mkdir('{ran}') >>"
-    answers["cookiecutter"]["project_slug"] = code  # paths are rendered once more
+    answers["cookiecutter"]["project_slug"] = code  # Cookiecutter renders paths once more
     replay.write_text(json.dumps(answers), encoding="utf-8")
     done = shell.run("--replay", "--accept-hooks", "no", "-o", "again")
     assert done.returncode == 1
@@ -514,7 +514,7 @@ def test_code_replayed_without_hooks_never_runs(shell: Shell) -> None:
 def test_bad_answer_stops_the_questions(typed: str, start: str, shell: Shell) -> None:
     done = shell.run(typed=typed)
     assert done.returncode != 0
-    # What was typed is not echoed here, so the last question and the sentence share a line.
+    # The input is not echoed, so the last question and the error are in one line.
     assert f": {start}" in done.stdout.splitlines()[-1], done.stdout
     assert "Traceback" not in done.stdout + done.stderr
     assert list(shell.here.iterdir()) == []

@@ -72,7 +72,7 @@ PAIR: dict[str, object] = {"prompt": "A?", "completion": "B."}
 BAD: dict[str, tuple[object, str]] = {
     "role": ([ASKED, turn("tool", "B.")], "a message has the role 'tool'; expected one of system"),
     "no_role": ([ASKED, {"content": "B."}], "a message has the role None; expected one of system"),
-    "no_answer": ([ASKED], "no message of the assistant; expected an answer to learn"),
+    "no_answer": ([ASKED], "no message of the assistant; expected an answer"),
     "empty": ([], "'messages' holds an empty list; expected messages"),
     "text": ("A?", "'messages' holds text; expected a list of messages"),
     "object": (ASKED, "'messages' holds an object; expected a list of messages"),
@@ -120,7 +120,7 @@ def test_what_truncation_leaves_without_a_target_is_refused_or_left_out(
 ) -> None:
     long: dict[str, object] = {"messages": [turn("user", "word " * 60), ANSWERED]}
     files: Files = {"some": [GOOD, long, GOOD, long], "all": [long]}
-    words = "--max_len 40 cuts off all targets of 2 of 4 conversations, first some.jsonl:2"
+    words = "--max_len 40 truncates all targets of 2 of 4 conversations, the first at some.jsonl:2"
     expected = "expected a larger --max_len"
     assert what_is_said(project, tmp_path, files, max_len=40) == [
         f"some.jsonl: {words}; {expected}, or --drop_without_target",
@@ -134,7 +134,7 @@ def test_what_truncation_leaves_without_a_target_is_refused_or_left_out(
     assert out.count("they are left out") == 1
     assert f"{words.replace('some', f'{tmp_path}/some')}; they are left out" in out
     assert "train: 2 examples" in out
-    assert "--max_len 40 cuts 2 of 4 conversations (50.0%)" in out
+    assert "--max_len 40 truncates 2 of 4 conversations (50.0%)" in out
 
 
 @pytest.mark.parametrize("script", ["chat_formats", "chat_packing"])

@@ -1,4 +1,4 @@
-"""slurm.sh and full disks: what a cluster does to a run, with stand-ins for what is not here."""
+"""slurm.sh and full disks, with stand-ins for the commands of SLURM."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ import os, signal, subprocess, sys
 command = sys.argv[1:]
 while command[0].startswith("--"):
     del command[0]
-for name in ("SIGHUP", "SIGUSR1", "SIGUSR2"):  # srun passes them on, and lives on
+for name in ("SIGHUP", "SIGUSR1", "SIGUSR2"):  # srun forwards them and does not exit
     signal.signal(getattr(signal, name), lambda *_: None)
 tasks = int(os.environ["SLURM_NTASKS"])
 children = [
@@ -40,7 +40,7 @@ WEIGHTS = Path("last") / "model.safetensors"
 
 @pytest.fixture
 def cluster(tmp_path: Path) -> dict[str, str]:
-    """What slurm.sh finds in its environment."""
+    """The environment of slurm.sh."""
     tools = tmp_path / "tools"
     tools.mkdir()
     for name, text in (("srun", SRUN.format(python=sys.executable)), ("scontrol", SCONTROL)):
@@ -65,13 +65,13 @@ def submit(project: Path, cluster: dict[str, str], *arguments: str) -> subproces
 
 
 def processes_of(job: subprocess.Popen) -> list[psutil.Process]:
-    """Those of the run, without the shell and srun."""
+    """Return the processes of the run, without the shell and srun."""
     below = psutil.Process(job.pid).children(recursive=True)
     return [process for process in below if "train.py" in process.cmdline()[:2]]
 
 
 @pytest.mark.parametrize("task", ["classification"])
-def test_a_job_whose_time_is_up_queues_again_and_ends_as_if_it_had_not(
+def test_job_at_its_time_limit_is_requeued_and_resumes_bit_identically(
     project: Path, cluster: dict[str, str]
 ) -> None:
     short = ["--max_steps", "40"]
@@ -89,10 +89,10 @@ def test_a_job_whose_time_is_up_queues_again_and_ends_as_if_it_had_not(
 
 @pytest.mark.parametrize("task", ["classification"])
 @pytest.mark.parametrize("name", ["SIGHUP", "SIGUSR1", "SIGUSR2"])
-def test_a_job_that_is_signalled_as_a_whole_queues_again(
+def test_job_signalled_as_a_whole_is_requeued(
     name: str, project: Path, cluster: dict[str, str]
 ) -> None:
-    """The shell and srun as well, as by scancel --full, and as submitit does with SIGUSR2."""
+    """Signal also the shell and srun, like scancel --full, and like submitit with SIGUSR2."""
     job = submit(project, cluster, "--epochs", "999")
     wait_for(lambda: (project / "outputs" / "last").exists())
     (srun,) = psutil.Process(job.pid).children()
@@ -104,9 +104,7 @@ def test_a_job_that_is_signalled_as_a_whole_queues_again(
 
 
 @pytest.mark.parametrize("task", ["classification"])
-def test_a_job_that_is_cancelled_saves_and_does_not_queue_again(
-    project: Path, cluster: dict[str, str]
-) -> None:
+def test_cancelled_job_saves_and_is_not_requeued(project: Path, cluster: dict[str, str]) -> None:
     job = submit(project, cluster, "--epochs", "999")
     wait_for(lambda: (project / "outputs" / "last").exists())
     for process in [*processes_of(job), job]:
@@ -147,7 +145,7 @@ PYTHONPATH=. python "$1" small/run
 
 @pytest.mark.skipif(not can_mount(), reason="needs unshare and user namespaces, to mount a tmpfs")
 @pytest.mark.parametrize("task", ["classification"])
-def test_a_full_and_a_read_only_file_system_leave_the_last_save_whole(
+def test_last_save_is_intact_on_full_and_read_only_file_systems(
     project: Path, cluster: dict[str, str]
 ) -> None:
     done = subprocess.run(

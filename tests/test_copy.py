@@ -1,4 +1,4 @@
-"""The copy with {{ }}: it renders the same projects, and Windows and cruft can read it."""
+"""The copy with {{ }} renders the same projects, and works with Windows and cruft."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from hf_template_ext import DEVICES
 
 ODD = 'it\'s "x" \\ {x} % {0} %d 100% # 日本語'
 
-# What a search and replace of the marks would get wrong.
+# Text that a simple search and replace of the marks would translate incorrectly.
 TRICKY = """\
 {{ x }} {% if x %} {# note #} {{{ x }}} {{%%}} {%- endraw %} ${{ x }}
 {<< cookiecutter.task >>} {<<- " a" ->> } << "%>> }} {{" >> << {"a": {"b": 1}}.a.b>>}
@@ -35,7 +35,7 @@ TRICKY = """\
 
 
 def run(*command: str, cwd: Path, typed: str = "") -> subprocess.CompletedProcess[str]:
-    """A command away from the user's own settings of Cookiecutter and git."""
+    """Run a command without the user's settings of Cookiecutter and git."""
     private = {"HOME": str(cwd), "GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_NOSYSTEM": "1"}
     return subprocess.run(
         command,
@@ -58,7 +58,7 @@ def make_copy(template: Path, out: Path) -> None:
 
 
 def bake_apart(source: Path, out: Path, **answers: str) -> Path:
-    """Render in a process of its own: hf_template_ext of one template serves no other."""
+    """Render in a separate process, since each template has its own hf_template_ext."""
     given = [f"{name}={value}" for name, value in answers.items()]
     out.mkdir()
     succeed(sys.executable, "-m", "cookiecutter", str(source), "--no-input", *given, cwd=out)
@@ -72,7 +72,7 @@ def assert_same(first: Path, second: Path) -> None:
 
 
 def commit(repository: Path) -> None:
-    """All that the folder holds, as the next commit of a repository there."""
+    """Commit all files of a folder to its repository."""
     person = ("-c", "user.name=A", "-c", "user.email=a@example.org")
     succeed("git", "init", "-q", cwd=repository)
     succeed("git", "add", "-A", cwd=repository)
@@ -88,7 +88,7 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def template(tmp_path: Path) -> Path:
-    """A template like this one, to be changed by a test."""
+    """A copy of this template that a test may change."""
     folder = tmp_path / "template"
     for name in (TEMPLATE.name, "hooks", "scripts", "templates"):
         shutil.copytree(ROOT / name, folder / name)
@@ -162,7 +162,7 @@ def test_bad_answer_is_refused(answer: str, copy: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("mark", ["<<", "{{", "{%", "{#"])
 def test_typed_mark_is_refused(mark: str, copy: Path, tmp_path: Path) -> None:
-    """cruft renders the answers that it has kept, so none may hold a mark of the copy."""
+    """cruft renders the saved answers, so none may contain a mark of the copy."""
     command = [sys.executable, "-m", "cookiecutter", str(copy)]
     done = run(*command, cwd=tmp_path, typed=f"\na {mark} b\n")
     assert done.returncode != 0
@@ -184,7 +184,7 @@ def test_hooks_are_rendered(copy: Path, tmp_path: Path) -> None:
 
 
 def test_an_earlier_copy_is_replaced(copy: Path, template: Path, tmp_path: Path) -> None:
-    """Also one that lacks files of this one, and what it alone had goes."""
+    """Also if the earlier copy has other files: they are removed."""
     earlier = tmp_path / "earlier"
     (template / "templates" / "seq2seq" / "old.md").write_text("old", encoding="utf-8")
     make_copy(template, earlier)
@@ -213,7 +213,7 @@ def test_cruft(template: Path, tmp_path: Path) -> None:
     commit(project)
     succeed(*cruft, "check", cwd=project)
 
-    # They change one file, we change another by a new filter, drop a third, and add one.
+    # The user changes one file; the template changes another one, removes one and adds one.
     (project / "train.py").write_text("# mine\n", encoding="utf-8")
     commit(project)
     ours = template / TEMPLATE.name

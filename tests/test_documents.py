@@ -1,4 +1,4 @@
-"""Documents: what they show, name and link to exists, and both languages have the same code."""
+"""Documents: output, names and links are valid, and both languages have the same code."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ def read(file: Path) -> str:
 
 
 def documents() -> list[Path]:
-    """The template's own documents; those of projects are rendered from its folder."""
+    """Return the documents of the template itself, without those of projects."""
     return [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")]
 
 
 def anchors(text: str) -> set[str]:
-    """The anchors that GitHub gives to headings."""
+    """Return the anchors that GitHub generates for headings."""
     headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in headings}
 
@@ -52,21 +52,21 @@ def broken_links(file: Path) -> list[str]:
 
 
 def without_comments(code: str) -> list[str]:
-    """The lines of a block of code, without what is translated: comments and file trees."""
+    """Return the lines of a code block without translated parts: comments and file trees."""
     lines = [re.sub(r"\s+# .*", "", line).rstrip() for line in code.splitlines()]
     return [line for line in lines if line and line[0] not in "├└│"]
 
 
-def test_the_drawing_is_that_of_the_code(render: Render) -> None:
+def test_drawing_matches_the_code(render: Render) -> None:
     drawn = draw(render())
     assert drawn == read(PICTURE), "run: python scripts/draw_design.py"
 
 
-def test_links_of_the_template_lead_somewhere() -> None:
+def test_links_of_the_template_are_valid() -> None:
     assert [link for file in documents() for link in broken_links(file)] == []
 
 
-def test_links_of_a_project_lead_somewhere(task: str, render: Render) -> None:
+def test_links_of_a_project_are_valid(task: str, render: Render) -> None:
     project = render(task=task)
     files = [project / name for name in files_of(project) if name.endswith(".md")]
     assert [link for file in files for link in broken_links(file)] == []
@@ -109,7 +109,7 @@ def test_the_first_page_shows_what_a_run_prints() -> None:
 
 @pytest.mark.parametrize("task", [name for name in TASKS if name != "causal_lm"])
 def test_shown_numbers_are_those_of_the_sample_data(task: str) -> None:
-    """A run of the defaults has a step for each 16 examples."""
+    """A run with default arguments has one step for 16 examples."""
     folder = ROOT / "templates" / task
     rows = read(folder / "data" / "train.jsonl").count("\n")
     text = read(folder / "shown.md")

@@ -1,4 +1,4 @@
-"""Classification by the data's shape: one label of many, several labels, or a value; pairs."""
+"""Classification by the type of the labels: single, several, or values; pairs of texts."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def run(project: Path, *command: str) -> subprocess.CompletedProcess[str]:
         (value, {"mean_absolute_error", "pearson"}, ("pearson", 0.9), "mean_absolute_error"),
     ],
 )
-def test_each_kind_of_label_is_learned_and_predicted(
+def test_each_type_of_label_is_trained_and_predicted(
     label: Callable,
     scores: set[str],
     reached: tuple[str, float],
@@ -92,7 +92,7 @@ def test_each_kind_of_label_is_learned_and_predicted(
         assert (row["text"], row["more"]) == (answer["text"], answer["more"])
         if isinstance(row["label"], float):
             points += abs(answer["prediction"] - row["label"])
-        elif isinstance(row["label"], list):  # in the order of the labels, not of the row
+        elif isinstance(row["label"], list):  # predicted in the order of the labels, not of the row
             points += sorted(answer["prediction"]) == sorted(row["label"])
         else:
             points += answer["prediction"] == row["label"]
@@ -106,7 +106,7 @@ def test_each_kind_of_label_is_learned_and_predicted(
         ("[]", "train.jsonl: 1 label in 'label'; expected at least 2"),
     ],
 )
-def test_lists_of_labels_that_cannot_be_learned_from(
+def test_invalid_lists_of_labels_are_refused(
     cell: str, words: str, render: Render, tmp_path: Path
 ) -> None:
     project = render(task="classification")
@@ -126,7 +126,7 @@ def test_lists_of_labels_that_cannot_be_learned_from(
         (value, '"much"', "valid.jsonl:21: unknown label 'much'; expected a number"),
     ],
 )
-def test_a_label_that_is_unknown_is_named(
+def test_unknown_label_is_located(
     label: Callable, wrong: str, words: str, render: Render, tmp_path: Path
 ) -> None:
     project = render(task="classification")
@@ -134,7 +134,7 @@ def test_a_label_that_is_unknown_is_named(
     write(tmp_path / "valid.jsonl", label, 20, 1)
     row = f'{{"text": "good", "more": "bad", "label": {wrong}}}\n'
     content = (tmp_path / "valid.jsonl").read_text()
-    if label is value:  # one kind in a column: as CSV, where all is text
+    if label is value:  # a JSON column has one type, so use CSV
         lines = [json.loads(line) for line in [*content.splitlines(), row]]
         csv = "".join(f"{line['text']},{line['label']}\n" for line in lines)
         (tmp_path / "valid.csv").write_text("text,label\n" + csv)
@@ -150,7 +150,7 @@ def test_a_label_that_is_unknown_is_named(
 
 
 def test_classes_of_the_hub_keep_their_names(render: Render, tmp_path: Path) -> None:
-    """Data sets there number their labels and know the names, also of several to a text."""
+    """Data sets of the Hub store label numbers with their names, also for lists of labels."""
     project = render(task="classification")
     done = run(project, str(SCRIPTS / "class_labels.py"), str(tmp_path))
     assert done.returncode == 0, done.stderr

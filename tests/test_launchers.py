@@ -1,4 +1,4 @@
-"""`accelerate launch`: one process and two, signals, deaths, and restarts."""
+"""`accelerate launch`: one process and two, signals, killed processes, and restarts."""
 
 from __future__ import annotations
 

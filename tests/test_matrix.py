@@ -1,6 +1,6 @@
-"""Every combination of answers that changes code: rendered, checked, trained, killed, used.
+"""Render, check, train, kill and use a project for each combination of answers that changes code.
 
-What the projects' own tests find out is in test_projects.py, types are in test_rendering.py.
+test_projects.py runs the projects' own tests, test_rendering.py checks types.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def run(project: Path, *command: str) -> str:
 
 
 @pytest.mark.parametrize("base", ["tiny", "folder"] if "TEST_ALL" in os.environ else ["tiny"])
-def test_a_project_from_its_rendering_to_its_use(task: str, base: str, tmp_path: Path) -> None:
+def test_project_is_rendered_trained_killed_and_used(task: str, base: str, tmp_path: Path) -> None:
     answers = {"task": task, "description": 'It\'s "quoted" \\ and 日本語'}
     if base == "folder":
         tiny = ROOT / "templates" / task / "tiny"

@@ -1,4 +1,4 @@
-"""A new task is one folder and one word: token classification is added here, and put to work."""
+"""A new task is one folder and one word: add token classification, and test its project."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ from conftest import CACHES, ROOT, SCRIPTS, SLUG, TEMPLATE
 NAME = "token_classification"
 FOLDER = ROOT / "tests" / "fixtures" / NAME
 
-# Of what the template's own tests say of every task.
+# Tests of the template that apply to every task.
 OF_THE_TEMPLATE = ["tests/test_rendering.py", "tests/test_structure.py"]
 if "TEST_ALL" in os.environ:
     OF_THE_TEMPLATE += ["tests/test_matrix.py", "tests/test_models.py", "tests/test_prompts.py"]
-OF_EVERY_TASK = f"{NAME} or agree or same_bytes or fault or words"
-# Of what a project's own tests do: the contract, exactness, bad input, and a run that is stopped
-# by a signal or dies, goes on, and ends in the very bits of one that was left alone.
+OF_EVERY_TASK = f"{NAME} or agree or same_bytes or ruff_on_the_template or have_prompts"
+# Tests of the project: the contract, exactness, invalid input, and runs that are stopped or killed,
+# resumed, and bit-identical to uninterrupted ones.
 OF_THE_PROJECT = [
     "test_model.py",
     "test_exactness.py",
     "test_predict.py",
-    "test_input.py::test_a_bad_file_is_named_in_one_sentence",
+    "test_input.py::test_bad_file_is_refused_in_one_sentence",
     "test_input.py::test_every_format_gives_the_same_examples",
-    "test_checkpoint_portability.py::test_a_checkpoint_is_one_of_its_base_model[best]",
+    "test_checkpoint_portability.py::test_stock_checkpoint_opens_in_an_empty_folder[best]",
     "test_signals.py::test_signal_to_one_process_stops_all[1-0-SIGTERM]",
     "test_runs.py::test_resumed_run_is_bit_identical[9]",
 ]
 
-# Without what pytest-xdist tells its workers: a pytest of our own would take itself for one.
+# Without the variables of pytest-xdist's workers: a nested pytest would treat itself as a worker.
 ENVIRONMENT = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_XDIST")}
 
 
@@ -55,7 +55,7 @@ def run(folder: Path, *command: str | Path) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture(scope="module")
 def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of this template, where nothing is new but the folder and the word."""
+    """A copy of this template with the new folder and the new word."""
     copy = tmp_path_factory.mktemp("new") / "template"
     for name in ("hooks", "templates", "tests", TEMPLATE.name):
         shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns(*CACHES))
@@ -70,20 +70,20 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def project(template: Path) -> Path:
-    # In a process of its own: here, the hooks of the template that is tested are loaded.
+    # In a separate process, since this one has loaded the hooks of the original template.
     code = f"from conftest import *; bake(ROOT.parent, {{'task': {NAME!r}}})"
     done = run(template / "tests", "-c", code)
     assert done.returncode == 0, done.stderr
     return template.parent / SLUG
 
 
-def test_the_templates_own_tests_hold(template: Path) -> None:
+def test_tests_of_the_template_pass(template: Path) -> None:
     command = ["-m", "pytest", "-q", "-p", "no:cacheprovider", *OF_THE_TEMPLATE]
     done = run(template, *command, "-k", OF_EVERY_TASK)
     assert done.returncode == 0, done.stdout[-5000:]
 
 
-def test_its_types_are_right(project: Path, tmp_path: Path) -> None:
+def test_types_of_the_project(project: Path, tmp_path: Path) -> None:
     done = run(project, "-m", "mypy", "--cache-dir", tmp_path)
     assert done.returncode == 0, done.stdout
 
@@ -94,7 +94,7 @@ def test_the_projects_own_tests_pass(project: Path) -> None:
     assert done.returncode == 0, done.stdout[-5000:]
 
 
-def test_it_learns_and_predicts(project: Path, tmp_path: Path) -> None:
+def test_the_project_trains_and_predicts(project: Path, tmp_path: Path) -> None:
     options = ["--epochs=4", "--batch_size=4", "--metric_for_best_model=accuracy"]
     done = run(project, "train.py", *options, f"--outdir={tmp_path}/run")
     assert done.returncode == 0, done.stderr[-2000:]
@@ -143,7 +143,7 @@ def test_spans_are_those_of_conlleval() -> None:
         assert metrics.spans(tags.split()) == expected
 
 
-def test_what_cannot_be_right_is_named(project: Path, tmp_path: Path) -> None:
+def test_invalid_rows_are_located(project: Path, tmp_path: Path) -> None:
     good = {"tokens": ["It", "rains"], "tags": ["O", "O"]}
     files: dict[str, list[dict]] = {
         "odd": [good, {**good, "tags": ["O"]}],

@@ -1,4 +1,4 @@
-"""Rendered projects at work: their own tests, what READMEs show, and the data of each task."""
+"""Rendered projects: their own tests, the code in READMEs, and the data of each task."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from conftest import SCRIPTS
 ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
 ACCELERATE = Path(sys.executable).with_name("accelerate")
 TWO_PROCESSES: list[str | Path] = [ACCELERATE, "launch", "--config_file", "configs/cpus.yaml"]
-# The slow proofs are about what is the same for every task: on one of them, unless all is tested.
+# The slow proofs test code that is the same for every task: run them for one task by default.
 WITH_PROOFS = "classification"
 
 
@@ -51,7 +51,7 @@ def test_own_tests_pass(project: Path, task: str) -> None:
     assert done.returncode == 0, done.stdout[-5000:]
 
 
-def test_two_processes_by_the_launcher_then_the_use_that_readmes_show(project: Path) -> None:
+def test_two_processes_and_the_code_of_readmes(project: Path) -> None:
     launch = [*TWO_PROCESSES, "train.py", "--max_steps", "6"]
     done = run(project, *launch, ACCELERATE_USE_CPU="true")
     assert done.returncode == 0, done.stderr
@@ -98,7 +98,7 @@ def test_causal_lm(script: str, project: Path) -> None:
 
 @pytest.mark.parametrize("task", ["seq2seq", "causal_lm"])
 @pytest.mark.parametrize("pad_token", ["", "</s>"])
-def test_end_mark_stays_a_target_with_any_padding_token(pad_token: str, project: Path) -> None:
+def test_eos_is_a_target_with_any_padding_token(pad_token: str, project: Path) -> None:
     run_script(project, "end_marks.py", pad_token)
 
 
@@ -110,7 +110,7 @@ def test_plain_text_is_one_document(task: str, project: Path) -> None:
 
 
 @pytest.mark.parametrize("task", ["causal_lm"])
-def test_separate_documents_by_the_launcher(project: Path) -> None:
+def test_separate_documents_in_a_launched_run(project: Path) -> None:
     options = ["--max_steps", "4", "--separate_documents", "--gradient_checkpointing"]
     done = run(project, *TWO_PROCESSES, "train.py", *options, ACCELERATE_USE_CPU="true")
     assert done.returncode == 0, done.stderr
@@ -118,7 +118,9 @@ def test_separate_documents_by_the_launcher(project: Path) -> None:
     assert state["args"]["separate_documents"]
 
 
-@pytest.mark.parametrize("task", ["causal_lm"])  # without dropout, which compiling draws otherwise
+@pytest.mark.parametrize(
+    "task", ["causal_lm"]
+)  # without dropout, whose random numbers differ with compilation
 def test_compiling_changes_neither_losses_nor_names(task: str, project: Path) -> None:
     results: list[tuple[list[str], float]] = []
     for flags in ([], ["--compile"]):

@@ -1,4 +1,4 @@
-"""The questions, as a person answers them in a terminal of 80 columns."""
+"""The questions in a terminal of 80 columns."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LABELS = json.loads((ROOT / "cookiecutter.json").read_text(encoding="utf-8"))["_
 
 
 class Terminal:
-    """Cookiecutter in a terminal: `screen` is what it showed so far, without colours."""
+    """Cookiecutter in a terminal: `screen` is its output so far, without colours."""
 
     def __init__(self, shell: Shell) -> None:
         environment = {**shell.environment, "TERM": "xterm-256color"}
@@ -32,7 +32,7 @@ class Terminal:
             dimensions=(24, 80),
             encoding="utf-8",
             timeout=60,
-            # Tests that run in the background ignore Ctrl-C, and would hand that down.
+            # Tests in the background ignore SIGINT, which child processes would inherit.
             preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
         )
         self.screen = ""
@@ -64,7 +64,9 @@ def test_enter_at_each_question(terminal: Terminal, shell: Shell, render: Render
     assert contents(shell.here / SLUG) == contents(render())
 
 
-def test_what_is_asked(task: str, terminal: Terminal, shell: Shell, render: Render) -> None:
+def test_questions_and_their_defaults(
+    task: str, terminal: Terminal, shell: Shell, render: Render
+) -> None:
     number = TASKS.index(task) + 1
     terminal.answer(str(number), *[""] * 5)
     assert terminal.end() == 0
@@ -76,7 +78,7 @@ def test_what_is_asked(task: str, terminal: Terminal, shell: Shell, render: Rend
         "  [2/6] Name of the project, for people to read (My Project): ",
         "  [3/6] Name of its folder and package: a-z, 0-9 and hyphens (my-project): ",
         f"  [4/6] Its purpose, in one line ({about(task)['description']}, trained with PyTorch): ",
-        "  [5/6] Who writes it (Your Name): ",
+        "  [5/6] Author (Your Name): ",
         "  [6/6] Base model: a Hub id, a folder (/..., ./... or ~/...), or tiny,",
         "        which is built in and has random weights (tiny): ",
         "",
@@ -86,7 +88,7 @@ def test_what_is_asked(task: str, terminal: Terminal, shell: Shell, render: Rend
     assert contents(shell.here / SLUG) == contents(render(task=task))
 
 
-def test_a_wrong_number_asks_again(terminal: Terminal, shell: Shell, render: Render) -> None:
+def test_invalid_choice_is_asked_again(terminal: Terminal, shell: Shell, render: Render) -> None:
     terminal.answer("9", "seq2seq", "2", *[""] * 5)
     assert terminal.end() == 0
     assert terminal.screen.count("Please select one of the available options") == 2

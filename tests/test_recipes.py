@@ -1,4 +1,4 @@
-"""The rewrites of model/ in docs/recipes/: each is put in place as its page says, and run."""
+"""The rewrites of model/ in docs/recipes/: install each by the commands of its page, and run it."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ SCRIPTS = Path(__file__).parent / "recipes"
 NAMES = sorted(page.parent.name for page in RECIPES.glob("*/README.md"))
 IN_FULL = NAMES if "TEST_ALL" in os.environ else ["least"]
 ARGUMENTS = {
-    "distillation": ["--softness", "3.0"],  # a stock checkpoint does not hold it
-    "reward": ["--target_column", "target"],  # the contract's tests have pairs
+    "distillation": ["--softness", "3.0"],  # not in a stock checkpoint
+    "reward": ["--target_column", "target"],  # test_contract.py uses pairs
     "lstm": ["--hidden_size", "16"],
 }
 ENVIRONMENT = {
@@ -35,7 +35,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification
 config = AutoConfig.from_pretrained("tiny", id2label={0: "ham", 1: "spam"})
 AutoModelForSequenceClassification.from_config(config).save_pretrained("teacher")
 """
-# Recipe, file, what is replaced by what, and how the run ends.
+# Recipe, file, replaced text, its replacement, and the error of the run.
 MISTAKES = [
     (
         *("least", "modeling.py", "(self, counts, labels)", "(self, counts)"),
@@ -106,7 +106,7 @@ def put_in_place(recipe: str, project: Path) -> None:
 
 @pytest.fixture
 def rewritten(recipe: str, render: Render, tmp_path: Path) -> Path:
-    """A project with a recipe in place, and its data."""
+    """A project with an installed recipe, and its data."""
     project = Path(shutil.copytree(render(task="classification"), tmp_path / SLUG))
     put_in_place(recipe, project)
     write_rows(recipe, project / "data")
@@ -183,7 +183,7 @@ def test_the_contrastive_gradient_is_the_same_for_each_chunk_and_process_count(
     ("recipe", "file", "before", "after", "sentence"),
     MISTAKES if "TEST_ALL" in os.environ else MISTAKES[:2],
 )
-def test_a_mistake_in_model_ends_in_a_sentence_before_the_first_step(
+def test_mistake_in_model_is_reported_before_the_first_step(
     recipe: str, file: str, before: str, after: str, sentence: str, rewritten: Path
 ) -> None:
     path = rewritten / "model" / file
@@ -198,7 +198,7 @@ def test_a_mistake_in_model_ends_in_a_sentence_before_the_first_step(
 
 @pytest.mark.skipif("TEST_ALL" not in os.environ, reason="takes a minute")
 @pytest.mark.parametrize("recipe", ["tagging"])
-def test_scores_of_a_rank_s_own_share_are_refused(recipe: str, rewritten: Path) -> None:
+def test_scores_that_are_not_reduced_are_refused(recipe: str, rewritten: Path) -> None:
     path = rewritten / "model" / "metrics.py"
     code = path.read_text(encoding="utf-8")
     path.write_text(code.replace('reduce(self.counts, "sum")', "self.counts"), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""What comes out: which files, the same for every task, without leftovers, clean and typed."""
+"""Rendered projects: their files, equal for every task, without leftovers, clean and typed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-# What may differ between the tasks; a folder ends in a slash. The rest is the same, byte for byte.
+# Files that may differ between tasks; folders end in a slash. All others are byte-identical.
 TASK_OWNED = (
     "README.ja.md",
     "README.md",
@@ -33,8 +33,8 @@ TASK_OWNED = (
     "tiny/",
 )
 
-# What else a task's folder has: parts that README.md and pyproject.toml include among other lines,
-# and what the questions and the tests must know of the task.
+# Other files in a task's folder: parts that README.md and pyproject.toml include, and the data for
+# the questions and the tests.
 PARTS = ["dependencies.toml", "result.ja.md", "result.md", "shown.md", "task.json"]
 PARTS += ["usage.ja.md", "usage.md"]
 
@@ -42,7 +42,7 @@ INCLUDE = re.compile(r'<<% include cookiecutter\.task ~ "/(.+)" %>>\n')
 
 
 def includes() -> dict[str, str]:
-    """The files of the template that are one include line, with the file they include."""
+    """Return the files of the template that are one include line, with the included file."""
     lines = {name: (TEMPLATE / name).read_text(encoding="utf-8") for name in files_of(TEMPLATE)}
     found = {name: INCLUDE.fullmatch(line) for name, line in lines.items()}
     return {name: match[1] for name, match in found.items() if match}
@@ -58,9 +58,9 @@ def test_every_task_has_the_files_of_the_template(task: str, render: Render) -> 
     assert files_of(render(task=task)) == files_of(TEMPLATE)
 
 
-@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="is no checkout")
-def test_nothing_is_rendered_that_git_would_not_keep() -> None:
-    """A run inside the template leaves files there, which Cookiecutter would copy."""
+@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="not a git checkout")
+def test_files_ignored_by_git_are_not_rendered() -> None:
+    """A run inside the template writes files there, which Cookiecutter would copy."""
     command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", TEMPLATE.name]
     listed = subprocess.run(command, cwd=ROOT, capture_output=True, check=True).stdout.decode()
     known = {name.removeprefix(f"{TEMPLATE.name}/") for name in listed.split("\0") if name}
@@ -109,10 +109,9 @@ def test_what_two_tasks_repeat_is_the_same() -> None:
         for name in names:
             first, second = (function_of(folder / file, name) for folder in decoders)
             assert first == second, name
-    words = {"a cache would undo separate documents": "a cache would undo packing"}
-    words |= {"The token ids again, shape (batch, length), -100 where no loss is computed.": ""}
-    words |= {"The token ids of the answers, shape (batch, length), -100 elsewhere.": ""}
-    words |= {"separate_documents": "packing"}
+    words = {"separate_documents": "packing", "cross documents": "cross conversations"}
+    words |= {"The same token ids, shape (batch, length), or -100 where no loss is computed.": ""}
+    words |= {"The token ids of the answers, shape (batch, length), or -100 elsewhere.": ""}
     for name in ("forward", "on_weights_loaded"):
         sources = [function_of(folder / "modeling.py", name) for folder in decoders]
         for word, other in words.items():
@@ -128,7 +127,7 @@ def test_no_leftovers(task: str, render: Render) -> None:
             assert mark not in text, f"{name} holds {mark}"
 
 
-def test_no_fault_in_the_template_itself() -> None:
+def test_ruff_on_the_template() -> None:
     source = [".", "--no-cache", "--config", "pyproject.toml"]
     run_tool(ROOT, "ruff", "check", *source)
     run_tool(ROOT, "ruff", "format", "--check", *source)
@@ -145,7 +144,7 @@ def test_mypy_on_every_project(render: Render, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("extra", ["dependencies", "dev"])
-def test_our_environment_serves_the_projects(render: Render, extra: str) -> None:
+def test_environment_has_the_dependencies_of_projects(render: Render, extra: str) -> None:
     ours = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     theirs = tomllib.loads((render() / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     needed = {**theirs, **theirs["optional-dependencies"]}[extra]
@@ -162,7 +161,7 @@ def test_unrendered_settings_are_readable() -> None:
     assert theirs["line-length"] == ours["line-length"]
 
 
-def test_questions_have_words() -> None:
+def test_questions_have_prompts() -> None:
     questions = json.loads((ROOT / "cookiecutter.json").read_text(encoding="utf-8"))
     asked = {name for name in questions if not name.startswith("_")}
     assert asked == set(questions["__prompts__"])

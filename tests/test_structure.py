@@ -1,4 +1,4 @@
-"""How the rendered code is built: short, flat, typed functions, and imports that go downward."""
+"""The structure of the rendered code: short, flat, typed functions; imports that go downward."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MAX_LINES_OF_FUNCTION = 60
 MAX_PARAMETERS = 6
 MAX_NESTING = 3
 
-# From the bottom up. The scripts, which are all other top-level modules, stand above.
+# From the bottom up. The scripts, which are all other top-level modules, are above them.
 LAYERS = ["errors", "reading", "model", "training", "reporting"]
 
 COMPOUND = (ast.If, ast.For, ast.AsyncFor, ast.While, ast.With, ast.AsyncWith, ast.Try, ast.Match)
@@ -29,7 +29,7 @@ Graph: TypeAlias = dict[str, set[str]]
 
 
 def code_of(project: Path) -> dict[str, str]:
-    """The project's Python files without its tests."""
+    """Return the project's Python files without its tests."""
     names = (name for name in files_of(project) if name.endswith(".py"))
     return {
         name: (project / name).read_text(encoding="utf-8")
@@ -38,7 +38,7 @@ def code_of(project: Path) -> dict[str, str]:
     }
 
 
-# What may not be: each rule gives the line and the fault.
+# Each rule yields the line and the description of each violation.
 
 
 def functions_of(code: str) -> Iterator[Function]:
@@ -48,14 +48,14 @@ def functions_of(code: str) -> Iterator[Function]:
 
 
 def parameters_of(function: Function) -> list[ast.arg]:
-    """Named parameters without self and cls; *args and **kwargs are not counted."""
+    """Return the named parameters, without self, cls, *args and **kwargs."""
     given = function.args
     named = [*given.posonlyargs, *given.args, *given.kwonlyargs]
     return [parameter for parameter in named if parameter.arg not in ("self", "cls")]
 
 
 def nesting(statements: list[ast.stmt]) -> int:
-    """How deep compound statements stand inside each other; an elif is as deep as its if."""
+    """Return the depth of nested compound statements; an elif has the depth of its if."""
     deepest = 0
     for statement in statements:
         if not isinstance(statement, COMPOUND):
@@ -101,7 +101,7 @@ def untyped_parameters(code: str) -> Faults:
 
 
 def is_stub(statement: ast.stmt) -> bool:
-    """Whether it is the `...` that stands for a body, as in a Protocol."""
+    """Return whether a statement is `...` in place of a body, as in a Protocol."""
     value = statement.value if isinstance(statement, ast.Expr) else None
     return isinstance(value, ast.Constant) and value.value is Ellipsis
 
@@ -116,7 +116,7 @@ def shared_lines(code: str) -> Faults:
 
 
 def packed_assignments(code: str) -> Faults:
-    """Values that have nothing to do with each other, assigned at once. A swap is no such thing."""
+    """Yield assignments of several unrelated values in one statement. A swap is allowed."""
     for node in ast.walk(ast.parse(code)):
         if not isinstance(node, ast.Assign) or not isinstance(node.value, (ast.Tuple, ast.List)):
             continue
@@ -147,7 +147,7 @@ def test_limits(rule: Callable[[str], Faults], task: str, render: Render) -> Non
 
 
 def lines_of_code(code: str) -> int:
-    """Lines that are neither a comment nor part of a docstring."""
+    """Return the number of lines that are not part of a comment or a docstring."""
     docstrings: set[int] = set()
     for node in ast.walk(ast.parse(code)):
         if isinstance(node, DOCUMENTED) and ast.get_docstring(node) is not None:
@@ -165,12 +165,12 @@ def test_train_is_short(render: Render) -> None:
 
 
 def module_of(name: str) -> str:
-    """The module's name: training/state.py is training.state, training/__init__.py is training."""
+    """Return the name of a module: training.state for training/state.py, without __init__."""
     return name.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
 
 
 def imported(node: ast.AST, importer: str, is_package: bool) -> list[tuple[str, str]]:
-    """The (module, name) that a statement imports; the name is "" where it is a whole module."""
+    """Return the (module, name) pairs that a statement imports; name is "" for a module."""
     if isinstance(node, ast.Import):
         return [(alias.name, "") for alias in node.names]
     if not isinstance(node, ast.ImportFrom):
@@ -184,7 +184,7 @@ def imported(node: ast.AST, importer: str, is_package: bool) -> list[tuple[str, 
 
 
 def import_graph(code: dict[str, str]) -> Graph:
-    """For each module of a project those of the same project that it imports, wherever it does."""
+    """Return for each module of a project the modules of the project that it imports anywhere."""
     modules = {module_of(name) for name in code}
     graph: Graph = {module: set() for module in modules}
     for name, text in code.items():
@@ -226,7 +226,7 @@ def cycle_in(graph: Graph) -> list[str]:
 
 
 def packages_of(graph: Graph) -> Graph:
-    """The same graph, with each package as one."""
+    """Return the graph of the packages."""
     packages: Graph = {}
     for module, others in graph.items():
         top = module.partition(".")[0]
@@ -240,7 +240,7 @@ def test_no_import_goes_upward(task: str, render: Render) -> None:
     assert not found, "\n".join(found)
 
 
-def test_no_import_goes_in_a_circle(task: str, render: Render) -> None:
+def test_imports_have_no_cycle(task: str, render: Render) -> None:
     graph = import_graph(code_of(render(task=task)))
     assert cycle_in(packages_of(graph)) == []
     assert cycle_in(graph) == []
@@ -252,8 +252,8 @@ def test_model_imports_reading_and_nothing_else_of_the_project(task: str, render
     assert others <= {"errors", "reading"}
 
 
-def test_the_code_that_goes_into_a_checkpoint_needs_no_other(task: str, render: Render) -> None:
-    """transformers copies modeling.py into a checkpoint, with what it imports relatively."""
+def test_code_in_a_checkpoint_imports_no_other_code(task: str, render: Render) -> None:
+    """transformers copies modeling.py and its relative imports into a checkpoint."""
     graph = import_graph(code_of(render(task=task)))
     copied: set[str] = set()
     waiting = ["model.modeling"]

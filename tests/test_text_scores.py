@@ -13,7 +13,7 @@ import sacrebleu
 
 from conftest import Render
 
-# Six steps: some of the targets are generated right, others are not.
+# After six steps, some of the targets are generated correctly, others are not.
 SOURCES = ("h o u s e", "s p e a k", "{x}", "Ünïcode  two spaces", "a b", " lead")
 TARGETS = ("HH AW S", "S P IY K", "{A: A}", "Ü ñ  two", "AE B", " L IY D")
 

@@ -1,4 +1,4 @@
-"""The built-in base models: made by a script, and fit for the tools that open what is trained."""
+"""The built-in base models: made by a script, and compatible with the tools for checkpoints."""
 
 from __future__ import annotations
 
@@ -43,7 +43,8 @@ print(json.dumps({
 }))
 """
 
-# Scores, not the tokens that score best: random weights come close to a tie, and rounding decides.
+# Compare scores, not the best tokens: with random weights, scores are almost equal and rounding
+# decides which is the best.
 COMPARE = """
 import json, sys, ctranslate2, numpy, torch, transformers
 from ctranslate2.converters import TransformersConverter
@@ -94,12 +95,12 @@ def run(*command: str | Path) -> str:
 
 
 def folders_of(task: str) -> tuple[Path, Path]:
-    """The task's base model and its training data."""
+    """Return the folders of the task's base model and training data."""
     folder = ROOT / "templates" / task
     return folder / "tiny", folder / "data" / "train.jsonl"
 
 
-def test_tools_find_what_they_ask_for(task: str) -> None:
+def test_tools_find_required_settings_and_tokens(task: str) -> None:
     tiny, data = folders_of(task)
     found = json.loads(run("-c", DESCRIBE, tiny, data))
     assert found["head"] >= SMALLEST_HEAD
@@ -115,7 +116,7 @@ def test_ctranslate2_computes_the_same(task: str, tmp_path: Path) -> None:
 
 
 def test_the_script_makes_the_same_bytes(tmp_path: Path) -> None:
-    """By the one whose sources are at hand; it shares what makes a base model with the other."""
+    """Run the script of the fixture, whose sources are in the repository: both share this code."""
     copy = tmp_path / "tests" / "fixtures"
     shutil.copytree(FIXTURES, copy, ignore=shutil.ignore_patterns("tiny", *CACHES))
     shutil.copytree(ROOT / "scripts", tmp_path / "scripts")
@@ -129,7 +130,7 @@ def test_the_script_makes_the_same_bytes(tmp_path: Path) -> None:
 
 
 def version_of(files: dict[str, bytes]) -> str:
-    """The version of transformers that has made the base model."""
+    """Return the version of transformers that made the base model."""
     return json.loads(files["token_classification/tiny/config.json"])["transformers_version"]
 
 

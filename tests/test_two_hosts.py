@@ -1,4 +1,4 @@
-"""A run over two hosts: network namespaces, joined by a cable, that share the file system."""
+"""A run on two hosts: connected network namespaces with a shared file system."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ import pytest
 
 from conftest import SCRIPTS, wait_for
 
-# What is made and started in here goes with `unshare`, and that with the tests: even by SIGKILL.
+# All processes and namespaces end with `unshare`, which ends with the tests, even by SIGKILL.
 NAMESPACES = ["setpriv", "--pdeathsig", "KILL", "unshare", "-rnmpf", "--mount-proc"]
 NAMESPACES += ["--kill-child", "bash", "-ec"]
 ONE_HOST = 'ip link set lo up; "$@"'
-# They resolve each other's names, as torch wants it. What has failed on host2 is started again.
+# The hosts resolve each other's names, as torch requires. A failed command on host2 is restarted.
 HOSTS = """
 mount -t tmpfs none /var/run
 printf '%s\\n' '127.0.0.1 localhost' '10.0.0.1 host1' '10.0.0.2 host2' >/var/run/hosts
@@ -55,11 +55,11 @@ ENVIRONMENT = {
 FOR_HOSTS = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1", "GLOO_SOCKET_IFNAME": "eth0"}
 ACCELERATE = str(Path(sys.executable).with_name("accelerate"))
 TWO_PROCESSES = [ACCELERATE, "launch", "--multi_gpu", "--num_processes", "2"]
-# As configs/nodes.yaml says, but for what this machine has: two processes in all, and no GPU.
+# As in configs/nodes.yaml, but with two processes in all and without GPUs.
 NODES = [ACCELERATE, "launch", "--config_file", "configs/nodes.yaml", "--rdzv_backend", "c10d"]
 NODES += ["--main_process_ip", "host1", "--max_restarts", "3"]
 NODES += ["--num_processes", "2", "--mixed_precision", "no"]
-# Of SLURM: one task on each host, from a submission with --nodes 2.
+# Stand-in of SLURM: one task on each host, for a submission with --nodes 2.
 SRUN = f"""#!/bin/bash
 while [[ $1 == --* ]]; do shift; done
 exec bash -ec {shlex.quote(HOSTS)} bash bash -c '
@@ -80,13 +80,13 @@ def can_make_hosts() -> bool:
 
 
 pytestmark = pytest.mark.skipif(
-    not can_make_hosts(), reason="needs util-linux, iproute2, and leave to make namespaces"
+    not can_make_hosts(), reason="needs util-linux, iproute2, and permission to create namespaces"
 )
 
 
 @contextmanager
 def running(project: Path, script: str, *command: str, **variables: str) -> Iterator[Popen]:
-    """A command, given to a script in namespaces of its own, which end with the block."""
+    """Run a command by a script, in namespaces that are removed at the end of the block."""
     with (project / "output.txt").open("w") as output:
         job = Popen(
             [*NAMESPACES, script, "bash", *command],
@@ -107,7 +107,7 @@ def end(job: Popen, project: Path) -> None:
 
 
 def workers_of(job: Popen) -> list[psutil.Process]:
-    """Those that train, by rank; each one's parent is its launcher."""
+    """Return the training processes by rank; the parent of each is its launcher."""
     below = psutil.Process(job.pid).children(recursive=True)
     found = [process for process in below if "train.py" in process.cmdline()[:3]]
     return sorted(found, key=lambda process: int(process.environ()["RANK"]))
@@ -118,7 +118,7 @@ def network_of(process: psutil.Process) -> str:
 
 
 @pytest.mark.parametrize("task", ["classification"])
-def test_a_run_over_two_hosts_ends_as_if_none_had_died(project: Path) -> None:
+def test_run_on_two_hosts_resumes_after_a_host_died(project: Path) -> None:
     def step() -> int:
         state = project / "run" / "last" / "training_state.json"
         return json.loads(state.read_text())["step"]
@@ -160,7 +160,7 @@ def test_a_run_over_two_hosts_ends_as_if_none_had_died(project: Path) -> None:
 
 
 @pytest.mark.parametrize("task", ["classification"])
-def test_a_slurm_job_over_two_hosts(project: Path, tmp_path: Path) -> None:
+def test_slurm_job_on_two_hosts(project: Path, tmp_path: Path) -> None:
     tools = tmp_path / "tools"
     tools.mkdir()
     for name, text in (("srun", SRUN), ("scontrol", SCONTROL)):
@@ -176,5 +176,5 @@ def test_a_slurm_job_over_two_hosts(project: Path, tmp_path: Path) -> None:
     with running(project, '"$@"', *submission, **variables) as job:
         end(job, project)
     assert (project / "outputs" / "best" / "model.safetensors").exists()
-    for words in ("parameters from", "steps in"):  # and only one of the hosts tells of it
+    for words in ("parameters from", "steps in"):  # printed by only one of the hosts
         assert (project / "output.txt").read_text().count(words) == 1

@@ -1,4 +1,4 @@
-"""However the template is found and answered, by an old or a new cookiecutter: the same bytes."""
+"""All ways of rendering, with an old or a new cookiecutter, give the same bytes."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def git(folder: Path, *arguments: str | Path) -> None:
 
 @pytest.fixture(scope="module")
 def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
-    """What to name to cookiecutter. The template goes on after its tag v1."""
+    """Sources of the template as arguments of cookiecutter. It has commits after its tag v1."""
     folder = tmp_path_factory.mktemp("sources")
     checkout = folder / "hf-template"
     for part in ("hooks", "templates", TEMPLATE.name):
@@ -88,7 +88,7 @@ def test_sources(
 
 
 def set_autocrlf(home: Path) -> None:
-    """What Git for Windows asks for when it is installed: files with CRLF in each checkout."""
+    """Set the default of Git for Windows: files with CRLF in each checkout."""
     (home / ".gitconfig").write_text("[core]\n\tautocrlf = true\n", encoding="utf-8")
 
 
@@ -103,7 +103,7 @@ def test_git_that_writes_crlf(
 
 
 def test_a_project_in_git_that_writes_crlf(project: Path, shell: Shell) -> None:
-    """Code keeps LF, and data, models and pictures keep every byte."""
+    """Code keeps LF; data, models and images keep every byte."""
     for name in ("data/windows.csv", "tiny/vocabulary.txt"):
         (project / name).write_bytes(b"text,label\r\na,b\n")
     (project / "loss.png").write_bytes(b"\x89PNG\r\n\x1a\n text \r\n")
@@ -130,7 +130,7 @@ def test_a_project_in_git_that_writes_crlf(project: Path, shell: Shell) -> None:
 def test_a_package_of_that_name_elsewhere(
     name: str, shell: Shell, expected: dict[str, bytes]
 ) -> None:
-    """Cookiecutter looks for our extension last, after all that Python finds elsewhere."""
+    """Cookiecutter puts the template last on sys.path."""
     package = shell.home / name
     package.mkdir()
     (package / "__init__.py").write_text("raise SystemExit('wrong package')\n", encoding="utf-8")
@@ -141,14 +141,14 @@ def test_a_package_of_that_name_elsewhere(
 
 @pytest.mark.parametrize("name", ["contextlib", "shlex"])
 def test_a_module_of_that_name_among_temporary_files(name: str, shell: Shell) -> None:
-    """Hooks run from that folder, and one that fails would undo the project."""
+    """Hooks run from that folder, and Cookiecutter removes the project if one fails."""
     (shell.home / f"{name}.py").write_text("raise SystemExit('wrong module')\n", encoding="utf-8")
     done = shell.run("--no-input", TMPDIR=str(shell.home))
     assert done.returncode == 0 and f"{SLUG} (classification) is ready" in done.stderr, done.stderr
 
 
 def test_two_templates_in_one_process(render: Render, tmp_path: Path) -> None:
-    """As pytest-cookies does it: each is rendered by its own extension, whatever came before."""
+    """As in pytest-cookies: each template uses its own extension."""
     other = tmp_path / "other"
     shutil.copytree(ROOT / "hooks", other / "hooks")
     (other / "hooks" / "__init__.py").touch()
@@ -174,7 +174,7 @@ for template in ({str(other)!r}, {str(ROOT)!r}, {str(other)!r}):
 def test_odd_folders(
     folder: str, sources: dict[str, list[str]], shell: Shell, expected: dict[str, bytes]
 ) -> None:
-    """Both the template and the project may lie in a folder whose name is also a pattern."""
+    """Both the template and the project may be in a folder whose name is also a pattern."""
     template = shell.here / folder / "hf-template"
     shutil.copytree(sources["checkout"][0], template)
     done = shell.run("-o", folder, "--no-input", *PAIRS, template=template)
@@ -218,7 +218,7 @@ def test_user_settings_are_the_defaults(
 
 
 def with_cookiecutter(version: str, folder: Path) -> Path:
-    """The Python of a new environment that has this version of cookiecutter."""
+    """Return the Python of a new environment with this version of cookiecutter."""
     if version not in ("2.5.0", "2.6.0") and "TEST_ALL" not in os.environ:
         pytest.skip("only by make test-all")
     venv.create(folder, with_pip=True)

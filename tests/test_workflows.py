@@ -1,4 +1,4 @@
-"""What runs on GitHub: valid files, which name commands, Pythons and versions that are ours."""
+"""Workflows of GitHub: valid files, with existing commands and our versions of Python."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def commands_of(folder: Path) -> list[list[str]]:
 
 
 def pythons_of(job: dict[str, Any]) -> list[str]:
-    """The Python versions of a job: of its matrix, or the one it names."""
+    """Return the Python versions of a job: those of its matrix, or its only one."""
     matrix = job.get("strategy", {}).get("matrix", {})
     named = [step.get("with", {}).get("python-version") for step in job["steps"]]
     return [*matrix.get("python", []), *(name for name in named if name and "$" not in name)]
@@ -80,7 +80,7 @@ def test_schemas(folder: Path) -> None:
         assert done.returncode == 0, done.stdout
 
 
-def test_a_wrong_workflow_is_seen(tmp_path: Path) -> None:
+def test_invalid_workflow_is_detected(tmp_path: Path) -> None:
     wrong = tmp_path / "wrong.yml"
     text = workflows_of(ROOT)[0].read_text(encoding="utf-8")
     wrong.write_text(text.replace("runs-on:", "runs_on:"), encoding="utf-8")
@@ -108,13 +108,13 @@ def test_of_the_model():
     pass
 
 @pytest.mark.proof
-def test_of_the_machinery():
+def test_of_training():
     pass
 """
 
 
 def made(project: Path, target: str) -> subprocess.CompletedProcess[str]:
-    """A target of the project's Makefile, in the environment that runs this test."""
+    """Run a target of the project's Makefile in the environment of this test."""
     command = ["make", target, f"VENV={sys.prefix}"]
     return subprocess.run(command, cwd=project, capture_output=True, text=True, timeout=300)
 

@@ -1,1 +1,1 @@
-"""Yours to rewrite: what the model is, how it computes its loss, and what it reads."""
+"""The files for you to rewrite: the model, its loss, its data, scores and predictions."""

@@ -1,4 +1,4 @@
-"""A model around one model of transformers, saved as that model wherever that is exact."""
+"""A wrapper around a transformers model, saved as that model where the logits are the same."""
 
 import copy
 import hashlib
@@ -24,7 +24,7 @@ WEIGHT_FILES = (
     *("*.safetensors", "*.bin", "*.pt", "*.pth", "*.ckpt*", "*.h5", "*.msgpack"),
     *("*.gguf", "*.npz", "*.onnx", "*.index.json"),
 )
-# What tools read in a configuration; in the custom form it stands in `base_config`.
+# Keys of a configuration that other tools read; in the custom form they are in `base_config`.
 SHARED = ("is_encoder_decoder", "id2label", "label2id", "problem_type")
 DELEGATED = (
     *("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads"),
@@ -34,7 +34,7 @@ DELEGATED = (
 HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
 TOLERANCE = 1e-5  # relative to the largest logit
 CODE_MARK = "# sha256 of the code beside this file: "
-# Settings of generation that say which tokens are possible, not how they are searched for.
+# Generation settings that restrict the possible tokens; the others configure the search.
 TOKEN_SETTINGS = (
     *("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id"),
     *("forced_bos_token_id", "forced_eos_token_id", "bad_words_ids"),
@@ -98,7 +98,7 @@ class WrapperConfig(PreTrainedConfig):
         return self.base_config.get_text_config(*args, **kwargs)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return all values but those that are about this machine."""
+        """Return all values except those that depend on this machine."""
         values = super().to_dict()
         for name in ("base_model_id", "load_options", "_name_or_path"):
             values.pop(name, None)
@@ -107,13 +107,13 @@ class WrapperConfig(PreTrainedConfig):
 
 
 class Wrapper(PreTrainedModel):
-    """A model that holds a base model of transformers, and has two forms on the disk.
+    """A model that wraps a base model of transformers, and has two forms on the disk.
 
-    The stock form is a checkpoint of the base model: any tool opens it. It is used only where
+    The stock form is a checkpoint of the base model, which any tool can open. It is used only if
     `choose_form` has shown that the base model alone computes the same logits. The custom form
-    holds the code of this model as well; transformers opens it with `trust_remote_code=True`.
+    also contains the code of this model; transformers opens it with `trust_remote_code=True`.
 
-    Subclasses set `auto_class`, and `base_model_prefix`: the attribute that holds the base model.
+    Subclasses set `auto_class`, and `base_model_prefix`: the name of the base model's attribute.
 
     Attributes:
         notes: Lines about how the weights of the base model were loaded.
@@ -136,7 +136,7 @@ class Wrapper(PreTrainedModel):
     def load_base(self, config: WrapperConfig, **options) -> PreTrainedModel:
         """Build the base model, with the weights of `config.base_model_id` if it has any.
 
-        On the meta device, where `from_pretrained` builds a model, it fills in the weights later.
+        `from_pretrained` builds a model on the meta device, and fills in the weights later.
         """
         on_meta = torch.get_default_device().type == "meta"
         if on_meta or not config.base_has_weights:
@@ -193,7 +193,7 @@ class Wrapper(PreTrainedModel):
     @classmethod
     def _from_stock(cls, path: str, hub: dict, options: dict) -> tuple["Wrapper", dict]:
         base_config = AutoConfig.from_pretrained(path, trust_remote_code=False, **hub)
-        # A stock checkpoint holds no field of `config_class`: they may be given as arguments.
+        # A stock checkpoint has none of the fields of `config_class`; arguments may supply them.
         fields = inspect.signature(cls.config_class.__init__).parameters.keys() & options.keys()
         own = {name: options[name] for name in fields}
         options = {"dtype": "auto", **{k: v for k, v in options.items() if k not in fields}}
@@ -205,7 +205,7 @@ class Wrapper(PreTrainedModel):
         return model, model.loading_info
 
     def _recompute_buffers(self) -> None:
-        """Compute again the buffers of this model that no checkpoint holds.
+        """Recompute the buffers of this model that are not saved in a checkpoint.
 
         `from_pretrained` builds on the meta device and would leave them without values.
         """
@@ -239,10 +239,11 @@ class Wrapper(PreTrainedModel):
         return self.base_model.save_pretrained(save_directory, state_dict=tensors, **kwargs)
 
     def _mark_code(self, folder: Path) -> None:
-        """Let the configuration's code differ wherever any code of two checkpoints differs.
+        """Append the hash of all code in the folder to the code of the configuration.
 
-        transformers finds the model class by the configuration class. It takes two of these for
-        one if their code is the same, and would run the first model's code for both checkpoints.
+        transformers looks up the model class by the configuration class, and treats two of these
+        with the same code as one. Without the hash, two checkpoints with the same configuration
+        code but different models would both run the model that was loaded first.
         """
         codes = [file.read_text(encoding="utf-8") for file in sorted(folder.glob("*.py"))]
         digest = hashlib.sha256("\0".join(codes).encode()).hexdigest()
@@ -254,13 +255,13 @@ class Wrapper(PreTrainedModel):
     def choose_form(self, batch: dict[str, Tensor] | None = None) -> str:
         """Choose the form of all saves: stock if the base model alone gives the same logits.
 
-        To be called before the weights are sharded.
+        Call this before the weights are sharded.
 
         Args:
             batch: A real batch. A few token ids by default.
 
         Returns:
-            One line: the form, and the reason.
+            One line with the form and the reason.
         """
         name = type(self.base_model).__name__
         try:
@@ -278,9 +279,9 @@ class Wrapper(PreTrainedModel):
         name = type(self.base_model).__name__
         own = [k for k in self.state_dict() if not k.startswith(f"{self.base_model_prefix}.")]
         if own:
-            return f"{own[0]} is no tensor of {name}"
+            return f"{own[0]} is not a tensor of {name}"
         if not type(base).__module__.startswith("transformers.models."):
-            return f"{name} is no model of transformers"
+            return f"{name} is not a model of transformers"
         with torch.device("meta"):
             names = type(base)(copy.deepcopy(base.config)).state_dict().keys()
         if different := sorted(names ^ base.state_dict().keys()):
@@ -310,7 +311,7 @@ class Wrapper(PreTrainedModel):
         ids = torch.tensor([[1, 2, 3, last]], device=self.device)
         return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids}
 
-    # What transformers, PEFT and others ask of a model is answered by the base model.
+    # Methods that transformers, PEFT and others call on a model are delegated to the base model.
 
     @property
     def generation_config(self):
@@ -352,14 +353,14 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def check_documents(lm: Any, option: str) -> None:
-    """Check that documents in a row, whose positions start at 0 again, are kept apart.
+    """Check that attention does not cross documents in a row, whose positions start at 0 again.
 
     Args:
         lm: A causal language model.
-        option: The option that needs it.
+        option: The name of the option, for the message.
 
     Raises:
-        ValueError: the model, or its attention implementation, does not keep them apart.
+        ValueError: The model or its attention implementation does not mask it.
     """
     name = type(lm).__name__
     if "position_ids" not in inspect.signature(lm.forward).parameters:
@@ -375,7 +376,7 @@ def check_documents(lm: Any, option: str) -> None:
 
 
 class WrapperGenerationMixin(GenerationMixin):
-    """Lets the base model of a `Wrapper` generate."""
+    """Generation by the base model of a `Wrapper`."""
 
     def generate(self, *args, **kwargs):
         """Generate: see `transformers.GenerationMixin.generate`."""
@@ -388,7 +389,7 @@ class WrapperGenerationMixin(GenerationMixin):
 def generate_greedily(
     model: Any, input_ids: Tensor, attention_mask: Tensor, max_new_tokens: int
 ) -> Tensor:
-    """Generate by plain greedy search, whatever search `model.generation_config` asks for."""
+    """Generate by greedy search, regardless of the search set in `model.generation_config`."""
     own = model.generation_config
     tokens = {name: getattr(own, name, None) for name in TOKEN_SETTINGS}
     model.generation_config = GenerationConfig(**tokens, do_sample=False, num_beams=1)

@@ -10,22 +10,22 @@ configuration.py
         `ArgumentParser.add_argument`, by name. Default: none.
 modeling.py
     `num_items_in_batch` as a parameter of `Model.forward`: see `Output.loss`.
-    Model.loss_couples_examples: True if the loss of an example depends on the others of its
+    Model.loss_couples_examples: True if the loss of an example depends on the others in its
         micro-batch, which then has `--batch_size` examples on any device. Default: False.
 dataset.py
     `tokenizer`, `max_len` as parameters of `generate_dataset`. Default: no tokenizer is loaded.
-    OPTIONS: The same for arguments of `generate_dataset`.
+    OPTIONS: Arguments of `generate_dataset`, in the same form.
 metrics.py
     Scores: see `Scorer`. Default: the loss alone.
-    OPTIONS: The same for arguments of `Scores`.
+    OPTIONS: Arguments of `Scores`, in the same form.
 prediction.py
     Predictor: see `TaskPredictor`. Default: predict.py is not available.
-    OPTIONS: The same for arguments of `Predictor`, which predict.py offers.
+    OPTIONS: Arguments of `Predictor` that predict.py offers, in the same form.
 optimization.py
     build_optimizer(model, lr, weight_decay): Returns a `torch.optim.Optimizer`. Its state, which
         may have tensors of any shape, and the numbers in its parameter groups are saved.
         Default: AdamW.
-    build_scheduler(optimizer, num_warmup_steps, total_steps): Returns a schedule of torch that
+    build_scheduler(optimizer, num_warmup_steps, total_steps): Returns a torch `LRScheduler` that
         depends on the step alone. Default: `--lr_scheduler_type`.
 """
 
@@ -56,18 +56,18 @@ class TaskDataset(Protocol):
     Values are tensors, nested dicts of tensors, or strings that only the metrics read.
 
     Optional attributes and methods:
-        lengths: Size of each example in tokens, shape (n,). Similar ones are batched together.
-            Default: 1.
+        lengths: Size of each example in tokens, shape (n,). Examples of similar length are batched
+            together. Default: 1.
         num_items: Target items of each example, shape (n,), by which the loss is averaged.
             Default: 1.
-        sort_keys: Keys to batch by, shape (n,). Default: `lengths`.
+        sort_keys: Shape (n,). Examples with similar keys are batched together. Default: `lengths`.
         schema: How the file was read, in JSON types: keyword arguments with which
             `generate_dataset` reads another file in the same way. Those that the constructor of
             `ModelConfig` accepts are passed to it. Default: empty.
-        fingerprint: Integer that differs when the data differ. Default: a hash of up to 256
+        fingerprint: Integer that changes when the data change. Default: a hash of up to 256
             examples.
-        checksums: Checksum of the content of each example, shape (n,), by which examples are held
-            out for validation. Default: computed from the examples.
+        checksums: Checksum of the content of each example, shape (n,), which decides whether it
+            is held out for validation. Default: computed from the examples.
         collate(examples): Batch a list of examples. Default: torch's `default_collate`.
         describe(): Lines that `--dry_run` prints about the data. Default: keys and shapes.
         notes: Lines about what was chosen or left out, which every run prints. Default: none.
@@ -79,7 +79,7 @@ class TaskDataset(Protocol):
 
 
 class Scorer(Protocol):
-    """`Scores` of metrics.py, made as `Scores(model, tokenizer, device, **options)`.
+    """`Scores` of metrics.py, constructed as `Scores(model, tokenizer, device, **options)`.
 
     A static method `directions(schema, **options)` returns for each score whether larger is
     better. An optional attribute `generates` is True if a method calls `model.generate`.
@@ -89,7 +89,7 @@ class Scorer(Protocol):
         """Start a validation."""
 
     def update(self, outputs: Any, batch: dict[str, Any]) -> None:
-        """Add a batch of this rank: what the model returned, and what was collated."""
+        """Add a batch of this rank: the model's output, and the collated examples."""
 
     def compute(self, loss: float) -> dict[str, float]:
         """Return the scores over all ranks, given the mean loss."""
@@ -97,7 +97,7 @@ class Scorer(Protocol):
     def save(self, folder: Path) -> None:
         """Write samples or pictures into the output directory.
 
-        Called on the main rank after each validation. A failure is reported, and ends nothing.
+        Called on the main rank after each validation. A failure is reported, and the run continues.
         """
 
 
@@ -111,17 +111,18 @@ class Conversation(Protocol):
 class TaskPredictor(Protocol):
     """`Predictor` of prediction.py.
 
-    Made as `Predictor(model, tokenizer, max_len, schema, **options)`.
+    Constructed as `Predictor(model, tokenizer, max_len, schema, **options)`.
 
     Attributes:
         columns: Columns of the input file that predict.py reads. `--column` replaces them.
 
     Optional attributes and methods:
         takes_lists: Whether a column may hold lists of texts. Default: False.
-        notes: Lines for the screen. Default: none.
-        read(source): Rows of a file, as dicts of any values. Default: its columns as text.
-        start_conversation(): Returns a `Conversation` with the lines of the terminal. Default:
-            each line is a row of its own.
+        notes: Lines to print. Default: none.
+        read(source): Returns the rows of a file, as dicts with values of any type. Default: the
+            columns as text.
+        start_conversation(): Returns a `Conversation` for the lines of the terminal. Default: each
+            line is predicted as a row.
     """
 
     columns: list[str]

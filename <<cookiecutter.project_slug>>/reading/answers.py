@@ -1,4 +1,4 @@
-"""Render conversations by the chat template of a tokenizer, and find the answers in the tokens."""
+"""Render conversations with the chat template of a tokenizer, and label the answers."""
 
 import re
 
@@ -10,8 +10,8 @@ from errors import DataError
 from .messages import ANSWERS, Message
 
 MARKS = re.compile(r"\{%-?\s*generation\s*-?%\}")
-# For a tokenizer without a template; END is the name of its end mark. A beginning mark is put
-# before it if the tokenizer begins every text with one.
+# For tokenizers without a chat template. END is replaced by eos_token (or sep_token); bos_token is
+# prepended if the tokenizer adds it to every text.
 DEFAULT_TEMPLATE = """\
 {%- for message in messages -%}
 {{- '<|' + message['role'] + '|>\\n' + message['content'] + END + '\\n' -}}
@@ -25,7 +25,7 @@ def use_template(tokenizer: PreTrainedTokenizerBase) -> list[str]:
     """Give the tokenizer `DEFAULT_TEMPLATE` if it has none; return lines about it.
 
     Raises:
-        DataError: It has no end mark for that, no default template, or gives no offsets.
+        DataError: It has no EOS token for it, several templates without a default, or no offsets.
     """
     if not tokenizer.is_fast:
         name = type(tokenizer).__name__
@@ -49,10 +49,10 @@ def use_template(tokenizer: PreTrainedTokenizerBase) -> list[str]:
 def render(
     tokenizer: PreTrainedTokenizerBase, messages: list[Message], before_answer: bool = False
 ) -> str:
-    """Render messages by the chat template.
+    """Render messages with the chat template.
 
     Args:
-        before_answer: Whether to append what stands before an answer.
+        before_answer: Whether to append the generation prompt.
 
     Raises:
         DataError: The template does not accept the messages.
@@ -69,14 +69,14 @@ def render(
 def find_answers(
     tokenizer: PreTrainedTokenizerBase, messages: list[Message], answers: list[int]
 ) -> tuple[str, list[Span]]:
-    """Render a conversation, and find its answers in the text.
+    """Render a conversation, and return the text and the spans of the answers.
 
-    They are what the template itself marks, by `{% generation %}`. Without marks, an answer is what
-    stands between the rendering that asks for it and the one that ends with it, both of which have
-    to begin the whole.
+    If the template has `{% generation %}` blocks, these are the answers. Otherwise the messages
+    before each answer are rendered alone, with the generation prompt, and so are the messages up
+    to the answer. Both texts have to be prefixes of the whole; the answer is their difference.
 
     Raises:
-        DataError: The template renders the beginning of a conversation otherwise than alone.
+        DataError: They are not prefixes, as with templates that shorten earlier answers.
     """
     if MARKS.search(tokenizer.get_chat_template()):
         return _marked_answers(tokenizer, messages, answers)
@@ -121,7 +121,7 @@ def _marked_answers(
 
 
 def special_tokens(tokenizer: PreTrainedTokenizerBase) -> set[int]:
-    """Return the ids of tokens that stand for no text."""
+    """Return the ids of special and added tokens."""
     return {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
 
 
@@ -134,16 +134,16 @@ def encode_conversation(
     """Tokenize a conversation.
 
     Args:
-        answers: Indices of the messages to learn.
+        answers: Indices of the messages that are targets.
         special: See `special_tokens`.
 
     Returns:
-        Token ids; labels, which are -100 outside of the answers; and the token that ends each
+        Token ids; labels, which are -100 except for the answers; and the last token of each
         answer.
 
     Raises:
-        DataError: The template alters a message, an answer does not end with a token of its own,
-            or it shares a token with what stands before it.
+        DataError: The template changes a message, an answer does not end with a special token, or
+            its first token also contains text before the answer.
     """
     text, spans = find_answers(tokenizer, messages, answers)
     parts = [text[begin:end] for begin, end in spans]
@@ -154,12 +154,12 @@ def encode_conversation(
     labels = [-100] * len(ids)
     ends: list[int] = []
     for (begin, _), part in zip(spans, parts, strict=True):
-        end = begin + len(part.rstrip())  # the line break after the end mark is no target
+        end = begin + len(part.rstrip())  # a line break after the end-of-turn token is not a target
         inside = [n for n, (start, _) in enumerate(offsets) if begin <= start < end]
         ends.append(_end_of(tokenizer, [ids[n] for n in inside], special))
         for n in range(max(0, inside[0] - 1), inside[0]):  # the token before, if there is one
             start, stop = offsets[n]
-            if ids[n] in special:  # white space that it swallows is not a part of it
+            if ids[n] in special:  # without white space that it absorbs
                 stop = start + len(tokenizer.convert_ids_to_tokens(ids[n]))
             if stop > begin:
                 raise DataError(
@@ -168,14 +168,14 @@ def encode_conversation(
                 )
         for n in inside:
             labels[n] = ids[n]
-    labels[0] = -100  # nothing stands before it
+    labels[0] = -100  # not predicted
     return ids, labels, ends
 
 
 def _check_texts(messages: list[Message], answers: list[int], text: str, parts: list[str]) -> None:
-    """Check that each message stands in the text, but for white space.
+    """Check that the text contains each message, except for white space.
 
-    Earlier answers may be shortened, as by templates that leave out reasoning.
+    Answers that are not targets may be shortened, as by templates that remove reasoning.
     """
     targets = dict(zip(answers, parts, strict=True))
     whole = "".join(text.split())

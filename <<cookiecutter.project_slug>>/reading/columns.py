@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 
 from errors import DataError
 
-Place = Callable[[int], str]  # from the number of a row to the words for it
+Place = Callable[[int], str]  # maps a row number to its place, such as "train.jsonl:12"
 
 
 def as_text(
@@ -23,11 +23,11 @@ def as_text(
 ) -> pa.RecordBatch:
     """Convert all columns to text, or to lists of texts where `lists` allows it.
 
-    Whole numbers become their digits, other numbers what `repr` gives, classes their names, dates
-    their ISO form. Columns in `nested` become JSON, their texts as well.
+    Integers become their digits, other numbers their `repr`, class labels their names, dates their
+    ISO form. Columns in `nested` become JSON.
 
     Raises:
-        DataError: A cell has no value, or is no text, number or list that is allowed.
+        DataError: A cell has no value, or a type that cannot be converted.
     """
     columns = {}
     for name in table.column_names:
@@ -84,7 +84,7 @@ def _scalars_as_text(values: pa.Array, feature: Any, name: str, place: Place) ->
     if isinstance(feature, datasets.ClassLabel) and pa.types.is_integer(values.type):
         return _class_names(values, feature, place)
     if pa.types.is_floating(values.type):
-        # Arrow would write 1.0 as 1, and 1e16 otherwise than Python, JSON and CSV writers.
+        # Arrow would write 1.0 as 1, and 1e16 unlike the writers of Python, JSON and CSV.
         return pa.array(values.to_numpy(zero_copy_only=False).astype(str).tolist(), pa.string())
     try:
         return values.cast(pa.string())

@@ -1,11 +1,11 @@
-"""From generated tokens back to text."""
+"""Decode generated tokens."""
 
 import torch
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 
 class Decoder:
-    """Decode token ids without the marks around a text: start, end, padding, language code.
+    """Decode token ids, without the special tokens around a text: BOS, EOS, padding, language.
 
     Other special tokens are kept, unlike with `skip_special_tokens=True`: those that were added to
     the tokenizer are part of the texts.

@@ -1,4 +1,4 @@
-"""Open data files: local or remote, compressed or not; and identify their content."""
+"""Open data files, local or remote, compressed or not; identify their content."""
 
 import bz2
 import gzip
@@ -33,12 +33,12 @@ DAMAGED = (OSError, EOFError, zlib.error, lzma.LZMAError, pa.ArrowException)
 
 
 def is_remote(file: str) -> bool:
-    """Return whether a file is given by its address, such as `hf://` or `https://`."""
+    """Return whether a file is given as a URL, such as `hf://...` or `https://...`."""
     return "://" in file
 
 
 def format_of(file: str | Path) -> str:
-    """Return the format by the file's ending, `.jsonl` for `Train.JSONL.gz`; "" if unknown."""
+    """Return the format by the file extension: `.jsonl` for `Train.JSONL.gz`; "" if unknown."""
     path = PurePosixPath(str(file).lower())
     if path.suffix in DECOMPRESSORS and path.with_suffix("").suffix != ".parquet":
         path = path.with_suffix("")
@@ -47,13 +47,13 @@ def format_of(file: str | Path) -> str:
 
 @contextmanager
 def open_file(file: str) -> Iterator[io.BufferedReader]:
-    """Open a local or remote file for reading bytes, decompressed by its ending.
+    """Open a local or remote file for reading bytes, decompressed according to its extension.
 
     Raises:
         DataError: The file cannot be read, or its compressed data are damaged.
     """
     decompress = DECOMPRESSORS.get(PurePosixPath(file).suffix.lower())
-    expected = Exception if is_remote(file) else DAMAGED  # each kind of network has its own
+    expected = Exception if is_remote(file) else DAMAGED  # each protocol has its own errors
     try:
         with fsspec.open(file, "rb").open() if is_remote(file) else open(file, "rb") as stream:
             content = decompress(stream) if decompress else stream
@@ -73,10 +73,10 @@ def identify_file(file: str) -> str:
     """
     if not is_remote(file):
         stat = Path(file).stat()
-        # A file that replaces another may have its size and time, but not its inode.
+        # A file that replaces another one may have the same size and time, but not the same inode.
         return repr((str(Path(file).resolve()), stat.st_size, stat.st_mtime_ns, stat.st_ino))
     try:
         system, path = fsspec.core.url_to_fs(file)
         return file + repr(sorted(system.info(path).items()))
-    except Exception as error:  # of many kinds, one for each kind of network
+    except Exception as error:  # each protocol has its own errors
         raise DataError(f"{file}: cannot be read ({error})") from None

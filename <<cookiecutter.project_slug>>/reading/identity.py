@@ -20,19 +20,19 @@ from datasets.fingerprint import Hasher
 from transformers import PreTrainedTokenizerBase
 
 ROOT = Path(__file__).resolve().parent.parent
-# Where a tokenizer was loaded from, and whether it has warned: its tokens do not depend on these.
+# Attributes that its tokens do not depend on: where it was loaded from, whether it has warned.
 IRRELEVANT = ("name_or_path", "is_local", "local_files_only", "files_loaded", "verbose")
 
 
 def hash_values(*values: Any) -> str:
-    """Hash values that have a `repr` of their own: strings, numbers, lists and dicts of them."""
+    """Hash values by their `repr`: strings, numbers, lists and dicts of them."""
     return hashlib.sha256(repr(values).encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
 
 def hash_source(file: str, package: str) -> str:
     """Hash the source of a file and of all files of the project that it imports, at any depth.
 
-    `datasets` hashes a function of a module by its name alone, so an edited one would go unnoticed.
+    `datasets` hashes a function of a module by its name alone, and would not notice an edit.
 
     Args:
         package: The package of the file, from which its relative imports start.
@@ -94,12 +94,12 @@ def hash_function(function: Callable, tokenizer: PreTrainedTokenizerBase) -> str
 def _hash_object(value: Any) -> str:
     try:
         return Hasher.hash(value)
-    except Exception:  # it cannot be pickled, for one of many reasons: never found in the cache
+    except Exception:  # cannot be pickled: a new hash each time, so never found in the cache
         return uuid.uuid4().hex
 
 
 def hash_tokenizer(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Hash a tokenizer as it would be saved, and its settings that are not saved."""
+    """Hash the files that a tokenizer saves, and its settings that it does not save."""
     settings = {
         name: value
         for name, value in vars(tokenizer).items()
@@ -123,7 +123,7 @@ def _content(path: Path) -> bytes | list:
 
 
 def _forget_last_call(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Reset what a fast tokenizer keeps of its last call: truncation and padding."""
+    """Reset truncation and padding, which a fast tokenizer keeps from its last call."""
     if tokenizer.is_fast:
         tokenizer.backend_tokenizer.no_truncation()
         tokenizer.backend_tokenizer.no_padding()
@@ -131,9 +131,9 @@ def _forget_last_call(tokenizer: PreTrainedTokenizerBase) -> None:
 
 @contextmanager
 def unchanged(tokenizer: PreTrainedTokenizerBase) -> Iterator[None]:
-    """Restore the state of a tokenizer at the end.
+    """Restore the state of a tokenizer on exit.
 
-    What is saved with a model must not depend on whether its tokens came from the cache.
+    Its saved files must not depend on whether the tokens of the data came from the cache.
     """
     before = dict(vars(tokenizer))
     if tokenizer.is_fast:

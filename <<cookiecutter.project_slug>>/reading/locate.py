@@ -1,4 +1,4 @@
-"""Find where a row stands, to name it in an error."""
+"""Locate rows in data files, for error messages."""
 
 from collections.abc import Iterator
 from itertools import islice
@@ -13,7 +13,7 @@ from .sources import Source
 
 
 def locate_row(source: Source, row: int) -> str:
-    """Return where a row, counted from 0, begins: `train.jsonl:12`, or `train.parquet (row 12)`."""
+    """Return the place of a row (0-based): `train.jsonl:12`, or `train.parquet (row 12)`."""
     resolved = resolve(source)
     if resolved.table is None and resolved.split is None:
         return next(islice(_places(resolved.files), row, None))
@@ -31,6 +31,6 @@ def _places(files: list[str]) -> Iterator[str]:
 
 
 def locate_value(source: Source, table: datasets.Dataset, column: str, value: str) -> str:
-    """Return where a text occurs first in a column of the table, alone or in a list."""
+    """Return the place of the first row that has a text in a column, alone or in a list."""
     cells = (cell if isinstance(cell, list) else [cell] for cell in table[column])
     return locate_row(source, next(row for row, cell in enumerate(cells) if value in cell))

@@ -1,4 +1,4 @@
-"""Check the messages of conversations."""
+"""Check messages of conversations."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ def as_messages(name: str, value: Any, role: str = "") -> list[Message]:
 
     Args:
         name: The column.
-        role: The role of a text that stands there in place of a list. Default: none may stand.
+        role: The role of a text in place of a list of messages. Default: a text is an error.
 
     Raises:
         DataError: They are malformed.
@@ -49,7 +49,7 @@ def _kind(value: Any) -> str:
 
 
 def as_conversation(row: dict[str, Any]) -> tuple[list[Message], list[int]]:
-    """Return the messages of a row, and the indices of those that are answers to learn.
+    """Return the messages of a row, and the indices of the answers that may be targets.
 
     Raises:
         DataError: They are malformed.
@@ -61,5 +61,5 @@ def as_conversation(row: dict[str, Any]) -> tuple[list[Message], list[int]]:
         messages += as_messages(*cell, ANSWERS)
     answers = [n for n in range(begin, len(messages)) if messages[n]["role"] == ANSWERS]
     if not answers:
-        raise DataError("no message of the assistant; expected an answer to learn")
+        raise DataError("no message of the assistant; expected an answer")
     return messages, answers

@@ -1,4 +1,4 @@
-"""Resolve a source: to data files, or to a table that `datasets` has."""
+"""Resolve a source to data files, or to a table that `datasets` loads."""
 
 import dataclasses
 from pathlib import Path
@@ -14,13 +14,13 @@ from .sources import Source, expand_user, files_of_split, list_files, parse_name
 
 @dataclasses.dataclass
 class Resolved:
-    """What a source stands for.
+    """The content of a source: files or a table.
 
     Attributes:
-        files: The data files to read, if there are any;
-        table: otherwise a table with types.
-        is_inferred: Whether `datasets` has inferred these types from JSON.
-        split: A part of the rows of the files, such as `train[:10]`.
+        files: Data files to read; empty if there is a table.
+        table: Table with types; None if there are files.
+        is_inferred: Whether `datasets` has inferred the types of the table from JSON.
+        split: Part of the rows of the files, such as `train[:10]`; None for all rows.
     """
 
     files: list[str] = dataclasses.field(default_factory=list)
@@ -36,15 +36,15 @@ class Resolved:
         return [self.table._fingerprint, *map(identify_file, files)]
 
     def select(self, rows: datasets.Dataset) -> datasets.Dataset:
-        """Select the part of the rows that the split stands for."""
+        """Select the rows of the split."""
         return rows if self.split is None else _select(rows, self.split)
 
 
 def resolve(source: Source) -> Resolved:
-    """Find what a source stands for.
+    """Find the files or the table of a source.
 
     Raises:
-        DataError: There is nothing, or `datasets` cannot read it.
+        DataError: There are none, or `datasets` cannot read them.
     """
     if isinstance(source, (str, Path)) and (kind := saved_by(folder := expand_user(source))):
         if kind == "Dataset":
@@ -70,7 +70,7 @@ def resolve(source: Source) -> Resolved:
 def _attempt(source: Source, load: Any, *args: Any, **options: Any) -> Any:
     try:
         return load(*args, **options)
-    except Exception as error:  # of many kinds, of the network's and of the data's
+    except Exception as error:  # network errors and data errors of many types
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise DataError(f"{source}: cannot be read ({reason})") from None
 
@@ -85,10 +85,10 @@ def _select(rows: datasets.Dataset, split: str, name: str | None = None) -> data
     """Select a part of the rows.
 
     Args:
-        split: Such as `train[:10%]`.
-        name: What the split has to be called, if not as in `split`.
+        split: For example `train[:10%]`.
+        name: Name of the split that `rows` are. Default: the name in `split`.
     """
     counts = {name or split.partition("[")[0]: len(rows)}
     (part,) = datasets.ReadInstruction.from_spec(split).to_absolute(counts)
     chosen = range(part.from_ or 0, len(rows) if part.to is None else part.to)
-    return rows.select(chosen or [])  # a range that begins at the end would be refused
+    return rows.select(chosen or [])  # select() rejects an empty range at the end of the rows

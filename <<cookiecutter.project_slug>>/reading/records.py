@@ -1,4 +1,4 @@
-"""Read the rows of text formats one by one, each with the line on which it begins."""
+"""Read the rows of text formats one by one, each with the number of its first line."""
 
 import codecs
 import csv
@@ -17,14 +17,14 @@ csv.field_size_limit(2**31 - 1)  # a cell may hold a whole document
 
 
 class Number(str):
-    """The literal text of a number of JSON."""
+    """The literal text of a JSON number."""
 
 
-# Numbers stay as they are written: 1.10 is not 1.1, and a long integer is exact. NaN, which Python
-# writes for a missing number, and Infinity are no values of JSON.
+# Numbers keep their literal text: 1.10 is not 1.1, and a long integer is exact. NaN, which Python
+# writes for a missing number, and Infinity are not valid JSON; they are read as missing.
 DECODER = json.JSONDecoder(parse_int=Number, parse_float=Number, parse_constant=lambda _: None)
 BLOCK = 2**20  # bytes of a JSON array that are read at a time
-PEEK = 4096  # bytes in which the first character of a JSON file is looked for
+PEEK = 4096  # bytes that are searched for the first character of a JSON file
 SPACE = re.compile(r"[ \t\r\n]*")
 SEPARATOR_LINE = re.compile(r'"?sep=([,;:|\t])"?\r?\n?')  # Excel's own first line
 QUOTED_LIKE_CSV = re.compile(r'"(?:[^"]|"")*""(?:[^"]|"")*"')
@@ -32,7 +32,7 @@ Records = Iterator[tuple[int, dict[str, Any]]]
 
 
 def read_records(file: str, columns: Collection[str] = ()) -> Records:
-    """Yield the line and the values of each row; None for a value that is missing.
+    """Yield the line number and the values of each row; None for a missing value.
 
     - JSON: a string is its value, a number its literal text.
     - CSV: an empty cell is missing; an empty text is written `""`.
@@ -43,7 +43,7 @@ def read_records(file: str, columns: Collection[str] = ()) -> Records:
         columns: Columns that the header of a CSV or TSV file must name exactly once.
 
     Raises:
-        DataError: The file cannot be read; the message names the line.
+        DataError: The file cannot be read; the message includes the line.
     """
     with open_file(file) as stream:
         yield from READERS[format_of(file)](file, stream, columns)
@@ -81,7 +81,7 @@ def _decode_row(file: str, number: int, line: str) -> dict[str, Any]:
 
 
 def _reason(error: Exception) -> str:
-    """Return the message without the line, which the decoder counts from the text it is given."""
+    """Return the message without its line number, which is relative to the decoded text."""
     return getattr(error, "msg", str(error))
 
 
@@ -99,7 +99,7 @@ def _read_json(file: str, stream: BufferedReader, columns: Collection[str]) -> R
 
 
 class _ArrayReader:
-    """Decodes the objects of a JSON array one by one, so that a large file is never in memory."""
+    """Decodes the objects of a JSON array one by one, without the whole file in memory."""
 
     def __init__(self, file: str, stream: BufferedReader):
         self._file = file
@@ -164,7 +164,7 @@ class _ArrayReader:
                 row, end = DECODER.raw_decode(self._text, self._position)
                 break
             except (ValueError, RecursionError) as error:
-                # At least as much again, so that a long object takes no quadratic time.
+                # Double the text, so that decoding a long object takes linear time.
                 if not self._read(max(BLOCK, len(self._text) - self._position)):
                     raise self._error(_reason(error)) from None
         line = self._line
@@ -193,10 +193,10 @@ def _read_tsv(file: str, stream: BufferedReader, columns: Collection[str]) -> Re
 
 
 class _Lines:
-    """Passes lines to `csv.reader` and keeps those of the current record.
+    """Iterator of lines for `csv.reader`, which keeps the lines of the current record.
 
     Args:
-        number: Lines before the first one.
+        number: Number of lines before the first one.
     """
 
     def __init__(self, lines: Iterator[str], number: int):
@@ -212,7 +212,7 @@ class _Lines:
 
 
 def _split_lines(file: str, stream: BufferedReader) -> Iterator[str]:
-    """Yield the lines of a file in which a carriage return alone ends a line, too."""
+    """Yield the lines of a file; a carriage return alone also ends a line."""
     for _, line in _decoded_lines(file, stream):
         yield from re.findall(r"[^\r]*\r\n?|[^\r]+", line) if "\r" in line else [line]
 

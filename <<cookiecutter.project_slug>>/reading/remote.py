@@ -26,15 +26,15 @@ def list_remote(pattern: str) -> list[str]:
     try:
         system, path = fsspec.core.url_to_fs(pattern)
         files = sorted(map(system.unstrip_protocol, system.glob(path)))
-    except Exception as error:  # of many kinds, one for each kind of network
+    except Exception as error:  # each protocol has its own errors
         raise DataError(f"{pattern}: cannot be read ({error})") from None
     if not files:
-        raise DataError(f"{pattern}: no such files there")
+        raise DataError(f"{pattern}: no such files")
     return files
 
 
 def fetch(file: str, folder: Path) -> str:
-    """Download a remote file into `folder`, unless it is there; return the local path.
+    """Download a remote file into `folder`, unless it is there already; return the local path.
 
     Args:
         file: A local path is returned as it is.
@@ -52,7 +52,7 @@ def fetch(file: str, folder: Path) -> str:
     try:
         system, path = fsspec.core.url_to_fs(file)
         system.get(path, str(part))
-    except Exception as error:  # of many kinds, one for each kind of network
+    except Exception as error:  # each protocol has its own errors
         raise DataError(f"{file}: cannot be fetched ({error})") from None
     part.replace(copy)
     return str(copy)

@@ -1,4 +1,4 @@
-"""Find the files that a source stands for."""
+"""List the files of a source."""
 
 import glob
 import re
@@ -16,7 +16,7 @@ NAMED = re.compile(r"(?P<name>[^:]{2,}?)(:(?P<config>[^:\[\]]+))?:(?P<split>\w+(
 EXPECTED = f"expected a {', '.join(FORMATS)} file"
 # Written by `datasets` beside the data files.
 DESCRIPTIONS = ("dataset_info.json", "dataset_infos.json")
-# As in `datasets`: what a split may be called in the names of files.
+# Names of splits in file names, as in `datasets`.
 SPLITS = {
     "train": ("train", "training"),
     "validation": ("validation", "valid", "val", "dev"),
@@ -25,7 +25,7 @@ SPLITS = {
 
 
 def parse_name(source: Source) -> re.Match | None:
-    """Match `name:split`; None if the source is a path, an address or several sources."""
+    """Match `name:split`; None if the source is a path, a URL or several sources."""
     if not isinstance(source, (str, Path)) or is_remote(str(source)):
         return None
     if expand_user(source).exists():
@@ -40,7 +40,7 @@ def expand_user(path: str | Path) -> Path:
 
 
 def saved_by(folder: Path) -> str | None:
-    """Return which class wrote a folder by `save_to_disk`: Dataset or DatasetDict, or None."""
+    """Return the class that wrote a folder by `save_to_disk`: Dataset or DatasetDict, or None."""
     if (folder / "dataset_dict.json").is_file():
         return "DatasetDict"
     if (folder / "state.json").is_file() and (folder / "dataset_info.json").is_file():
@@ -51,9 +51,9 @@ def saved_by(folder: Path) -> str | None:
 def list_files(source: Source) -> list[str]:
     """List the files of a source: all of one format, none of them empty.
 
-    A folder stands for all files in it with a known ending, at any depth. As in pyarrow and Spark,
-    names that begin with a dot or an underscore are left out. A path that exists is never taken
-    for a pattern.
+    A folder means all files in it with a known extension, at any depth. As in pyarrow and Spark,
+    names that begin with a dot or an underscore are left out. A path that exists is never treated
+    as a pattern.
 
     Raises:
         DataError: There are no such files, or they differ in format.
@@ -83,7 +83,7 @@ def _expand(part: str) -> list[str]:
     else:
         return [str(path)]
     if not found:
-        raise DataError(f"{part}: no such files there; {EXPECTED}s")
+        raise DataError(f"{part}: no such files; {EXPECTED}s")
     return found
 
 
@@ -97,9 +97,9 @@ def _files_in(folder: Path) -> list[str]:
 
 
 def files_of_split(folder: Path, split: str) -> list[str]:
-    """List the files of a folder whose path in it has the name of the split as a word.
+    """List the files in a folder whose relative path contains the name of the split as a word.
 
-    All files belong to `train` if there is none of another split.
+    If no file belongs to another split, all of them belong to `train`.
 
     Raises:
         DataError: There are no such files, or they differ in format.

@@ -1,4 +1,4 @@
-"""Read the columns of a data file, or of many, as text."""
+"""Read columns of one or several data files as text."""
 
 import logging
 import uuid
@@ -26,21 +26,20 @@ from .texts import read_texts
 def read_table(
     source: Source, columns: list[str], lists: Sequence[str] = (), nested: Sequence[str] = ()
 ) -> datasets.Dataset:
-    """Read the named columns of a file as text; other columns are not looked at.
+    """Read the given columns of a file as text; other columns are ignored.
 
-    A JSON string is its value and a JSON number its literal text: `1.0` is not `1`. True and false
-    are these words. In CSV an empty cell is missing, and an empty text is written `""`. TSV has no
-    quoting, and an empty cell is missing. Floats of Parquet become what Python prints, classes
-    their names, dates their ISO form. A missing value is an error.
+    A JSON string is read as its value, a JSON number as its literal text: `1.0` is not `1`. `true`
+    and `false` are read as these words. In CSV an empty cell is missing, and an empty text is
+    written `""`. TSV has no quoting, and an empty cell is missing. In Parquet a float is read as
+    its `repr`, a class label as its name, a date in ISO form. A missing value is an error.
 
-    The format follows from the ending of the file's name, in small or capital letters; text
-    formats may be compressed (.gz, .bz2, .xz, .zst). The text is kept in the cache of `datasets`,
-    by path, size, time and inode of the files, and is memory-mapped: the table may be larger than
-    memory.
+    The format is determined by the file extension, in lower or upper case; text formats may be
+    compressed (.gz, .bz2, .xz, .zst). The text is kept in the cache of `datasets`, keyed by path,
+    size, time and inode of the files, and is memory-mapped: the table may be larger than memory.
 
     Args:
         source: A file, a folder of files, a pattern such as `part-*.jsonl`, or several of these;
-            an address, `hf://datasets/...`; a data set with its split, `stanfordnlp/imdb:train`
+            a URL, `hf://datasets/...`; a data set with its split, `stanfordnlp/imdb:train`
             or `nyu-mll/glue:sst2:train`, on the Hub or in a folder; or a folder that
             `save_to_disk` wrote, with its split if it has several.
         lists: Columns that may hold lists of texts.
@@ -96,7 +95,7 @@ def is_plain_text(source: Source) -> bool:
 
 
 def distinct(table: datasets.Dataset, column: str) -> tuple[list[str], bool]:
-    """Return the distinct texts in a column, whole numbers by size; and whether it holds lists."""
+    """Return the distinct texts of a column, sorted (integers by value), and if it has lists."""
     values = table.data.column(column)
     is_list = pa.types.is_nested(values.type)
     found = pc.unique(pc.list_flatten(values) if is_list else values).to_pylist()
@@ -119,8 +118,8 @@ def _read_typed(
             raise DataError(f"{source}: no column {name!r}; the data set has {found}")
         kind = table.data.schema.field(name).type
         if resolved.is_inferred and pa.types.is_temporal(kind):
-            # How the dates were written is lost.
-            sentence = f"{source}: {name!r} was read as {kind}; expected the address of the files"
+            # The original text of the dates is lost.
+            sentence = f"{source}: {name!r} was read as {kind}; expected the URL of the files"
             raise DataError(f"{sentence}, as hf://datasets/org/name/train.jsonl")
     rows = table.select_columns(columns).with_format("arrow")
     first = 1
@@ -150,7 +149,7 @@ def _cached(source: Source, key: str, batches: Iterator[pa.RecordBatch]) -> data
 def _write(source: Source, path: Path, batches: Iterator[pa.RecordBatch]) -> None:
     if (first := next(batches, None)) is None:
         raise DataError(f"{source}: no rows; expected at least one example")
-    part = Path(f"{path}.{uuid.uuid4().hex}")  # another process may write the same
+    part = Path(f"{path}.{uuid.uuid4().hex}")  # another process may write the same table
     try:
         with pa.OSFile(str(part), "wb") as sink, pa.ipc.new_stream(sink, first.schema) as writer:
             for batch in chain([first], batches):

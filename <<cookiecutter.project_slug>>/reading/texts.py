@@ -10,7 +10,7 @@ from errors import DataError
 
 from .records import Number, read_records
 
-# At most about so many in a batch.
+# Approximate maximum of rows and characters in a batch.
 ROWS = 1000
 CHARACTERS = 2**24
 WORDS = {True: "true", False: "false"}  # of JSON
@@ -26,7 +26,7 @@ def read_texts(
         nested: Columns that may hold any value, which is written as JSON.
 
     Raises:
-        DataError: A value is missing or of another kind than expected; the message names the line.
+        DataError: A value is missing or of an unexpected type; the message includes the line.
     """
     batch = _Batch(columns, lists, nested)
     for file in files:
@@ -40,7 +40,7 @@ def read_texts(
 
 
 class _Batch:
-    """Rows that are collected until they are enough to write."""
+    """Collects rows for one Arrow batch."""
 
     def __init__(self, columns: list[str], lists: list[str], nested: list[str]):
         self._columns = columns
@@ -62,7 +62,7 @@ class _Batch:
         """Add a row.
 
         Args:
-            is_first: Whether it is the first row of its file, whose keys name the columns.
+            is_first: Whether it is the first row of its file, whose keys are the columns.
         """
         for name in self._columns:
             value = row.get(name)
@@ -88,7 +88,7 @@ class _Batch:
         raise DataError(f"{place}: {name!r} holds {_kind(value)}; expected {expected}")
 
     def take(self) -> pa.RecordBatch:
-        """Return the collected rows and start anew."""
+        """Return the collected rows, and start an empty batch."""
         types = {
             name: pa.list_(pa.string()) if self._holds_lists.get(name) else pa.string()
             for name in self._columns
@@ -108,7 +108,7 @@ class _Batch:
                 except UnicodeEncodeError as error:
                     found = error.object[error.start]
                     return DataError(
-                        f"{place}: {name!r} holds {found!a}; expected a full character"
+                        f"{place}: {name!r} holds {found!a}; expected a valid character"
                     )
         raise AssertionError("no surrogate")
 

@@ -1,4 +1,4 @@
-"""Tokenize a table once, in parallel and cached, and make batches of its rows."""
+"""Tokenize a table with a cache; access its columns; pad examples to a batch."""
 
 import zlib
 from bisect import bisect_right
@@ -25,10 +25,11 @@ def tokenize(
 ) -> datasets.Dataset:
     """Apply `encode` to batches of rows; keep the columns it returns, with a checksum of each row.
 
-    The result is memory-mapped from the cache of `datasets`, where a second run or process finds
-    it: by the table, the source code of `encode` and all modules of the project that it imports,
-    the values that it closes over, and the tokenizer. `encode` must have no side effects, since it
-    is not called if the result is in the cache; the tokenizer is left as it was.
+    The result is memory-mapped from the cache of `datasets`, for other runs and processes as well.
+    The cache key covers the table, the source code of `encode` and of all modules of the project
+    that it imports, the values that it closes over, and the tokenizer. `encode` must have no side
+    effects, since it is not called if the result is in the cache. The state of the tokenizer is
+    restored.
     """
     key = hash_values(table._fingerprint, hash_function(encode, tokenizer))
     path = Path(datasets.config.HF_DATASETS_CACHE, "tokens", f"{key}.arrow")
@@ -54,10 +55,10 @@ def tokenize(
 def fill_empty(tokens: MutableMapping[str, list], tokenizer: PreTrainedTokenizerBase) -> None:
     """Give each text without tokens one special token, so that no example has length 0.
 
-    An empty text has none where the tokenizer adds no special tokens, as that of GPT-2.
+    An empty text has no tokens if the tokenizer adds no special tokens, like that of GPT-2.
 
     Args:
-        tokens: What the tokenizer returned for a list of texts; changed in place.
+        tokens: Output of the tokenizer for a list of texts; changed in place.
     """
     ids = (tokenizer.eos_token_id, tokenizer.bos_token_id, tokenizer.unk_token_id)
     filler = next((token for token in ids if token is not None), None)
@@ -78,7 +79,7 @@ def _rows(columns: dict[str, list]) -> Iterator[tuple]:
 
 
 def fingerprint(rows: datasets.Dataset) -> int:
-    """Return a hash of the content of `tokenize`'s rows, the same on every machine."""
+    """Hash the rows that `tokenize` returned; the hash is the same on every machine."""
     return zlib.crc32(rows.data.column(CHECKSUM).to_numpy().astype("<u4").tobytes())
 
 
@@ -94,7 +95,7 @@ class _Column:
         return type(self), self._source  # a worker process maps the file itself
 
     def _locate(self, index: int) -> tuple[int, int]:
-        """Return the chunk of a row and its place in the chunk."""
+        """Return the index of a row's chunk, and the index of the row in it."""
         chunk = bisect_right(self._firsts, index) - 1
         return chunk, index - self._firsts[chunk]
 
@@ -135,7 +136,7 @@ def column(rows: datasets.Dataset, name: str) -> RaggedColumn | TextColumn | tor
 
 
 def _tensor(values: np.ndarray) -> torch.Tensor:
-    """Convert to the types that models take: int64 and float32."""
+    """Convert to a tensor of a type that models accept: int64 or float32."""
     is_whole = np.issubdtype(values.dtype, np.integer)
     return torch.from_numpy(values.astype(np.int64 if is_whole else np.float32))
 
@@ -153,5 +154,5 @@ def pad(
     mask = np.arange(lengths.max()) < lengths[:, None]
     values = torch.cat(parts).numpy()
     padded = np.full(mask.shape, value, values.dtype)
-    padded[mask] = values  # in one go: torch's pad_sequence copies row by row
+    padded[mask] = values  # one copy: torch's pad_sequence copies row by row
     return torch.from_numpy(padded), torch.from_numpy(mask.astype(np.int64))

@@ -1,4 +1,4 @@
-"""loss.png: losses, the score that best/ is chosen by, and the learning rate, over the steps."""
+"""Draw loss.png: losses, `metric_for_best_model` and learning rate over the optimizer steps."""
 
 import io
 import math
@@ -8,7 +8,7 @@ from training.state import TrainState
 
 
 def draw_curves(state: TrainState, metric: str) -> bytes:
-    """Return a PNG file.
+    """Return the bytes of a PNG file.
 
     Args:
         metric: Name of the score that best/ is chosen by.

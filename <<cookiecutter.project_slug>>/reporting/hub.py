@@ -13,10 +13,10 @@ LOCAL = ["training_state.json", "manifest.json"]
 
 
 def check_repo_id(name: str) -> None:
-    """Check a name before the work, not after it.
+    """Check the name of a repository, before the training instead of after it.
 
     Raises:
-        RunError: the Hub does not accept it as the name of a repository.
+        RunError: The Hub does not accept the name.
     """
     try:
         validate_repo_id(name)
@@ -28,7 +28,7 @@ def push(folder: Path, repository: str) -> None:
     """Upload a checkpoint; a public repository is created if there is none.
 
     Raises:
-        RunError: the Hub cannot be reached or rejects it. Nothing local has changed.
+        RunError: The Hub cannot be reached or rejects the upload. No local file is changed.
     """
     api = HfApi()
     try:
@@ -39,7 +39,7 @@ def push(folder: Path, repository: str) -> None:
             ignore_patterns=LOCAL,
             commit_message="Upload the best checkpoint",
         )
-    except Exception as error:  # of many kinds: of the network, of its client, of the Hub
+    except Exception as error:  # errors of many types: of the network, the client, the Hub
         raise RunError(
             f"--push_to_hub {repository}: not uploaded ({_reason(error)}); see {folder}"
         ) from None

@@ -1,4 +1,4 @@
-"""`--dry_run`: print everything that can be known before the first optimizer step."""
+"""`--dry_run`: print data, schedule, memory and disk space before the first optimizer step."""
 
 import shutil
 import sys
@@ -17,18 +17,18 @@ from training.contract import ExampleSet
 from training.run import Run
 
 FLOAT = 4  # bytes: weights and optimizer state are in float32
-SAMPLED = 100  # steps in which padding is counted
+SAMPLED = 100  # steps in which padding tokens are counted
 
 
 def preview(run: Run, train_step: Callable[[Run, Step], Any]) -> None:
     """Run everything up to the first optimizer step, and print what was found.
 
     Raises:
-        RunError: The run would not fit into the memory, or its checkpoints not on the disk.
+        RunError: A step does not fit into memory, or the checkpoints do not fit on the disk.
     """
     batches = run.train_batches
     memory = _memory_of_a_step(run, train_step)
-    # The main rank removes the output directory again: the others must not look at it meanwhile.
+    # The main rank removes the output directory again; the other ranks wait for this.
     run.group.on_main(lambda: print(*_lines(run, batches, memory), sep="\n"))
 
 
@@ -78,7 +78,7 @@ def _about_steps(run: Run, batches: Batches) -> Iterator[str]:
 
 
 def _padding(run: Run, batches: Batches) -> float | None:
-    """The share of padding among the tokens of a batch; None for batches without `input_ids`."""
+    """Return the fraction of tokens that are padding; None for batches without `input_ids`."""
     config = getattr(run.accelerator.unwrap_model(run.model), "config", None)
     has_decoder = getattr(config, "is_encoder_decoder", False)
     sequences = ("input_ids", "labels") if has_decoder else ("input_ids",)
@@ -110,7 +110,7 @@ def _memory_of_a_step(run: Run, train_step: Callable[[Run, Step], Any]) -> int:
 
 
 def _peak_memory() -> int:
-    """Peak memory of this process on the CPU, in bytes."""
+    """Return the peak memory of this process on the CPU, in bytes."""
     if sys.platform == "win32":
         return psutil.Process().memory_info().peak_wset
     import resource  # not on Windows
@@ -143,7 +143,7 @@ def _about_disk(run: Run) -> str:
 
 
 def _count(parameters: Iterable[torch.nn.Parameter]) -> int:
-    """Number of values over all ranks; under ZeRO-3 each rank holds a part in another place."""
+    """Count all values; under ZeRO-3, `numel` of a sharded parameter is 0."""
     return sum(getattr(p, "ds_numel", p.numel()) for p in parameters)
 
 

@@ -25,7 +25,7 @@ RESUME: dict[str, Callable[[str], dict]] = {
 
 
 class Report:
-    """Every rank calls the same methods; the main one reports.
+    """Reports a run on the main rank. Every rank has to call the same methods.
 
     Raises:
         RunError: A tracker cannot start.
@@ -36,7 +36,7 @@ class Report:
         self.state = run.state
         self.config = run.config
         self.outdir = Path(run.config.outdir)
-        self.print = run.accelerator.on_main_process(print)  # accelerator.print: on each machine
+        self.print = run.accelerator.on_main_process(print)  # not once per machine
         self._curves: tuple[int, bytes] = (-1, b"")
         if run.config.report_to and not run.config.dry_run:
             self._start_trackers()
@@ -68,7 +68,7 @@ class Report:
         )
 
     def after_step(self, bar: tqdm, losses: dict[str, float], lr: float) -> None:
-        """Move the bar; every `--logging_steps` steps add a point to curve and trackers."""
+        """Update the bar; every `--logging_steps` steps, add a point to the curve and log it."""
         state = self.state
         if not bar.disable:
             seconds = (time.time() - bar.start_t) / (bar.n + 1 - bar.initial)  # per step
@@ -99,7 +99,7 @@ class Report:
         self._attempt("README.md", lambda: self._write_card(folder))
 
     def finish(self) -> None:
-        """Print what was reached and where it is; upload `best/` if that was asked for.
+        """Print the best scores and the paths; upload `best/` if `--push_to_hub` is given.
 
         Raises:
             RunError: The upload failed.
@@ -112,7 +112,7 @@ class Report:
             patience = self.config.patience
             self.print(f"Early stopping: no better {metric} in {patience} validations")
         if metric not in state.best:
-            self.print(f"No validation gave a number for {metric}: no best/ was saved")
+            self.print(f"No validation had a finite {metric}: no best/ was saved")
             return
         scores = {name: v for name, v in state.best.items() if name not in ("epoch", "count")}
         reached = ", ".join(f"{name} {value:.4g}" for name, value in scores.items())
@@ -141,7 +141,7 @@ class Report:
         def init() -> None:
             try:
                 self.run.accelerator.init_trackers(Path.cwd().name, config, init_kwargs=settings)
-            except Exception as error:  # of many kinds, one for each tracker
+            except Exception as error:  # each tracker has its own errors
                 reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
                 names = " ".join(self.config.report_to)
                 raise RunError(f"--report_to {names}: cannot start ({reason})") from None
@@ -155,14 +155,14 @@ class Report:
         (folder / "loss.png").write_bytes(self._draw())
 
     def _draw(self) -> bytes:
-        """The picture after the latest validation, drawn once."""
+        """Return the picture for the latest validation, drawn only once."""
         if self._curves[0] != self.state.validated_step:
             metric = self.config.metric_for_best_model
             self._curves = (self.state.validated_step, draw_curves(self.state, metric))
         return self._curves[1]
 
     def _attempt(self, what: str, action: Callable[[], None]) -> None:
-        """Report a failure of something that training does not need, and continue."""
+        """Run an action that training does not need: report a failure and continue."""
         try:
             action()
         except Exception as error:
@@ -170,5 +170,5 @@ class Report:
 
 
 def _full_size(parameter: torch.nn.Parameter) -> int:
-    """Number of values over all ranks; under ZeRO-3 each rank holds a part in another place."""
+    """Count all values of a parameter; under ZeRO-3, `numel` of a sharded one is 0."""
     return getattr(parameter, "ds_numel", parameter.numel())

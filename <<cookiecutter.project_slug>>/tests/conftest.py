@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-# Before torch is imported: two processes on two cores must not compete for them.
+# One thread per process, set before torch is imported: two processes share two cores.
 os.environ.update(HF_HUB_OFFLINE="1", OMP_NUM_THREADS="1", ACCELERATE_USE_CPU="true")
 os.environ["PYTHONPATH"] = f"{ROOT}{os.pathsep}{ROOT / 'tests'}"  # for processes that tests start
 
@@ -20,7 +20,7 @@ from training.loading import load_tokenizer  # noqa: E402
 
 @pytest.fixture(scope="session")
 def sample(tmp_path_factory) -> Path:
-    """A folder with a small train.jsonl and valid.jsonl, and `tiny` without dropout."""
+    """A folder with a small train.jsonl, a small valid.jsonl, and `tiny` without dropout."""
     folder = tmp_path_factory.mktemp("sample")
     for name, lines in (("train.jsonl", 42), ("valid.jsonl", 21)):
         with (ROOT / "data" / name).open(encoding="utf-8") as source:
@@ -45,13 +45,13 @@ def tokenizer():
 
 @pytest.fixture(scope="session")
 def steps(sample, tokenizer) -> int:
-    """Steps in an epoch of the run below."""
+    """Number of steps in an epoch of the short run."""
     return math.ceil(len(generate_dataset(sample / "train.jsonl", tokenizer, 48)) / 8)
 
 
 @pytest.fixture
 def arguments(sample, tmp_path) -> list[str]:
-    """Arguments of a short run with dropout; the last step of an epoch is a smaller one."""
+    """Arguments of a short run with dropout; the last step of each epoch is smaller."""
     return [
         *("--train_input", str(sample / "train.jsonl")),
         *("--valid_input", str(sample / "valid.jsonl")),
@@ -62,7 +62,7 @@ def arguments(sample, tmp_path) -> list[str]:
 
 @pytest.fixture(scope="session")
 def uninterrupted(tmp_path_factory):
-    """Run arguments from start to end, once for all tests; return the output directory."""
+    """Return a function that runs arguments without interruption, once for all tests."""
     outdirs: dict[tuple, Path] = {}
 
     def run(arguments: list[str], processes: int = 1) -> Path:
@@ -80,7 +80,7 @@ def uninterrupted(tmp_path_factory):
 
 @pytest.fixture
 def in_two_processes(arguments, tmp_path):
-    """Run the arguments in two processes, in the output directory `name`; return the output."""
+    """Return a function: run in two processes, in the directory `name`; return the output."""
 
     def run(name: str, *more: str, **options) -> str:
         both = [*arguments, "--batch_size", "4", "--outdir", str(tmp_path / name), *more]

@@ -1,4 +1,4 @@
-"""Arguments: from the command line, from a YAML file, under the names that transformers uses."""
+"""Arguments from the command line, from a YAML file, and with the names of transformers."""
 
 import json
 
@@ -94,4 +94,4 @@ def test_max_len_beyond_the_positions_of_the_model_is_refused(arguments, tmp_pat
         assert str(error).startswith("--max_len 9999: ")
         assert not (tmp_path / "run").exists()
     else:
-        pytest.skip("this model computes its positions")
+        pytest.skip("this model has no learned positions")

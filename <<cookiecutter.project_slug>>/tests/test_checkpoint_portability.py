@@ -1,4 +1,4 @@
-"""Checkpoints open outside the project, in an empty folder, offline; and in the next run."""
+"""Checkpoints can be opened in an empty folder, offline, and as base model of another run."""
 
 import json
 import os
@@ -40,7 +40,7 @@ if model.can_generate():
     found["new"] = model.generate(inputs["input_ids"], max_new_tokens=5, min_new_tokens=5).shape[1]
 print(json.dumps(found))
 """
-# A model that halves the logits, by a buffer that is not saved; and that freezes a parameter.
+# A model that divides the logits by a buffer that is not saved, and freezes a parameter.
 HALVED = """
 class Model(Model):
     def __init__(self, config):
@@ -61,7 +61,7 @@ Model.register_for_auto_class(AUTO)
 
 
 def in_empty_folder(folder: Path, code: str, *arguments: str) -> str:
-    """Run Python code in an empty folder, where it finds neither the project nor the network."""
+    """Run Python code in an empty folder, without the project and offline."""
     folder.mkdir()
     environment = {**os.environ, "HF_HOME": str(folder / "home"), "HF_HUB_OFFLINE": "1"}
     environment.pop("PYTHONPATH")
@@ -69,7 +69,7 @@ def in_empty_folder(folder: Path, code: str, *arguments: str) -> str:
         [sys.executable, "-c", code, *arguments],
         cwd=folder,
         env=environment,
-        stdin=subprocess.DEVNULL,  # nobody answers questions
+        stdin=subprocess.DEVNULL,  # a question would fail
         capture_output=True,
         text=True,
         timeout=120,
@@ -106,7 +106,7 @@ def run(sample, tmp_path_factory) -> Path:
 
 @pytest.fixture
 def rewritten(sample, tokenizer, tmp_path):
-    """Save a model whose forward was rewritten, by a copy of the project; give the folder."""
+    """Return a function that saves a model with a rewritten forward, and returns the folder."""
 
     def save(divisor: int) -> Path:
         project = tmp_path / f"project{divisor}"
@@ -134,7 +134,7 @@ def rewritten(sample, tokenizer, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["best", "last"])
-def test_a_checkpoint_is_one_of_its_base_model(name, run, tokenizer, tmp_path):
+def test_stock_checkpoint_opens_in_an_empty_folder(name, run, tokenizer, tmp_path):
     checkpoint = run / name
     config = (checkpoint / "config.json").read_text(encoding="utf-8")
     assert "auto_map" not in json.loads(config)
@@ -186,7 +186,7 @@ def test_a_rewritten_model_is_saved_with_its_code(rewritten, tmp_path):
     assert found.get("new", 5) >= 5
 
 
-def test_buffers_that_no_file_holds_and_frozen_parameters_come_back(rewritten, tmp_path):
+def test_unsaved_buffers_and_frozen_parameters_are_restored(rewritten, tmp_path):
     checkpoint = rewritten(4)
     code = (
         "from model.modeling import Model; from training.loading import load_model; "
@@ -220,7 +220,7 @@ def test_a_checkpoint_is_a_base_model_like_any_other(run, sample, tokenizer, tmp
     assert configs[0] == configs[1]
 
 
-def test_what_other_libraries_call_works(run, tokenizer):
+def test_methods_that_other_libraries_call_work(run, tokenizer):
     model = Model.from_pretrained(run / "best")
     rows = model.get_input_embeddings().num_embeddings
     model.resize_token_embeddings(rows + 8)

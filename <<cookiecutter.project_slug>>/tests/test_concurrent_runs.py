@@ -1,4 +1,4 @@
-"""Two runs in one output directory: one of them runs, the other ends in one sentence."""
+"""Two runs in one output directory: the second one ends with one sentence."""
 
 import time
 from collections.abc import Iterator
@@ -25,7 +25,7 @@ def wait_for(path: Path, run: Launch) -> None:
 
 @contextmanager
 def start_delayed_until(go: Path) -> Iterator[None]:
-    """Let a run wait after it has looked at its output directory, before it locks it."""
+    """Make a run wait after the check of its output directory and before the lock."""
     start = training.run.start
 
     def waiting(*args):
@@ -48,7 +48,7 @@ def test_second_run_in_a_folder_is_refused_while_the_first_runs(arguments, tmp_p
     assert output.count("\n") == 1
     assert run.processes[0].exitcode is None
     run.kill()
-    # The dead one holds no lock.
+    # The lock of a killed run is released.
     Launch([*other, "--max_steps", "1"], tmp_path / "after").expect()
 
 

@@ -1,4 +1,4 @@
-"""The files of configs/: Accelerate knows every key, and each starts with its command."""
+"""The files of configs/: Accelerate accepts every key, and each starts with its command."""
 
 from functools import partial
 from importlib.util import find_spec

@@ -1,7 +1,7 @@
-"""What model/ keeps of its contract, on the first rows of data/ and the default base model.
+"""Check that model/ follows model/interface.py, on the first rows of data/ and the base model.
 
-The contract is written down in model/interface.py. What a model leaves out is skipped here; a
-failure ends in a sentence that names the method to change.
+Tests of parts that the model does not have are skipped. The message of a failed test contains the
+method to change.
 """
 
 import warnings
@@ -38,13 +38,13 @@ def rows(tmp_path_factory) -> Iterator[str]:
     path = tmp_path_factory.mktemp("rows") / "train.jsonl"
     path.write_text("".join(lines), encoding="utf-8")
     with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(ROOT)  # arguments such as BASE_MODEL may be folders of the project
+        patch.chdir(ROOT)  # BASE_MODEL and other arguments may be folders of the project
         yield str(path)
 
 
 @pytest.fixture(scope="module")
 def project(rows) -> SimpleNamespace:
-    """The parts of model/ as train.py makes them without arguments, and a batch."""
+    """The parts of model/ as train.py builds them without arguments, and a batch."""
     task = Task()
     model_id = task.base_model
     tokenizer = load_tokenizer(model_id) if task.needs_tokenizer else None
@@ -68,7 +68,7 @@ def project(rows) -> SimpleNamespace:
 
 
 def loss_of(project: SimpleNamespace, indices: list[int], num_items: int) -> Tensor:
-    """Compute the part of these examples in the loss of a batch with `num_items` items."""
+    """Compute the contribution of examples to the loss of a batch with `num_items` items."""
     batch = project.examples.batch(indices)
     loss = project.task.forward(project.model, batch, num_items)[1]["loss"]
     if project.task.divides_by_items:
@@ -85,8 +85,8 @@ def same(value: Any, other: Any) -> bool:
 def test_the_same_rows_are_read_twice(project):
     again = project.examples.batch(project.indices)
     assert same(project.batch, again), (
-        "model/dataset.py: __getitem__ returns something else each time; draw random numbers from "
-        "torch, which is seeded for each micro-batch"
+        "model/dataset.py: __getitem__ returns different values at each call; expected random "
+        "numbers from torch, which is seeded for each micro-batch"
     )
 
 
@@ -94,8 +94,8 @@ def test_another_file_is_read_by_the_schema(project, rows):
     examples = project.examples
     other = project.task.read(rows, project.tokenizer, MAX_LEN, **examples.schema)
     assert other.schema == examples.schema, (
-        "model/dataset.py: generate_dataset(path, **schema) has another schema; each of its keys "
-        "has to be a parameter, and its value is kept"
+        "model/dataset.py: generate_dataset(path, **schema) changes the schema; expected a "
+        "parameter for each key, whose value is kept"
     )
 
 
@@ -115,7 +115,7 @@ def test_parameters_get_a_gradient(project):
     assert len(without) < len(trained), (
         "model/modeling.py: the loss has no gradient; it has to depend on a parameter"
     )
-    if without:  # a run copes with it
+    if without:  # allowed in a run
         warnings.warn(f"no gradient: {', '.join(without[:8])}", stacklevel=1)
 
 
@@ -135,9 +135,9 @@ def test_the_loss_does_not_depend_on_the_split(project):
     whole = loss_of(project, project.indices, project.items)
     parts = [loss_of(project, [index], project.items) for index in project.indices]
     assert torch.allclose(torch.stack(parts).sum(), whole, rtol=1e-4), (
-        "model/: examples that are computed one by one have another loss than together; padding is "
-        "not masked, num_items of the data set does not count the items that the loss is a mean "
-        "of, or Model.loss_couples_examples = True is missing"
+        "model/: the loss of examples in a batch differs from that of single examples; padding is "
+        "not masked, num_items of the data set does not count the target items of the loss, or "
+        "Model.loss_couples_examples = True is missing"
     )
 
 
@@ -153,9 +153,9 @@ def test_a_saved_model_is_loaded_as_it_was(project, tmp_path):
     assert trained == {name: p.requires_grad for name, p in loaded.named_parameters()}
 
 
-def test_texts_are_left_to_the_scores(project):
+def test_texts_are_passed_to_the_scores_only(project):
     inputs = model_inputs(project.batch)
-    assert inputs, "model/dataset.py: a batch holds no tensor; forward gets the tensors of a batch"
+    assert inputs, "model/dataset.py: a batch has no tensors; forward gets the tensors of a batch"
 
 
 def test_scores_are_those_of_directions(project):
@@ -175,7 +175,7 @@ def test_scores_are_those_of_directions(project):
         f"{sorted(found[0])}"
     )
     assert repr(found[0]) == repr(found[1]), (
-        "model/metrics.py: Scores.reset leaves something of the validation before"
+        "model/metrics.py: Scores.reset keeps values of the previous validation"
     )
 
 

@@ -1,4 +1,4 @@
-"""DeepSpeed's ZeRO-2 and ZeRO-3 compute what one process computes, and resume its checkpoints."""
+"""ZeRO-2 and ZeRO-3 have the results of one process, and resume its checkpoints."""
 
 import importlib.util
 import os
@@ -33,14 +33,14 @@ pytestmark = [
     pytest.mark.proof,
     pytest.mark.skipif(
         importlib.util.find_spec("deepspeed") is None or shutil.which("c++") is None,
-        reason="needs DeepSpeed, and a C++ compiler for what it builds to run without GPUs",
+        reason="needs DeepSpeed, and a C++ compiler for its CPU extensions",
     ),
 ]
 
 
 @contextmanager
 def zero(stage: int, precision: str = "no", also: Patch = nullcontext) -> Iterator[None]:
-    """Start as `accelerate launch --config_file configs/zeroN.yaml` does, without GPUs.
+    """Start like `accelerate launch --config_file configs/zeroN.yaml`, without GPUs.
 
     Args:
         also: A further patch.

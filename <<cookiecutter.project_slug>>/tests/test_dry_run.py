@@ -1,4 +1,4 @@
-"""`--dry_run` prints what can be known before the first step, and writes nothing."""
+"""`--dry_run` prints data, schedule, memory and disk space, and writes nothing."""
 
 import os
 import shutil

@@ -25,7 +25,7 @@ SPLITS = [(1, 2, 1), (1, 1, 3), (1, 3, 8), *TWO_PROCESSES]
 
 @pytest.fixture(scope="module")
 def measured(sample, tmp_path_factory):
-    """Return gradients and losses of a split, each measured once."""
+    """Return a function that measures gradients and losses of a split, once for all tests."""
     folder = tmp_path_factory.mktemp("measured")
 
     def measured_of(split: tuple[int, int, int]) -> tuple[dict, dict]:
@@ -48,7 +48,7 @@ def test_gradients_and_losses_do_not_depend_on_the_split(split, measured):
     gradients, report = measured(split)
     expected_gradients, expected = measured(WHOLE)
     assert gradients.keys() == expected_gradients.keys()
-    # The gradient of a key's bias, say, is zero but for rounding: it has no size of its own.
+    # Some gradients, such as that of the bias of attention keys, are 0 except for rounding.
     least = 1e-3 * torch.stack([g.norm() for g in expected_gradients.values()]).norm()
     for name, gradient in expected_gradients.items():
         difference = (gradients[name] - gradient).norm() / torch.maximum(gradient.norm(), least)
@@ -92,7 +92,7 @@ def test_transformers_trainer_computes_the_same_gradient(sample, arguments, tmp_
 
 
 class Numbers(torch.utils.data.Dataset):
-    """Examples of given lengths, each of which is its own index."""
+    """Examples of given lengths; the value of each is its index."""
 
     def __init__(self, lengths):
         self.lengths = self.num_items = np.asarray(lengths)
@@ -133,7 +133,7 @@ def test_every_example_is_used_once_in_the_same_steps(count, processes):
         assert sorted(seen) == sorted(order[12 * index : 12 * index + 12])
 
 
-def test_no_micro_batch_exceeds_the_limit_of_tokens():
+def test_no_micro_batch_exceeds_the_token_limit():
     lengths = np.random.default_rng(0).integers(1, 5000, 200)
     for step in read_epoch(make_batches(lengths, 0, 1, 32, 32)):
         for micro in step:
@@ -160,7 +160,7 @@ def test_epoch_resumes_at_any_step():
     assert rest == whole[2:]
 
 
-def test_each_epoch_mixes_the_examples_anew():
+def test_each_epoch_has_different_batches():
     lengths = np.random.default_rng(0).integers(1, 90, 4096)
     orders = [epoch_order(lengths, 32, 0, epoch) for epoch in range(2)]
     first, second = ({frozenset(b) for b in order.reshape(-1, 32)} for order in orders)
@@ -177,7 +177,7 @@ def test_gradients_are_clipped_as_torch_clips_them(max_norm, fused):
     )
     optimizer.defaults["fused"] = fused
     guard = GradientGuard(Accelerator(), torch.nn.ParameterList(ours), optimizer, max_norm)
-    for size in (1e-3, 1.0, 10.0):  # Adam's step does not depend on a factor of all gradients
+    for size in (1e-3, 1.0, 10.0):  # Adam's step is invariant to a factor of all gradients
         ours[0].grad = size * torch.randn(9, 9)
         theirs[0].grad = ours[0].grad.clone()
         guard.clip_gradients(torch.zeros(()))

@@ -1,4 +1,4 @@
-"""File systems without symbolic links or folder flushes, and the permissions of what is written."""
+"""File systems without symbolic links or without flushes of folders; file permissions."""
 
 import errno
 import os
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.proof
 
 @contextmanager
 def without_links(code: int = errno.EPERM) -> Iterator[None]:
-    """exFAT, and many network mounts, refuse symbolic links."""
+    """Make symbolic links fail, as exFAT and many network mounts do."""
     with mock.patch.object(os, "symlink", side_effect=OSError(code, os.strerror(code))):
         yield
 

@@ -1,4 +1,4 @@
-"""`--files_per_epoch`: some of the files in each epoch, and none of the others on the disk."""
+"""`--files_per_epoch`: each epoch trains on some of the files, and only those are on the disk."""
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.proof
 
 @pytest.fixture
 def many(arguments, sample, tmp_path, monkeypatch) -> list[str]:
-    """A run over five files, two in each epoch, with a cache of its own."""
+    """Arguments of a run over five files, two in each epoch, with its own cache."""
     lines = (sample / "train.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
     (tmp_path / "many").mkdir()
     for number in range(5):
@@ -30,7 +30,7 @@ def many(arguments, sample, tmp_path, monkeypatch) -> list[str]:
 
 @pytest.fixture
 def files_read(monkeypatch, tmp_path) -> list[list[str]]:
-    """The training files that were read, by epoch; the cache never has those of two epochs."""
+    """The training files that were read, by epoch; check that the cache has those of one epoch."""
     read = Task.read
     epochs = []
 
@@ -79,7 +79,7 @@ def test_broken_file_ends_a_run_that_resumes_bit_identically(many, files_read, t
     assert_bit_identical(tmp_path / "run", tmp_path / "whole")
 
 
-def test_missing_remote_file_is_named(many, tmp_path):
+def test_missing_remote_file_is_reported(many, tmp_path):
     with pytest.raises((RunError, DataError), match="part-9.jsonl: "):
         train.main([*many, "--train_input", f"file://{tmp_path}/many/part-9.jsonl"])
 

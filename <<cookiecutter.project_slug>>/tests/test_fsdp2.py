@@ -1,4 +1,4 @@
-"""FSDP2 in two CPU processes: results, resume, faults, memory, and checkpoints for all others."""
+"""FSDP2 in two CPU processes: results, resume, errors, memory, and portable checkpoints."""
 
 from functools import partial
 
@@ -49,7 +49,7 @@ def test_resumed_run_is_bit_identical_under_fsdp2(in_two_processes, steps, tmp_p
 def test_checkpoint_resumes_under_every_strategy(
     in_two_processes, arguments, sample, steps, tmp_path
 ):
-    """Saved under FSDP2, resumed under DDP, then in one process, then under FSDP2 again."""
+    """Save under FSDP2, resume under DDP, then in one process, then under FSDP2 again."""
     arguments += ["--model_id", str(sample / "tiny"), "--lr_scheduler_type", "constant"]
     last = ("--restore_dir", str(tmp_path / "run" / "last"), "--max_steps")
     in_two_processes("whole", "--max_steps", str(steps + 4))
@@ -90,7 +90,7 @@ def test_resumed_run_is_bit_identical_under_fsdp2_in_bfloat16(in_two_processes, 
 
 
 def test_out_of_memory_halves_the_micro_batches_of_all_ranks(in_two_processes):
-    """All try the same examples: with only one out of memory, the others would wait for it."""
+    """All ranks try the same batch: if only one ran out of memory, the others would wait for it."""
     patch = partial(fsdp2, also=partial(seams.memory_for, 2, (0, 1)))
     output = in_two_processes("run", "--max_steps", "3", patch=patch)
     assert "out of memory with --batch_size 4: micro-batches have 2 examples" in output

@@ -1,4 +1,4 @@
-"""Without --valid_input, a part of --train_input is held out for validation."""
+"""Without `--valid_input`, a part of `--train_input` is held out for validation."""
 
 import json
 
@@ -31,7 +31,7 @@ def values(examples: ExampleSet) -> list[int]:
 
 
 @pytest.mark.parametrize("share", [0.1, 0.5])
-def test_every_value_is_on_one_side_in_the_share_asked_for(share):
+def test_equal_values_are_in_one_part_of_the_requested_size(share):
     numbers = Numbers(8000)
     whole = ExampleSet(numbers)
     rest, held_out = hold_out(whole, share, seed=0)

@@ -1,4 +1,4 @@
-"""Whatever is in a data file, it is learned from or refused in one sentence."""
+"""Any content of a data file is trained on or refused in one sentence."""
 
 import json
 
@@ -57,7 +57,7 @@ CONTENT = (
 
 @pytest.fixture(scope="module")
 def read(tokenizer, tmp_path_factory):
-    """Read a file, and learn from it if it can be read."""
+    """Return a function that reads a file, and computes a loss if it can be read."""
     cache = tmp_path_factory.mktemp("cache")
     folder = tmp_path_factory.mktemp("hostile")
     datasets.config.HF_DATASETS_CACHE, before = cache, datasets.config.HF_DATASETS_CACHE
@@ -112,12 +112,12 @@ def read(tokenizer, tmp_path_factory):
 @example(content="a,b\n".encode("utf-16"), ending="csv")
 @example(content=b" ", ending="txt")
 @example(content=b"\0\0\0\0", ending="txt")
-def test_any_file_is_learned_from_or_refused_in_one_sentence(content, ending, read):
+def test_any_file_is_trained_on_or_refused_in_one_sentence(content, ending, read):
     read(content, ending)
 
 
 @pytest.mark.parametrize("ending", ["jsonl", "csv"])
-def test_a_text_of_a_million_characters_is_learned_from(ending, read):
+def test_text_of_a_million_characters_is_trained_on(ending, read):
     for name in NAMES:
         rows = [dict.fromkeys(NAMES, last) for last in "ab"]
         rows[0][name] = MANY
@@ -125,7 +125,7 @@ def test_a_text_of_a_million_characters_is_learned_from(ending, read):
         assert read(lines_of(rows) if ending == "jsonl" else cells, ending)
 
 
-def test_what_is_odd_but_text_is_learned_from(read):
+def test_unusual_characters_are_trained_on(read):
     for text in ("a\0b", "\u202eright to left", "😀" * 100, "\ufeffmark", "NA", " "):
         rows = [dict.fromkeys(NAMES, text), dict.fromkeys(NAMES, "a")]
         assert read(lines_of(rows), "jsonl", max_len=512), repr(text)

@@ -1,4 +1,4 @@
-"""`--push_to_hub`: what is uploaded, and what a failed upload leaves."""
+"""`--push_to_hub`: uploaded files, and failed uploads."""
 
 import threading
 from http.server import ThreadingHTTPServer
@@ -28,7 +28,7 @@ def hub(monkeypatch):
     server.shutdown()
 
 
-def test_best_is_uploaded_when_asked_for(arguments, tmp_path, hub):
+def test_best_is_uploaded_if_requested(arguments, tmp_path, hub):
     train.main([*arguments, "--max_steps", "1", "--push_to_hub", "mine"])
     best = tmp_path / "run" / "best"
     files = {file.relative_to(best).as_posix() for file in best.rglob("*") if file.is_file()}
@@ -49,7 +49,7 @@ def test_failed_upload_keeps_best(failure, arguments, tmp_path, hub, monkeypatch
     assert (tmp_path / "run" / "best" / "model.safetensors").is_file()
 
 
-def test_name_that_the_hub_refuses_ends_the_run_at_the_start(arguments, tmp_path):
+def test_invalid_name_on_the_hub_is_refused_at_the_start(arguments, tmp_path):
     with pytest.raises(RunError, match="--push_to_hub a/b/c: "):
         train.main([*arguments, "--push_to_hub", "a/b/c"])
     assert not (tmp_path / "run").exists()

@@ -1,4 +1,4 @@
-"""Bad input ends in one sentence: what, where and what was expected; and nothing is written."""
+"""Invalid input ends in one sentence (what, where, what was expected); nothing is written."""
 
 import gzip
 import json
@@ -76,7 +76,7 @@ def jsonl(*rows: object) -> bytes:
         ("broken.parquet", b"PAR1 and no more", "broken.parquet: cannot be read as parquet"),
     ],
 )
-def test_a_bad_file_is_named_in_one_sentence(name, content, sentence, tmp_path, arguments):
+def test_bad_file_is_refused_in_one_sentence(name, content, sentence, tmp_path, arguments):
     if content is not None:
         (tmp_path / name).write_bytes(content)
     arguments += ["--train_input", str(tmp_path / name)]
@@ -88,7 +88,7 @@ def test_a_bad_file_is_named_in_one_sentence(name, content, sentence, tmp_path, 
 
 
 def plain(example: dict) -> dict:
-    """Make an example comparable."""
+    """Convert an example to comparable types."""
     return {k: v.tolist() if isinstance(v, torch.Tensor) else v for k, v in example.items()}
 
 
@@ -119,7 +119,7 @@ def test_a_cell_may_hold_a_whole_document(tokenizer, tmp_path):
 
 
 @pytest.mark.proof
-def test_tokens_are_found_again_by_another_process(sample):
+def test_tokens_are_cached_for_another_process(sample):
     code = (
         "import sys; from model.dataset import generate_dataset as g; "
         "from training.loading import load_tokenizer as t; from pathlib import Path; "
@@ -139,8 +139,8 @@ def test_tokens_are_found_again_by_another_process(sample):
 @pytest.mark.parametrize(
     ("extra", "sentence"),
     [
-        (["--restore_dir", "data"], "data: no checkpoint"),
-        (["--restore_dir", "nowhere"], "nowhere: no checkpoint"),
+        (["--restore_dir", "data"], "data: not a checkpoint"),
+        (["--restore_dir", "nowhere"], "nowhere: not a checkpoint"),
         (["--model_id", "./no-such-model"], "./no-such-model: no such folder"),
         (["--batch_size", "0"], "--batch_size 0: expected at least 1"),
         (["--max_len", "1"], "--max_len 1: expected at least 2"),
@@ -158,7 +158,7 @@ def test_bad_arguments_are_refused(extra, sentence, arguments, tmp_path):
 
 
 @pytest.mark.skipif(torch.accelerator.is_available(), reason="it can train there")
-def test_attention_that_cannot_train_here_is_refused(arguments, tmp_path):
+def test_attention_without_training_support_is_refused(arguments, tmp_path):
     with pytest.raises(
         RunError, match="flex_attention: does not support training on cpu; use sdpa"
     ):
@@ -166,7 +166,7 @@ def test_attention_that_cannot_train_here_is_refused(arguments, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_a_run_is_not_overwritten(arguments, tmp_path):
+def test_run_is_not_overwritten(arguments, tmp_path):
     train.main([*arguments, "--max_steps", "1"])
     before = (tmp_path / "run" / "last" / "training_state.json").read_bytes()
     with pytest.raises(RunError, match="already contains a run"):
@@ -177,7 +177,7 @@ def test_a_run_is_not_overwritten(arguments, tmp_path):
 
 
 @pytest.mark.proof
-def test_the_exit_code_is_2_and_the_sentence_stands_alone(tmp_path):
+def test_exit_code_is_2_and_only_one_sentence_is_printed(tmp_path):
     paths = [
         "--train_input",
         "none.jsonl",
@@ -202,7 +202,7 @@ def split_in_two(sample, folder):
     return rows
 
 
-def test_many_files_are_read_as_one(sample, tmp_path, tokenizer):
+def test_several_files_are_read_as_one(sample, tmp_path, tokenizer):
     split_in_two(sample, tmp_path)
     shards = tmp_path / "shards"
     shards.mkdir()
@@ -216,7 +216,7 @@ def test_many_files_are_read_as_one(sample, tmp_path, tokenizer):
         assert plain(many[len(one) - 1]) == plain(one[len(one) - 1])
 
 
-def test_a_fault_in_one_of_many_files_is_named(sample, tmp_path, tokenizer):
+def test_error_in_one_of_several_files_is_located(sample, tmp_path, tokenizer):
     split_in_two(sample, tmp_path)
     second = tmp_path / "train-00001-of-00002.jsonl"
     second.write_text(second.read_text("utf-8") + "{broken\n", encoding="utf-8")
@@ -232,14 +232,14 @@ def test_a_fault_in_one_of_many_files_is_named(sample, tmp_path, tokenizer):
 @pytest.mark.parametrize(
     ("source", "words"),
     [
-        ("none-*.jsonl", "no such files there"),
+        ("none-*.jsonl", "no such files"),
         (["a.jsonl", "b.csv"], "another format than"),
-        ("folder", "no such files there"),
+        ("folder", "no such files"),
         ("nobody/nothing:train", "cannot be read"),
         ("shards:test", "cannot be read"),
     ],
 )
-def test_what_is_not_there_is_named(source, words, sample, tmp_path, tokenizer, monkeypatch):
+def test_missing_source_is_reported(source, words, sample, tmp_path, tokenizer, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("folder", "shards"):
         (tmp_path / name).mkdir()

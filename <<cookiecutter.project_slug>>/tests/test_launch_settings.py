@@ -1,4 +1,4 @@
-"""What Accelerate was configured for is what the loop does; otherwise one sentence and exit 2."""
+"""The loop follows the settings of Accelerate, or ends in one sentence with exit code 2."""
 
 import os
 import subprocess
@@ -47,7 +47,7 @@ def test_setting_that_the_loop_does_not_follow_is_refused(
 
 
 def test_fsdp1_is_refused(arguments, tmp_path):
-    """`accelerate config` before FSDP2 wrote no version, which means 1."""
+    """Files of older versions of `accelerate config` have no version, which means 1."""
     patch = partial(fsdp2, also=partial(variables, FSDP_VERSION="1"))
     output = Launch(arguments, tmp_path / "output", 2, patch).expect(2)
     assert_refused(output, "fsdp_version 1: expected `fsdp_version: 2`", tmp_path / "run")
@@ -56,9 +56,9 @@ def test_fsdp1_is_refused(arguments, tmp_path):
 @pytest.mark.parametrize("kind", ["MULTI_CPU", "MULTI_GPU"])
 @pytest.mark.parametrize("place", ["option", "default"])
 def test_launch_that_formed_no_group_is_refused(kind, place, arguments, tmp_path):
-    """The launcher starts one process, where its file asks for two."""
+    """The launcher starts one process, although its file requests two."""
     if kind == "MULTI_GPU" and place == "option":
-        pytest.skip("it starts two processes, which find no GPU")
+        pytest.skip("it starts two processes, which require GPUs")
     config = {
         "compute_environment": "LOCAL_MACHINE",
         "distributed_type": kind,

@@ -1,4 +1,4 @@
-"""A model/ of 40 lines, with only what is required, trains and resumes bit-identically."""
+"""A model/ of 40 lines, with the required parts only, trains and resumes bit-identically."""
 
 import json
 import random
@@ -45,7 +45,7 @@ def test_least_contract_trains(least_arguments, tmp_path, capsys):
     losses = [entry["valid_log"]["loss"] for entry in read_log(tmp_path / "run").values()]
     assert losses[-1] < losses[0]
     assert (tmp_path / "run" / "best" / "model.safetensors").is_file()
-    assert "the loss is taken as a mean over each micro-batch" in capsys.readouterr().out
+    assert "the loss is treated as a mean over each micro-batch" in capsys.readouterr().out
 
 
 @pytest.mark.proof

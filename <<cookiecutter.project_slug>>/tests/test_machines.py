@@ -1,4 +1,4 @@
-"""Two machines, one of which lacks something or has another file: both end in a sentence."""
+"""Two machines, one with a missing or different file: both end in one sentence."""
 
 import os
 import shutil
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.proof
 
 @contextmanager
 def on_its_machine(folder: Path) -> Iterator[None]:
-    """Give each process a working directory and a cache of its own, as machines have."""
+    """Give each process its own working directory and cache, like a machine."""
     machine = folder / f"machine{os.environ['RANK']}"
     os.chdir(machine)
     os.environ.update(LOCAL_RANK="0", LOCAL_WORLD_SIZE="1")
@@ -50,7 +50,7 @@ def launch(machines: Path, *more: str) -> Launch:
 
 
 def assert_both_end(run: Launch, sentence: str, program: str = "train.py: ") -> None:
-    """Machine 1 ends with the sentence, machine 0 with one that quotes it or is the same."""
+    """Check that machine 1 ends with the sentence, and machine 0 with one that contains it."""
     run.expect(REFUSED)
     for rank in (0, 1):
         lines = [line for line in run.output(rank).splitlines() if line.startswith(program)]
@@ -59,7 +59,7 @@ def assert_both_end(run: Launch, sentence: str, program: str = "train.py: ") -> 
         assert "Traceback" not in run.output(rank)
 
 
-def test_machines_that_are_alike_train(machines):
+def test_machines_with_equal_files_train(machines):
     launch(machines).expect()
 
 
@@ -77,7 +77,7 @@ def test_missing_base_model_is_reported_on_both_machines(machines):
 @pytest.mark.parametrize("name", ["train", "valid"])
 @pytest.mark.parametrize("change", ["shorter", "other text"])
 def test_different_data_are_reported_before_the_first_step(change, name, machines):
-    """Also if they have as many rows: contents are compared by a hash."""
+    """Also with the same number of rows: contents are compared by a hash."""
     file = machines / "machine1" / f"{name}.jsonl"
     lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
     lines = lines[:-3] if change == "shorter" else [*lines[:-1], lines[0]]
@@ -97,10 +97,10 @@ def test_different_base_models_are_reported_or_do_not_matter(machines):
 
 
 def test_missing_checkpoint_is_reported_on_both_machines(machines):
-    launch(machines, "--outdir", "run").expect()  # each machine has its own, machine 0 saves
+    launch(machines, "--outdir", "run").expect()  # each machine has its own folder; machine 0 saves
     assert not (machines / "machine1" / "run" / "last").exists()
     run = launch(machines, "--outdir", "run", "--restore_dir", "run/last")
-    assert_both_end(run, "run/last: no checkpoint")
+    assert_both_end(run, "run/last: not a checkpoint")
 
 
 @pytest.mark.parametrize("change", ["missing checkpoint", "missing input", "other input"])

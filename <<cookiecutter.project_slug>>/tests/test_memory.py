@@ -1,4 +1,4 @@
-"""Out of memory: a run uses smaller micro-batches, and the same global batches."""
+"""Out of memory: a run uses smaller micro-batches and the same global batches."""
 
 from functools import partial
 

@@ -1,4 +1,4 @@
-"""What a rewritten `model/` must keep: the contract with the training loop, and with the hub."""
+"""The requirements of the training loop and of the Hub on a rewritten `model/`."""
 
 import pytest
 import torch
@@ -46,13 +46,13 @@ def test_padding_changes_nothing(dataset, model):
     torch.testing.assert_close(together, alone, rtol=1e-5, atol=0)
 
 
-def test_the_data_set_tells_lengths_and_label_items(dataset):
+def test_data_set_has_lengths_and_target_items(dataset):
     assert len(dataset.lengths) == len(dataset.num_items) == len(dataset)
     for example, length in zip(dataset, dataset.lengths, strict=True):
         assert length >= len(example["input_ids"])
 
 
-def test_a_saved_model_comes_back_bit_for_bit(dataset, model, tokenizer, tmp_path):
+def test_saved_model_is_loaded_bit_identically(dataset, model, tokenizer, tmp_path):
     model.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     loaded = Model.from_pretrained(tmp_path)
@@ -73,7 +73,7 @@ def test_new_models_start_from_the_weights_of_their_base(model, tmp_path, datase
         assert torch.equal(tensor, again.state_dict()[name]), name
 
 
-def test_a_data_set_feeds_a_plain_loader(sample, tokenizer, model):
+def test_data_set_works_with_a_plain_data_loader(sample, tokenizer, model):
     loader = DataLoader(generate_dataset(sample / "valid.jsonl", tokenizer))
     outputs = model(**next(iter(loader)))
     outputs.loss.backward()

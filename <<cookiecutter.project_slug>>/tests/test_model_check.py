@@ -1,4 +1,4 @@
-"""What is found out about a model before the first step, and how its weights are loaded."""
+"""The checks of a model before the first step, and the loading of its weights."""
 
 import json
 import shutil
@@ -42,7 +42,7 @@ def built(folder, dataset, tokenizer):
     return build_model(Model, config, str(folder))
 
 
-def test_a_check_leaves_no_trace(model, tokenizer, dataset):
+def test_check_restores_model_and_random_state(model, tokenizer, dataset):
     examples = ExampleSet(dataset)
     state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     random = torch.get_rng_state()
@@ -68,7 +68,7 @@ def test_a_tokenizer_with_more_tokens_than_embeddings_is_rejected(model, dataset
         check_model(model, tokenizer, ExampleSet(dataset), 48)
 
 
-def test_all_that_generation_needs_is_aligned_and_read_back(model, tokenizer, dataset, tmp_path):
+def test_tokens_of_generation_are_aligned_and_saved(model, tokenizer, dataset, tmp_path):
     if not model.can_generate():
         pytest.skip("the model does not generate")
     model.generation_config.eos_token_id = None
@@ -104,7 +104,7 @@ def test_a_base_model_without_weights_is_reported(base, dataset, tokenizer):
 def test_an_adapter_and_foreign_code_are_rejected_in_a_sentence(base, dataset, tokenizer, tmp_path):
     adapter = base / "adapter_config.json"
     adapter.write_text(json.dumps({"base_model_name_or_path": "org/base"}), encoding="utf-8")
-    with pytest.raises(RunError, match=r"an adapter of PEFT for org/base"):
+    with pytest.raises(RunError, match=r"a PEFT adapter for org/base"):
         load_tokenizer(str(base))
     adapter.unlink()
     config = {"model_type": "their_own", "auto_map": {"AutoConfig": "code.Config"}}
@@ -130,13 +130,13 @@ def test_tokens_are_those_of_the_tokenizer_file(tmp_path):
         loading._check_tokens(str(tmp_path / "base"), tokenizer)
 
 
-def test_loaded_tensors_lie_where_new_ones_do(base):
+def test_loaded_tensors_are_aligned_like_new_ones(base):
     model = load_model(Model, str(base))
     assert all(tensor.data_ptr() % 64 == 0 for tensor in model.parameters())
     assert all(parameter.requires_grad for parameter in model.parameters())
 
 
-def test_a_part_that_no_checkpoint_holds_is_rejected(dataset, tokenizer, tmp_path):
+def test_part_that_is_not_saved_is_rejected(dataset, tokenizer, tmp_path):
     class Distilled(Model):
         _keys_to_ignore_on_save = ["teacher.weight"]
         _keys_to_ignore_on_load_missing = ["teacher"]

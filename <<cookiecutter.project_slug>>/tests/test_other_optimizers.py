@@ -1,4 +1,4 @@
-"""Other optimizers: their whole state is saved, and NaN never reaches the weights."""
+"""Other optimizers: their full state is saved, and NaN never reaches the weights."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

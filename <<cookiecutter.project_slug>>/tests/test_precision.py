@@ -43,7 +43,7 @@ def test_resumed_run_is_bit_identical_in_bfloat16(arguments, tmp_path):
 
 
 def test_base_model_in_bfloat16_is_trained_in_float32(arguments, sample, tmp_path):
-    """In bfloat16, where transformers alone would keep it, small steps change nothing."""
+    """transformers would keep bfloat16, in which small steps do not change the weights."""
     train.main([*arguments, "--max_steps", "1", "--outdir", str(tmp_path / "first")])
     base = tmp_path / "base"
     base.mkdir()
@@ -66,7 +66,7 @@ def test_base_model_in_bfloat16_is_trained_in_float32(arguments, sample, tmp_pat
 
 
 @pytest.mark.parametrize(("flag", "precision"), [([], "highest"), (["--tf32"], "high")])
-def test_tf32_is_used_only_if_asked_for(flag, precision, arguments, monkeypatch):
+def test_tf32_is_used_only_if_requested(flag, precision, arguments, monkeypatch):
     torch.set_float32_matmul_precision("highest")
     train.main([*arguments, "--max_steps", "1", *flag])
     assert torch.get_float32_matmul_precision() == precision

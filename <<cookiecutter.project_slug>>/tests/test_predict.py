@@ -1,4 +1,4 @@
-"""predict.py gives the same answers for all batches and processes, in the order of the input."""
+"""predict.py: predictions in the order of the input, independent of batches and processes."""
 
 import io
 import json
@@ -33,7 +33,7 @@ def predicted(checkpoint, files, output, *arguments: str, processes: int = 1) ->
     return [json.loads(line) for line in (output / "out.jsonl").read_text("utf-8").splitlines()]
 
 
-def test_batches_and_processes_change_no_answer_and_no_order(checkpoint, sample, tmp_path):
+def test_predictions_do_not_depend_on_batches_or_processes(checkpoint, sample, tmp_path):
     files = [sample / "valid.jsonl"]
     lines = files[0].read_text(encoding="utf-8").splitlines()
     together = predicted(checkpoint, files, tmp_path / "a", "--batch_size", "8")
@@ -47,7 +47,7 @@ def test_batches_and_processes_change_no_answer_and_no_order(checkpoint, sample,
             assert score == pytest.approx(other["scores"][name], abs=1e-5)
 
 
-def test_several_files_are_answered_one_after_another(checkpoint, sample, tmp_path):
+def test_several_files_are_predicted_in_their_order(checkpoint, sample, tmp_path):
     lines = (sample / "valid.jsonl").read_text(encoding="utf-8").splitlines()
     files = [tmp_path / "one.jsonl", tmp_path / "two.jsonl"]
     for file, part in zip(files, (lines[3:5], lines[:1]), strict=True):
@@ -59,7 +59,7 @@ def test_several_files_are_answered_one_after_another(checkpoint, sample, tmp_pa
     ]
 
 
-def test_lines_are_answered_as_they_come(checkpoint, monkeypatch, capsys):
+def test_each_line_is_answered(checkpoint, monkeypatch, capsys):
     monkeypatch.setattr("sys.stdin", io.StringIO("Do you see it?\n\n"))
     predict.main(["--checkpoint", checkpoint, *SHORT])
     answers = capsys.readouterr().out.split("> ")[1:-1]
@@ -85,7 +85,7 @@ def test_a_conversation_is_shown_in_pieces_and_remembered(checkpoint):
     assert conversation.messages == messages
 
 
-def test_what_cannot_be_right_is_refused_before_anything_is_computed(checkpoint, sample, tmp_path):
+def test_invalid_arguments_are_refused_before_predicting(checkpoint, sample, tmp_path):
     for arguments, words in (
         (["--checkpoint", str(tmp_path / "none")], "no such folder"),
         (["--input", str(tmp_path / "none.jsonl")], "no such file"),
@@ -100,7 +100,7 @@ def test_what_cannot_be_right_is_refused_before_anything_is_computed(checkpoint,
     assert os.listdir(tmp_path) == []
 
 
-def test_an_answer_does_not_depend_on_its_batch(checkpoint):
+def test_prediction_does_not_depend_on_its_batch(checkpoint):
     model = load_model(Model, checkpoint).eval()
     options = {"max_new_tokens": 8} if "max_new_tokens" in OPTIONS else {}
     predictor = Predictor(model, load_tokenizer(checkpoint), 48, {}, **options)

@@ -1,4 +1,4 @@
-"""Texts come back as they stand in the file, whatever the format, and whatever is cached."""
+"""Texts are read unchanged from each format, with and without a cache."""
 
 import bz2
 import codecs
@@ -35,7 +35,7 @@ NAMES = [
     for name, option in OPTIONS.items()
     if name.endswith("_column") and "default" in option
 ]
-# Texts that a type could be inferred from, and those that a format treats in its own way.
+# Texts from which a type could be inferred, and texts with a special meaning in a format.
 ODD = [
     *(
         "1",
@@ -62,7 +62,7 @@ SETTINGS = settings(
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch) -> Path:
-    """A cache that no other test has filled."""
+    """An empty cache."""
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     return tmp_path / "cache"
 
@@ -78,7 +78,7 @@ def lines(*rows: object) -> str:
 
 @SETTINGS
 @given(rows=ROWS, ascii_only=st.booleans(), indent=st.sampled_from([None, 1]))
-def test_json_texts_come_back_as_json_loads_gives_them(rows, ascii_only, indent, tmp_path):
+def test_json_texts_equal_those_of_json_loads(rows, ascii_only, indent, tmp_path):
     objects = [{"a": first, "more": 1, "b": second} for first, second in rows]
     text = json.dumps(objects, ensure_ascii=ascii_only, indent=indent)
     (tmp_path / "t.json").write_text(text, encoding="utf-8", newline="")
@@ -90,11 +90,11 @@ def test_json_texts_come_back_as_json_loads_gives_them(rows, ascii_only, indent,
 
 @SETTINGS
 @given(rows=ROWS)
-def test_csv_texts_come_back_as_csv_gives_them(rows, tmp_path):
+def test_csv_texts_equal_those_of_the_csv_module(rows, tmp_path):
     with (tmp_path / "t.csv").open("w", encoding="utf-8", newline="") as file:
         csv.writer(file, quoting=csv.QUOTE_ALL).writerows([("a", "b"), *rows])
     if sys.version_info < (3, 11) and any("\0" in cell for row in rows for cell in row):
-        return  # csv of Python 3.10 reads no such file
+        return  # csv of Python 3.10 cannot read such a file
     assert read(tmp_path / "t.csv") == rows
 
 
@@ -113,7 +113,7 @@ def test_csv_cells_without_quotes_are_texts_or_missing(rows, tmp_path):
 
 @SETTINGS
 @given(rows=ROWS)
-def test_tsv_cells_come_back_as_they_stand(rows, tmp_path):
+def test_tsv_cells_are_read_unchanged(rows, tmp_path):
     text = "".join("\t".join(row) + "\n" for row in [("a", "b"), *rows])
     (tmp_path / "t.tsv").write_text(text, encoding="utf-8", newline="")
     expected = [tuple(line.split("\t")) for line in text.split("\n")[1:-1]]
@@ -129,7 +129,7 @@ def test_tsv_cells_come_back_as_they_stand(rows, tmp_path):
 
 @SETTINGS
 @given(rows=ROWS)
-def test_parquet_texts_come_back_as_pyarrow_gives_them(rows, tmp_path):
+def test_parquet_texts_equal_those_of_pyarrow(rows, tmp_path):
     table = pa.table({"a": [row[0] for row in rows], "b": [row[1] for row in rows]})
     pq.write_table(table, tmp_path / "t.parquet")
     assert read(tmp_path / "t.parquet") == rows
@@ -154,7 +154,7 @@ def test_numbers_and_words_are_the_same_text_in_every_format(tmp_path):
         assert read(tmp_path / name, "a", "b", "c") == expected, name
 
 
-def test_columns_that_are_not_named_are_not_looked_at(tmp_path):
+def test_other_columns_are_ignored(tmp_path):
     more = [1, "web", None, [1, {"a": 2}], {"deep": [1]}, 10**400, "2019-01-01", "\ud800", 0.5]
     for number, value in enumerate(more):
         text = lines({"a": "x", f"column {number}": 1}, {"more": value, "a": "y"}) * 2
@@ -165,7 +165,7 @@ def test_columns_that_are_not_named_are_not_looked_at(tmp_path):
     assert read(str(tmp_path / "*.parquet"), "a") == [("x",), ("y",)]
 
 
-def test_lists_of_texts_come_back(tmp_path):
+def test_lists_of_texts_are_read(tmp_path):
     rows = [["x", "1"], [], ["2019-01-01"]]
     (tmp_path / "t.jsonl").write_text(lines(*({"a": row} for row in rows)))
     labels = datasets.List(datasets.ClassLabel(names=["x", "y"]))
@@ -184,8 +184,9 @@ def test_lists_of_texts_come_back(tmp_path):
 @pytest.mark.parametrize(
     "text",
     [
-        ',a,b\n0,x,y\n1,"p, q",\n',  # the index of pandas
-        "a,b,\nx,y,\n\n" + '"p, q","",\n',  # a comma at the end, as spreadsheets write it
+        ',a,b\n0,x,y\n1,"p, q",\n',  # with the index of pandas
+        "a,b,\nx,y,\n\n"
+        + '"p, q","",\n',  # with a comma at the end of lines, as spreadsheets write it
         'sep=,\na,b\nx,y\n"p, q",""\n',
         'sep=;\r\na;b\r\nx;y\r\n"p, q";""\r\n',
         'a,b\rx,y\r"p, q",""\r',
@@ -234,7 +235,7 @@ COMPRESSORS: dict[str, Callable[[bytes], bytes]] = {
 @pytest.mark.parametrize("ending", COMPRESSORS)
 def test_compressed_files_are_read_and_damaged_ones_refused(ending, tmp_path):
     data = lines({"a": "x", "b": "1"}, {"a": "y", "b": "2"}).encode()
-    twice = COMPRESSORS[ending](data) * 2  # several parts, as parallel compressors write them
+    twice = COMPRESSORS[ending](data) * 2  # several members, as parallel compressors write them
     path = tmp_path / f"Train.JSONL.{ending.upper()}"
     path.write_bytes(twice)
     assert read(path) == [("x", "1"), ("y", "2")] * 2
@@ -246,7 +247,7 @@ def test_compressed_files_are_read_and_damaged_ones_refused(ending, tmp_path):
         read(path)
 
 
-def test_paths_are_what_they_are_for_a_person(tmp_path, monkeypatch):
+def test_special_characters_and_patterns_in_paths(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     folder = tmp_path / "exp[1] *"
     (folder / ".ipynb_checkpoints").mkdir(parents=True)
@@ -302,7 +303,7 @@ def test_dates_that_were_inferred_from_json_are_refused(tmp_path):
     )
     (tmp_path / "x.jsonl").write_text(lines({"a": "2019-01-01", "b": "y"}))
     assert read(f"{tmp_path}:b:train", "b") == [("y",)]
-    with pytest.raises(DataError, match=r"'a' was read as timestamp\[s\]; expected the address"):
+    with pytest.raises(DataError, match=r"'a' was read as timestamp\[s\]; expected the URL"):
         read(f"{tmp_path}:b:train", "a")
 
 
@@ -328,7 +329,7 @@ def test_a_file_that_replaces_another_of_its_size_and_time_is_read_anew(tmp_path
 
 @pytest.fixture
 def rows(tmp_path) -> Path:
-    """Two examples, which every task can read."""
+    """A file with two examples that every task can read."""
     path = tmp_path / "rows.jsonl"
     path.write_text(lines(*(dict.fromkeys(NAMES, word) for word in ("cold tea", "warm"))))
     return path
@@ -359,7 +360,7 @@ def test_tokens_follow_the_state_of_the_tokenizer(rows):
 
 
 @pytest.mark.proof
-def test_an_edited_helper_makes_new_tokens(rows, tmp_path):
+def test_edited_helper_invalidates_cached_tokens(rows, tmp_path):
     project = tmp_path / "project"
     for name in ("model", "reading", "tiny", "errors.py"):
         source = ROOT / name
@@ -369,7 +370,7 @@ def test_an_edited_helper_makes_new_tokens(rows, tmp_path):
     dataset = project / "model" / "dataset.py"
     text = dataset.read_text(encoding="utf-8")
     assert "read_table(path," in text
-    # The encoder's texts go through a helper that imports a constant from another module.
+    # The encoder passes its texts to a helper, which imports a constant from another module.
     text = text.replace(
         "rows = tokenize(table, encode, tokenizer)", "rows = _helped(table, encode, tokenizer)"
     )
@@ -417,7 +418,7 @@ for word in sys.argv[2:]:
 
 
 def word_tokenizer(**marks: str) -> PreTrainedTokenizerFast:
-    """A tokenizer that adds no tokens of its own."""
+    """Build a tokenizer that adds no special tokens to a text."""
     words = ["[UNK]", "</s>", "a", "b"]
     tokenizer = Tokenizer(models.WordLevel({w: n for n, w in enumerate(words)}, "[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
@@ -434,7 +435,7 @@ def test_text_without_tokens_gets_one(text, tmp_path):
     assert dataset[len(dataset) - 1]["input_ids"][-1] == 1
 
 
-def test_examples_survive_the_way_to_a_worker(rows):
+def test_examples_are_equal_in_a_worker(rows):
     dataset = generate_dataset(rows, AutoTokenizer.from_pretrained(str(ROOT / "tiny")), 16)
     copy = pickle.loads(pickle.dumps(dataset))
     batch, expected = (part.collate([part[0]]) for part in (copy, dataset))
@@ -443,7 +444,7 @@ def test_examples_survive_the_way_to_a_worker(rows):
     }
 
 
-def test_data_describe_themselves(rows):
+def test_describe_yields_lines_about_the_data(rows):
     tokenizer = AutoTokenizer.from_pretrained(str(ROOT / "tiny"))
     described = list(generate_dataset(rows, tokenizer, 16).describe())
     assert "example 0" in described

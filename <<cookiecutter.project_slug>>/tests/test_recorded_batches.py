@@ -1,4 +1,4 @@
-"""A run of an earlier version resumes with the same micro-batches: their indices are recorded."""
+"""Micro-batches have the indices that an earlier version recorded, so that its runs resume."""
 
 import json
 from pathlib import Path
@@ -26,7 +26,7 @@ class Recorded(torch.utils.data.Dataset):
 
 
 @pytest.mark.parametrize("epoch", RECORDED["epochs"])
-def test_micro_batches_are_those_that_were_recorded(epoch):
+def test_micro_batches_equal_the_recorded_ones(epoch):
     ranks = []
     for rank in range(epoch["processes"]):
         accelerator = SimpleNamespace(

@@ -1,4 +1,4 @@
-"""What a run reports: scores, pictures, trackers and the model card."""
+"""Reports of a run: scores, pictures, trackers and the model card."""
 
 import os
 import re

@@ -1,4 +1,4 @@
-"""Data, arguments and paths that differ on resume are followed, kept, or refused."""
+"""A resume with other data, arguments or paths uses them, keeps the old ones, or is refused."""
 
 import math
 import os
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.proof
 
 @pytest.fixture
 def own_arguments(arguments, sample, tmp_path) -> list[str]:
-    """The arguments of the short run, with data files that a test may change."""
+    """Arguments of the short run, with data files that a test may change."""
     for name in ("train", "valid"):
         shutil.copy(sample / f"{name}.jsonl", tmp_path)
         arguments += [f"--{name}_input", str(tmp_path / f"{name}.jsonl")]
@@ -40,7 +40,7 @@ def stop_within_epoch(arguments: list[str]) -> None:
 
 
 def outcome(run: Path) -> list[bytes]:
-    """Everything below a folder, to see that nothing was written."""
+    """Return the contents of all files in a folder, to check that nothing was written."""
     return [path.read_bytes() for path in sorted(run.rglob("*")) if path.is_file()]
 
 
@@ -72,14 +72,14 @@ def test_changed_rows_between_epochs_are_trained_on_completely(own_arguments, tm
 
 
 def train_lr_after(run: Path) -> float:
-    """The rate of a linear schedule after the steps that moved it."""
+    """Return the learning rate of a linear schedule after its steps."""
     state = read_state(run / "last")
     return 1 - state["scheduler_steps"] / state["total_steps"]
 
 
 @pytest.mark.parametrize(("epochs", "expected"), [("1", 2), ("2", 2), ("3", 3)])
 def test_number_of_epochs_may_change(epochs, expected, own_arguments, steps, tmp_path):
-    """Fewer than those done: nothing more is trained."""
+    """With fewer epochs than completed, no step is done."""
     train.main(own_arguments)
     weights = read_weights(tmp_path / "run" / "last")
     train.main(["--restore_dir", str(tmp_path / "run" / "last"), "--epochs", epochs])
@@ -93,7 +93,7 @@ def test_number_of_epochs_may_change(epochs, expected, own_arguments, steps, tmp
 def test_epochs_given_on_resume_replace_max_steps(own_arguments, steps, tmp_path, capsys):
     train.main([*own_arguments, "--max_steps", "2"])
     train.main(["--restore_dir", str(tmp_path / "run" / "last"), "--epochs", "1"])
-    assert "--max_steps 2 does not apply any more" in capsys.readouterr().out
+    assert "--max_steps 2 no longer applies" in capsys.readouterr().out
     state = read_state(tmp_path / "run" / "last")
     assert state["step"] == state["total_steps"] == steps
     assert state["args"]["max_steps"] is None
@@ -130,7 +130,7 @@ def test_changed_validation_data_start_a_new_best(own_arguments, tmp_path, capsy
     assert best["best"]["epoch"] == "Epoch 1"
 
 
-def test_patience_counts_anew_with_changed_validation_data(own_arguments, tmp_path):
+def test_changed_validation_data_restart_patience(own_arguments, tmp_path):
     own_arguments += ["--patience", "1"]
     with seams.scores_replaced_by([{"loss": 1.0}, {"loss": 2.0}]):
         train.main([*own_arguments, "--epochs", "9"])
@@ -143,9 +143,7 @@ def test_patience_counts_anew_with_changed_validation_data(own_arguments, tmp_pa
 
 
 @pytest.mark.parametrize("path", ["link", "target", "relative link"])
-def test_whatever_leads_to_a_checkpoint_saves_go_into_its_run(
-    path, own_arguments, tmp_path, monkeypatch
-):
+def test_run_saves_next_to_its_checkpoint_for_any_path(path, own_arguments, tmp_path, monkeypatch):
     train.main([*own_arguments, "--epochs", "1"])
     given = tmp_path / "shortcut"
     if path == "target":
@@ -194,8 +192,8 @@ def test_checkpoint_of_another_name_needs_an_outdir(own_arguments, tmp_path):
     assert read_state(tmp_path / "new" / "last")["current_epoch"] == 2
 
 
-def test_copy_without_links_gets_its_names_back(own_arguments, tmp_path):
-    """Some tools for copying leave symbolic links out."""
+def test_missing_links_are_restored_in_a_copy(own_arguments, tmp_path):
+    """Some copy tools omit symbolic links."""
     with seams.scores_replaced_by([{"loss": 0.0}]):
         train.main([*own_arguments, "--epochs", "1"])
     weights = read_weights(tmp_path / "run" / "best")
@@ -206,7 +204,7 @@ def test_copy_without_links_gets_its_names_back(own_arguments, tmp_path):
     assert_equal_tensors(read_weights(tmp_path / "run" / "best"), weights)
 
 
-def test_best_is_no_checkpoint_to_resume_from(own_arguments, tmp_path):
+def test_resuming_from_best_is_refused(own_arguments, tmp_path):
     train.main([*own_arguments, "--epochs", "1"])
     with pytest.raises(RunError, match="expected a last/, not a best/"):
         train.main(["--restore_dir", str(tmp_path / "run" / "best")])

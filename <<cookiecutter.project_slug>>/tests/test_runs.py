@@ -1,4 +1,4 @@
-"""Runs of train.py: what they write, how they resume, and in how many processes."""
+"""Runs of train.py: output, resume, and several processes."""
 
 import re
 from contextlib import contextmanager
@@ -99,7 +99,7 @@ def test_damaged_checkpoint_falls_back_to_the_one_before(
     else:
         (weights if damage == "missing" else last / "manifest.json").unlink()
     train.main(["--restore_dir", str(last)])
-    assert "resuming from the one before" in capfd.readouterr().out
+    assert "resuming from the previous one" in capfd.readouterr().out
     assert_bit_identical(tmp_path / "run", uninterrupted(arguments))
 
 
@@ -120,7 +120,7 @@ def test_loader_workers_change_no_bit_and_end_with_the_run(arguments, tmp_path, 
 
 
 def rates(output: str) -> list[tuple[int, int, float]]:
-    """(step, total steps, learning rate) from all progress bars of training."""
+    """Return (step, total steps, learning rate) of all progress bars of training."""
     bar = r"\[Epoch (\d+)\] \[TRAIN\]: +\d+%\|.*?\| (\d+)/(\d+) \[.*?lr=([\d.e-]+)[],]"
     return [
         (int(epoch) * int(total) + int(step) - 1, 2 * int(total), float(lr))
@@ -160,7 +160,9 @@ def test_overflowed_step_does_not_move_the_schedule(arguments, tmp_path, monkeyp
 
     monkeypatch.setattr(training.run, "start", start_with_a_scaler)
     monkeypatch.setattr(Task, "forward", forward_64_times)
-    monkeypatch.setattr(training.run, "check_contract", lambda *_: [])  # 64 is not a division
+    monkeypatch.setattr(
+        training.run, "check_contract", lambda *_: []
+    )  # the loss is multiplied by 64
     train.main([*arguments, "--max_steps", "10"])
     state = read_state(tmp_path / "run" / "last")
     skipped = state["step"] - state["scheduler_steps"]
@@ -194,7 +196,7 @@ def test_another_number_of_processes_gives_the_same_losses(
     train.main([*arguments, "--max_steps", "4", "--batch_size", "4", "--accumulation", "2"])
     in_two_processes("run", *last, "--max_steps", "9")
     train.main([*last, "--max_steps", "12", "--batch_size", "3"])
-    # Not each weight: Adam makes whole steps of gradients that are zero but for rounding.
+    # Not each weight: Adam turns gradients that are 0 except for rounding into full steps.
     result, expected = read_result(tmp_path / "run"), read_result(tmp_path / "whole")
     for epoch, entry in expected.log.items():
         for part in ("train_log", "valid_log"):
@@ -205,12 +207,12 @@ def test_another_number_of_processes_gives_the_same_losses(
 
 @contextmanager
 def tokenizing_announced(cache):
-    """Let a process print when it tokenizes texts; the cache of `datasets` is in `cache`."""
+    """Make a process print when it tokenizes texts; the cache of `datasets` is in `cache`."""
     datasets.config.HF_DATASETS_CACHE = cache
     call = PreTrainedTokenizerBase.__call__
 
     def announcing(self, texts, *args, **kwargs):
-        if isinstance(texts, list):  # not the probe of load_tokenizer
+        if isinstance(texts, list):  # excludes the probe text of load_tokenizer
             print("TOKENIZING", flush=True)
         return call(self, texts, *args, **kwargs)
 

@@ -1,4 +1,4 @@
-"""Whatever fails in a save, `last/` and `best/` lead to intact checkpoints at every instant."""
+"""If an operation of a save fails, `last/` and `best/` are intact checkpoints at every moment."""
 
 import errno
 import json
@@ -25,7 +25,7 @@ Save = Callable[[], None]
 
 
 class Failing:
-    """Lets one operation fail; if the process has been killed, all later ones, too."""
+    """Makes one operation fail; after a kill of the process, also all later ones."""
 
     def __init__(self, number: int, error: BaseException):
         self.number = number
@@ -43,7 +43,7 @@ class Failing:
 
 
 def intact_epochs(run: Path) -> dict[str, int]:
-    """Check that `best/` and `last/` are intact; return the epochs that they have completed."""
+    """Check that `best/` and `last/` are intact; return their numbers of completed epochs."""
     epochs = {}
     for name in ("best", "last"):
         assert atomic.find_fault(run / name) is None
@@ -56,7 +56,7 @@ def intact_epochs(run: Path) -> dict[str, int]:
 
 @pytest.fixture
 def at_second_save(arguments, tmp_path):
-    """Call `attempt(save, run)` before the second save; the run then has to end as ever."""
+    """Return a function: call `attempt(save, run)` before the second save; complete the run."""
 
     def during(attempt: Callable[[Save, Path], None]) -> None:
         run = tmp_path / "run"
@@ -115,7 +115,7 @@ def test_file_that_cannot_grow_leaves_the_previous_save(at_second_save):
     at_second_save(attempt)
 
 
-def test_links_lead_to_intact_checkpoints_at_every_instant(at_second_save):
+def test_links_refer_to_intact_checkpoints_at_every_instant(at_second_save):
     def attempt(save: Save, run: Path) -> None:
         seen: list[dict[str, int]] = []
         with watching(run, lambda *_: seen.append(intact_epochs(run))):
@@ -154,7 +154,7 @@ def test_save_without_room_writes_nothing(at_second_save, monkeypatch):
             patch.setattr(shutil, "disk_usage", lambda _: usage)
             with (
                 watching(run, lambda *event: written.append(event)),
-                pytest.raises(RunError, match="1,000,000 bytes are free; it takes"),
+                pytest.raises(RunError, match="1,000,000 bytes are free; the save needs"),
             ):
                 save()
         assert not written

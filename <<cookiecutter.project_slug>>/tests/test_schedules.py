@@ -1,4 +1,4 @@
-"""Each schedule has a finite rate at every step of a run, or is refused at the start."""
+"""Each schedule has a finite learning rate at every step, or is refused at the start."""
 
 import math
 
@@ -36,7 +36,7 @@ def test_schedule_is_finite_at_every_step_or_refused(name):
 
 @pytest.mark.proof
 def test_schedule_that_cannot_be_computed_is_refused_before_the_first_step(arguments, tmp_path):
-    lowest = ["--lr_scheduler_type", "polynomial", "--lr", "1e-9"]  # below its end of 1e-7
+    lowest = ["--lr_scheduler_type", "polynomial", "--lr", "1e-9"]  # below its final value of 1e-7
     with pytest.raises(RunError, match="--lr_scheduler_type polynomial .*--lr 1e-09: no schedule"):
         train.main([*arguments, *lowest])
     assert not (tmp_path / "run").exists()

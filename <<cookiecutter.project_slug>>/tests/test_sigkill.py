@@ -8,7 +8,7 @@ pytestmark = pytest.mark.proof
 
 
 @pytest.mark.parametrize("processes", [1, 2])
-def test_run_killed_again_and_again_is_bit_identical(processes, arguments, tmp_path):
+def test_repeatedly_killed_run_is_bit_identical(processes, arguments, tmp_path):
     outdir = arguments.index("--outdir")
     arguments[outdir : outdir + 2] = ["--save_steps", "1", "--epochs", "3"]
     counts = kill_and_resume(arguments, tmp_path, kills=5, processes=processes, seed=processes)

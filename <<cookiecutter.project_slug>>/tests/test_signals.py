@@ -1,4 +1,4 @@
-"""A run that is asked to stop by signals, to one process or to all, and resumes."""
+"""Runs that are stopped by signals, to one process or to all, and resumed."""
 
 import os
 import signal
@@ -72,7 +72,7 @@ def test_signal_in_validation_stops_before_its_end(
 def test_signal_to_all_processes_and_loader_workers_stops_and_saves(
     name, processes, arguments, tmp_path
 ):
-    """A Ctrl-C, a closed terminal and Slurm send a signal to each process of the group."""
+    """A Ctrl-C, a closed terminal and SLURM signal each process of the process group."""
     arguments += ["--num_workers", "1", "--batch_size", str(8 // processes)]
     run = start_endless(arguments, tmp_path, processes)
     ranks = [psutil.Process(process.pid) for process in run.processes]

@@ -1,4 +1,4 @@
-"""Nothing that lies in a checkpoint is executed, whoever wrote it."""
+"""Nothing in a checkpoint is executed, even if its files were replaced."""
 
 import os
 import pickle
@@ -16,7 +16,7 @@ from training import atomic
 
 pytestmark = pytest.mark.proof
 
-# Read when a run goes on: each has to be what it says it is.
+# Files that a resumed run reads: each must have the expected format.
 READ = [
     "config.json",
     "manifest.json",
@@ -26,7 +26,7 @@ READ = [
     "tokenizer_config.json",
     "training_state.json",
 ]
-# Where others keep pickles.
+# Names of files that other tools pickle.
 ELSEWHERE = [
     "optimizer.bin",
     "optimizer.pt",
@@ -39,7 +39,7 @@ ELSEWHERE = [
 
 
 class Malice:
-    """Makes a folder when it is unpickled."""
+    """Creates a folder when it is unpickled."""
 
     def __init__(self, folder):
         self.folder = str(folder)
@@ -58,14 +58,14 @@ def run(sample, tmp_path_factory):
 
 
 def reseal(folder) -> None:
-    """Forge a manifest that agrees with the files."""
+    """Write a forged manifest that matches the files."""
     (folder / atomic.MANIFEST).unlink()
     atomic._seal(folder)
 
 
 @pytest.fixture(params=["pickle", "torch"])
 def plant(request, tmp_path):
-    """Write a file that makes a folder when it is unpickled; gives that folder."""
+    """Return a function: write a file that creates a folder when unpickled; return that folder."""
 
     def write(path):
         marker = tmp_path / "executed"
@@ -83,9 +83,9 @@ def copy_of(run, tmp_path):
     return tmp_path / "run" / "last"
 
 
-def test_unpickling_would_show(plant, tmp_path):
+def test_unpickling_is_detected(plant, tmp_path):
     marker = plant(tmp_path / "file.bin")
-    with suppress(RuntimeError):  # what torch says of a plain pickle, too late
+    with suppress(RuntimeError):  # torch rejects a plain pickle only after loading it
         torch.load(tmp_path / "file.bin", weights_only=False)
     assert marker.is_dir()
 
@@ -108,7 +108,7 @@ def test_a_pickle_in_place_of_any_file_is_refused(is_sealed, run, plant, tmp_pat
         shutil.rmtree(tmp_path / "run")
 
 
-def test_a_pickle_beside_the_files_is_not_touched(run, plant, tmp_path):
+def test_additional_pickle_is_not_read(run, plant, tmp_path):
     last = copy_of(run, tmp_path)
     for name in ELSEWHERE:
         marker = plant(last / name)

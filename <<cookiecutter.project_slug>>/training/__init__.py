@@ -1,1 +1,1 @@
-"""The machinery: steps, checkpoints, resume. It imports no task and nothing of `reporting/`."""
+"""Steps, checkpoints, resume. Imports nothing of a task's `model/` files or of `reporting/`."""

@@ -1,7 +1,7 @@
-"""Write folders and files so that a name always leads to complete content.
+"""Write folders and files so that each name always refers to complete content.
 
-Everything is written to a temporary place, flushed to the disk, and then published by one atomic
-rename. A checksum manifest inside each folder shows afterwards whether it is intact.
+Everything is written to a temporary path, flushed to the disk, and then published by one atomic
+rename. A manifest of checksums in each folder shows whether it is intact.
 """
 
 import errno
@@ -29,7 +29,7 @@ NO_FOLDER_SYNC = {errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS, errno.EACCES, er
 
 @contextmanager
 def saving(folder: Path, size: int) -> Iterator[None]:
-    """Turn every failure of a save into one sentence; check first that the disk has room.
+    """Check the free disk space, and raise each failure of a save as one sentence.
 
     Args:
         size: Number of bytes that will be written.
@@ -39,7 +39,7 @@ def saving(folder: Path, size: int) -> Iterator[None]:
     """
     try:
         if (free := shutil.disk_usage(folder).free) < size:
-            raise OSError(f"{free:,} bytes are free; it takes {size:,}")
+            raise OSError(f"{free:,} bytes are free; the save needs {size:,}")
         yield
     except Exception as error:
         # A full disk raises SafetensorError in safetensors and a bare Exception in tokenizers.
@@ -94,10 +94,10 @@ def publish(outdir: Path, writers: dict[str, Callable[[Path], None]]) -> None:
 
 
 def supports_links(outdir: Path) -> bool:
-    """Whether symbolic links can be made in an existing folder.
+    """Return whether symbolic links can be created in an existing folder.
 
     Raises:
-        RunError: Nothing can be written there.
+        RunError: The folder is not writable.
     """
     probe = outdir / f".probe.{os.getpid()}.tmp"
     try:
@@ -111,7 +111,7 @@ def supports_links(outdir: Path) -> bool:
 
 
 def _repoint(name: Path, version: Path) -> None:
-    """Let a name lead to a version; without symbolic links, to a copy of it."""
+    """Link a name to a version, or copy the version where symbolic links are not supported."""
     temporary = version.parent / f"{name.name}.link"
     temporary.unlink(missing_ok=True)
     try:
@@ -130,7 +130,10 @@ def _repoint(name: Path, version: Path) -> None:
 
 
 def _replace_by_copy(name: Path, version: Path) -> None:
-    """Two renames, not one: between them the name is missing, but its version is in the store."""
+    """Replace a folder by a copy of a version.
+
+    This takes two renames. Between them the name is missing, but `.checkpoints/` has its version.
+    """
     copy = version.parent / f"{name.name}.copy.tmp"
     shutil.rmtree(copy, ignore_errors=True)
     shutil.copytree(version, copy)
@@ -147,7 +150,7 @@ def _replace_by_copy(name: Path, version: Path) -> None:
 def _seal(folder: Path) -> None:
     """Flush all files of a folder and write their checksums into its manifest.
 
-    Files get the permissions that the umask gives: safetensors creates its own with mode 600.
+    Set the permissions of the files by the umask, since safetensors creates files with mode 600.
     """
     marker = folder / MANIFEST
     marker.write_text("")
@@ -165,10 +168,10 @@ def _seal(folder: Path) -> None:
 
 
 def clean(outdir: Path) -> None:
-    """Remove what a killed save has left behind, and restore names that lead to nothing.
+    """Remove the temporary files of a killed save, and restore missing names.
 
-    A name is missing where links were not copied with the rest, and for a moment where a file
-    system has none.
+    A name is missing if the links were not copied with the rest of the folder; or if the process
+    was killed between the two renames of `_replace_by_copy`.
     """
     store = outdir / STORE
     for leftover in [*store.glob("*.tmp"), *store.glob("*.link")]:
@@ -183,7 +186,7 @@ def clean(outdir: Path) -> None:
 
 
 def is_published(folder: Path) -> bool:
-    """Whether something was saved under this name, intact or damaged."""
+    """Return whether a version of this folder was saved, intact or damaged."""
     return (folder / MANIFEST).is_file() or bool(_versions(folder))
 
 
@@ -191,13 +194,13 @@ def find_intact(folder: Path) -> tuple[Path, str | None]:
     """Find the newest intact version of a published folder.
 
     Returns:
-        The folder to read, and what is wrong with `folder` itself if another version is returned.
+        The folder to read; and the damage of `folder`, if another version is returned.
 
     Raises:
-        RunError: `folder` is no checkpoint, or no intact version is left.
+        RunError: `folder` is not a checkpoint, or no version is intact.
     """
     if not is_published(folder):
-        raise RunError(f"{folder}: no checkpoint; expected a folder that a run saved")
+        raise RunError(f"{folder}: not a checkpoint; expected a folder that a run saved")
     fault = find_fault(folder)
     if fault is None:
         return folder, None
@@ -208,7 +211,7 @@ def find_intact(folder: Path) -> tuple[Path, str | None]:
 
 
 def find_fault(folder: Path) -> str | None:
-    """Compare a checkpoint with its manifest; return what is wrong with it, or None."""
+    """Compare a checkpoint with its manifest; return the first difference, or None."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         for name, expected in manifest.items():
@@ -225,7 +228,7 @@ def find_fault(folder: Path) -> str | None:
 
 
 def _versions(folder: Path) -> list[tuple[int, Path]]:
-    """All complete versions of a published folder, oldest first."""
+    """Return all complete versions of a published folder, oldest first."""
     paths = (folder.parent / STORE).glob(f"{folder.name}.*")
     numbered = ((path.name.rpartition(".")[2], path) for path in paths)
     return sorted((int(number), path) for number, path in numbered if number.isdecimal())
@@ -240,7 +243,7 @@ def _sha256(path: Path) -> str:
 
 
 def _flush(path: Path) -> None:
-    """Wait until a file, or the entries of a folder, are on the disk."""
+    """Flush a file, or the entries of a folder, to the disk."""
     is_folder = path.is_dir()
     if is_folder and os.name == "nt":  # Windows cannot open a folder
         return

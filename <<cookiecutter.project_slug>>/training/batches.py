@@ -1,8 +1,8 @@
-"""Which examples belong to a step, in which order, and which rank computes which of them.
+"""Order the examples of an epoch, and assign them to steps, ranks and micro-batches.
 
-The order is a function of (seed, epoch, global batch size) alone. How a global batch is split into
-micro-batches depends on the number of ranks, but not what is computed: each loss is divided by the
-target items of the whole step.
+The order depends only on (seed, epoch, global batch size). The split of a global batch into
+micro-batches depends on the number of ranks, but the gradient of the step does not: each loss is
+divided by the target items of the whole step.
 """
 
 import math
@@ -20,12 +20,12 @@ from .randomness import seed_all
 from .signals import blocked_signals
 
 # Examples are sorted by length inside windows of this many global batches, or of half an epoch:
-# wide enough for little padding, narrow enough to mix the batches anew in every epoch.
+# wide enough for little padding, narrow enough that each epoch has different batches.
 WINDOW = 256
-# Most tokens in a micro-batch, padding included. On a CPU the activations should fit the caches:
-# long texts take a quarter less time. Accelerators prefer large micro-batches.
+# Maximum tokens in a micro-batch, with padding. On a CPU the activations should fit into the
+# caches: long texts take a quarter less time. Accelerators are faster with large micro-batches.
 MAX_TOKENS = {"cpu": 2048}
-# Without workers, build 8 micro-batches at once: 1.7 times as fast, since caches stay warm.
+# Without workers, collate 8 micro-batches at once: 1.7 times as fast, since caches stay warm.
 AHEAD = 8
 
 
@@ -60,7 +60,7 @@ class Step:
         index: Index of the step inside its epoch.
         examples: Examples of the global batch, over all ranks.
         num_items: Target items of the global batch, over all ranks.
-        micro_batches: Those of this rank, to be iterated over once; equally many on each rank.
+        micro_batches: Iterator of this rank's micro-batches; each rank has the same number of them.
     """
 
     epoch: int
@@ -77,8 +77,8 @@ def epoch_order(keys: np.ndarray, global_batch_size: int, seed: int, epoch: int)
         keys: Sort keys, shape (n,); similar keys are batched together.
 
     Returns:
-        A permutation of the n indices. Each run of `global_batch_size` is a global batch; the
-        rest is a smaller last one, drawn like any other example.
+        A permutation of the n indices. Each `global_batch_size` consecutive indices are a global
+        batch; the rest, a random sample like the others, is a smaller last one.
     """
     rng = np.random.default_rng([seed, epoch])
     order = rng.permutation(len(keys))
@@ -95,12 +95,12 @@ def epoch_order(keys: np.ndarray, global_batch_size: int, seed: int, epoch: int)
 def split(
     batch: np.ndarray, keys: np.ndarray, batch_size: int, num_ranks: int, rotation: int
 ) -> list[list[np.ndarray]]:
-    """Split a global batch into equally many micro-batches per rank, of similar length in each.
+    """Split a global batch into micro-batches of similar length, the same number on each rank.
 
     Args:
         batch: Indices of any number of examples.
-        batch_size: Most examples of one rank in a micro-batch.
-        rotation: Rotates which rank gets the longest examples.
+        batch_size: Maximum number of examples per rank and micro-batch.
+        rotation: Offset of the rank that gets the longest examples.
 
     Returns:
         For each micro-batch, the indices of each rank.
@@ -116,10 +116,11 @@ class Batches:
     """The steps of a data set, loaded by this rank.
 
     Args:
-        batch_size: Most examples of one rank in a micro-batch.
-        global_batch_size: Examples in a step, over all ranks; `batch_size` of each if not given.
-        seed: Seed of the order of each epoch; without one, the longest examples come first.
-        num_workers: Loader processes.
+        batch_size: Maximum number of examples per rank and micro-batch.
+        global_batch_size: Examples in a step, over all ranks. Default: `batch_size` times the
+            number of ranks.
+        seed: Seed of the order of each epoch. Default: no shuffling, the longest examples first.
+        num_workers: Number of loader processes.
     """
 
     def __init__(
@@ -152,11 +153,11 @@ class Batches:
         )
 
     def __len__(self) -> int:
-        """Steps in an epoch."""
+        """Return the number of steps in an epoch."""
         return math.ceil(len(self.examples) / self.global_batch_size)
 
     def steps(self, epoch: int = 0, start: int = 0) -> Generator[Step, None, None]:
-        """Yield the steps of an epoch from the example `start` on; skipped ones cost nothing."""
+        """Yield the steps of an epoch from example `start` on; earlier examples are not loaded."""
         plans, ahead = tee(self._plan(epoch, start))
         self._order.micro_batches = (micro for step in ahead for micro in step.micro_batches)
         loaded = self._load()
@@ -205,9 +206,9 @@ class Batches:
         return micro_batches
 
     def close(self) -> None:
-        """End the workers, once no generator of `steps` is open.
+        """End the workers. Close all generators returned by `steps` first.
 
-        They block SIGTERM, by which torch ends those that are left to the garbage collector.
+        The workers block SIGTERM, which torch sends to workers left to the garbage collector.
         """
         self._loader = None
 
@@ -229,7 +230,7 @@ def _filled(planned: list[MicroBatch], loaded: Iterator[dict]) -> Iterator[Micro
 
 
 class _PlannedOrder(Sampler):
-    """Hands the micro-batches of the current epoch to the loader."""
+    """Sampler of the micro-batches of the current epoch."""
 
     def __init__(self) -> None:
         self.micro_batches: Iterator[MicroBatch] = iter(())

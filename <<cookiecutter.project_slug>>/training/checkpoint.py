@@ -28,8 +28,8 @@ class Checkpointer:
     """The output directory of a run. Every rank calls the same methods; the main one writes.
 
     Args:
-        about: Returns what a checkpoint keeps beside the state: see `SavedRun`. It is called at
-            each save, since the data may be those of another epoch.
+        about: Returns the fields of `SavedRun` other than the state. It is called at each save,
+            since the data may have changed with the epoch.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class Checkpointer:
         state: TrainState,
         describe: Callable[[Path], None] | None = None,
     ) -> None:
-        """Save `last/` and bring log.json up to date; with `describe`, save `best/`, too.
+        """Save `last/` and log.json; with `describe`, also save `best/`.
 
         `best/` is published first, so that `last/` never refers to a missing `best/`.
 
@@ -65,7 +65,7 @@ class Checkpointer:
             describe: Writes README.md and loss.png into `best/`.
 
         Raises:
-            RunError: There is no room, or something else prevents it.
+            RunError: The disk is full, or another operation failed.
         """
         scaler = self.accelerator.scaler
         state.scaler = scaler.state_dict() if scaler is not None else None
@@ -113,7 +113,7 @@ class Checkpointer:
         optimizer: torch.optim.Optimizer,
         state: TrainState,
     ) -> None:
-        """Load the optimizer and the gradient scaler; the model has been loaded before.
+        """Load the optimizer and the gradient scaler. Load the model first.
 
         Raises:
             RunError: The file is not the optimizer state of this model.
@@ -137,7 +137,7 @@ class Checkpointer:
         """Save the weights before a step, and its batch, as `bad_batch/`.
 
         Returns:
-            Where they are, or why they could not be saved.
+            Their path, or the reason why they could not be saved.
         """
         weights = self.strategy.full_state_dict(model)
 
@@ -157,7 +157,7 @@ class Checkpointer:
             self.group.on_main(write)
         except RunError as error:
             return str(error)
-        return f"{self.outdir}/bad_batch has them and the weights before this step"
+        return f"{self.outdir}/bad_batch contains them and the weights before this step"
 
     def _write_model(
         self, folder: Path, model: torch.nn.Module, weights: dict[str, Tensor]
@@ -165,7 +165,7 @@ class Checkpointer:
         bare = self.accelerator.unwrap_model(model, keep_torch_compile=False)
         save = bare.save_pretrained
         if "state_dict" in inspect.signature(save).parameters:
-            save(folder, state_dict=dict(weights))  # the dict is emptied on the way
+            save(folder, state_dict=dict(weights))  # a copy: `save` empties the dict
         else:
             save(folder)
         if self.tokenizer is not None:

@@ -37,11 +37,11 @@ def option(
     """Declare a field of `RunConfig`.
 
     Args:
-        text: Its `--help`.
-        aliases: Further names on the command line: those that transformers uses.
+        text: Its description in `--help`.
+        aliases: Further names on the command line: those of transformers.
         group: Its group in `--help`.
         at_least: Smallest valid number.
-        arguments: For `add_argument`, beside what follows from the type of the field.
+        arguments: Arguments of `add_argument` that do not follow from the type of the field.
     """
     about = {"help": text, "aliases": aliases, "group": group, "at_least": at_least}
     metadata = {**about, "arguments": arguments}
@@ -73,7 +73,13 @@ class RunConfig:
         "data/valid.jsonl", "validation data", group=DATA, **FILES
     )
     valid_size: float = option(
-        0.1, "share of --train_input to validate on without --valid_input", group=DATA, at_least=0
+        0.1,
+        "fraction of --train_input held out if --valid_input is not given",
+        group=DATA,
+        at_least=0,
+    )
+    valid_fold: int = option(
+        0, "which of the 1 / VALID_SIZE parts to validate on, from 0", group=DATA, at_least=0
     )
     model_id: str = option("tiny", "base model: Hub id or folder", group=DATA)
     max_len: int = option(
@@ -138,7 +144,7 @@ class RunConfig:
     )
     weight_decay: float = option(0.01, "weight decay of matrices", group=STEP, at_least=0)
     max_grad_norm: float = option(
-        1.0, "clip gradients to this norm (0: off)", group=STEP, at_least=0
+        1.0, "maximum norm of the gradient; 0 for no clipping", group=STEP, at_least=0
     )
 
     valid_steps: int | None = option(
@@ -195,12 +201,12 @@ class RunConfig:
         """Combine defaults, the arguments of a checkpoint, the YAML file and the command line.
 
         Returns:
-            The configuration, whose `restore_dir` is an intact checkpoint; and lines for the
-            screen about what differs from the resumed run.
+            The configuration, with the path of an intact checkpoint as `restore_dir`; and lines to
+            print about arguments that differ from those of the resumed run.
 
         Raises:
-            RunError: A value is out of range, `restore_dir` is no checkpoint to resume from, or
-                `outdir` contains another run.
+            RunError: A value is out of range, `restore_dir` is not a checkpoint to resume from,
+                or `outdir` contains another run.
         """
         parser = build_parser(task)
         argv = insert_yaml(parser, argv)
@@ -220,7 +226,7 @@ class RunConfig:
                 saved["outdir"] = _outdir_of(Path({**defaults, **given}["restore_dir"]), defaults)
             notes += _changes(saved, given)
             if "epochs" in given and "max_steps" not in given and saved.get("max_steps"):
-                notes.append(f"--max_steps {saved.pop('max_steps')} does not apply any more")
+                notes.append(f"--max_steps {saved.pop('max_steps')} no longer applies")
         elif "train_input" in given and "valid_input" not in given:
             saved["valid_input"] = None
         values = {**defaults, **saved, **given}
@@ -231,7 +237,7 @@ class RunConfig:
 
     @property
     def peak_lr(self) -> float:
-        """`lr`, which is set when it is known whether the weights are pretrained."""
+        """`lr` after the model is built: its default depends on whether weights are pretrained."""
         assert self.lr is not None
         return self.lr
 
@@ -239,7 +245,7 @@ class RunConfig:
         """Check each value against its rule.
 
         Raises:
-            RunError: One is out of range, or something that it names is not available.
+            RunError: A value is out of range, or a tracker or repository is not available.
         """
         for spec in option_fields():
             value = getattr(self, spec.name)
@@ -247,6 +253,11 @@ class RunConfig:
             is_number = isinstance(value, (int, float)) and least is not None
             if is_number and not (value >= least and math.isfinite(value)):
                 raise RunError(f"--{spec.name} {value}: expected at least {least}")
+        if (self.valid_fold + 0.5) * self.valid_size >= 1:
+            raise RunError(
+                f"--valid_fold {self.valid_fold}: expected less than 1 / --valid_size "
+                f"{self.valid_size}, the number of parts"
+            )
         available = set(map(str, get_available_trackers()))
         if missing := sorted(set(self.report_to) - available):
             names = " ".join(missing)
@@ -265,14 +276,14 @@ class RunConfig:
                 raise RunError(f"--push_to_hub {self.push_to_hub}: {error}") from None
 
     def to_args(self) -> dict[str, Any]:
-        """Return all arguments by name, as a checkpoint keeps them."""
+        """Return all arguments by name, in the form in which a checkpoint saves them."""
         values = {spec.name: getattr(self, spec.name) for spec in option_fields()}
         del values["restore_dir"]
         return {**values, **self.data_options, **self.model_options, **self.score_options}
 
 
 def option_fields() -> list[Any]:
-    """The fields of `RunConfig` that are arguments."""
+    """Return the fields of `RunConfig` that are arguments."""
     return [spec for spec in fields(RunConfig) if spec.metadata]
 
 
@@ -305,10 +316,10 @@ def build_parser(task: Task) -> argparse.ArgumentParser:
 
 
 def insert_yaml(parser: argparse.ArgumentParser, argv: list[str]) -> list[str]:
-    """Insert the values of `--config` ahead of the command line, which so overrides them.
+    """Insert the values of `--config` ahead of the command line, so that the latter overrides them.
 
     Raises:
-        RunError: The file cannot be read, or has a key that is no argument.
+        RunError: The file cannot be read, or a key is not an argument.
     """
     finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     finder.add_argument("--config")
@@ -344,7 +355,7 @@ def _as_arguments(path: str, name: str, value: Any, is_flag: bool) -> list[str]:
 
 
 def _find_checkpoint(values: dict[str, Any]) -> tuple[Path | None, list[str]]:
-    """Find the folder to resume from, and lines for the screen."""
+    """Return the folder to resume from, and lines to print."""
     outdir = Path(values["outdir"])
     name = values["restore_dir"]
     if name is None and any((outdir / result).exists() for result in RESULTS):
@@ -361,14 +372,14 @@ def _find_checkpoint(values: dict[str, Any]) -> tuple[Path | None, list[str]]:
         raise RunError(f"{folder}: has no optimizer state; expected a last/, not a best/")
     if fault is None:
         return folder, []
-    return folder, [f"{name} is damaged ({fault}); resuming from the one before, {folder}"]
+    return folder, [f"{name} is damaged ({fault}); resuming from the previous one, {folder}"]
 
 
 def _outdir_of(restore_dir: Path, defaults: dict[str, Any]) -> str:
-    """The output directory of a run, given its last/ or what that links to.
+    """Return the output directory of a run, given the path of its last/ or of the link's target.
 
     Raises:
-        RunError: It does not follow from the path.
+        RunError: The folder has another name.
     """
     if str(restore_dir) == AUTO:
         return defaults["outdir"]
@@ -383,7 +394,7 @@ def _outdir_of(restore_dir: Path, defaults: dict[str, Any]) -> str:
 
 
 def _changes(saved: dict[str, Any], given: dict[str, Any]) -> list[str]:
-    """Lines about arguments that differ from those of the resumed run."""
+    """Return one line for each argument that differs from that of the resumed run."""
     ignored = ("restore_dir", "config", "outdir", "dry_run")
     return [
         f"--{name} is now {value}; it was {saved[name]}"
@@ -393,7 +404,7 @@ def _changes(saved: dict[str, Any], given: dict[str, Any]) -> list[str]:
 
 
 def _by_field(values: dict[str, Any], task: Task) -> dict[str, Any]:
-    """Sort values into the fields of `RunConfig`; those of the task into its three dicts."""
+    """Group values by the fields of `RunConfig`; options of the task go into three dicts."""
     result = {spec.name: values[spec.name] for spec in option_fields()}
     for kind in ("data_options", "model_options", "score_options"):
         result[kind] = {name: values[name] for name in getattr(task, kind)}
@@ -409,7 +420,7 @@ def _default(spec: Any) -> Any:
 
 
 def _kind(spec: Any) -> dict[str, Any]:
-    """Arguments of `add_argument` that follow from the type of a field."""
+    """Return the arguments of `add_argument` that follow from the type of a field."""
     types = get_args(spec.type) or (spec.type,)
     if spec.type is bool:
         return {"action": "store_true"}

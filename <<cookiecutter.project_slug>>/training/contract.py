@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from errors import DataError, RunError
 from model.interface import Scorer, TaskDataset
 
-SAMPLED = 256  # examples in the fingerprint of a data set that has none of its own
+SAMPLED = 256  # examples that are hashed for the fingerprint of a data set that does not define one
 TINY = "tiny"
 
 
@@ -45,19 +45,19 @@ class LossOnly:
 
 
 class ExampleSet:
-    """A data set of the user, with everything that batching needs.
+    """The user's data set, with the attributes that batching needs.
 
     Attributes:
         lengths, num_items, sort_keys: Shape (n,).
         schema: How the file was read.
-        fingerprint: Integer that differs when the data differ.
-        notes: Lines for the screen.
+        fingerprint: Integer that changes when the data change.
+        notes: Lines to print.
         is_divisible: Whether a micro-batch may be made smaller than `--batch_size`: not if the
             loss couples its examples.
         has_lengths, has_num_items: Whether these come from the data set itself.
 
     Raises:
-        RunError: An attribute has another shape than (n,).
+        RunError: The shape of an attribute is not (n,).
     """
 
     def __init__(self, dataset: TaskDataset, is_divisible: bool = True):
@@ -80,7 +80,7 @@ class ExampleSet:
         """Load and collate examples.
 
         Raises:
-            RunError: They cannot be stacked, or the result is no dict.
+            RunError: They cannot be stacked, or the result is not a dict.
         """
         examples = self.fetch(indices)
         try:
@@ -138,7 +138,7 @@ class Task:
         data_options, model_options, score_options, predict_options: `OPTIONS` of the modules:
             command line arguments, by name.
         divides_by_items: Whether `forward` has a parameter `num_items_in_batch`. If not, its loss
-            is taken to be a mean, and is weighted by the micro-batch's share of target items.
+            is treated as a mean, and weighted by the micro-batch's share of target items.
         couples_examples: `Model.loss_couples_examples`: whether the loss depends on which examples
             are in a micro-batch together.
         build_optimizer, build_scheduler: Functions of optimization.py, or None.
@@ -178,7 +178,7 @@ class Task:
         max_len: int,
         **options: Any,
     ) -> ExampleSet:
-        """Call `generate_dataset` with those arguments that it has parameters for.
+        """Call `generate_dataset` with those of the arguments that it accepts.
 
         Raises:
             DataError: The source cannot be read.
@@ -192,13 +192,13 @@ class Task:
         return ExampleSet(dataset, is_divisible=not self.couples_examples)
 
     def build_config(self, model_id: str, arguments: dict[str, Any]) -> Any:
-        """Make a `ModelConfig` of those arguments that its constructor names."""
+        """Build a `ModelConfig` from those of the arguments that its constructor accepts."""
         arguments = {"base_model_id": model_id, **arguments}
         named = inspect.signature(self.config_class.__init__).parameters.keys()
         return self.config_class(**{name: arguments[name] for name in named & arguments.keys()})
 
     def directions(self, schema: dict, options: dict[str, Any]) -> dict[str, bool]:
-        """Return for each score whether larger is better; for the loss it is not."""
+        """Return for the loss and each score whether larger is better."""
         return {"loss": False, **self.scores_class.directions(schema, **options)}
 
     def build_scores(self, model: Any, tokenizer: Any, device: Any, options: dict) -> Scorer:
@@ -210,7 +210,7 @@ class Task:
         """Run the model on the tensors of a batch.
 
         Returns:
-            What the model returned; and its losses by name, the one to minimise as "loss".
+            The output of the model, and its losses by name. "loss" is the one to minimize.
         """
         inputs = model_inputs(batch)
         if self.divides_by_items:
@@ -220,7 +220,7 @@ class Task:
 
 
 def model_inputs(batch: dict[str, Any]) -> dict[str, Any]:
-    """Return the part of a batch that `forward` takes: what holds tensors."""
+    """Return the entries of a batch that contain tensors: the inputs of `forward`."""
     return {key: value for key, value in batch.items() if _holds_tensor(value)}
 
 
@@ -241,7 +241,7 @@ def _accepts(function: Callable, name: str) -> bool:
 
 
 def _accepted(function: Callable, arguments: dict[str, Any]) -> dict[str, Any]:
-    """Drop the arguments that a function has no parameter for."""
+    """Return those of the arguments that a function has parameters for."""
     parameters = inspect.signature(function).parameters
     if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
         return arguments
@@ -262,7 +262,7 @@ def _leaves(value: Any) -> Iterator[bytes]:
             yield from _leaves(value[key])
     elif isinstance(value, torch.Tensor):
         yield value.detach().contiguous().cpu().view(-1).to(torch.float64).numpy().tobytes()
-    elif isinstance(value, np.ndarray):  # its repr leaves out most of it
+    elif isinstance(value, np.ndarray):  # its repr is abbreviated
         yield np.ascontiguousarray(value).tobytes()
     else:
         yield repr(value).encode()

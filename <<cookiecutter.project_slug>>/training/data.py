@@ -1,4 +1,4 @@
-"""The training data of each epoch: all of it, or with `--files_per_epoch` the next files."""
+"""The training data of each epoch: all data, or the next files with `--files_per_epoch`."""
 
 import math
 import shutil
@@ -33,8 +33,8 @@ class TrainData:
         is_divisible: See `Batches`.
 
     Attributes:
-        examples: Those of the current epoch.
-        held_out: Those that are held out for validation, if no other data are given for it.
+        examples: Examples of the current epoch.
+        held_out: Examples held out for validation, if there is no `--valid_input`.
     """
 
     def __init__(
@@ -99,8 +99,8 @@ class TrainData:
     def _hold_out(self, examples: ExampleSet) -> ExampleSet:
         if self._config.valid_input is not None:
             return examples
-        size = self._config.valid_size
-        rest, self.held_out = hold_out(examples, size, self._config.seed)
+        config = self._config
+        rest, self.held_out = hold_out(examples, config.valid_size, config.seed, config.valid_fold)
         return rest
 
     def _files(self, epoch: int, count: int) -> list[str]:
@@ -118,7 +118,7 @@ class TrainData:
 
 @contextmanager
 def _cache_folder(folder: Path) -> Iterator[None]:
-    """Let `datasets` cache in a folder of its own."""
+    """Set the cache folder of `datasets` inside the block."""
     before = datasets.config.HF_DATASETS_CACHE
     datasets.config.HF_DATASETS_CACHE = folder
     try:

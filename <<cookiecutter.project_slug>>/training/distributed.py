@@ -12,7 +12,7 @@ from accelerate import Accelerator
 
 from errors import RunError, UserError
 
-# One rank tokenizes or saves while the others wait: torch's default is 30 minutes.
+# The other ranks wait while one tokenizes or saves, which can take longer than torch's 30 minutes.
 TIMEOUT = timedelta(hours=12)
 
 
@@ -36,10 +36,10 @@ class RankGroup:
         return values
 
     def any_rank_at_last_call(self, flag: bool) -> bool:
-        """Return whether any rank passed True, at the previous call.
+        """Return whether any rank passed True at the previous call.
 
-        The reduction runs in the background, so no rank waits for another one, and the answer is
-        one call late. With a single rank it is the flag itself.
+        The reduction runs in the background, so that no rank waits for another one; the result is
+        therefore one call late. With a single rank, return the flag itself.
         """
         if self._group is None:
             return flag
@@ -72,8 +72,8 @@ class RankGroup:
         """Continue only if no rank has failed inside the block.
 
         Raises:
-            Exception: The rank's own exception; on the ranks that had none, a RunError that quotes
-                the first one of the others.
+            Exception: On a rank that failed, its own exception; on the others, a RunError with the
+                message of the first rank that failed.
         """
         own: Exception | None = None
         try:
@@ -92,13 +92,13 @@ class RankGroup:
         """Compare named values between all ranks.
 
         Raises:
-            RunError: On all ranks, if one differs.
+            RunError: On all ranks, if a value differs between ranks.
         """
         gathered = self.gather((socket.gethostname(), values))
         first_host, first = gathered[0]
         for rank, (host, others) in enumerate(gathered):
             for name, value in first.items():
-                if repr(others[name]) != repr(value):  # NaN is equal to NaN here
+                if repr(others[name]) != repr(value):  # by repr, since NaN != NaN
                     raise RunError(
                         f"{name}: {others[name]} on rank {rank} ({host}), {value} on rank 0 "
                         f"({first_host}); expected the same on all machines"
@@ -106,9 +106,9 @@ class RankGroup:
 
     @contextmanager
     def local_main_first(self) -> Iterator[None]:
-        """Let one rank of each machine go first, so that the others find its cache.
+        """Run the block on one rank of each machine first, so that the others find its cache.
 
-        Accelerate's own leaves the other ranks waiting for ever when the first one fails.
+        With `Accelerator.local_main_process_first`, the others wait forever if the first fails.
         """
         if not self.is_local_main:
             self.gather(None)

@@ -1,4 +1,4 @@
-"""How the arguments of train.py and predict.py are parsed and shown."""
+"""Classes of argparse for train.py and predict.py."""
 
 import argparse
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Hold out a part of the training data for validation, where no other data are given."""
+"""Hold out a part of the training data for validation, if there is no `--valid_input`."""
 
 import zlib
 from typing import Any
@@ -37,13 +37,16 @@ class Part(torch.utils.data.Dataset):
         return self._whole.fetch(self._indices[indices].tolist())
 
 
-def hold_out(examples: ExampleSet, share: float, seed: int) -> tuple[ExampleSet, ExampleSet]:
+def hold_out(
+    examples: ExampleSet, share: float, seed: int, fold: int = 0
+) -> tuple[ExampleSet, ExampleSet]:
     """Split examples by a hash of their content and the seed.
 
     The split is the same on every machine and after a resume, and equal examples are on one side.
 
     Args:
-        share: Expected share of the second part.
+        share: Expected fraction of the examples in the second part.
+        fold: Index of the second part, of `1 / share` possible parts without a common example.
 
     Raises:
         RunError: One of the two parts is empty.
@@ -51,7 +54,8 @@ def hold_out(examples: ExampleSet, share: float, seed: int) -> tuple[ExampleSet,
     checksums = getattr(examples.dataset, "checksums", None)
     if checksums is None:
         checksums = [hash_example(examples.dataset[index]) for index in range(len(examples))]
-    is_held_out = _uniform(np.asarray(checksums), seed) < share
+    place = _uniform(np.asarray(checksums), seed)
+    is_held_out = (place >= fold * share) & (place < (fold + 1) * share)
     parts = []
     for chosen in (~is_held_out, is_held_out):
         indices = np.flatnonzero(chosen)

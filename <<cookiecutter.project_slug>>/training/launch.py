@@ -1,4 +1,4 @@
-"""Create the Accelerator, check what it was configured for, and map errors to exit codes."""
+"""Create the Accelerator, check its configuration, and map errors to exit codes."""
 
 import gc
 import os
@@ -29,8 +29,8 @@ def start(project_dir: str | None = None, report_to: list[str] | None = None) ->
         report_to: Names of trackers.
 
     Raises:
-        RunError: Accelerate was configured for something that the loop does itself or cannot do,
-            or fewer processes have joined than were asked for.
+        RunError: Accelerate was configured for a feature that the loop has itself or does not
+            support, or fewer processes joined than were requested.
     """
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
@@ -72,7 +72,7 @@ def run(main: Callable[[], None]) -> int:
 
 
 def _check_fsdp_version() -> None:
-    """Refuse FSDP 1, also where Accelerate itself would fail with it, as on a CPU."""
+    """Reject FSDP1, before Accelerate fails with it as on a CPU."""
     is_fsdp = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
     version = os.environ.get("FSDP_VERSION", "1")  # files of older versions do not have it
     if is_fsdp and version != "2":
@@ -90,7 +90,7 @@ def _check_processes(accelerator: Accelerator) -> None:
 
 
 def _check_settings(accelerator: Accelerator) -> None:
-    """Compare what Accelerate read from its file and environment with what the loop does."""
+    """Check the settings that Accelerate read from its configuration file and environment."""
     if (count := accelerator.gradient_accumulation_steps) != 1:
         raise RunError(
             f"Accelerate was configured with gradient_accumulation_steps {count}; expected 1 "

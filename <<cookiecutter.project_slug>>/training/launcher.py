@@ -1,7 +1,7 @@
-"""Inspect the launcher that started this process, and what it was asked for.
+"""Inspect the launcher that started this process, and the number of processes it was asked for.
 
 `accelerate launch --cpu --num_processes 2` and a `MULTI_CPU` configuration file start one process
-and pass the requested number on nowhere, so it is read from the parent's command line.
+and do not pass on the requested number, so it is read from the parent's command line.
 """
 
 import os
@@ -25,7 +25,7 @@ def launcher_command() -> list[str]:
 
 
 def requested_processes() -> int:
-    """Return the number of processes that were asked for, over all machines."""
+    """Return the number of processes that the launcher was asked for, over all machines."""
     return max(int(os.environ.get("WORLD_SIZE", 1)), _requested_of_launcher(launcher_command()))
 
 
@@ -40,17 +40,17 @@ def _requested_of_launcher(command: list[str]) -> int:
 
 
 def _requested_of_file(path: str) -> int:
-    """`num_processes` of a file that `accelerate config` wrote, if its setup is distributed."""
+    """Return `num_processes` of a file of `accelerate config`, or 1 if it is not distributed."""
     try:
         config = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
         is_distributed = config.get("distributed_type", "NO") not in ("NO", False)
         return int(config.get("num_processes", 1)) if is_distributed else 1
     except (OSError, ValueError, TypeError, AttributeError, yaml.YAMLError):
-        return 1  # the launcher itself has reported what is wrong with the file
+        return 1  # the launcher has reported the error in the file
 
 
 def _options(command: list[str]) -> dict[str, str]:
-    """The launcher's own options; those behind the script's name belong to the script."""
+    """Return the launcher's options; those after the name of the script belong to the script."""
     options = {}
     for position, word in enumerate(command):
         if word.endswith(".py"):

@@ -1,4 +1,4 @@
-"""Load what a checkpoint or a base model holds: nothing in it is executed or unpickled."""
+"""Load models, configurations and tokenizers. Nothing in a folder is executed or unpickled."""
 
 import importlib.util
 import json
@@ -26,18 +26,18 @@ PROBE = "In 2024, O'Neill's naïve café-owners paid $1,234.56 (¥99)!\n\tおは
 
 
 def load_tokenizer(model_id: str) -> PreTrainedTokenizerBase:
-    """Load the tokenizer of a base model or a checkpoint; it gets a padding token if it has none.
+    """Load the tokenizer of a base model or a checkpoint; set a padding token if it has none.
 
-    The padding token is then the end mark, else the token for unknown text.
+    That token is EOS, or the unknown token if there is no EOS.
 
     Raises:
-        RunError: there is none, or its tokens are not those of its own file.
+        RunError: There is no tokenizer, or its tokens are not those of its own file.
     """
     model_id = os.path.expanduser(model_id)
     _check_folder(model_id)
     try:
         tokenizer = AutoTokenizer.from_pretrained(model_id, trust_remote_code=False)
-    except Exception as error:  # of many kinds, one for each kind of file
+    except Exception as error:  # each type of file has its own errors
         raise RunError(
             f"{model_id}: cannot load a tokenizer ({_tokenizer_reason(error)})"
         ) from None
@@ -53,28 +53,28 @@ def build_config(
     arguments: dict,
     tokenizer: PreTrainedTokenizerBase | None,
 ) -> PreTrainedConfig:
-    """Make the configuration of a new model.
+    """Build the configuration of a new model.
 
     Args:
-        arguments: Those of `ModelConfig`, from the command line and from the data's schema.
+        arguments: Arguments of `ModelConfig`, from the command line and the schema of the data.
 
     Raises:
-        RunError: the base model has no configuration that transformers can read.
+        RunError: The base model has no configuration that transformers can read.
     """
     model_id = os.path.expanduser(model_id)
     _check_folder(model_id)
     saved: dict = {}
-    with suppress(OSError):  # there may be none, if the model needs none
+    with suppress(OSError):  # a model without a base model needs none
         saved, _ = PreTrainedConfig.get_config_dict(model_id)
     try:
         if not saved or saved.get("model_type") != getattr(task.config_class, "model_type", None):
             config = task.build_config(model_id, arguments)
-        else:  # a checkpoint of this very model: its own fields come back as they were
+        else:  # a checkpoint of this model class: keep its own fields
             config = task.config_class.from_dict({**saved, **arguments})
             config.name_or_path = model_id
             if hasattr(config, "base_model_id"):
                 config.base_model_id = model_id
-    except Exception as error:  # of AutoConfig, of many kinds
+    except Exception as error:  # AutoConfig raises many types
         raise RunError(f"{model_id}: cannot load a configuration ({_reason(error)})") from None
     if tokenizer is not None and hasattr(config, "use_tokenizer"):
         config.use_tokenizer(tokenizer)
@@ -87,10 +87,10 @@ def build_model(
     """Build a new model, with the weights of its base model.
 
     Returns:
-        The model, and lines about weights that are new or were not used.
+        The model, and lines about new and unused weights.
 
     Raises:
-        RunError: the weights cannot be read, or are not those of the base model.
+        RunError: The weights cannot be read, or are not those of the base model.
     """
     model_id = os.path.expanduser(model_id)
     is_own = getattr(config, "name_or_path", "") == model_id
@@ -111,11 +111,11 @@ def load_model(
     """Load a model to resume from or to predict with, in float32.
 
     Args:
-        options: Arguments of `ModelConfig` from the command line. They take precedence over the
-            checkpoint, of which a stock one has none of them.
+        options: Arguments of `ModelConfig` from the command line. They take precedence over those
+            of the checkpoint; a stock checkpoint has none.
 
     Raises:
-        RunError: a file cannot be read, or the weights are not those of `model_class`.
+        RunError: A file cannot be read, or the weights are not those of `model_class`.
     """
     folder = os.path.expanduser(folder)
     _check_folder(folder)
@@ -125,18 +125,18 @@ def load_model(
         raise
     except Exception as error:
         raise RunError(f"{folder}: cannot load the model ({_reason(error)})") from None
-    # The rounding of some products depends on the address of a tensor: a loaded tensor lies at any
-    # address of its file, a new one at a multiple of 64.
+    # The rounding of some matrix products depends on the alignment of the tensors in memory. New
+    # tensors are aligned to 64 bytes; those loaded from a file are not, so they are copied.
     for tensor in [*model.parameters(), *model.buffers()]:
         tensor.data = tensor.data.clone()
     return model
 
 
 def set_up(model: PreTrainedModel, config: RunConfig) -> None:
-    """Choose how the model computes: what it computes stays the same.
+    """Set attention backend, activation checkpointing and compilation.
 
     Raises:
-        RunError: the model does not support it.
+        RunError: The model does not support one of them.
     """
     device = str(torch.accelerator.current_accelerator() or "cpu")
     if (name := config.attn_implementation) == "flex_attention" and device in ("cpu", "mps"):
@@ -153,7 +153,7 @@ def set_up(model: PreTrainedModel, config: RunConfig) -> None:
     if config.tf32:
         torch.set_float32_matmul_precision("high")
     if config.compile:
-        # In place: the names of the weights stay as they are. One graph serves all lengths.
+        # In place, which keeps the names of the weights; one graph for all lengths.
         model.compile(dynamic=True)
 
 
@@ -180,7 +180,7 @@ def _load(
         **options,
     )
     missing = set(map(str, report["missing_keys"])) | _left_out(model, Path(folder))
-    # transformers itself would continue, with random weights for those that are missing.
+    # transformers would continue, with random values for the missing weights.
     for kind, names in (
         ("missing", missing),
         ("unexpected", report["unexpected_keys"]),
@@ -193,7 +193,7 @@ def _load(
 
 
 def _left_out(model: PreTrainedModel, folder: Path) -> set[str]:
-    """Find tensors that no file holds, though transformers was told not to report them."""
+    """Find tensors that are in no file, but that transformers is configured not to report."""
     patterns = [
         re.compile(pattern)
         for name in ("_keys_to_ignore_on_load_missing", "_keys_to_ignore_on_save")
@@ -232,10 +232,10 @@ def _as_constructed(model: PreTrainedModel) -> None:
 
 
 def _check_weights(model: PreTrainedModel, info: dict, model_id: str) -> list[str]:
-    """Name new and unused weights in one line each.
+    """Return a line about new weights and a line about unused weights, if there are any.
 
     Raises:
-        RunError: weights of the body are missing.
+        RunError: Weights of the body are missing.
     """
     base = model.base_model
     prefix = f"{base.base_model_prefix}."
@@ -268,7 +268,7 @@ def _check_folder(model_id: str) -> None:
     """Check that a path is a folder that can hold a model.
 
     Raises:
-        RunError: it is not.
+        RunError: The folder does not exist, or holds only a PEFT adapter.
     """
     folder = Path(model_id)
     if not folder.is_dir():
@@ -279,8 +279,8 @@ def _check_folder(model_id: str) -> None:
         adapter = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
         base = adapter.get("base_model_name_or_path")
         raise RunError(
-            f"{model_id}: an adapter of PEFT for {base}; expected a whole model (merge it with "
-            "`merge_and_unload` and save that)"
+            f"{model_id}: a PEFT adapter for {base}; expected a full model (merge it with "
+            "`merge_and_unload` and save the result)"
         )
 
 
@@ -288,7 +288,7 @@ def _check_tokens(model_id: str, tokenizer: PreTrainedTokenizerBase) -> None:
     """Compare the tokens of a probe text with those of tokenizer.json itself.
 
     Raises:
-        RunError: transformers has built another tokenizer than the one in the file.
+        RunError: transformers has built a different tokenizer from that in the file.
     """
     if not tokenizer.is_fast:
         return

@@ -12,7 +12,8 @@ from torch import Tensor
 from .batches import MicroBatch, Step
 from .contract import Task
 
-# On an accelerator, reading a number waits for all work queued before it: read in groups.
+# On an accelerator, reading a number waits for all work queued before it, so losses are read in
+# groups.
 READ_EVERY = {"cpu": 1, "other": 16}
 LOSS = "loss"
 
@@ -24,7 +25,7 @@ class LossMeter:
         sums: Sums of this rank so far, by name.
 
     Attributes:
-        latest: Latest losses that have been read, scaled from this rank to all; empty at first.
+        latest: Latest losses read from the device, times the number of ranks; empty at first.
         first_bad_step: First step, of those read, whose loss is not finite.
     """
 
@@ -73,5 +74,5 @@ def add_losses(total: dict[str, Tensor], losses: dict[str, Tensor], factor: floa
 
 
 def loss_factor(task: Task, micro: MicroBatch) -> float:
-    """Weight of a micro-batch's loss in that of its step."""
+    """Return the weight of a micro-batch's loss in the loss of its step."""
     return micro.weight if task.divides_by_items else micro.share

@@ -1,4 +1,4 @@
-"""Find out how many examples fit into the memory of an accelerator at once."""
+"""Find the largest micro-batch that fits into the memory of an accelerator."""
 
 import numpy as np
 import torch
@@ -48,13 +48,13 @@ def _fits(
     examples: ExampleSet,
     indices: list[int],
 ) -> bool:
-    """Try these examples, the same on all ranks: a sharded model runs on all ranks together."""
+    """Try a batch, the same on all ranks, since a sharded model runs on all ranks together."""
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
     # Not through DistributedDataParallel: its ranks would no longer agree after a failure.
     bare = accelerator.unwrap_model(model).train()
     try:
         trained = [p for p in bare.parameters() if p.requires_grad]
-        # As much as AdamW will hold from the first step on.
+        # As much memory as the state of AdamW will take.
         moments = [torch.empty_like(p) for p in [*trained, *trained]]
         batch = send_to_device(examples.batch(indices), accelerator.device)
         _, losses = task.forward(bare, batch, len(indices))

@@ -16,7 +16,7 @@ from .contract import ExampleSet, model_inputs
 from .user_code import user_code
 
 TOLERANCE = 1e-4  # relative to the largest logit
-ROWS = 2  # of the batch that is tried
+ROWS = 2  # of the batch for the checks
 
 
 def check_model(
@@ -25,16 +25,16 @@ def check_model(
     examples: ExampleSet,
     max_len: int,
 ) -> list[str]:
-    """Check that model, tokenizer and data fit together, and align what may be aligned.
+    """Check that model, tokenizer and data match; align the special tokens of model and tokenizer.
 
-    To be called on every rank, before the model is sharded. Randomness, gradients and modes are
-    afterwards as they were.
+    Call this on every rank, before the model is sharded. RNG states, gradients and modes are
+    restored.
 
     Returns:
-        Lines about what was changed or chosen.
+        Lines about settings that were changed or chosen.
 
     Raises:
-        RunError: they do not fit together.
+        RunError: They do not match.
     """
     notes: list[str] = []
     batch = sample_batch(examples)
@@ -57,7 +57,7 @@ def check_length(model: nn.Module, max_len: int) -> None:
     """Run a sequence of `max_len` tokens.
 
     Raises:
-        RunError: the model has no positions for it.
+        RunError: The model has fewer positions.
     """
     embeddings = _embeddings(model)
     if embeddings is None or not _takes(model, "input_ids"):
@@ -65,7 +65,7 @@ def check_length(model: nn.Module, max_len: int) -> None:
     ids = torch.full((1, max_len), min(5, embeddings.num_embeddings - 1), device=_device(model))
     eos = getattr(_config(model), "eos_token_id", None)
     if isinstance(eos, int) and eos < embeddings.num_embeddings:
-        ids[:, -1] = eos  # BART classifies by the end mark
+        ids[:, -1] = eos  # BART classifies by the EOS token
     batch = {"input_ids": ids}
     if _takes(model, "attention_mask"):
         batch["attention_mask"] = torch.ones_like(ids)
@@ -78,7 +78,7 @@ def check_length(model: nn.Module, max_len: int) -> None:
 def unused_parameters(model: nn.Module, batch: dict[str, Any]) -> list[str]:
     """Return the names of trained parameters that get no gradient from a batch.
 
-    Run in training mode. Gradients, buffers, modes and random states are afterwards as they were.
+    The model runs in training mode. Gradients, buffers, modes and RNG states are restored.
     """
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
     with probing(model), torch.enable_grad():
@@ -93,7 +93,7 @@ def unused_parameters(model: nn.Module, batch: dict[str, Any]) -> list[str]:
 
 
 def sample_batch(examples: ExampleSet) -> dict[str, Any]:
-    """Collate the shortest examples of a data set, two of them."""
+    """Collate the two shortest examples of a data set."""
     shortest = examples.lengths.argsort(kind="stable")[:ROWS].tolist()
     with user_code("model/dataset.py: the first examples cannot be loaded"):
         return examples.batch(shortest)
@@ -101,7 +101,7 @@ def sample_batch(examples: ExampleSet) -> dict[str, Any]:
 
 @contextmanager
 def probing(model: nn.Module) -> Iterator[None]:
-    """Run the model in evaluation mode, without gradients, and leave no trace."""
+    """Run the model in evaluation mode, without gradients; restore modes and RNG states."""
     modes = [(module, module.training) for module in model.modules()]
     devices = [torch.accelerator.current_device_index()] if torch.accelerator.is_available() else []
     with torch.random.fork_rng(devices), torch.no_grad():
@@ -124,20 +124,20 @@ def _check_vocabulary(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> N
     if embeddings is not None and len(tokenizer) > embeddings.num_embeddings:
         raise RunError(
             f"the tokenizer has {len(tokenizer):,} tokens, the model embeddings for "
-            f"{embeddings.num_embeddings:,}; add rows by resize_token_embeddings, and save that"
+            f"{embeddings.num_embeddings:,}; add rows by resize_token_embeddings, and save it"
         )
 
 
 def _align_tokens(
     model: nn.Module, tokenizer: PreTrainedTokenizerBase, batch: dict[str, Any]
 ) -> list[str]:
-    """Make generation start, stop and pad as the data do; see `Trainer` of transformers."""
+    """Set start, stop and padding tokens of generation to those of the data, as `Trainer` does."""
     settings = getattr(model, "generation_config", None)
     if not _can_generate(model) or settings is None:
         return _check_padding(model, tokenizer)
     end = tokenizer.sep_token_id if tokenizer.eos_token_id is None else tokenizer.eos_token_id
     if end is None:
-        raise RunError("the tokenizer has no end mark (eos_token), so generation would not stop")
+        raise RunError("the tokenizer has no EOS token (eos_token), so generation would not stop")
     notes: list[str] = []
     configs = [getattr(model, "base_model", model).config]
     ends = settings.eos_token_id
@@ -149,7 +149,7 @@ def _align_tokens(
         configs[0].eos_token_id = end
         notes.append(
             f"generation stops at {tokenizer.convert_ids_to_tokens(end)!r} ({end}), the "
-            f"tokenizer's end mark; the base model's was {ends[0]}"
+            f"tokenizer's EOS token; the base model's was {ends[0]}"
         )
     if settings.pad_token_id is None:
         settings.pad_token_id = tokenizer.pad_token_id
@@ -190,7 +190,7 @@ def _align_decoder_start(
         config.decoder_start_token_id = found[0]
     if not hasattr(model, "shift_right") or "labels" not in batch:
         return []
-    # mBART starts with the last token of the labels, whatever its configuration says.
+    # mBART starts with the last token of the labels, regardless of its configuration.
     starts = model.shift_right(batch["labels"])[:, 0].unique().tolist()
     if len(starts) > 1 or starts[0] == settings.decoder_start_token_id:
         return []
@@ -218,13 +218,13 @@ def _check_causality(model: nn.Module, batch: dict[str, Any]) -> None:
     if _differ(logits, changed):
         name = type(getattr(model, "base_model", model)).__name__
         raise RunError(
-            f"{name} predicts a token from the tokens after it as well; expected a causal language "
-            "model (of an encoder, is_decoder: true in config.json makes one)"
+            f"{name}: its predictions depend on later tokens; expected a causal language model "
+            "(for an encoder, set is_decoder: true in config.json)"
         )
 
 
 def _check_documents(model: nn.Module, batch: dict[str, Any]) -> None:
-    """Check that documents in a row are kept apart, by the attention implementation in use."""
+    """Check that attention does not cross documents in a row, with the implementation in use."""
     if "position_ids" not in batch or not hasattr(model, "check_documents"):
         return
     try:
@@ -239,10 +239,10 @@ def _check_router_loss(model: nn.Module, batch: dict[str, Any]) -> list[str]:
         return []
     if _run(model, batch, "the model fails on the first examples").get("aux_loss") is None:
         raise RunError(
-            "output_router_logits asks for a loss of the router that is not added for this model; "
-            "expected false in config.json"
+            "output_router_logits is true in config.json, but this model adds no router loss; "
+            "expected false"
         )
-    return ["the router's loss is added; it is computed per micro-batch, and depends on their size"]
+    return ["the router loss is added; it is computed per micro-batch and depends on its size"]
 
 
 def _ids(model: nn.Module, length: int) -> Tensor:

@@ -15,7 +15,7 @@ from transformers import SchedulerType, get_scheduler
 
 from errors import RunError
 
-# Schedules that are a function of the step; the other two of transformers follow a metric.
+# Schedules that depend only on the step; the other two of transformers depend on a metric.
 SCHEDULERS = sorted({s.value for s in SchedulerType} - {"reduce_lr_on_plateau", "greedy"})
 
 NO_SCALER = GradScaler(enabled=False)  # its step() only calls optimizer.step()
@@ -66,7 +66,7 @@ def build_scheduler(
 
 
 def _check_factors(scheduler: LambdaLR, num_warmup_steps: int, total_steps: int) -> None:
-    """Evaluate a schedule where its formula changes: its last value is needed, too."""
+    """Evaluate a schedule at the steps where its formula changes, and at the last step."""
     turns = [0, total_steps // 2, total_steps - 1, total_steps]
     turns += [num_warmup_steps + offset for offset in (-1, 0, 1)]
     for step in sorted({step for step in turns if 0 <= step <= total_steps}):
@@ -77,7 +77,7 @@ def _check_factors(scheduler: LambdaLR, num_warmup_steps: int, total_steps: int)
 def fast_forward(scheduler: LRScheduler, optimizer: Optimizer, steps: int) -> None:
     """Move a schedule to its state after a number of steps."""
     if not isinstance(scheduler, LambdaLR):
-        with warnings.catch_warnings():  # the optimizer has not stepped yet
+        with warnings.catch_warnings():  # torch warns that the optimizer has not stepped yet
             warnings.simplefilter("ignore", UserWarning)
             for _ in range(steps):
                 scheduler.step()
@@ -92,9 +92,9 @@ def fast_forward(scheduler: LRScheduler, optimizer: Optimizer, steps: int) -> No
 def sum_over_ranks(loss: Tensor, num_ranks: int) -> Tensor:
     """Scale a loss so that the averaged gradients of all ranks are the gradient of the sum.
 
-    DistributedDataParallel, FSDP and ZeRO average gradients over the ranks. `0 * loss` is 0 unless
-    the loss is not finite: it is then NaN, so that all gradients are, and every rank sees it in
-    the gradient norm.
+    DistributedDataParallel, FSDP and ZeRO average gradients over the ranks, so the loss is
+    multiplied by their number. `0 * loss` is 0 for a finite loss and NaN otherwise. NaN makes all
+    gradients NaN, which the reduction spreads to all ranks: each sees it in the gradient norm.
     """
     return loss * (num_ranks + 0 * loss.detach())
 
@@ -102,10 +102,10 @@ def sum_over_ranks(loss: Tensor, num_ranks: int) -> Tensor:
 class GradientGuard:
     """Clips gradients. Once a loss or gradient is not finite, no later step changes the weights.
 
-    Nothing is read back from the device: a fused optimizer skips its step where `found_inf` is
-    set. It also divides gradients by `grad_scale`, which clips them without writing them once more
-    (1.5 ms of a step of 61 ms on two CPU cores). A gradient scaler sets both by itself.
-    Optimizers that are not fused are skipped by `optimizer_step`, which reads the flag.
+    Nothing is read back from the device: a fused optimizer skips its step if `found_inf` is set.
+    It also divides gradients by `grad_scale`, which clips them without writing them once more
+    (1.5 ms of a step of 61 ms on two CPU cores). A gradient scaler sets both attributes itself.
+    For optimizers that are not fused, `optimizer_step` reads the flag and skips the step.
 
     Args:
         max_grad_norm: Largest norm; 0 for no limit.
@@ -130,7 +130,7 @@ class GradientGuard:
 
     @property
     def is_poisoned(self) -> bool:
-        """Whether a loss or gradient was not finite. Waits for the device."""
+        """Whether a loss or gradient was not finite. Reading this waits for the device."""
         return bool(self._found_inf)
 
     def clip_gradients(self, loss: Tensor) -> Tensor:
@@ -138,7 +138,7 @@ class GradientGuard:
         norm = self._clip()
         norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
         seen = loss if self._has_scaler else loss + norm
-        self._poison += seen - seen  # 0; of infinity and NaN it is NaN, and stays NaN
+        self._poison += seen - seen  # 0 if finite; NaN - NaN and inf - inf are NaN, which remains
         self._found_inf.copy_(self._poison.isnan())
         return loss + self._poison
 
@@ -149,7 +149,7 @@ def optimizer_step(
     """Step optimizer and schedule.
 
     Returns:
-        Whether the step was skipped because float16 overflowed: its scale has then been lowered.
+        Whether the step was skipped because float16 overflowed. The scaler has lowered its scale.
     """
     scaler = accelerator.scaler or NO_SCALER
     scale = scaler.get_scale()

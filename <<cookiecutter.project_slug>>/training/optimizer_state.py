@@ -1,7 +1,7 @@
 """The full state of an optimizer, by parameter names: the same for any sharding.
 
-Tensors are saved in safetensors format; Python numbers in the state or in the parameter groups, as
-Prodigy or schedule-free optimizers keep them, in its metadata.
+Tensors are saved in safetensors format. Python numbers in the state or in the parameter groups, as
+Prodigy and schedule-free optimizers have them, are saved in the metadata of the file.
 """
 
 import json
@@ -83,7 +83,7 @@ def gather(model: nn.Module, optimizer: Optimizer, is_main: bool) -> OptimizerSt
 
 
 def scatter(model: nn.Module, optimizer: Optimizer, state: OptimizerState) -> None:
-    """Load a full state, of which each rank keeps its part.
+    """Load a full state; each rank keeps its part.
 
     Raises:
         KeyError: The state has a parameter that the optimizer does not have.
@@ -119,7 +119,7 @@ def _part(value: Tensor, key: str, parameter: nn.Parameter, group: dict[str, Any
 
 
 def _numbers(group: dict[str, Any]) -> dict[str, float]:
-    """Numbers that the optimizer may have changed; none that are set by arguments."""
+    """Return the numbers that the optimizer may have changed, without those set by arguments."""
     return {
         key: value
         for key, value in group.items()

@@ -1,4 +1,4 @@
-"""Randomness as a function of the position in a run, so that no RNG state is ever saved."""
+"""Seeds that depend on the position in a run, so that no RNG state has to be saved."""
 
 import random
 

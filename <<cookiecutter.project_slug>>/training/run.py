@@ -41,10 +41,10 @@ from .user_code import user_code
 
 @dataclass
 class Run:
-    """Everything that the loop works with.
+    """The parts of a run that the loop uses.
 
     Attributes:
-        notes: Lines for the screen about what differs from what a user may expect.
+        notes: Lines to print about settings that were chosen or changed.
     """
 
     task: Task
@@ -68,7 +68,7 @@ class Run:
 
     @property
     def train_batches(self) -> Batches:
-        """Batches of the current epoch; every rank has to ask for them."""
+        """Batches of the current epoch; every rank has to read this property."""
         return self.train_data.batches(
             self.state.current_epoch, self.config.batch_size, self.state.global_batch_size
         )
@@ -98,7 +98,7 @@ def _build_strategy(accelerator: Accelerator, max_grad_norm: float) -> Strategy:
     """
     if accelerator.distributed_type != DistributedType.DEEPSPEED:
         return Strategy(accelerator)
-    from .zero import ZeroStrategy  # imports DeepSpeed, which few installations have
+    from .zero import ZeroStrategy  # imports DeepSpeed, which is optional
 
     return ZeroStrategy(accelerator, max_grad_norm)
 
@@ -106,8 +106,8 @@ def _build_strategy(accelerator: Accelerator, max_grad_norm: float) -> Strategy:
 def _join(task: Task, argv: list[str]) -> tuple[RunConfig, list[str], Accelerator, RankGroup]:
     """Read the configuration and join the other ranks.
 
-    A rank whose arguments cannot be used, as one that does not have the checkpoint, joins them
-    first: they would wait for it.
+    A rank with invalid arguments, for example one that cannot find the checkpoint, joins before it
+    raises: otherwise the other ranks would wait for it.
     """
     try:
         config, notes = RunConfig.from_command_line(task, argv)
@@ -121,10 +121,10 @@ def _join(task: Task, argv: list[str]) -> tuple[RunConfig, list[str], Accelerato
 
 
 def _check_unchanged(group: RankGroup, task: Task, argv: list[str], config: RunConfig) -> None:
-    """Repeat, under the lock, what was decided before it was held.
+    """Check, under the lock, that the configuration has not changed and is equal on all ranks.
 
-    Another run may have started or ended in the output directory in between, and machines may see
-    different folders.
+    Another run may have started or ended in the output directory in between, and the machines may
+    have different folders.
     """
     with group.in_agreement():
         again, _ = RunConfig.from_command_line(task, argv)
@@ -229,7 +229,7 @@ class _Opening:
         )
 
     def _read(self, source: str | list[str], schema: dict[str, Any]) -> ExampleSet:
-        """Read a file; with the schema of another one, in the same way, arguments first."""
+        """Read a file with a schema; arguments of the command line take precedence over it."""
         options = {**schema, **self.config.data_options}
         with user_code(f"model/dataset.py: generate_dataset cannot read {source}"):
             examples = self.task.read(source, self.tokenizer, self.config.max_len, **options)
@@ -237,10 +237,10 @@ class _Opening:
         return examples
 
     def directions(self) -> dict[str, bool]:
-        """For each score, whether larger is better.
+        """Return for each score whether larger is better.
 
         Raises:
-            RunError: `--metric_for_best_model` is none of them.
+            RunError: `--metric_for_best_model` is not one of them.
         """
         schema = self.train_data.examples.schema
         with user_code("model/metrics.py: Scores.directions fails"):
@@ -253,7 +253,7 @@ class _Opening:
         return directions
 
     def build_model(self) -> Any:
-        """Build the model, or load that of the checkpoint."""
+        """Build a new model, or load the model of the checkpoint."""
         config = self.config
         if config.restore_dir is None:
             arguments = {**self.train_data.examples.schema, **config.model_options}
@@ -284,7 +284,7 @@ class _Opening:
         )
 
     def unused_parameters(self, model: Any) -> list[str]:
-        """Names of parameters that get no gradient from a short example."""
+        """Return the names of parameters that get no gradient from a short example."""
         examples = self.train_data.examples
         shortest = int(examples.lengths.argmin())
         batch = examples.batch([shortest])
@@ -295,9 +295,9 @@ class _Opening:
         return unused
 
     def open_state(self, directions: dict[str, bool]) -> TrainState:
-        """Start at the beginning, or at the position of the checkpoint.
+        """Create the state of a new run, or read that of the checkpoint.
 
-        The global batch of a run stays as it was at its start, for any number of ranks.
+        A resumed run keeps its global batch size, for any number of ranks.
 
         Raises:
             RunError: The run resumes inside an epoch whose data or order have changed.
@@ -321,21 +321,21 @@ class _Opening:
         return state
 
     def _steps_of_epochs(self, state: TrainState) -> int:
-        """Steps done, and those of the epochs that are left, of the data at hand."""
+        """Return the total steps: those done, and those left with the present size of an epoch."""
         per_epoch = math.ceil(len(self.train_data.examples) / state.global_batch_size)
         done = math.ceil(state.examples / state.global_batch_size)
         left = (self.config.epochs - state.current_epoch) * per_epoch - done
         return state.step + max(0, left)
 
     def _compare_with(self, data: dict, args: dict, state: TrainState) -> None:
-        """Compare the data of a resumed run with what it had."""
+        """Compare the data of a resumed run with those of its checkpoint."""
         config = self.config
         now = self.about()["data"]
         same_train = all(now[key] == data[key] for key in ("examples", "train") if key in data)
         if state.examples and not same_train:
             raise RunError(
                 f"{config.train_input}: the data changed during epoch {state.current_epoch} "
-                f"({data['examples']} examples before, {now['examples']} now, or other ones); "
+                f"({data['examples']} examples before, {now['examples']} now, or different ones); "
                 "expected the same until the epoch ends"
             )
         if state.examples and args.get("seed", config.seed) != config.seed:
@@ -350,10 +350,10 @@ class _Opening:
             reason = f"{config.outdir}/best does not exist"
         if reason:
             state.forget_best()
-            self.notes.append(f"{reason}: the next validation is taken to be the best so far")
+            self.notes.append(f"{reason}: the next validation counts as the best so far")
 
     def about(self) -> dict[str, dict]:
-        """What a checkpoint keeps beside the state."""
+        """Return the fields of `SavedRun` other than the state."""
         examples = self.train_data.examples
         data = {
             "examples": len(examples),
@@ -366,12 +366,12 @@ class _Opening:
         """Build the task's optimizer, or AdamW.
 
         Raises:
-            RunError: It needs to be switched between training and evaluation.
+            RunError: It has train() and eval(), as schedule-free optimizers do.
         """
         build = self.task.build_optimizer or build_optimizer
         with user_code("model/optimization.py: build_optimizer fails"):
             optimizer = build(model, self.config.peak_lr, self.config.weight_decay)
-        if hasattr(optimizer, "eval"):  # schedule-free: validation and best/ would be wrong
+        if hasattr(optimizer, "eval"):  # schedule-free: best/ would have the wrong weights
             name = type(optimizer).__name__
             raise RunError(
                 f"model/optimization.py: {name} has other weights in evaluation than in training, "

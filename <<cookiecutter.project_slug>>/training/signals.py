@@ -31,7 +31,7 @@ class StopSignals:
         self._group = group
         self._reason: str | None = None
         self._time = 0.0
-        # A launcher of a single process dies from a signal without forwarding it.
+        # A launcher of a single process exits on a signal without forwarding it.
         self._launcher = os.getppid() if launcher_command() else None
         self._handlers: dict = {}
 
@@ -55,7 +55,7 @@ class StopSignals:
         return self._group.any_rank_at_last_call(is_broken or self._reason is not None)
 
     def stopped(self, outdir: str) -> Stopped:
-        """Build the exception that ends a run which has been saved."""
+        """Build the exception that ends a saved run."""
         reason = next(filter(None, self._group.gather(self._reason)), "a request")
         return Stopped(f"stopped by {reason} and saved; resume with --restore_dir {outdir}/last")
 
@@ -81,8 +81,8 @@ def _is_ignored_hangup(number: int) -> bool:
 def blocked_signals() -> Iterator[None]:
     """Start child processes in this block: they inherit the mask and never see these signals.
 
-    A Ctrl-C or a signal to the process group would otherwise end the loader's workers, and with
-    them the run. A signal that arrives meanwhile is delivered to this process at the end.
+    A Ctrl-C or a signal to the process group would otherwise end the loader's workers, and thereby
+    the run. A signal that arrives inside the block is delivered to this process at its end.
     """
     if not hasattr(signal, "pthread_sigmask"):
         yield
@@ -100,8 +100,8 @@ def blocked_signals() -> Iterator[None]:
 def ended_children() -> Iterator[None]:
     """Kill the child processes that are started in this block and still run at its end.
 
-    Loader processes never see SIGTERM, with which Python ends its children before it waits for
-    them at exit.
+    At exit Python sends SIGTERM to its children and waits for them. Loader processes block SIGTERM,
+    so the wait would not end.
     """
     before = set(multiprocessing.active_children())
     try:

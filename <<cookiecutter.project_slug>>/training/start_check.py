@@ -1,4 +1,4 @@
-"""Run model, scores and checkpoint once before the first step, so that errors come early."""
+"""Run model, scores and checkpoint once, to report errors before the first step."""
 
 import inspect
 import math
@@ -19,14 +19,14 @@ from .loading import load_model
 from .user_code import user_code
 
 SAMPLE = 2  # examples
-ROUND_TRIP = 2**28  # bytes: larger models are not saved and loaded on trial
+ROUND_TRIP = 2**28  # bytes; the trial save and load is skipped for larger models
 
 
 def check_inputs(model: torch.nn.Module, examples: ExampleSet) -> None:
     """Check that `forward` has a parameter for each tensor of a batch.
 
     Raises:
-        RunError: It has not.
+        RunError: A parameter is missing.
     """
     with user_code("model/dataset.py: the first examples cannot be loaded"):
         inputs = model_inputs(examples.batch(list(range(min(SAMPLE, len(examples))))))
@@ -51,15 +51,15 @@ def check_contract(
     """Check what `model/` returns; see model/interface.py.
 
     Args:
-        score_names: Scores that the validation should compute.
+        score_names: Scores that `Scores.compute` has to return.
         is_main: Whether this is the main rank. `save_pretrained` writes nothing on another one.
 
     Returns:
-        Lines for the screen: what is not exact with this model and this data set.
+        Lines to print: results that are not exact with this model and this data set.
 
     Raises:
-        RunError: The loss is missing, no scalar, or not divided by `num_items_in_batch`; a score
-            is missing; or a checkpoint of the model cannot be loaded.
+        RunError: The loss is missing, not a scalar, or not divided by `num_items_in_batch`; a
+            score is missing; or a checkpoint of the model cannot be loaded.
     """
     if not hasattr(model, "save_pretrained") or not hasattr(type(model), "from_pretrained"):
         raise RunError(
@@ -125,7 +125,7 @@ def _check_scores(scores: Scorer, outputs: Any, batch: dict, names: Iterable[str
 
 
 def _check_round_trip(task: Task, model: torch.nn.Module) -> None:
-    """Save and load the model, where it is small and not a stock one."""
+    """Save and load the model, if it is small and not saved in stock form."""
     size = sum(parameter.nbytes for parameter in model.parameters())
     if size > ROUND_TRIP or getattr(model, "saves_stock", False):
         return
@@ -157,7 +157,7 @@ def _inexact(task: Task, examples: ExampleSet) -> list[str]:
     if not task.divides_by_items:
         weight = "target items" if examples.has_num_items else "examples"
         lines.append(
-            f"the loss is taken as a mean over each micro-batch, weighted by its {weight}: add a "
+            f"the loss is treated as a mean over each micro-batch, weighted by its {weight}: add a "
             "parameter num_items_in_batch to Model.forward if it is a mean over something else"
         )
     return lines

@@ -1,4 +1,4 @@
-"""Position and history of a run; with the arguments and the schema, `training_state.json`."""
+"""Position and history of a run, saved with arguments and schema in `training_state.json`."""
 
 import json
 import math
@@ -16,7 +16,7 @@ OPTIMIZER_FILE = "optimizer.safetensors"
 
 @dataclass
 class TrainState:
-    """Everything that the loop remembers besides the weights.
+    """The state of the loop other than weights and optimizer.
 
     Attributes:
         global_batch_size: Examples in a step, over all ranks; fixed when the run starts.
@@ -24,12 +24,12 @@ class TrainState:
         current_epoch: Index of the current epoch, which is the number of completed epochs.
         examples: Examples of the current epoch that have been used: the position in it.
         step: Optimizer steps since the start.
-        scheduler_steps: Those that moved the schedule; float16 skips a step that overflows.
+        scheduler_steps: Steps of the schedule; it does not step when float16 overflows.
         validated_step: Step of the latest validation.
         greater_is_better: Whether larger values of the metric for `best/` are better.
         min_valid_loss: Lowest validation loss so far.
-        best: Scores of the validation at which `best/` was saved, and its key in the log. Without
-            scores, the key is that of the latest validation at which they were forgotten.
+        best: Scores of the validation at which `best/` was saved, and its key in the log. After
+            `forget_best` there are no scores, and the key is that of the latest validation.
         train_loss: This rank's sum of the losses of the current epoch.
         named_losses: The same for further losses that the model returns.
         train_items: Target items of the current epoch, over all ranks.
@@ -63,7 +63,7 @@ class TrainState:
         return self.validated_step == self.step
 
     def is_stuck(self, patience: int | None) -> bool:
-        """Whether the latest `patience` validations brought no improvement: early stopping."""
+        """Return whether the latest `patience` validations had no improvement: early stopping."""
         if patience is None:
             return False
         epochs = list(self.log)
@@ -71,16 +71,16 @@ class TrainState:
         return len(epochs) - since >= patience
 
     def forget_best(self) -> None:
-        """Let the next validation be the best so far; early stopping counts from here."""
+        """Make the next validation the best so far; early stopping counts from here."""
         self.best = {"epoch": next(reversed(self.log), None)}
 
     def is_finished(self, patience: int | None) -> bool:
-        """Whether the last step has been done and validated."""
+        """Return whether the last step is done and validated, or early stopping applies."""
         is_last = self.step >= self.total_steps or self.is_stuck(patience)
         return is_last and self.is_validated
 
     def steps_to_validation(self, valid_steps: int | None) -> int:
-        """Optimizer steps until the next validation; the end of the epoch may come earlier."""
+        """Return the optimizer steps to the next validation; the epoch may end earlier."""
         interval = valid_steps or self.total_steps
         since = self.step % interval
         if since == 0 and not self.is_validated:
@@ -95,7 +95,7 @@ class TrainState:
         self.scheduler_steps += not was_skipped
 
     def add_curve_point(self, loss: float, lr: float) -> None:
-        """Remember a step for the curve; in a long run every second one is dropped, repeatedly."""
+        """Add a point to the curve; when the curve is full, drop every second point."""
         spacing = self.curve[1][0] - self.curve[0][0] if len(self.curve) > 1 else 0
         if not self.curve or self.step - self.curve[-1][0] >= spacing:
             self.curve.append((self.step, loss, lr))
@@ -163,7 +163,7 @@ class SavedRun:
         """Read the file in a checkpoint.
 
         Raises:
-            RunError: It is missing or has another content.
+            RunError: The file is missing or invalid.
         """
         path = folder / STATE_FILE
         try:
@@ -191,8 +191,8 @@ class SavedRun:
     def state_of(self, rank: int, num_ranks: int) -> TrainState:
         """Return the state for one of any number of ranks.
 
-        The sums of losses are kept per rank, so that rounding is the same after a resume; another
-        number of ranks gets their total on rank 0.
+        The sums of losses are kept per rank, so that rounding is the same after a resume. With
+        another number of ranks, rank 0 gets their total.
         """
         losses = self.train_losses
         named = self.named_losses
@@ -207,7 +207,7 @@ class SavedRun:
 
 
 def to_json(content: Any, indent: int) -> str:
-    """Serialize; NaN and infinity, which JSON does not have, become null."""
+    """Serialize. NaN and infinity become null, since JSON has neither."""
     return json.dumps(_finite(content), indent=indent, ensure_ascii=False, allow_nan=False)
 
 

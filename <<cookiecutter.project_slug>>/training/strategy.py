@@ -1,4 +1,4 @@
-"""How a model is spread over devices: DDP, FSDP2, or ZeRO of DeepSpeed in zero.py."""
+"""Distribute a model over devices: one device, DDP or FSDP2 here, ZeRO in zero.py."""
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -16,7 +16,7 @@ class Strategy:
     """One device, DDP or FSDP2, as Accelerate was configured.
 
     Attributes:
-        can_probe_memory: Whether a backward pass may be tried before the first step.
+        can_probe_memory: Whether a backward pass is possible before the first step.
     """
 
     can_probe_memory = True
@@ -29,7 +29,7 @@ class Strategy:
     ) -> tuple[nn.Module, Optimizer]:
         """Wrap or shard the model.
 
-        The optimizer comes back without Accelerate's wrapper, which searches the disk for a
+        The optimizer is returned without Accelerate's wrapper, which searches the disk for a
         package in each step.
 
         Args:
@@ -66,7 +66,7 @@ class Strategy:
     def load_optimizer_state(
         self, model: nn.Module, optimizer: Optimizer, state: OptimizerState
     ) -> None:
-        """Give each rank its part of a full state.
+        """Load a full state of the optimizer; each rank keeps its part.
 
         Raises:
             KeyError: It is the state of another model.
@@ -75,7 +75,7 @@ class Strategy:
 
     @contextmanager
     def full_parameters(self, model: nn.Module, is_needed: bool) -> Iterator[None]:
-        """Hold all weights on each rank, so that ranks can generate independently."""
+        """Gather all weights on each rank, so that ranks can generate independently."""
         shards = [m for m in model.modules() if isinstance(m, FSDPModule)] if is_needed else []
         for shard in shards:
             shard.set_reshard_after_forward(False, recurse=False)
@@ -94,9 +94,9 @@ class Strategy:
 def _hidden_embeddings(model: nn.Module) -> Iterator[None]:
     """Hide the methods by which Accelerate finds the embeddings.
 
-    It shards them separately, which torch refuses where more than two modules share a weight, as
-    in BART, and which fails where a model does not implement the methods. Hidden, the embeddings
-    are sharded with the model itself.
+    Accelerate shards them separately. torch rejects this if more than two modules share a weight,
+    as in BART, and it fails for a model without the methods. With the methods hidden, the
+    embeddings are sharded together with the rest of the model.
     """
     model.get_input_embeddings = lambda: None  # type: ignore[assignment]
     model.get_output_embeddings = lambda: None  # type: ignore[assignment]

@@ -1,4 +1,4 @@
-"""Errors of the files in model/ as one sentence, with their place."""
+"""Report errors raised in model/ as one sentence, with file and line."""
 
 import traceback
 from collections.abc import Iterator
@@ -15,9 +15,9 @@ FOLDER = Path(model.__file__).parent
 
 @contextmanager
 def user_code(what: str) -> Iterator[None]:
-    """Raise what the user's code raises as a RunError that begins with `what`.
+    """Convert an exception of the user's code to a RunError that begins with `what`.
 
-    Running out of memory is no fault of the code.
+    Out-of-memory errors are not converted: they are not errors of the code.
     """
     try:
         yield
@@ -28,7 +28,7 @@ def user_code(what: str) -> Iterator[None]:
 
 
 def describe(error: Exception) -> str:
-    """Return the kind of an error, its first line, and the last line of model/ on the way to it."""
+    """Return the type of an error, its first line, and the last line of model/ in its traceback."""
     lines = str(error).strip().splitlines()
     reason = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
     frames = traceback.extract_tb(error.__traceback__)

@@ -23,7 +23,7 @@ from .optimizer_state import OptimizerState
 from .strategy import Strategy
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
-# Printed in each step: DeepSpeed uses names that torch will remove.
+# Deprecation warnings of torch that DeepSpeed causes in each step.
 warnings.filterwarnings("ignore", "`torch.distributed", FutureWarning)
 
 
@@ -31,7 +31,7 @@ class ZeroStrategy(Strategy):
     """ZeRO-2 or ZeRO-3.
 
     Raises:
-        RunError: float16, offloading, or another optimizer than AdamW was asked for.
+        RunError: float16, offloading, or an optimizer other than AdamW was requested.
     """
 
     can_probe_memory = False  # the engine allows no backward pass outside of a step
@@ -42,14 +42,14 @@ class ZeroStrategy(Strategy):
             raise RunError("mixed_precision fp16: with DeepSpeed, train in bf16")
         plugin = accelerator.state.deepspeed_plugin
         if {plugin.offload_optimizer_device, plugin.offload_param_device} - {None, "none"}:
-            # Its optimizer on the CPU would not skip a step that is not finite.
-            raise RunError("DeepSpeed: offloading is not supported; expected devices of none")
+            # DeepSpeed's CPU optimizer would not skip a step that is not finite.
+            raise RunError("DeepSpeed: offloading is not supported; expected the device none")
         plugin.deepspeed_config.update(
             train_micro_batch_size_per_gpu=1,  # required; only used to count samples
             gradient_accumulation_steps=1,  # the engine would divide the loss by it once more
             gradient_clipping=max_grad_norm,
-            # DeepSpeed's own bf16 has no autocast: even the loss would be computed in it, and
-            # weights that are communicated in bf16 would be saved in it, too.
+            # DeepSpeed's own bf16 mode has no autocast: the loss would be computed in bf16 as
+            # well. Weights communicated in bf16 would also be saved in bf16.
             bf16={"enabled": False},
             torch_autocast={
                 "enabled": accelerator.mixed_precision == "bf16",
@@ -61,7 +61,7 @@ class ZeroStrategy(Strategy):
     def prepare(
         self, model: nn.Module, optimizer: Optimizer, unused: list[str]
     ) -> tuple[nn.Module, Optimizer]:
-        """Build the engine. Its optimizer keeps Accelerate's wrapper: `backward` steps, too."""
+        """Build the engine. The optimizer keeps Accelerate's wrapper: `backward` also steps it."""
         if not isinstance(optimizer, torch.optim.AdamW):
             raise RunError(
                 f"DeepSpeed with {type(optimizer).__name__}: not supported; expected AdamW"
@@ -102,7 +102,7 @@ class ZeroStrategy(Strategy):
 
 
 def _make_state(optimizer: Any) -> None:
-    """Make the state of AdamW before its first step: a run may load or save it before that."""
+    """Create the state of AdamW before its first step, so that it can be loaded or saved."""
     optimizer = optimizer.optimizer
     is_zero3 = hasattr(optimizer, "fp32_partitioned_groups_flat")
     for part in (
@@ -120,7 +120,7 @@ def _make_state(optimizer: Any) -> None:
 def _set(parameter: nn.Parameter, value: Tensor, key: str) -> None:
     if not hasattr(parameter, "ds_tensor"):
         return safe_set_full_optimizer_state(parameter, value, key)
-    # That fails in ZeRO-3 for a size that the number of ranks does not divide.
+    # safe_set_full_optimizer_state fails in ZeRO-3 if the number of ranks does not divide the size.
     size = parameter.ds_tensor.numel()
     rank = torch.distributed.get_rank()
     padding = size * torch.distributed.get_world_size() - value.numel()

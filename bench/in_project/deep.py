@@ -1,4 +1,4 @@
-"""Time the first batch of an epoch, at its start and at 99 % of it.
+"""Time the first batch at the start of an epoch, and the first batch at 99 % of it.
 
 python deep.py TRAIN_INPUT BASE_MODEL      (called by scale.py, in the folder of a project)
 """

@@ -2,12 +2,12 @@
 
 python loop.py ARGUMENTS OF train.py      (called by scale.py, in the folder of a project)
 
-One bare loop clips gradients, the other does not. All three compute the same step one after
-another, in an order that changes from step to step: whatever else the machine does affects all
-alike, and none is always the one that finds memory allocated in its sizes.
+One bare loop clips gradients, the other does not. All three compute each step one after another, in
+an order that changes from step to step, so that other load of the machine and the state of the
+memory allocator affect all of them equally.
 
-Prints the milliseconds of a bare step, and the loop's additional time as a share of it, without
-clipping in the bare loop and with it: the medians of parts of the run.
+Prints the milliseconds of a bare step, and the additional time of train.py as a fraction of it,
+compared with the bare loop without clipping and with it: the medians of parts of the run.
 """
 
 import contextlib
@@ -61,11 +61,11 @@ class Comparison:
         self.seconds.append({})
         self._run_bare(order[:position], run, step)
         self._rest = order[position + 1 :]
-        self._start += time.perf_counter() - made  # the time of the bare loops is not the loop's
+        self._start += time.perf_counter() - made  # exclude the time of the bare loops
         return self._train_step(run, replace(step, micro_batches=iter(self._micro_batches)))
 
     def save_point(self, run: Run, is_due: bool = False) -> None:
-        """The last call of the loop's step; validation calls it, too."""
+        """Record the end of a step; validation also calls this."""
         self._save_point(run, is_due)
         if self._step is None:
             return

@@ -1,4 +1,4 @@
-"""Time the order of an epoch of so many examples.
+"""Time the computation of the order of an epoch.
 
 python order.py EXAMPLES      (called by scale.py, in the folder of a project)
 """

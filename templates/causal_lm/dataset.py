@@ -18,7 +18,7 @@ from .configuration import BASE_MODEL
 
 # Arguments of generate_dataset that train.py offers on its command line.
 OPTIONS: dict[str, dict] = {
-    "text_column": {"default": "text", "help": "column of both files"},
+    "text_column": {"default": "text", "help": "column of the texts"},
     "separate_documents": {"action": "store_true", "help": "mask attention across documents"},
 }
 
@@ -26,11 +26,11 @@ OPTIONS: dict[str, dict] = {
 class Dataset(torch.utils.data.Dataset):
     """Blocks of tokens.
 
-    A block begins with the last token of the one before, so that every token but the very first
-    is predicted exactly once. The last block may be shorter.
+    A block begins with the last token of the previous block, so that every token except the first
+    of the file is predicted exactly once. The last block may be shorter.
 
     Attributes:
-        lengths: Tokens of each block, shape (n,); like lengths are batched together.
+        lengths: Tokens of each block, shape (n,); blocks of similar length are batched together.
         num_items: Tokens to predict in each block, shape (n,); the loss is averaged over these.
         schema: How the file was read: arguments with which `generate_dataset` reads another file
             in the same way.
@@ -70,19 +70,19 @@ class Dataset(torch.utils.data.Dataset):
         length = self.lengths[index]
         ids = torch.from_numpy(self._tokens(begin, length))
         labels = ids.clone()
-        labels[0] = -100  # nothing stands before it; transformers.Trainer counts what is not -100
+        labels[0] = -100  # not predicted; transformers.Trainer counts labels other than -100
         if not self.schema["separate_documents"]:
             return {"input_ids": ids, "labels": labels}
         first, last = np.searchsorted(self.documents, [begin + 1, begin + length])
         starts = np.concatenate([[0], self.documents[first:last] - begin])
         labels[starts] = -100
-        # Where positions begin again, transformers lets attention begin again.
+        # transformers masks attention across the points where positions start at 0 again.
         positions = np.arange(length)
         positions -= np.repeat(starts, np.diff(starts, append=length))
         return {"input_ids": ids, "labels": labels, "position_ids": torch.from_numpy(positions)}
 
     def _tokens(self, begin: int, length: int) -> np.ndarray:
-        """Read a slice of the joined texts, which lie in chunks, without leaving the disk map."""
+        """Read a slice of the joined texts from the chunks of the memory-mapped table."""
         column = self.rows.data.column("input_ids")
         parts: list[np.ndarray] = []
         chunk = int(np.searchsorted(self.starts, begin, side="right")) - 1
@@ -94,7 +94,7 @@ class Dataset(torch.utils.data.Dataset):
         return np.concatenate(parts).astype(np.int64)
 
     def collate(self, examples: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-        """Pad to the longest block, on the right: (batch, length)."""
+        """Pad on the right to the longest block: tensors of shape (batch, length)."""
         fill = {"input_ids": self.tokenizer.pad_token_id or 0, "labels": -100, "position_ids": 0}
         return {key: pad(examples, key, fill[key])[0] for key in examples[0]}
 
@@ -121,14 +121,14 @@ def generate_dataset(
     Args:
         path: A source that `read_table` reads, with a document per row; or plain text, which is
             one document without end-of-sequence.
-        tokenizer: The base model's own when not given.
+        tokenizer: Default: that of the default base model.
         max_len: Tokens in a block, at least 2.
         text_column: The column that holds the text.
         separate_documents: Whether attention is masked across documents. The first token of each
-            is then no target.
+            document is then not a target.
 
     Raises:
-        DataError: The file cannot be read or holds no token to predict, or the tokenizer has no
+        DataError: The file cannot be read or has fewer than two tokens, or the tokenizer has no
             end-of-sequence token.
     """
     tokenizer = tokenizer or AutoTokenizer.from_pretrained(BASE_MODEL)
@@ -148,5 +148,5 @@ def generate_dataset(
     schema = {"text_column": text_column, "separate_documents": separate_documents}
     dataset = Dataset(rows, schema, tokenizer, max_len)
     if dataset.num_items.sum() == 0:
-        raise DataError(f"{path}: fewer than two tokens; expected text to learn from")
+        raise DataError(f"{path}: fewer than two tokens; expected text")
     return dataset

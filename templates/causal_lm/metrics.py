@@ -16,7 +16,7 @@ OPTIONS: dict[str, dict] = {
     "max_new_tokens": {
         "type": int,
         "default": 32,
-        "help": "tokens to generate for each text of samples.txt (0: none)",
+        "help": "tokens to generate for each text of samples.txt; 0 for none",
     },
 }
 SAMPLES = 4  # texts in samples.txt
@@ -24,7 +24,7 @@ PROMPT = 32  # maximum number of tokens of their prompts
 
 
 class Scores:
-    """Perplexity, the exponential of the loss per token; and a few greedy continuations."""
+    """Perplexity (the exponential of the loss per token), and a few greedy continuations."""
 
     def __init__(
         self,

@@ -39,7 +39,7 @@ class Model(Wrapper, WrapperGenerationMixin):
         Args:
             input_ids: Token ids, shape (batch, length).
             attention_mask: 1 for tokens, 0 for padding, shape (batch, length).
-            labels: The token ids again, shape (batch, length), -100 where no loss is computed.
+            labels: The same token ids, shape (batch, length), or -100 where no loss is computed.
                 They are shifted by one here, so the first column is never a target.
             num_items_in_batch: Divisor of the summed loss: the targets of the global batch.
                 Defaults to those of this batch, which makes the loss their mean.
@@ -53,7 +53,7 @@ class Model(Wrapper, WrapperGenerationMixin):
         kwargs.update(input_ids=input_ids, attention_mask=attention_mask)
         if labels is None:
             return self.lm(**kwargs)
-        kwargs.setdefault("use_cache", False)  # a cache would undo separate documents
+        kwargs.setdefault("use_cache", False)  # with a cache, attention would cross documents
         head = self.lm.get_output_embeddings()
         if isinstance(head, LinearHead) and not return_logits:
             outputs = self.lm.base_model(**kwargs)
@@ -65,7 +65,7 @@ class Model(Wrapper, WrapperGenerationMixin):
             )
         outputs = self.lm(**kwargs)
         outputs.loss = cross_entropy(outputs.logits, labels, num_items_in_batch)
-        if outputs.get("aux_loss") is not None:  # of a mixture of experts that is to be balanced
+        if outputs.get("aux_loss") is not None:  # load-balancing loss of a mixture of experts
             here = num_targets(labels)
             share = 1 if num_items_in_batch is None else here / num_items_in_batch
             outputs.loss += self.lm.config.router_aux_loss_coef * share * outputs.aux_loss
@@ -103,7 +103,7 @@ class Model(Wrapper, WrapperGenerationMixin):
             )
 
     def check_documents(self) -> None:
-        """Check that separate documents in a row are kept apart; see `base.check_documents`."""
+        """Check that attention does not cross documents in a row; see `base.check_documents`."""
         check_documents(self.lm, "separate_documents")
 
 

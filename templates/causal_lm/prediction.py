@@ -1,4 +1,4 @@
-"""From prompts to their continuations: the work of predict.py."""
+"""Generate continuations of prompts, for predict.py."""
 
 from collections import defaultdict
 
@@ -36,7 +36,7 @@ class Predictor:
 
     Attributes:
         columns: The column of the text in the training data.
-        notes: Lines about limits that were set here.
+        notes: Lines to print about reduced limits.
     """
 
     def __init__(
@@ -58,9 +58,9 @@ class Predictor:
         self.room = self._room(max_len, self.options.get("max_new_tokens", 0))
         end = tokenizer.sep_token_id if tokenizer.eos_token_id is None else tokenizer.eos_token_id
         start = tokenizer.bos_token_id
-        self.pad_token_id = tokenizer.pad_token_id or 0  # any token will do, it is masked
+        self.pad_token_id = tokenizer.pad_token_id or 0  # any token: it is masked
         self.default = end if start is None else start
-        marks = tokenizer("").input_ids  # that the tokenizer adds to any text
+        marks = tokenizer("").input_ids  # special tokens that the tokenizer adds to any text
         self.added_end = marks[-1:] == [end]
         self.head = len(marks) - self.added_end
         self.pads = self._ignores_padding()
@@ -78,7 +78,7 @@ class Predictor:
         return [{"prediction": predictions[index]} for index in range(len(texts))]
 
     def _room(self, max_len: int, max_new_tokens: int) -> int:
-        """Return the maximum number of tokens of a prompt: positions must suffice for all."""
+        """Return the maximum tokens of a prompt, so that the new tokens also have positions."""
         positions = getattr(self.model.config, "max_position_embeddings", None)
         room = max_len if positions is None else min(max_len, positions - max_new_tokens)
         if room < 1:
@@ -93,7 +93,7 @@ class Predictor:
         return room
 
     def _prompt(self, text: str) -> list[int]:
-        """Tokenize a text as in training, but without an end mark."""
+        """Tokenize a text as in training, but without an EOS token."""
         ids = self.tokenizer(text, verbose=False).input_ids
         ids = ids[:-1] if self.added_end else ids
         head = ids[: self.head]
@@ -103,7 +103,7 @@ class Predictor:
 
     def _continue(self, prompts: list[list[int]]) -> list[str]:
         length = max(map(len, prompts))
-        # On the left: new tokens are put behind the last column.
+        # Padding is on the left, since new tokens are appended to the last column.
         padded = [[self.pad_token_id] * (length - len(ids)) + ids for ids in prompts]
         masks = [[0] * (length - len(ids)) + [1] * len(ids) for ids in prompts]
         outputs = self._generate(padded, masks, **self.options)
@@ -118,7 +118,7 @@ class Predictor:
         )
 
     def _ignores_padding(self) -> bool:
-        """Whether padding on the left leaves the logits of a prompt as they are."""
+        """Return whether padding on the left leaves the logits of a prompt unchanged."""
         options = {"max_new_tokens": 1, "do_sample": False, "num_beams": 1}
         options |= {"output_logits": True, "return_dict_in_generate": True}
         ids = [1, 2, 1]

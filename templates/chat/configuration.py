@@ -6,10 +6,10 @@ BASE_MODEL = "<< cookiecutter.base_model >>"
 
 
 class ModelConfig(WrapperConfig):
-    """A base decoder, see `WrapperConfig`, and where its answers end.
+    """A base decoder: see `WrapperConfig`.
 
     Args:
-        end_ids: Tokens that end an answer. Generation stops at these, and at those of the base
+        end_ids: Tokens that end an answer. Generation stops at these and at those of the base
             model.
     """
 

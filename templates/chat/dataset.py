@@ -26,21 +26,21 @@ from .configuration import BASE_MODEL
 
 # Arguments of generate_dataset that train.py offers on its command line.
 OPTIONS: dict[str, dict] = {
-    "messages_column": {"help": "column of both files (default: messages, if there is one)"},
-    "prompt_column": {"default": "prompt", "help": "column of files without messages"},
-    "completion_column": {"default": "completion", "help": "column of files without messages"},
+    "messages_column": {"help": "column of the messages (default: messages, if it exists)"},
+    "prompt_column": {"default": "prompt", "help": "column of the prompts"},
+    "completion_column": {"default": "completion", "help": "column of the completions"},
     "targets": {
         "choices": ["all", "last"],
         "default": "all",
-        "help": "compute the loss on all answers, or on the last of each conversation",
+        "help": "compute the loss on all answers or on the last one of a conversation",
     },
     "packing": {
         "action": "store_true",
-        "help": "put several conversations into a row, without attention between them",
+        "help": "pack conversations into rows of --max_len tokens, with masked attention",
     },
     "drop_without_target": {
         "action": "store_true",
-        "help": "leave out conversations of which --max_len cuts off all answers",
+        "help": "leave out conversations whose answers are all truncated",
     },
 }
 MESSAGES = "messages"
@@ -52,15 +52,14 @@ class Schema:
 
     Attributes:
         messages_column: The column that holds lists of messages. Default: `messages`, if the file
-            has it.
-        prompt_column: Otherwise the column of the prompt: a text, or messages.
-        completion_column: And that of what follows it: a text, or messages.
-        targets: Answers to learn: all, or the last of each conversation. Those of a prompt are no
-            targets.
-        packing: Whether several conversations are put into a row.
-        drop_without_target: Whether conversations are left out of which `max_len` cuts off all
-            targets.
-        end_ids: Tokens that end an answer. Default: those found in the file.
+            has this column; otherwise the file has prompts and completions.
+        prompt_column: The column that holds the prompt: a text, or a list of messages.
+        completion_column: The column that holds the completion: a text, or a list of messages.
+        targets: The answers that are targets: "all", or the "last" one of each conversation.
+            Answers in a prompt are not targets.
+        packing: Whether conversations are packed into rows of up to `max_len` tokens.
+        drop_without_target: Whether conversations whose targets are all truncated are left out.
+        end_ids: Tokens that end an answer. Default: those in the file.
     """
 
     messages_column: str | None = None
@@ -72,10 +71,10 @@ class Schema:
     end_ids: list[int] = dataclasses.field(default_factory=list)
 
     def columns_in(self, path: Source) -> list[str]:
-        """Return the columns to read: of the messages, or of prompt and completion.
+        """Return the columns to read: the messages, or prompt and completion.
 
         Raises:
-            DataError: The file has both, or neither.
+            DataError: The file has both kinds of columns, or neither.
         """
         if self.messages_column is not None:
             return [self.messages_column]
@@ -97,16 +96,16 @@ class Schema:
 
 
 class Dataset(torch.utils.data.Dataset):
-    """Tokenized conversations; with `packing`, rows of several.
+    """Tokenized conversations or, with `packing`, rows of several conversations.
 
     Attributes:
-        lengths: Tokens of each example, shape (n,); like lengths are batched together.
+        lengths: Tokens of each example, shape (n,); examples of similar length are batched together.
         num_items: Target tokens of each example, shape (n,); the loss is averaged over these.
         schema: How the file was read: arguments with which `generate_dataset` reads another file
             in the same way.
-        checksums: Checksum of each example, shape (n,); by these, examples are held out.
+        checksums: Checksum of each example, shape (n,), which decides whether it is held out.
         fingerprint: Hash of the tokens, the same on every machine.
-        notes: Lines about what was chosen or left out.
+        notes: Lines to print about the chat template and omitted conversations.
     """
 
     def __init__(
@@ -124,7 +123,7 @@ class Dataset(torch.utils.data.Dataset):
         self.rows = rows
         self.input_ids = column(rows, "input_ids")
         self.labels = column(rows, "labels")
-        # Example i has the conversations order[bounds[i]:bounds[i + 1]].
+        # Example i consists of the conversations order[bounds[i]:bounds[i + 1]].
         self.order = np.flatnonzero(num_items)
         self.bounds = np.arange(len(self.order) + 1)
         if schema.packing:
@@ -139,7 +138,7 @@ class Dataset(torch.utils.data.Dataset):
         self.fingerprint = zlib.crc32(repr(self.schema).encode(), fingerprint(rows))
         self.tokenizer = tokenizer
         self.notes = list(notes)
-        self.cut = f"--max_len {max_len} cuts {is_cut.sum():,} of {len(rows):,} conversations"
+        self.cut = f"--max_len {max_len} truncates {is_cut.sum():,} of {len(rows):,} conversations"
         self.cut += f" ({is_cut.mean():.1%})"
 
     def __len__(self) -> int:
@@ -150,17 +149,17 @@ class Dataset(torch.utils.data.Dataset):
         parts = self.input_ids[members]
         example = {"input_ids": torch.cat(parts), "labels": torch.cat(self.labels[members])}
         if self.schema["packing"]:
-            # Where positions begin again, transformers lets attention begin again.
+            # transformers masks attention across the points where positions start at 0 again.
             example["position_ids"] = torch.cat([torch.arange(len(part)) for part in parts])
         return example
 
     def collate(self, examples: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-        """Pad to the longest example, on the right: (batch, length)."""
+        """Pad on the right to the longest example: tensors of shape (batch, length)."""
         fill = {"input_ids": self.tokenizer.pad_token_id or 0, "labels": -100, "position_ids": 0}
         return {key: pad(examples, key, fill[key])[0] for key in examples[0]}
 
     def describe(self) -> Iterator[str]:
-        """Yield lines about truncation, and that show a few examples."""
+        """Yield a line about truncation, and a few examples."""
         yield f"  {self.cut}"
         yield from describe_examples(self, self._decode)
 
@@ -171,9 +170,9 @@ class Dataset(torch.utils.data.Dataset):
 
 
 def pack(lengths: np.ndarray, room: int) -> list[list[int]]:
-    """Put items into packs of at most `room`: the longest first, each where it fits best."""
+    """Distribute items among packs of at most `room` tokens by best-fit decreasing."""
     packs: list[list[int]] = []
-    by_room: dict[int, list[int]] = {}  # packs by the room that is left in them
+    by_room: dict[int, list[int]] = {}  # numbers of packs, by the room left in them
     rooms: list[int] = []  # the keys of by_room, sorted
     for item in np.argsort(-lengths, kind="stable").tolist():
         length = int(lengths[item])
@@ -204,7 +203,7 @@ def encode_row(
     targets: str,
     max_len: int,
 ) -> dict[str, Any]:
-    """Tokenize a row of the file; `fault` is what is wrong with it."""
+    """Tokenize a row of the file. `fault` is the error, or an empty text."""
     try:
         messages, answers = as_conversation(row)
         answers = answers[-1:] if targets == "last" else answers
@@ -230,13 +229,14 @@ def generate_dataset(
 
     Args:
         path: A JSON, CSV, TSV or Parquet file, or another source: see `read_table`.
-        tokenizer: The base model's own when not given. If it has no chat template, it gets one.
-        max_len: Longer conversations are cut to this many tokens; and tokens in a row of several.
+        tokenizer: Default: that of the default base model. If it has no chat template, it is given
+            `DEFAULT_TEMPLATE`.
+        max_len: Longer conversations are truncated to this many tokens, at the end.
         schema: Attributes of `Schema`.
 
     Raises:
-        DataError: The file cannot be read, a row is no conversation, the chat template does not
-            fit, or a conversation has no target left.
+        DataError: The file cannot be read, a row is malformed, the chat template cannot be used for
+            it, or truncation removes all targets of a conversation.
     """
     tokenizer = tokenizer or AutoTokenizer.from_pretrained(BASE_MODEL)
     notes = use_template(tokenizer)
@@ -268,17 +268,17 @@ def generate_dataset(
 def _check_targets(
     path: Source, rows: datasets.Dataset, schema: Schema, max_len: int
 ) -> Iterator[str]:
-    """Yield a line about conversations without a target.
+    """Yield a line about conversations without targets.
 
     Raises:
-        DataError: They are not to be left out, or there are no others.
+        DataError: They may not be left out, or no other conversations remain.
     """
     empty = np.flatnonzero(rows.data.column("num_items").to_numpy() == 0)
     if len(empty) == 0:
         return
     found = (
-        f"--max_len {max_len} cuts off all targets of {len(empty):,} of {len(rows):,} "
-        f"conversations, first {locate_row(path, int(empty[0]))}"
+        f"--max_len {max_len} truncates all targets of {len(empty):,} of {len(rows):,} "
+        f"conversations, the first at {locate_row(path, int(empty[0]))}"
     )
     if len(empty) == len(rows):
         raise DataError(f"{path}: {found}; expected a larger --max_len")
@@ -296,7 +296,7 @@ def _end_ids(
     """Return the tokens that end the answers.
 
     Raises:
-        DataError: One is not known: generation would not stop there.
+        DataError: One is not in `known`: generation would not stop there.
     """
     ends = pc.list_flatten(rows.data.column("ends"))
     found = pc.unique(ends).to_pylist()

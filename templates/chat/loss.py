@@ -11,7 +11,7 @@ LOGITS_AT_ONCE = 2**25  # 128 MiB in float32
 
 
 def num_targets(labels: Tensor) -> Tensor:
-    """Count the targets: labels that are not -100, but for the first column."""
+    """Count the targets: labels other than -100, without the first column."""
     return (labels[:, 1:] != -100).sum()
 
 
@@ -22,8 +22,8 @@ def cross_entropy(
 
     Args:
         logits: Shape (batch, length, vocabulary).
-        labels: Token ids, shape (batch, length); -100 is ignored. Each label is predicted by the
-            logits one place before it.
+        labels: Token ids, shape (batch, length); -100 is ignored. The logits at position i predict
+            the label at position i + 1.
     """
     if num_items_in_batch is None:
         num_items_in_batch = num_targets(labels)
@@ -60,10 +60,10 @@ class LinearHead(nn.Linear):
 
 
 class _LinearLoss(torch.autograd.Function):
-    """Compute logits of a few rows at a time, and replace them by their gradient.
+    """Compute the logits of a few rows at a time, and overwrite them with their gradient.
 
-    The method of the fused linear cross entropy in Hsu et al., "Liger Kernel" (2024). Unlike
-    gradient checkpointing of the head, it computes nothing twice.
+    This is the fused linear cross entropy of Hsu et al., "Liger Kernel" (2024). Unlike gradient
+    checkpointing of the head, it computes the logits only once.
     """
 
     @staticmethod

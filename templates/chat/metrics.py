@@ -17,14 +17,14 @@ OPTIONS: dict[str, dict] = {
     "max_new_tokens": {
         "type": int,
         "default": 64,
-        "help": "tokens to generate for each answer of samples.txt (0: none)",
+        "help": "tokens to generate for each answer of samples.txt; 0 for none",
     },
 }
 SAMPLES = 4  # conversations in samples.txt
 
 
 class Scores:
-    """Perplexity, the exponential of the loss per target token; and a few greedy answers."""
+    """Perplexity (the exponential of the loss per target token), and a few greedy answers."""
 
     def __init__(
         self,
@@ -49,7 +49,7 @@ class Scores:
 
     def reset(self) -> None:
         """Start a validation."""
-        self.conversations: list[tuple[torch.Tensor, torch.Tensor]] = []  # up to an answer, answer
+        self.conversations: list[tuple[torch.Tensor, torch.Tensor]] = []  # prompt, answer
         self.samples: list[tuple[str, str, str]] = []
 
     def update(self, outputs: Any, batch: dict[str, Any]) -> None:
@@ -81,10 +81,10 @@ class Scores:
 
 
 def last_answers(example: dict[str, torch.Tensor]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Yield for each conversation of an example the tokens before its last answer, and the answer.
+    """Yield the tokens before the last answer, and the answer, for each conversation of an example.
 
     Args:
-        example: Values of shape (length,). Where `position_ids` are 0, a conversation begins.
+        example: Values of shape (length,). A conversation begins where `position_ids` are 0.
     """
     ids = example["input_ids"]
     is_target = example["labels"] != -100

@@ -40,7 +40,7 @@ class Model(Wrapper, WrapperGenerationMixin):
         Args:
             input_ids: Token ids, shape (batch, length).
             attention_mask: 1 for tokens, 0 for padding, shape (batch, length).
-            labels: The token ids of the answers, shape (batch, length), -100 elsewhere.
+            labels: The token ids of the answers, shape (batch, length), or -100 elsewhere.
                 They are shifted by one here, so the first column is never a target.
             num_items_in_batch: Divisor of the summed loss: the targets of the global batch.
                 Defaults to those of this batch, which makes the loss their mean.
@@ -54,7 +54,7 @@ class Model(Wrapper, WrapperGenerationMixin):
         kwargs.update(input_ids=input_ids, attention_mask=attention_mask)
         if labels is None:
             return self.lm(**kwargs)
-        kwargs.setdefault("use_cache", False)  # a cache would undo packing
+        kwargs.setdefault("use_cache", False)  # with a cache, attention would cross conversations
         head = self.lm.get_output_embeddings()
         if isinstance(head, LinearHead) and not return_logits:
             outputs = self.lm.base_model(**kwargs)
@@ -66,14 +66,14 @@ class Model(Wrapper, WrapperGenerationMixin):
             )
         outputs = self.lm(**kwargs)
         outputs.loss = cross_entropy(outputs.logits, labels, num_items_in_batch)
-        if outputs.get("aux_loss") is not None:  # of a mixture of experts that is to be balanced
+        if outputs.get("aux_loss") is not None:  # load-balancing loss of a mixture of experts
             here = num_targets(labels)
             share = 1 if num_items_in_batch is None else here / num_items_in_batch
             outputs.loss += self.lm.config.router_aux_loss_coef * share * outputs.aux_loss
         return outputs
 
     def stop_at(self, end_ids: list[int]) -> None:
-        """Let generation stop at tokens that end an answer, and where the base model stops."""
+        """Add the tokens that end an answer to those at which generation stops."""
         settings = self.lm.generation_config
         if not end_ids or settings is None:
             return
@@ -114,7 +114,7 @@ class Model(Wrapper, WrapperGenerationMixin):
             )
 
     def check_documents(self) -> None:
-        """Check that conversations in a row are kept apart; see `base.check_documents`."""
+        """Check the attention between conversations in a row; see `base.check_documents`."""
         check_documents(self.lm, "packing")
 
 

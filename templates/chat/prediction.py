@@ -1,4 +1,4 @@
-"""From conversations to answers: the work of predict.py."""
+"""Generate answers in conversations, for predict.py."""
 
 import json
 from collections import defaultdict
@@ -39,13 +39,13 @@ class Predictor:
     """Answer conversations.
 
     Args:
-        max_len: Of a longer conversation, the oldest turns are left out.
+        max_len: The oldest messages of longer conversations are left out.
         schema: How the training data were read.
         options: Arguments of `generate`; None if not given.
 
     Attributes:
-        columns: The column of the messages, or of a prompt, in the training data.
-        notes: Lines about what was set here.
+        columns: The column of the messages or of the prompt in the training data.
+        notes: Lines to print about the chat template.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class Predictor:
         self.notes = use_template(tokenizer)
         self.decode = Decoder(tokenizer, model.generation_config)
         self.room = self._room(max_len, self.options.get("max_new_tokens", 0))
-        self.pad_token_id = tokenizer.pad_token_id or 0  # any token will do, it is masked
+        self.pad_token_id = tokenizer.pad_token_id or 0  # any token: it is masked
         ends = model.generation_config.eos_token_id
         self.ends = {*ends} if isinstance(ends, list) else {ends}
         self.pads = self._ignores_padding()
@@ -89,10 +89,10 @@ class Predictor:
         return rows
 
     def __call__(self, texts: Sequence[Any]) -> list[dict]:
-        """Return the `prediction` for each conversation or prompt: its answer.
+        """Return the `prediction` for each conversation or prompt: the next answer.
 
-        An answer that stands at the end of a conversation is not looked at. `messages_left_out`
-        counts the oldest messages, if they did not fit.
+        An answer at the end of a conversation is ignored. If a conversation exceeds `max_len`, its
+        oldest messages are left out, and `messages_left_out` is their number.
         """
         found = [self._prompt(to_answer(self.columns[0], text)) for text in texts]
         together: dict[int, list[int]] = defaultdict(list)
@@ -112,7 +112,7 @@ class Predictor:
         return Conversation(self)
 
     def answer(self, messages: list[Message], show: Callable[[str], object]) -> str:
-        """Return the answer to messages; show it in pieces as it is generated."""
+        """Return the answer to messages; pass it to `show` while it is generated."""
         prompt, left_out = self._prompt(messages)
         if left_out:
             show(f"({left_out} messages no longer fit, and are left out) ")
@@ -121,7 +121,7 @@ class Predictor:
         outputs = self._generate(
             [prompt],
             [[1] * len(prompt)],
-            streamer=None if beams > 1 else streamer,  # of beams, the best is known at the end
+            streamer=None if beams > 1 else streamer,  # the best beam is chosen at the end
             **self.options,
         )
         (answer,) = self._decode(outputs[:, len(prompt) :])
@@ -129,7 +129,7 @@ class Predictor:
         return answer
 
     def _room(self, max_len: int, max_new_tokens: int) -> int:
-        """Return the maximum number of tokens of a prompt: positions must suffice for all."""
+        """Return the maximum tokens of a prompt, so that the new tokens also have positions."""
         positions = getattr(self.model.config, "max_position_embeddings", None)
         room = max_len if positions is None else min(max_len, positions - max_new_tokens)
         if room < 1:
@@ -139,10 +139,10 @@ class Predictor:
         return room
 
     def _prompt(self, messages: list[Message]) -> tuple[list[int], int]:
-        """Render and tokenize messages as in training, up to an answer.
+        """Render and tokenize messages as in training, with the beginning of an answer.
 
         Returns:
-            Token ids, and how many of the oldest messages are left out so that they fit.
+            Token ids, and the number of the oldest messages that are left out to fit.
 
         Raises:
             DataError: The chat template does not accept them, or the last of them is too long.
@@ -161,7 +161,7 @@ class Predictor:
 
     def _answer(self, prompts: list[list[int]]) -> list[str]:
         length = max(map(len, prompts))
-        # On the left: new tokens are put behind the last column.
+        # Padding is on the left, since new tokens are appended to the last column.
         padded = [[self.pad_token_id] * (length - len(ids)) + ids for ids in prompts]
         masks = [[0] * (length - len(ids)) + [1] * len(ids) for ids in prompts]
         outputs = self._generate(padded, masks, **self.options)
@@ -184,7 +184,7 @@ class Predictor:
         )
 
     def _ignores_padding(self) -> bool:
-        """Whether padding on the left leaves the logits of a prompt as they are."""
+        """Return whether padding on the left leaves the logits of a prompt unchanged."""
         options = {"max_new_tokens": 1, "do_sample": False, "num_beams": 1}
         options |= {"output_logits": True, "return_dict_in_generate": True}
         ids = [1, 2, 1]
@@ -195,14 +195,14 @@ class Predictor:
 
 
 class Conversation:
-    """A conversation that keeps its messages."""
+    """A conversation in the terminal, with all its messages."""
 
     def __init__(self, predictor: Predictor):
         self.predictor = predictor
         self.messages: list[Message] = []
 
     def answer(self, line: str, show: Callable[[str], object]) -> None:
-        """Answer a line, given the messages before it; show the answer as it is generated."""
+        """Answer a line after the previous messages; pass the answer to `show`."""
         asked = [*self.messages, {"role": "user", "content": line}]
         try:
             answer = self.predictor.answer(asked, show)
@@ -213,21 +213,21 @@ class Conversation:
 
 
 def to_answer(name: str, value: Any) -> list[Message]:
-    """Check the messages or the prompt in a cell; leave out answers at the end.
+    """Check the messages or the prompt in a cell; remove answers at the end.
 
     Raises:
-        DataError: They are malformed, or nothing is asked.
+        DataError: They are malformed, or all of them are answers.
     """
     messages = as_messages(name, value, "user")
     while messages and messages[-1]["role"] == ANSWERS:
         messages = messages[:-1]
     if not messages:
-        raise DataError("no message but answers; expected a message to answer")
+        raise DataError("only answers; expected a message of the user")
     return messages
 
 
 class _Streamer(BaseStreamer):
-    """Shows the text of generated tokens as soon as its characters are complete."""
+    """Pass the text of generated tokens to `show`, without incomplete characters."""
 
     def __init__(self, decode: Callable[[torch.Tensor], list[str]], show: Callable[[str], object]):
         self.decode = decode
@@ -237,7 +237,7 @@ class _Streamer(BaseStreamer):
         self.is_prompt = True
 
     def put(self, value: torch.Tensor) -> None:
-        """Add the prompt at the first call, then each new token."""
+        """Receive the prompt in the first call, then each new token."""
         if self.is_prompt:
             self.is_prompt = False
             return
@@ -248,4 +248,4 @@ class _Streamer(BaseStreamer):
             self.shown = text
 
     def end(self) -> None:
-        """Do nothing: the rest is shown with the whole answer."""
+        """Do nothing: `Predictor.answer` passes the remaining text."""

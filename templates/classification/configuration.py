@@ -1,4 +1,4 @@
-"""The configuration of the model, and the kinds of labels."""
+"""The configuration of the model, and the types of labels."""
 
 import math
 from collections.abc import Callable
@@ -13,12 +13,12 @@ BASE_MODEL = "<< cookiecutter.base_model >>"
 
 
 class ModelConfig(WrapperConfig):
-    """A base encoder or decoder, and the labels to choose from.
+    """A base encoder or decoder, and its labels.
 
     Args:
-        base_model_id: See `WrapperConfig`, as all that is not listed here.
-        labels: The label names in the order of the logits. Those of the base model by default.
-        problem_type: The kind of labels: see `problem_of`.
+        base_model_id: See `WrapperConfig`, also for all other arguments.
+        labels: The label names in the order of the logits. Default: those of the base model.
+        problem_type: The type of labels: see `problem_of`.
     """
 
     model_type = "custom_classification"
@@ -51,7 +51,7 @@ class ModelConfig(WrapperConfig):
         self.base_config.problem_type = self.problem_type
 
     def use_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Take the padding token of the tokenizer if the base model has none.
+        """Set the padding token to that of the tokenizer if the base model has none.
 
         Decoders classify by the last token that is not padding, so they must recognize it.
         """
@@ -65,7 +65,7 @@ class ModelConfig(WrapperConfig):
 
 
 def problem_of(names: list[str], is_list: bool) -> str:
-    """Infer the kind of labels, in the words of transformers.
+    """Infer the `problem_type` of transformers from the labels.
 
     Args:
         names: All labels that occur.
@@ -82,7 +82,7 @@ def problem_of(names: list[str], is_list: bool) -> str:
         with suppress(ValueError):
             numbers.append(_number(name))
     has_fractions = not all(number.is_integer() for number in numbers)
-    # A few cells that are no numbers do not make classes of all the others: they are errors.
+    # If most labels are numbers, a few other cells are errors, not the names of classes.
     is_regression = has_fractions and 2 * len(numbers) >= len(names)
     return "regression" if is_regression else "single_label_classification"
 

@@ -21,9 +21,9 @@ from .configuration import BASE_MODEL, label_encoder, problem_of
 
 # Arguments of generate_dataset that train.py offers on its command line.
 OPTIONS: dict[str, dict] = {
-    "text_column": {"default": "text", "help": "column of both files"},
+    "text_column": {"default": "text", "help": "column of the texts"},
     "pair_column": {"help": "column of the second text of a pair"},
-    "label_column": {"default": "label", "help": "column of both files"},
+    "label_column": {"default": "label", "help": "column of the labels"},
 }
 
 
@@ -31,11 +31,11 @@ class Dataset(torch.utils.data.Dataset):
     """Tokenized examples.
 
     Attributes:
-        lengths: Tokens of each example, shape (n,); like lengths are batched together.
-        num_items: Label items of each example, shape (n,); the loss is averaged over these.
+        lengths: Tokens of each example, shape (n,); similar lengths are batched together.
+        num_items: 1 for each example, shape (n,); the loss is averaged over the examples.
         schema: How the file was read: arguments with which `generate_dataset` reads another file
-            in the same way. `ModelConfig` takes the labels from it.
-        checksums: Checksum of each example, shape (n,); by these, examples are held out.
+            in the same way. Its labels are passed to `ModelConfig`.
+        checksums: Checksum of each example, shape (n,), which decides whether it is held out.
         fingerprint: Hash of the tokens and labels, the same on every machine.
     """
 
@@ -61,11 +61,11 @@ class Dataset(torch.utils.data.Dataset):
         return [dict(zip(self.columns, row, strict=True)) for row in rows]
 
     def collate(self, examples: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-        """Pad to the longest: (batch, length); labels (batch,), or (batch, labels) of lists."""
+        """Pad to the longest: (batch, length). Labels: (batch,), or (batch, labels) for lists."""
         batch = {"labels": torch.stack([example["labels"] for example in examples])}
         if "token_type_ids" in examples[0]:
             batch["token_type_ids"], _ = pad(examples, "token_type_ids", 0)
-        pad_id = self.tokenizer.pad_token_id or 0  # any id will do: the mask hides it
+        pad_id = self.tokenizer.pad_token_id or 0  # any id: it is masked
         batch["input_ids"], batch["attention_mask"] = pad(examples, "input_ids", pad_id)
         return batch
 
@@ -110,7 +110,7 @@ class Schema:
         label_column: The column that holds the label: text or number, or a list of them. Numbers
             with fractions are values to predict.
         labels: The label names in the order of their ids. Default: those in the file, sorted.
-        problem_type: The kind of labels: see `problem_of`. Default: inferred from the file.
+        problem_type: The type of labels: see `problem_of`. Default: inferred from the file.
     """
 
     text_column: str = OPTIONS["text_column"]["default"]
@@ -120,7 +120,7 @@ class Schema:
     problem_type: str = ""
 
     def complete(self, path: Source, table: datasets.Dataset) -> "Schema":
-        """Add what is not given, as found in the table; check the table's labels.
+        """Infer the missing attributes from the table; check the labels of the table.
 
         Raises:
             DataError: There is an unknown label, or there are fewer than two.
@@ -152,8 +152,8 @@ def generate_dataset(
 
     Args:
         path: A JSON, CSV, TSV or Parquet file, or another source: see `read_table`.
-        tokenizer: The base model's own when not given.
-        max_len: Longer texts, or pairs of them, are cut to this many tokens.
+        tokenizer: Default: that of the default base model.
+        max_len: Longer texts, or pairs of texts, are truncated to this number of tokens.
         schema: Attributes of `Schema`.
 
     Raises:
@@ -170,7 +170,7 @@ def generate_dataset(
     encode_label = label_encoder(complete.problem_type, complete.labels)
 
     def encode(batch: dict[str, list]) -> dict[str, list]:
-        types = None if pair_column else False  # None: those of the tokenizer, if it has any
+        types = None if pair_column else False  # None: the tokenizer's default
         cut = {"truncation": True, "max_length": max_len, "return_attention_mask": False}
         tokens = tokenizer(*(batch[n] for n in texts), **cut, return_token_type_ids=types)
         fill_empty(tokens, tokenizer)

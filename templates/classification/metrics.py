@@ -15,11 +15,11 @@ DIRECTIONS = {
     "multi_label_classification": {"exact_match": True, "micro_f1": True, "macro_f1": True},
     "regression": {"mean_absolute_error": False, "pearson": True},
 }
-DRAWN = 40  # labels in a confusion matrix: more cannot be read, and cost the square in memory
+DRAWN = 40  # labels in a confusion matrix: more are unreadable, and memory grows quadratically
 
 
 def build_metrics(problem_type: str, count: int):
-    """Return a `MetricCollection` of the scores, with the confusion matrix of few labels."""
+    """Return a `MetricCollection` of the scores, and of the confusion matrix if it is small."""
     import torchmetrics  # imported here because it takes a second
     from torchmetrics import classification
 

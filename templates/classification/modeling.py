@@ -1,4 +1,4 @@
-"""The model: a classifier of sequences, with the pooling and the head of its architecture."""
+"""The model: a sequence classifier with the pooling and the head of its architecture."""
 
 import copy
 
@@ -59,7 +59,7 @@ class Model(Wrapper):
     def _load_classifier(self, config: ModelConfig):
         """Load the base model; keep its head if it was trained for the same labels.
 
-        If they are in another order, the head's rows are put into the order of `config.labels`.
+        If the order differs, reorder the rows of the head as in `config.labels`.
         """
         saved = AutoConfig.from_pretrained(config.base_model_id, trust_remote_code=False)
         names = [saved.id2label[index] for index in range(saved.num_labels)]
@@ -72,7 +72,7 @@ class Model(Wrapper):
                 for name, dim in _label_dims(config).items():
                     tensor = base.get_parameter(name)
                     tensor.data = tensor.data.index_select(dim, order)
-                self.notes.append("the rows of the base model's head now have the data's order")
+                self.notes.append("the rows of the base model's head now have the labels' order")
             return base
         self.notes.append(f"labels other than the base model's ({', '.join(names[:8])}): new head")
         loaded = AutoModelForSequenceClassification.from_pretrained(
@@ -91,7 +91,7 @@ class Model(Wrapper):
 
 
 def _fits(saved: PreTrainedConfig, names: list[str], config: ModelConfig) -> bool:
-    """Whether a head was trained for the labels of `config`."""
+    """Return whether a head was trained for the labels of `config`."""
     one_value = "regression" if saved.num_labels == 1 else "single_label_classification"
     if (saved.problem_type or one_value) != config.problem_type:
         return False

@@ -1,4 +1,4 @@
-"""From texts to labels: the work of predict.py."""
+"""Predict labels of texts, for predict.py."""
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -19,7 +19,7 @@ class Predictor:
         schema: How the training data were read.
 
     Attributes:
-        columns: The columns of the text, or of the two texts, in the training data.
+        columns: The columns of the text, or of the pair of texts, in the training data.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class Predictor:
         tokens = self.tokenizer(texts, truncation=True, max_length=self.max_len)
         fill_empty(tokens, self.tokenizer)
         inputs = self.tokenizer.pad(tokens, return_tensors="pt").to(self.model.device)
-        if len(self.columns) == 1:  # as in training: only pairs have types
+        if len(self.columns) == 1:  # as in training: only pairs have token types
             inputs.pop("token_type_ids", None)
         logits = self.model(**inputs).logits.float()
         names = [self.model.config.id2label[index] for index in range(logits.shape[-1])]

@@ -19,8 +19,8 @@ from .configuration import BASE_MODEL
 
 # Arguments of generate_dataset that train.py offers on its command line.
 OPTIONS: dict[str, dict] = {
-    "source_column": {"default": "source", "help": "column of both files"},
-    "target_column": {"default": "target", "help": "column of both files"},
+    "source_column": {"default": "source", "help": "column of the source texts"},
+    "target_column": {"default": "target", "help": "column of the target texts"},
 }
 
 
@@ -29,12 +29,12 @@ class Dataset(torch.utils.data.Dataset):
 
     Attributes:
         lengths: Tokens of source and target, shape (n,).
-        sort_keys: Similar where sources and targets have similar lengths, shape (n,): such
-            examples are batched together.
+        sort_keys: Shape (n,), similar for similar lengths of sources and targets: examples with
+            similar keys are batched together.
         num_items: Target tokens of each example, shape (n,); the loss is averaged over these.
         schema: How the file was read: arguments with which `generate_dataset` reads another file
             in the same way.
-        checksums: Checksum of each example, shape (n,); by these, examples are held out.
+        checksums: Checksum of each example, shape (n,), which decides whether it is held out.
         fingerprint: Hash of the tokens, the same on every machine.
     """
 
@@ -52,7 +52,7 @@ class Dataset(torch.utils.data.Dataset):
         self.columns = {
             "input_ids": column(rows, "input_ids"),
             "labels": column(rows, "labels"),
-            # The texts of the file, which scores are computed from.
+            # The texts of the file, for the scores.
             "source_text": column(table, schema["source_column"]),
             "target_text": column(table, schema["target_column"]),
         }
@@ -72,8 +72,8 @@ class Dataset(torch.utils.data.Dataset):
         return [dict(zip(self.columns, row, strict=True)) for row in rows]
 
     def collate(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
-        """Pad sources and targets to their longest, (batch, length); list the texts."""
-        pad_id = self.tokenizer.pad_token_id or 0  # any id will do: the mask hides it
+        """Pad sources and targets to the longest of each, (batch, length); list the texts."""
+        pad_id = self.tokenizer.pad_token_id or 0  # any id: it is masked
         input_ids, attention_mask = pad(examples, "input_ids", pad_id)
         labels, _ = pad(examples, "labels", -100)
         batch = {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
@@ -92,8 +92,9 @@ class Dataset(torch.utils.data.Dataset):
 def boustrophedon_keys(sources: np.ndarray, targets: np.ndarray) -> np.ndarray:
     """Return keys that order pairs by source length and, among similar sources, by target length.
 
-    Sources count as similar within a tenth. Target lengths rise and fall in turns, so that
-    neighbours are similar where one group of sources meets the next.
+    Source lengths count as similar within 10 %. Target lengths are sorted in ascending order in
+    one group of sources and in descending order in the next one, so that neighbours are similar
+    at the border of two groups.
     """
     group = np.floor(np.log(sources + 1) / np.log(1.1)).astype(np.int64)
     return 2**32 * group + np.where(group % 2, -targets, targets)
@@ -111,8 +112,8 @@ def generate_dataset(
 
     Args:
         path: A JSON, CSV, TSV or Parquet file, or another source: see `read_table`.
-        tokenizer: The base model's own when not given.
-        max_len: Longer sources and targets are cut to this many tokens, end-of-sequence included.
+        tokenizer: Default: that of the default base model.
+        max_len: Maximum tokens of a source or target, with end-of-sequence; the rest is cut off.
         source_column: The column that holds the source text.
         target_column: The column that holds the target text.
 

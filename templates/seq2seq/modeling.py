@@ -53,11 +53,11 @@ class Model(Wrapper, WrapperGenerationMixin):
         return outputs
 
     def shift_right(self, labels: Tensor) -> Tensor:
-        """Make the decoder's inputs of its targets, as the base model was trained with them."""
+        """Return the decoder's inputs for these targets, shifted as the base model expects."""
         if hasattr(self.seq2seq, "prepare_decoder_input_ids_from_labels"):
             # A copy, because FSMT writes into its argument.
             return self.seq2seq.prepare_decoder_input_ids_from_labels(labels.clone())
-        # M2M100, NLLB and Blenderbot shift inside their forward only.
+        # M2M100, NLLB and Blenderbot shift the labels only in `forward`.
         config = self.seq2seq.config
         shifted = labels.roll(1, dims=1)
         shifted[:, 0] = config.decoder_start_token_id

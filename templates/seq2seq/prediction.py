@@ -1,4 +1,4 @@
-"""From sources to targets: the work of predict.py."""
+"""Generate targets of sources, for predict.py."""
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -33,7 +33,7 @@ class Predictor:
 
     Attributes:
         columns: The column of the source in the training data.
-        notes: Lines about limits that were set here.
+        notes: Lines to print about reduced limits.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class Predictor:
         positions = getattr(model.config, "max_position_embeddings", None)
         if positions is not None and self.options.get("max_new_tokens", 0) > positions:
             self.options["max_new_tokens"] = positions
-            self.notes.append(f"at most {positions} tokens are generated: the model's positions")
+            self.notes.append(f"at most {positions} tokens are generated: the number of positions")
 
     def __call__(self, texts: list) -> list[dict]:
         """Return the `prediction` for each source."""

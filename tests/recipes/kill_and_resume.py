@@ -1,6 +1,6 @@
-"""Train the project around this process, with and without a SIGKILL on the way, and compare.
+"""Train the project in the working directory, with and without a SIGKILL, and compare.
 
-To be run in the folder of a project: python kill_and_resume.py PROCESSES [arguments of train.py]
+Run it in the folder of a project: python kill_and_resume.py PROCESSES [arguments of train.py]
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def train(outdir: Path, processes: int, *arguments: str) -> None:
 
 
 def train_with_kill(outdir: Path, processes: int, *arguments: str) -> None:
-    """Kill the last rank inside an epoch, and the others with it; resume."""
+    """Kill all ranks inside an epoch, the last one first; resume."""
     command = [*arguments, "--outdir", str(outdir), "--save_steps", "2"]
     death = partial(signals_before_step, [signal.SIGKILL], processes - 1, KILLED_AT)
     launch = Launch(command, outdir.with_suffix(".killed"), processes, patch=death)

@@ -1,4 +1,4 @@
-"""Rows for each recipe: few, small, and the same in every run."""
+"""A few small rows for each recipe, the same in every run."""
 
 from __future__ import annotations
 

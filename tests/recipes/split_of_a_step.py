@@ -1,7 +1,7 @@
-"""Print how far the weights are apart after one step that was split in several ways.
+"""Print the differences of the weights after one step that was split in several ways.
 
-To be run in the folder of a project with the recipe contrastive. model/optimization.py is replaced
-by plain gradient descent, so that the difference of the weights is that of the gradients.
+Run it in the folder of a project with the recipe contrastive. model/optimization.py is replaced by
+gradient descent, so that the difference of the weights is proportional to that of the gradients.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Blocks of `causal_lm` joined again are all texts, each followed by the end mark."""
+"""Check that the joined blocks of `causal_lm` are all texts, each followed by the EOS token."""
 
 import json
 

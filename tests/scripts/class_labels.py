@@ -1,4 +1,4 @@
-"""Print labels and label names that a data set with `ClassLabel` is read with.
+"""Print the labels and label names that are read from a data set with `ClassLabel`.
 
 python class_labels.py FOLDER
 """

@@ -1,4 +1,4 @@
-"""The end mark is a target in each row, whatever token pads.
+"""Check that the EOS token is a target in each row, with any padding token.
 
 python end_marks.py PADDING_TOKEN      ("": none)
 """

@@ -1,4 +1,4 @@
-"""Print what is wrong with best/ and last/ of a run, or None.
+"""Print the damage of best/ and of last/ of a run, or None.
 
 python find_faults.py OUTDIR
 """

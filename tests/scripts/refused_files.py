@@ -1,4 +1,4 @@
-"""Print why `token_classification` refuses files, a line for each.
+"""Print the errors of `token_classification` for files, one line for each.
 
 python refused_files.py FILE ...
 """

@@ -1,4 +1,4 @@
-"""With `separate_documents`, the loss of a row is the sum of the losses of its documents alone."""
+"""Check that with `separate_documents` a row's loss is the sum of its documents' losses."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""What the README of the original template shows, word for word, with `outputs/best`."""
+"""Run the example in the README of the original template with `outputs/best`."""
 
 import torch
 from torch.utils.data import DataLoader

@@ -1,1 +1,1 @@
-"""What several tests share. No test module imports another one."""
+"""Helpers of several tests. No test module imports another one."""

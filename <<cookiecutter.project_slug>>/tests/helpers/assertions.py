@@ -1,4 +1,4 @@
-"""Compare what two runs have written, bit for bit."""
+"""Compare the output of two runs, bit for bit."""
 
 import json
 from pathlib import Path
@@ -15,7 +15,7 @@ WEIGHTS_FILE = "model.safetensors"
 
 
 class Result(NamedTuple):
-    """Everything that a run computes, without times and names."""
+    """All results of a run, without times and names."""
 
     weights: dict[str, Tensor]
     moments: dict[str, Tensor]
@@ -56,7 +56,7 @@ def assert_equal_tensors(tensors: dict[str, Tensor], expected: dict[str, Tensor]
 
 
 def assert_bit_identical(outdir: Path, other: Path) -> None:
-    """Weights, optimizer state, log and position of two runs are equal in every bit."""
+    """Check that weights, optimizer state, log and position of two runs are bit-identical."""
     result, expected = read_result(outdir), read_result(other)
     assert_equal_tensors(result.weights, expected.weights)
     assert_equal_tensors(result.moments, expected.moments)

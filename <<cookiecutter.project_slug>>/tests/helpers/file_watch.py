@@ -1,4 +1,4 @@
-"""See, and disturb, each operation by which a process changes the files of a folder."""
+"""Intercept each operation of a process that changes files in a folder."""
 
 import os
 import sys
@@ -11,7 +11,7 @@ Action = Callable[[str, tuple], None]
 
 
 class _Watch:
-    """An audit hook, which cannot be removed again, and a wrapper of `os.fsync`, which has none."""
+    """An audit hook, which cannot be removed, and a wrapper of `os.fsync`, which has no event."""
 
     def __init__(self) -> None:
         self.folder: Path | None = None
@@ -36,9 +36,9 @@ _WATCH = _Watch()
 
 @contextmanager
 def watching(folder: Path, on_write: Action) -> Iterator[None]:
-    """Call `on_write(event, arguments)` before each operation that changes something in a folder.
+    """Call `on_write(event, arguments)` before each operation that changes a folder.
 
-    What it raises is raised in place of the operation.
+    If it raises an exception, the operation fails with it.
     """
 
     def fsync(descriptor: int) -> None:

@@ -1,4 +1,4 @@
-"""A local server in place of the Hub."""
+"""A local server that replaces the Hub."""
 
 import base64
 import json
@@ -6,7 +6,7 @@ from http.server import BaseHTTPRequestHandler
 
 
 class Hub(BaseHTTPRequestHandler):
-    """The part of the Hub's interface that an upload uses."""
+    """The endpoints of the Hub that an upload uses."""
 
     files: dict[str, bytes] = {}
     refuses = False

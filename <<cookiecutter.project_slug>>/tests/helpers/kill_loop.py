@@ -1,4 +1,4 @@
-"""Kill a run at random moments, resume it, and compare its end with that of a run left alone.
+"""Kill a run at random moments, resume it, and compare the result with an uninterrupted run.
 
 python tests/helpers/kill_loop.py --kills 50 --processes 2
 """
@@ -16,7 +16,7 @@ from itertools import count
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent.parent
-GRACE = 20.0  # seconds in which a run ends that has lost a process
+GRACE = 20.0  # seconds after which a run that lost a process must have ended
 if __name__ == "__main__":
     os.environ.update(HF_HUB_OFFLINE="1", OMP_NUM_THREADS="1", ACCELERATE_USE_CPU="true")
     os.environ["PYTHONPATH"] = f"{ROOT}{os.pathsep}{ROOT / 'tests'}"
@@ -29,15 +29,15 @@ from training.atomic import STORE, find_fault, find_intact, is_published  # noqa
 
 @dataclass
 class Counts:
-    """What happened.
+    """Counts of kills and runs.
 
     Attributes:
-        kills: Kills of a process.
-        in_saves: Those after which a save was incomplete.
-        in_start: Those after which another process waited for the dead one, until it was ended as
-            a launcher ends it.
-        resumed: Resumes from `last/`.
-        runs: Runs that reached their end, bit-identical to the one left alone.
+        kills: Number of kills.
+        in_saves: Number of kills that left an incomplete save.
+        in_start: Number of kills after which another process waited for the killed one, until it
+            was ended as a launcher would end it.
+        resumed: Number of resumes from `last/`.
+        runs: Number of completed runs, all bit-identical to the uninterrupted one.
     """
 
     kills: int = 0
@@ -58,12 +58,12 @@ def kill_and_resume(
     """Kill one process of a run at random moments, resume, and compare the results.
 
     Args:
-        arguments: Of train.py, without an output directory.
-        kills: Smallest number of kills; the last run is brought to its end.
-        patch: See `Launch`; not for the run that is left alone.
+        arguments: Arguments of train.py, without an output directory.
+        kills: Minimum number of kills; the last run is completed.
+        patch: See `Launch`; not applied to the uninterrupted run.
 
     Raises:
-        AssertionError: Something was damaged after a kill, or the end differs in a bit.
+        AssertionError: A file was damaged after a kill, or a result differs.
     """
     draw = random.Random(seed)
     counts = Counts()
@@ -94,7 +94,7 @@ def kill_and_resume(
 
 
 def has_succeeded(run: Launch, counts: Counts) -> bool:
-    """Wait for a run to end; before its group is formed, a dead process is not noticed."""
+    """Wait for a run to end. Before the process group exists, a dead process is not detected."""
     try:
         return not any(run.wait(GRACE))
     except TimeoutError:

@@ -1,8 +1,8 @@
-"""What `accelerate launch --config_file configs/NAME.yaml` passes to a process, by its own parser.
+"""The environment that `accelerate launch --config_file configs/NAME.yaml` sets for a process.
 
-Accelerate has no public function for this, so private names of it and of argparse are used:
+Accelerate has no public function for this, so private names of Accelerate and argparse are used:
 `_validate_launch_command` applies the file, `_actions` are the known arguments, and
-`_shared_state` replaces the choice of a backend, which is DDP wherever there is no GPU.
+`_shared_state` overrides the backend, which would be DDP without a GPU.
 """
 
 import argparse
@@ -27,10 +27,10 @@ def read_config(path: Path) -> argparse.Namespace:
     """Parse a configuration file as the launcher does.
 
     Raises:
-        ValueError: It has a key that Accelerate does not know.
+        ValueError: It has an unknown key.
     """
     parser = launch.launch_command_parser()
-    # The keys of a file, which Accelerate checks itself, and those below them, which it does not.
+    # Accelerate checks the top-level keys of a file, but not the nested ones.
     known = {"nondefault", *ClusterConfig.__dataclass_fields__, *(a.dest for a in parser._actions)}
     args, *_ = launch._validate_launch_command(
         parser.parse_args(["--config_file", str(path), "train.py"])
@@ -50,7 +50,7 @@ def environment(name: str) -> dict[str, str]:
 
 @contextmanager
 def fsdp2(precision: str = "no", also: Patch = nullcontext) -> Iterator[None]:
-    """Start as configs/fsdp2.yaml does, on the CPU.
+    """Start with configs/fsdp2.yaml on the CPU.
 
     Args:
         also: A further patch.
@@ -64,6 +64,6 @@ def fsdp2(precision: str = "no", also: Patch = nullcontext) -> Iterator[None]:
 
 @contextmanager
 def variables(**values: str) -> Iterator[None]:
-    """Set environment variables of a process that ends with its run."""
+    """Set environment variables, without restoring them: the process ends with its run."""
     os.environ.update(values)
     yield

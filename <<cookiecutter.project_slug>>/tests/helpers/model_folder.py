@@ -1,4 +1,4 @@
-"""Other files in place of those of model/, in a process or a block."""
+"""Replace the modules of model/ by other files, in a process or a block."""
 
 import importlib
 import sys
@@ -9,15 +9,15 @@ from pathlib import Path
 import model
 
 TESTS = Path(__file__).parent.parent
-KEPT = "model.interface"  # the machinery has imported it
+KEPT = "model.interface"  # training/ has imported it
 
 
 @contextmanager
 def files_of_model_in(*folders: str, also_own: bool = False) -> Iterator[None]:
-    """Look for the modules of `model` in folders of tests/.
+    """Import the modules of `model` from folders of tests/.
 
     Args:
-        also_own: Whether to look in model/, too, after these folders.
+        also_own: Whether to import missing modules from model/.
     """
     own = list(model.__path__)
     before = _forget_modules()

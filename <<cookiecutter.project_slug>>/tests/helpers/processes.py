@@ -1,4 +1,4 @@
-"""Run a `main` in one process or several, as a launcher starts them.
+"""Run a `main` in one or several processes, with the environment of a launcher.
 
 The processes are forked from a server that has already imported train.py.
 """
@@ -13,8 +13,8 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent.parent
-TIMEOUT = 120.0  # seconds after which a run is taken to hang
-STOPPED = 75  # exit code of a run that was asked to stop and has saved
+TIMEOUT = 120.0  # seconds until a run counts as hanging
+STOPPED = 75  # exit code of a run that was stopped by a signal and has saved
 
 Patch = Callable[[], AbstractContextManager]
 
@@ -24,7 +24,7 @@ FORKS.set_forkserver_preload(["train"])
 
 
 class Launch:
-    """A run in real processes, the output of each in a file of its own.
+    """A run in real processes; the output of each process is written to a file.
 
     Args:
         output: Folder for these files.
@@ -57,7 +57,7 @@ class Launch:
         """Return the exit codes of all processes; -N after signal N.
 
         Raises:
-            TimeoutError: One of them hangs; all have been killed.
+            TimeoutError: A process hangs; all processes have been killed.
         """
         for process in self.processes:
             process.join(timeout)

@@ -1,15 +1,15 @@
-"""The places at which tests reach into a run. Whoever edits train.py keeps these, or edits here.
+"""The functions that tests patch. After a change of their names or calls, change this file.
 
 train.train_step(run, step)         called once per optimizer step
 train.validate(run, report)         called once per validation
 Strategy.gradient_sync              called once per micro-batch of training
 Strategy.prepare                    called once, with the bare model
-Task.forward                        called with each batch; its losses are those of the run
+Task.forward                        called with each batch; the run uses its losses
 Checkpointer.save                   called once per save, with the state that it saves
-training.run.start                  makes the Accelerator
+training.run.start                  creates the Accelerator
 training.run.largest_batch_size     called once, with the model on its device
 losses.READ_EVERY                   micro-batches between two reads of the loss
-memory.NOT_PROBED                   devices on which no batch size is tried
+memory.NOT_PROBED                   devices on which no batch size is tested
 signals.SAME_KEYSTROKE              seconds in which a second Ctrl-C counts as the first one
 
 Each function is a context manager; for a run in another process it is the argument `patch` of
@@ -36,7 +36,7 @@ from training.strategy import Strategy
 
 
 class Killed(BaseException):
-    """Ends a run as SIGKILL does: no `except Exception` sees it."""
+    """Ends a run like SIGKILL: it is not caught by `except Exception`."""
 
 
 @contextmanager
@@ -55,7 +55,7 @@ def before_step(action: Callable[[Run, Step], None], rank: int | None = None) ->
 
 @contextmanager
 def killed_before_micro_batch(number: int) -> Iterator[None]:
-    """Raise `Killed` in place of a micro-batch of training, counted from 0: also within a step."""
+    """Raise `Killed` in place of a micro-batch of training (0-based), also within a step."""
     gradient_sync = Strategy.gradient_sync
     done = 0
 
@@ -78,7 +78,7 @@ def killed_before_validation() -> Iterator[None]:
 
 @contextmanager
 def scores_replaced_by(values: list[dict[str, float]]) -> Iterator[None]:
-    """Let the validations return these scores, one dict for each."""
+    """Make each validation return the next dict of scores."""
     validate = train.validate
     given = iter(values)
 
@@ -91,13 +91,13 @@ def scores_replaced_by(values: list[dict[str, float]]) -> Iterator[None]:
 
 @contextmanager
 def nonfinite_step(how: str, rank: int, step: int, is_read_late: bool = False) -> Iterator[None]:
-    """Spoil one optimizer step of one rank.
+    """Make the loss or gradient of one optimizer step on one rank NaN.
 
     Args:
-        how: "loss": the loss and its gradient; "gradient": the gradient, not the loss; "loss
-            alone": the loss, not the gradient.
-        step: Optimizer steps before it.
-        is_read_late: Read losses as seldom as on an accelerator, so that further steps are done.
+        how: "loss": the loss and its gradient; "gradient": only the gradient; "loss alone": only
+            the loss.
+        step: Number of optimizer steps before this one.
+        is_read_late: Read losses as rarely as on an accelerator, after further steps.
     """
     forward = Task.forward
     is_bad = False
@@ -112,7 +112,7 @@ def nonfinite_step(how: str, rank: int, step: int, is_read_late: bool = False) -
         if is_bad and torch.is_grad_enabled():
             if how == "loss":
                 loss = loss * torch.inf
-            elif how == "gradient":  # the square root has none at zero
+            elif how == "gradient":  # the gradient of the square root is infinite at 0
                 loss = loss + (loss * 0).sqrt()
             else:
                 loss = loss + torch.tensor(torch.nan)
@@ -129,7 +129,7 @@ def nonfinite_step(how: str, rank: int, step: int, is_read_late: bool = False) -
 
 @contextmanager
 def signals_before_step(numbers: list[int], rank: int, step: int) -> Iterator[None]:
-    """Let one rank send itself signals before the optimizer step that `step` others precede."""
+    """Make one rank send itself signals before an optimizer step (0-based)."""
 
     def send(run: Run, _: Step) -> None:
         if run.state.step == step:
@@ -142,7 +142,7 @@ def signals_before_step(numbers: list[int], rank: int, step: int) -> Iterator[No
 
 @contextmanager
 def signal_in_first_validation(number: int, rank: int) -> Iterator[None]:
-    """Let one rank send itself a signal after the first batch of a validation."""
+    """Make one rank send itself a signal after the first batch of the first validation."""
     forward = Task.forward
     validate = train.validate
     is_due = False
@@ -168,7 +168,7 @@ def signal_in_first_validation(number: int, rank: int) -> Iterator[None]:
 
 @contextmanager
 def second_keystroke_in_save(number: int, step: int) -> Iterator[None]:
-    """Ctrl-C before a step, and again in the save that it causes."""
+    """Send a Ctrl-C before a step, and another one in the save that follows."""
     with (
         mock.patch.object(signals, "SAME_KEYSTROKE", 0.0),
         signals_before_step([number], 0, step),
@@ -184,7 +184,7 @@ def before_save(
     """Call `action(save)` before each save whose state meets the condition.
 
     Args:
-        action: Gets a function without arguments that tries the save, also of `best/`.
+        action: Called with a function without arguments, which saves, also `best/`.
     """
     save = Checkpointer.save
 
@@ -199,7 +199,7 @@ def before_save(
 
 @contextmanager
 def memory_for(most: int, ranks: tuple[int, ...]) -> Iterator[None]:
-    """Let some ranks run out of memory with more than `most` examples in a micro-batch."""
+    """Make some ranks run out of memory with more than `most` examples in a micro-batch."""
     forward = Task.forward
     probe = training.run.largest_batch_size
     is_limited = False
@@ -225,7 +225,7 @@ def memory_for(most: int, ranks: tuple[int, ...]) -> Iterator[None]:
 
 @contextmanager
 def shards_announced() -> Iterator[None]:
-    """Print the number of kinds of modules that FSDP2 has sharded."""
+    """Print the number of module classes that FSDP2 has sharded."""
     prepare = Strategy.prepare
 
     def announcing(*args: Any) -> Any:

@@ -1,1 +1,1 @@
-"""A model/ with nothing but what README.md requires: a config, a model and a data set."""
+"""A model/ with the required parts only: a configuration, a model and a data set."""

@@ -1,1 +1,1 @@
-"""Optimizers that keep their state as other packages do: folders with an optimization.py."""
+"""Optimizers with the state formats of other packages: folders with an optimization.py."""

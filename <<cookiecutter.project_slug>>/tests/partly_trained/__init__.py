@@ -1,1 +1,1 @@
-"""A model with parameters that are frozen, never used, or used only from some step on."""
+"""A model with parameters that are frozen, never used, or unused in the first steps."""

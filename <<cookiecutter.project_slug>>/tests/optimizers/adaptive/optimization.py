@@ -1,4 +1,4 @@
-"""A step size that is estimated and kept in the parameter group, as Prodigy does."""
+"""An optimizer that keeps its estimated step size in the parameter group, like Prodigy."""
 
 import torch
 from torch import nn

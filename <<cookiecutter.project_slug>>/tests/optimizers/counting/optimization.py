@@ -1,4 +1,4 @@
-"""Python numbers in the state of each parameter, as older optimizers keep them."""
+"""An optimizer with Python numbers in the state of each parameter, like older optimizers."""
 
 import torch
 from torch import nn

@@ -1,4 +1,4 @@
-"""A classifier with a second loss: two passes with other dropout shall agree (R-Drop)."""
+"""A classifier with a second loss: the divergence of two passes with other dropout (R-Drop)."""
 
 import torch
 from torch import Tensor
@@ -57,6 +57,6 @@ class Model(Wrapper):
 
 
 def _divergence(logits: Tensor, others: Tensor) -> Tensor:
-    """Kullback-Leibler divergence, the sum over the examples."""
+    """Return the Kullback-Leibler divergence, summed over the examples."""
     found = logits.log_softmax(-1)
     return kl_div(found, others.log_softmax(-1), reduction="sum", log_target=True)

@@ -1,4 +1,4 @@
-"""The configuration: a base encoder, the scale of the similarities, and the memory to spend."""
+"""The configuration: a base encoder, the scale of the similarities, and the chunk size."""
 
 from .base import WrapperConfig
 
@@ -14,7 +14,7 @@ class ModelConfig(WrapperConfig):
 
     Args:
         scale: Factor of the similarities: an inverse temperature.
-        chunk_size: Texts to embed at once. It changes the memory, not the result.
+        chunk_size: Texts to embed at once. It affects the memory, not the result.
     """
 
     model_type = "contrastive"

@@ -1,4 +1,4 @@
-"""The data: pairs of texts that belong together."""
+"""Read pairs of similar texts."""
 
 import zlib
 from typing import Any
@@ -13,7 +13,7 @@ SIDES = ("anchor", "positive")
 
 
 class Dataset(torch.utils.data.Dataset):
-    """Tokenized pairs. Without `lengths`: negatives are not chosen by their length."""
+    """Tokenized pairs, without `lengths`: batches of similar length would bias the negatives."""
 
     def __init__(self, table: Any, tokenizer: PreTrainedTokenizerBase, max_len: int):
         self.tokenizer = tokenizer

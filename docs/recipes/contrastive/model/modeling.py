@@ -15,7 +15,7 @@ from .configuration import ModelConfig
 
 
 class Model(Wrapper):
-    """Any encoder: the mean of its outputs, of length 1."""
+    """Any encoder, with the normalized mean of its outputs as the embedding."""
 
     config_class = ModelConfig
     auto_class = AutoModel
@@ -35,8 +35,8 @@ class Model(Wrapper):
     def embed_in_chunks(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Embed any number of texts with the activations of one chunk in memory.
 
-        The backward pass first computes the gradients of all embeddings; then each chunk is
-        computed once more, and gets its part of them.
+        The backward pass first computes the gradients of all embeddings. Then it recomputes each
+        chunk, and propagates the gradients of its embeddings.
         """
         size = self.config.chunk_size
         chunks = zip(input_ids.split(size), attention_mask.split(size), strict=True)
@@ -52,8 +52,8 @@ class Model(Wrapper):
         """Compare this rank's anchors with the positives of all ranks.
 
         Args:
-            key: Integer that is the same for the same positive text, shape (batch,). A text is no
-                negative of itself, where it occurs twice.
+            key: Integer that identifies the positive text, shape (batch,). A text that occurs twice
+                is not a negative of itself.
             num_items_in_batch: Pairs of the global batch.
         """
         anchors = self.embed_in_chunks(**anchor)
@@ -80,7 +80,7 @@ def gather(own: Tensor) -> tuple[Tensor, int]:
 
 
 class _Gather(torch.autograd.Function):
-    """Each rank has a part of the rows, and gets the gradients of these from all ranks."""
+    """Concatenate the rows of all ranks; backward sums the gradients of a rank's rows."""
 
     @staticmethod
     def forward(ctx: Any, own: Tensor, start: int, total: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""From texts to embeddings: the work of predict.py."""
+"""Compute embeddings of texts, for predict.py."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ from transformers import PreTrainedTokenizerBase
 
 
 class Predictor:
-    """Give each text its embedding."""
+    """Compute the embedding of each text."""
 
     columns = ["text"]
 

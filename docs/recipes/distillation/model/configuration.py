@@ -15,9 +15,9 @@ class ModelConfig(WrapperConfig):
     """A student.
 
     Args:
-        base_model_id: Model to begin with: see `WrapperConfig`.
-        teacher_id: A trained classifier. A new student gets its labels.
-        softness: Temperature of both distributions. (`temperature` is a name of generation.)
+        base_model_id: Initial model of the student: see `WrapperConfig`.
+        teacher_id: A trained classifier, whose labels a new student gets.
+        softness: Temperature of both distributions. (`temperature` is an argument of generation.)
     """
 
     model_type = "student"

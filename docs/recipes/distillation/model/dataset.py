@@ -1,4 +1,4 @@
-"""The data: texts."""
+"""Read texts without labels."""
 
 import numpy as np
 import torch
@@ -29,6 +29,6 @@ class Dataset(torch.utils.data.Dataset):
 def generate_dataset(
     path: Source, tokenizer: PreTrainedTokenizerBase, max_len: int = 128
 ) -> Dataset:
-    """Read the column `text`; longer texts are cut to max_len tokens."""
+    """Read the column `text`; truncate each text to `max_len` tokens."""
     texts = list(read_table(path, ["text"])["text"])
     return Dataset(tokenizer(texts, truncation=True, max_length=max_len).input_ids, tokenizer)

@@ -25,9 +25,9 @@ class Model(Wrapper):
 
     @property
     def teacher(self) -> PreTrainedModel:
-        """The teacher, loaded when it is first needed.
+        """The teacher, loaded at the first use.
 
-        In a list, it is no submodule: it is not trained, not saved, and not sharded.
+        It is held in a list, so that it is not a submodule: not trained, saved or sharded.
         """
         if not self._teacher:
             teacher = AutoModelForSequenceClassification.from_pretrained(

@@ -1,4 +1,4 @@
-"""From texts to labels: the work of predict.py."""
+"""Predict labels of texts, for predict.py."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""The data: grey pictures as nested lists of numbers, and their labels."""
+"""Read grayscale images, as nested lists of numbers, and their labels."""
 
 import json
 
@@ -8,7 +8,7 @@ from errors import DataError
 
 
 class Dataset(torch.utils.data.Dataset):
-    """Pictures of one size."""
+    """Images of one size."""
 
     def __init__(self, rows: list[dict], labels: list[str]):
         self.rows = rows

@@ -9,10 +9,10 @@ from .configuration import ModelConfig
 
 
 class Model(PreTrainedModel):
-    """Two convolutions, the mean over the picture, and a linear layer."""
+    """Two convolutions, the mean over the image, and a linear layer."""
 
     config_class = ModelConfig
-    loss_couples_examples = True  # batch normalization: by the examples of a micro-batch
+    loss_couples_examples = True  # by batch normalization
 
     def __init__(self, config: ModelConfig):
         super().__init__(config)
@@ -31,7 +31,7 @@ class Model(PreTrainedModel):
         self.post_init()
 
     def forward(self, pixels: Tensor, labels: Tensor | None = None) -> ModelOutput:
-        """Classify pictures of shape (batch, height, width); the loss is their mean."""
+        """Classify images of shape (batch, height, width); the loss is the mean over them."""
         logits = self.layers(pixels[:, None])
         if labels is None:
             return ModelOutput(logits=logits)

@@ -1,4 +1,4 @@
-"""From pictures to labels: the work of predict.py."""
+"""Predict labels of images, for predict.py."""
 
 import json
 from collections.abc import Iterable
@@ -16,7 +16,7 @@ class Predictor:
         self.model = model
 
     def read(self, path: str) -> Iterable[dict]:
-        """Read the rows that predict.py passes on."""
+        """Read the rows of an input file."""
         with open(path, encoding="utf-8") as file:
             return [json.loads(line) for line in file]
 

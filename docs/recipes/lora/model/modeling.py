@@ -1,4 +1,4 @@
-"""A classifier whose base model is frozen, but for its head and two small matrices per layer."""
+"""A classifier with a frozen base model: only the head and the LoRA matrices are trained."""
 
 import math
 
@@ -16,13 +16,13 @@ ALPHA = 8.0
 
 
 class LoRA(nn.Module):
-    """A frozen linear layer, and the product of two small matrices beside it."""
+    """A frozen linear layer plus the product of two small matrices."""
 
     def __init__(self, linear: nn.Linear, rank: int, alpha: float):
         super().__init__()
         self.linear = linear
         self.down = nn.Parameter(torch.empty(rank, linear.in_features))
-        self.up = nn.Parameter(torch.zeros(linear.out_features, rank))  # adds nothing at first
+        self.up = nn.Parameter(torch.zeros(linear.out_features, rank))  # the product is 0 at first
         self.scale = alpha / rank
         nn.init.kaiming_uniform_(self.down, a=math.sqrt(5))
 
@@ -47,7 +47,7 @@ class Model(Wrapper):
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
-        """Nothing: all weights are loaded, or made by the constructors."""
+        """Do nothing: the constructors initialize all weights that are not loaded."""
 
     def forward(
         self,

@@ -14,7 +14,7 @@ class ModelConfig(PreTrainedConfig):
     Args:
         hidden_size: Width of the embeddings and of the layers.
         num_layers: Number of layers.
-        dropout: Between the layers.
+        dropout: Dropout between the layers.
     """
 
     model_type = "lstm_lm"
@@ -24,4 +24,4 @@ class ModelConfig(PreTrainedConfig):
         self.hidden_size = hidden_size
         self.num_layers = num_layers
         self.dropout = dropout
-        self.vocab_size = 258  # the bytes, the end of a text, and padding
+        self.vocab_size = 258  # bytes, end of text, padding

@@ -1,4 +1,4 @@
-"""The data: texts as bytes. No tokenizer."""
+"""Read texts as bytes, without a tokenizer."""
 
 import numpy as np
 import torch
@@ -12,7 +12,7 @@ PAD = 257
 
 
 class Dataset(torch.utils.data.Dataset):
-    """Texts; the input begins with END, the labels end with it."""
+    """Texts as bytes. The input begins with END, the labels end with END."""
 
     def __init__(self, texts: list[bytes]):
         self.texts = texts
@@ -34,5 +34,5 @@ class Dataset(torch.utils.data.Dataset):
 
 
 def generate_dataset(path: Source, max_len: int = 128) -> Dataset:
-    """Read the column `text`; of each text the first max_len bytes."""
+    """Read the column `text`; truncate each text to `max_len` bytes."""
     return Dataset([text.encode()[:max_len] for text in read_table(path, ["text"])["text"]])

@@ -1,4 +1,4 @@
-"""The scores of a validation: bits per byte; and a text of the model's own after each."""
+"""The scores of a validation: bits per byte; and a generated text."""
 
 import math
 from pathlib import Path
@@ -10,7 +10,7 @@ from .dataset import END
 
 
 class Scores:
-    """Bits per byte, which follow from the loss: nothing to reduce over the ranks."""
+    """Bits per byte, computed from the loss, which is already reduced over the ranks."""
 
     def __init__(self, model: Any, tokenizer: None, device: torch.device):
         self.model = model
@@ -20,17 +20,17 @@ class Scores:
         return {"bits_per_byte": False}
 
     def reset(self) -> None:
-        """Nothing is kept."""
+        """Do nothing: there are no sums."""
 
     def update(self, outputs: Any, batch: dict) -> None:
-        """Nothing is counted."""
+        """Do nothing: the loss is enough."""
 
     def compute(self, loss: float) -> dict[str, float]:
         return {"bits_per_byte": loss / math.log(2)}
 
     @torch.no_grad()
     def save(self, folder: Path) -> None:
-        """Write sample.txt: 60 bytes, each the likeliest one."""
+        """Write sample.txt: 60 bytes of greedy generation."""
         values = [END]
         for _ in range(60):
             ids = torch.tensor([values], device=self.model.device)

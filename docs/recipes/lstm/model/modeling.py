@@ -12,7 +12,7 @@ class Model(PreTrainedModel):
     """An LSTM that predicts the next byte."""
 
     config_class = ModelConfig
-    # Saved once. A weight that two modules share has to be listed here.
+    # A weight that two modules share is saved once, and has to be listed here.
     _tied_weights_keys = {"head.weight": "embeddings.weight"}
 
     def __init__(self, config: ModelConfig):
@@ -35,7 +35,7 @@ class Model(PreTrainedModel):
         labels: Tensor | None = None,
         num_items_in_batch: Tensor | int | None = None,
     ) -> ModelOutput:
-        """Predict `labels`, shape (batch, length), which are -100 where there is nothing."""
+        """Predict `labels`, shape (batch, length), -100 for padding."""
         logits = self.head(self.lstm(self.embeddings(input_ids))[0])
         if labels is None:
             return ModelOutput(logits=logits)

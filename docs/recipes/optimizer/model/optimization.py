@@ -1,4 +1,4 @@
-"""The optimizer: Adafactor, with lower rates for the layers that are nearer to the input."""
+"""Adafactor, with lower learning rates for layers that are nearer to the input."""
 
 import math
 import re
@@ -8,14 +8,14 @@ from torch import nn
 from torch.optim import Adafactor, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-DECAY = 0.8  # factor of the rate from a layer to the one below
+DECAY = 0.8  # ratio of the learning rates of a layer and the layer after it
 LAYER = re.compile(r"\.(?:layer|layers|h|block)\.(\d+)\.")
 
 
 def build_optimizer(model: nn.Module, lr: float, weight_decay: float) -> Optimizer:
-    """Build an optimizer for `--lr` and `--weight_decay`: any of torch's, or one of your own.
+    """Build an optimizer for `--lr` and `--weight_decay`: any `torch.optim.Optimizer`.
 
-    The head learns at the full rate, the embeddings at the lowest.
+    The head has the full learning rate, the embeddings have the lowest.
     """
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     numbers = [int(found[1]) for name, _ in named if (found := LAYER.search(name))]

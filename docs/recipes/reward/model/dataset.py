@@ -1,4 +1,4 @@
-"""The data: pairs of a chosen and a rejected text, or texts with a number."""
+"""Read pairs of a chosen and a rejected text, or texts with a number."""
 
 from typing import Any
 
@@ -17,7 +17,7 @@ OPTIONS: dict[str, dict] = {
 
 
 class Dataset(torch.utils.data.Dataset):
-    """Tokenized texts by their part in the example."""
+    """Examples of tokenized texts, by their role: chosen and rejected, or text."""
 
     def __init__(
         self,
@@ -42,7 +42,7 @@ class Dataset(torch.utils.data.Dataset):
         return example
 
     def collate(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
-        """Pad each part: {"chosen": {"input_ids", "attention_mask"}, "rejected": {...}}."""
+        """Pad by role: {"chosen": {"input_ids", "attention_mask"}, "rejected": {...}}."""
         batch: dict[str, Any] = {}
         for name in self.texts:
             ids = {"input_ids": [example[name] for example in examples]}
@@ -61,7 +61,7 @@ def generate_dataset(
     """Read pairs from the columns `chosen` and `rejected`, or `text` and a column of numbers.
 
     Raises:
-        DataError: The file cannot be read, or a target is no number.
+        DataError: The file cannot be read, or a target is not a number.
     """
     names = ["chosen", "rejected"] if target_column is None else ["text"]
     table = read_table(path, names if target_column is None else [*names, target_column])

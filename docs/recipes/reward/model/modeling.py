@@ -1,4 +1,4 @@
-"""A reward model: one number for a text, learnt from numbers or from preferences."""
+"""A reward model: predicts a number for a text, trained on numbers or on preferences."""
 
 import torch
 from torch import Tensor, nn
@@ -40,8 +40,9 @@ class Model(Wrapper):
         """Compute rewards.
 
         Args:
-            text, target: Tokens, and the numbers to predict, shape (batch,): squared error.
-            chosen, rejected: Tokens of the better and the worse text of each pair: Bradley-Terry.
+            text, target: Tokens; numbers to predict, shape (batch,). The loss is the squared error.
+            chosen, rejected: Tokens of the better and the worse text of each pair. The loss is
+                that of Bradley-Terry.
             num_items_in_batch: Examples of the global batch.
         """
         errors = None

@@ -1,4 +1,4 @@
-"""From texts to rewards: the work of predict.py."""
+"""Compute rewards of texts, for predict.py."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ from transformers import PreTrainedTokenizerBase
 
 
 class Predictor:
-    """Give each text its reward."""
+    """Compute the reward of each text."""
 
     columns = ["text"]
 

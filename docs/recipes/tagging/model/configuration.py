@@ -1,4 +1,4 @@
-"""The configuration: a base encoder, and the tags to choose from."""
+"""The configuration: a base encoder, and the tags."""
 
 from .base import WrapperConfig
 
@@ -10,7 +10,7 @@ class ModelConfig(WrapperConfig):
 
     Args:
         base_model_id: See `WrapperConfig`.
-        tags: The tags; the first one is that of a correct word.
+        tags: Names of the tags; the first one means a correct word.
     """
 
     model_type = "two_headed_tagger"

@@ -1,4 +1,4 @@
-"""The data: words, and a tag for each of them."""
+"""Read sentences with a tag for each word."""
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ KEEP = "KEEP"
 
 
 class Dataset(torch.utils.data.Dataset):
-    """Tokenized sentences, with the tag of a word at its first token."""
+    """Tokenized sentences; the label of a word's first token is the word's tag."""
 
     def __init__(self, sentences: list[dict], tags: list[str], tokenizer: PreTrainedTokenizerBase):
         self.sentences = sentences
@@ -32,7 +32,7 @@ class Dataset(torch.utils.data.Dataset):
     def collate(self, examples: list[dict]) -> dict:
         input_ids, mask = pad(examples, "input_ids", self.tokenizer.pad_token_id)
         labels, _ = pad(examples, "labels", -100)
-        words = [example["words"] for example in examples]  # forward does not get texts
+        words = [example["words"] for example in examples]  # for the scores, not for forward
         return {"input_ids": input_ids, "attention_mask": mask, "labels": labels, "words": words}
 
 
@@ -42,10 +42,10 @@ def generate_dataset(
     max_len: int = 128,
     tags: list[str] | None = None,
 ) -> Dataset:
-    """Read sentences with `words` and as many `tags`; a sentence longer than max_len is cut.
+    """Read sentences with `words` and as many `tags`; truncate each to `max_len` tokens.
 
     Raises:
-        DataError: A row has another number of tags than words, or a tag that is not in `tags`.
+        DataError: The numbers of words and tags of a row differ, or a tag is not in `tags`.
     """
     table = read_table(path, ["words", "tags"], lists=["words", "tags"])
     tags = tags or [KEEP, *sorted({tag for row in table["tags"] for tag in row} - {KEEP})]

@@ -18,7 +18,7 @@ class Scores:
         return {"detection_f05": True, "tag_accuracy": True}
 
     def reset(self) -> None:
-        # true positives, found, wrong, right tags, words
+        # true positives, predicted errors, errors, correct tags, words
         self.counts = torch.zeros(5, dtype=torch.long, device=self.device)
         self.samples: list[str] = []
 
@@ -32,11 +32,11 @@ class Scores:
         self.counts += torch.stack(sums)
         if not self.samples:
             marks = (outputs.detect_logits.argmax(-1) == 1)[0][is_word[0]].tolist()
-            pairs = zip(batch["words"][0], marks, strict=False)  # a long sentence was cut
+            pairs = zip(batch["words"][0], marks, strict=False)  # fewer if truncated
             self.samples.append(" ".join(f"*{word}*" if mark else word for word, mark in pairs))
 
     def compute(self, loss: float) -> dict[str, float]:
-        # Each rank has seen its share of the examples: the sums are reduced, then divided.
+        # Each rank has sums over its own examples: reduce them before the division.
         hits, found, wrong, right, words = reduce(self.counts, "sum").tolist()
         return {
             "detection_f05": 1.25 * hits / max(1, found + 0.25 * wrong),
@@ -44,5 +44,5 @@ class Scores:
         }
 
     def save(self, folder: Path) -> None:
-        """Write samples.txt after each validation: a sentence with the errors that were found."""
+        """Write samples.txt: a sentence with its predicted errors."""
         (folder / "samples.txt").write_text("\n".join(self.samples) + "\n", encoding="utf-8")

@@ -1,4 +1,4 @@
-"""A tagger with two heads: is a word wrong, and which tag has it?"""
+"""A tagger with two heads: one detects wrong words, one predicts their tags."""
 
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
@@ -10,7 +10,7 @@ from .configuration import ModelConfig
 
 
 class Model(Wrapper):
-    """Any encoder, with a linear layer for each of the two questions."""
+    """Any encoder, with two linear layers: detection and tags."""
 
     config_class = ModelConfig
     auto_class = AutoModel
@@ -43,7 +43,7 @@ class Model(Wrapper):
         outputs = ModelOutput(detect_logits=self.detect(hidden), tag_logits=self.tag(hidden))
         if labels is None:
             return outputs
-        is_wrong = labels.clamp(max=1)  # -100 stays
+        is_wrong = labels.clamp(max=1)  # -100 is unchanged
         items = num_items_in_batch or (labels != -100).sum()
         losses = {
             "detection": _summed(outputs.detect_logits, is_wrong) / items,

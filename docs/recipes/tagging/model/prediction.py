@@ -1,4 +1,4 @@
-"""From words to tags: the work of predict.py."""
+"""Predict tags of words, for predict.py."""
 
 from typing import Any
 
@@ -7,7 +7,7 @@ from transformers import PreTrainedTokenizerBase
 
 
 class Predictor:
-    """Tag sentences that are given as lists of words."""
+    """Tag sentences, given as lists of words."""
 
     columns = ["words"]
     takes_lists = True

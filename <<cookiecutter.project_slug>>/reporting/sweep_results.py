@@ -1,0 +1,91 @@
+"""Results of sweep.py: a table and a picture."""
+
+import io
+import math
+from dataclasses import dataclass
+from statistics import mean, stdev
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One choice of values, trained once for each seed and fold.
+
+    Attributes:
+        number: From 0, in the order of their start.
+        values: Values of the arguments, by name.
+        scores: Best score of each run.
+    """
+
+    number: int
+    values: dict[str, Any]
+    scores: list[float]
+
+    @property
+    def mean(self) -> float:
+        return mean(self.scores)
+
+    @property
+    def spread(self) -> float:
+        """Sample standard deviation over the runs; NaN for a single run."""
+        return stdev(self.scores) if len(self.scores) > 1 else math.nan
+
+
+def table(trials: list[Trial], failed: list[Trial], metric: str) -> str:
+    """Return a Markdown table, the best trial first.
+
+    Args:
+        trials: From the best to the worst.
+        failed: Trials without a score.
+    """
+    names = list((trials + failed)[0].values)
+    header = ["trial", *names, metric, "standard deviation", "runs"]
+    rows = [header, ["---"] * len(header)]
+    for trial in trials:
+        spread = "" if math.isnan(trial.spread) else f"{trial.spread:.4g}"
+        values = [_shown(trial.values[name]) for name in names]
+        scores = [f"{trial.mean:.4g}", spread, str(len(trial.scores))]
+        rows.append([str(trial.number), *values, *scores])
+    for trial in failed:
+        values = [_shown(trial.values[name]) for name in names]
+        rows.append([str(trial.number), *values, "failed", "", ""])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ("| " + " | ".join(map(str.ljust, row, widths)) + " |" for row in rows)
+    return "\n".join(lines)
+
+
+def draw(trials: list[Trial], metric: str) -> bytes:
+    """Return a PNG file: a panel for each argument, with the scores of all runs and their mean."""
+    from matplotlib.figure import Figure  # importing it takes a second
+
+    names = list(trials[0].values) or ["trial"]
+    figure = Figure(figsize=(4.2 * len(names), 3.6), layout="constrained")
+    panels = figure.subplots(1, len(names), sharey=True, squeeze=False)[0]
+    for axes, name in zip(panels, names, strict=True):
+        positions, labels = _positions([trial.values.get(name, "") for trial in trials])
+        for x, trial in zip(positions, trials, strict=True):
+            axes.plot([x] * len(trial.scores), trial.scores, ".", color="tab:blue", alpha=0.4)
+            axes.plot(x, trial.mean, "o", color="tab:blue")
+        if labels is not None:
+            axes.set_xticks(range(len(labels)), labels)
+        elif min(positions) > 0 and max(positions) >= 10 * min(positions):
+            axes.set_xscale("log")
+        axes.set_xlabel(name)
+        axes.grid(alpha=0.3)
+    panels[0].set_ylabel(metric)
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", dpi=110)
+    return picture.getvalue()
+
+
+def _positions(values: list[Any]) -> tuple[list[float], list[str] | None]:
+    """Return where values are drawn: numbers at their value, others side by side with labels."""
+    try:
+        return [float(value) for value in values], None
+    except ValueError:
+        labels = sorted({str(value) for value in values})
+        return [float(labels.index(str(value))) for value in values], labels
+
+
+def _shown(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,120 @@
+"""sweep.py: trials, seeds and folds, interrupted and continued."""
+
+import json
+import math
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from errors import RunError
+from helpers.assertions import read_log
+from model.dataset import generate_dataset
+from training.search_space import grid, parse_space
+
+ROOT = Path(__file__).parent.parent
+pytest.importorskip("optuna")
+
+
+def sweep(outdir: Path, *arguments: str, code: int = 0) -> str:
+    """Run sweep.py; check its exit code; return its output."""
+    command = [sys.executable, "sweep.py", "--outdir", str(outdir), *arguments]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == code, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def best_loss(folder: Path) -> float:
+    return min(entry["valid_log"]["loss"] for entry in read_log(folder).values())
+
+
+@pytest.fixture
+def train_arguments(arguments) -> list[str]:
+    """Arguments of train.py without its output directory."""
+    position = arguments.index("--outdir")
+    return [*arguments[:position], *arguments[position + 2 :], "--max_steps", "3"]
+
+
+@pytest.mark.proof
+def test_table_has_mean_and_spread_over_seeds_and_trials_that_failed(tmp_path, train_arguments):
+    search = ("--search", "lr=1e-4,1e-2,1e30", "--seeds", "1", "2")
+    text = sweep(tmp_path / "sweep", *search, "--", *train_arguments)
+    rows = [line.split("|")[1:-1] for line in text.splitlines() if line.startswith("|")][2:]
+    assert [row[2].strip() for row in rows[2:]] == ["failed"]  # it diverges
+    for trial, lr, mean, spread, runs in (map(str.strip, row) for row in rows[:2]):
+        folder = tmp_path / "sweep" / f"trial-{int(trial):03d}"
+        losses = [best_loss(folder / f"seed-{seed}") for seed in (1, 2)]
+        args = json.loads((folder / "seed-2/last/training_state.json").read_text())["args"]
+        assert (args["lr"], args["seed"]) == (float(lr), 2)
+        assert math.isclose(float(mean), statistics.mean(losses), rel_tol=1e-3)
+        assert math.isclose(float(spread), statistics.stdev(losses), rel_tol=1e-3)
+        assert runs == "2"
+    assert float(rows[0][2]) < float(rows[1][2])
+    assert (tmp_path / "sweep" / "results.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.proof
+def test_interrupted_sweep_continues_as_an_uninterrupted_one(tmp_path, train_arguments):
+    search = ("--search", "lr=log:1e-4..1e-2", "--trials", "2", "--", *train_arguments)
+    whole = tmp_path / "whole"
+    expected = sweep(whole, *search).split("\n| ", 1)[1]
+    outdir = tmp_path / "interrupted"
+    command = [sys.executable, "sweep.py", "--outdir", str(outdir), *search]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
+    while not (outdir / "trial-001" / "run" / ".lock").exists():
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait() == 75
+    found = sweep(outdir, *search).split("\n| ", 1)[1]
+    assert found.replace(str(outdir), str(whole)) == expected
+
+
+@pytest.mark.proof
+def test_folds_leave_out_each_example_once(tmp_path, sample, tokenizer, train_arguments):
+    position = train_arguments.index("--valid_input")
+    fixed = [*train_arguments[:position], *train_arguments[position + 2 :]]
+    sweep(tmp_path / "sweep", "--folds", "2", "--", *fixed)
+    count = 0
+    for fold in range(2):
+        folder = tmp_path / "sweep" / "trial-000" / f"fold-{fold}"
+        count += json.loads((folder / "last/training_state.json").read_text())["data"]["examples"]
+    assert count == len(generate_dataset(sample / "train.jsonl", tokenizer, 48))
+
+
+def test_refused_arguments_end_the_sweep_with_the_sentence_of_train_py(tmp_path):
+    text = sweep(tmp_path / "s", "--seeds", "1", "--", "--train_input", "missing.jsonl", code=2)
+    assert "missing.jsonl" in text.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    "arguments, sentence",
+    [
+        ((), "nothing to vary"),
+        (("--search", "lr"), "--search lr: expected NAME="),
+        (("--search", "lr=1e-3..1e-4", "--trials", "2"), "expected LOW < HIGH"),
+        (("--search", "lr=1e-4..1e-3"), "expected --trials, too"),
+        (("--search", "rate=1,2"), "train.py has no argument rate"),
+        (("--search", "lr=1,2", "--", "--lr", "1"), "both fixed and varied"),
+        (("--seeds", "1", "--", "--outdir", "x"), "sweep.py sets it"),
+        (("--folds", "3"), "expected --train_input"),
+        (("--search", "tf32=1,2"), "expected tf32=true,false"),
+    ],
+)
+def test_bad_arguments_are_refused_in_one_sentence(tmp_path, arguments, sentence):
+    text = sweep(tmp_path / "sweep", *arguments, code=2)
+    assert sentence in text
+    assert not (tmp_path / "sweep" / "study.db").exists()
+
+
+def test_grid_has_all_combinations():
+    space = parse_space(["lr=1e-4,1e-3", "batch_size=8,16"])
+    assert list(grid(space)) == [
+        {"lr": lr, "batch_size": size} for lr in ("1e-4", "1e-3") for size in ("8", "16")
+    ]
+    with pytest.raises(RunError, match="expected --trials"):
+        list(grid(parse_space(["lr=log:1e-4..1e-3"])))
