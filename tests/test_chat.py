@@ -82,7 +82,10 @@ BAD: dict[str, tuple[object, str]] = {
     "parts": ([ASKED, turn("assistant", [{"text": "B."}])], "the content of a message is a list"),
     "calls": ([ASKED, {**ANSWERED, "tool_calls": [1]}], "a message has the key 'tool_calls'"),
     "first": ([ANSWERED, ASKED, ANSWERED], "the first message is an answer; expected a message"),
-    "mark": ([ASKED, turn("assistant", "a<|im_end|>b")], "an answer holds '<|im_end|>'"),
+    "mark": (
+        [ASKED, turn("assistant", "a<|im_end|>b")],
+        "an answer contains its end-of-turn token '<|im_end|>'",
+    ),
 }
 
 

@@ -89,8 +89,8 @@ def find_answers(
         until = render(tokenizer, messages[: answer + 1])
         if not text.startswith(before) or not text.startswith(until):
             raise DataError(
-                f"the chat template renders message {answer + 1} otherwise if others follow; "
-                "expected --targets last, or a template that marks answers by {% generation %}"
+                f"the chat template renders message {answer + 1} differently when others follow; "
+                "expected --targets last, or a template with {% generation %} blocks"
             )
         spans.append((len(before), len(until)))
     return text, spans
@@ -115,7 +115,7 @@ def _marked_answers(
     of_assistant = [n for n, message in enumerate(messages) if message["role"] == ANSWERS]
     if len(marked) != len(of_assistant):
         raise DataError(
-            f"the chat template marks {len(marked)} answers; expected {len(of_assistant)}"
+            f"the chat template has {len(marked)} generation blocks; expected {len(of_assistant)}"
         )
     return text, [marked[of_assistant.index(answer)] for answer in answers]
 
@@ -163,8 +163,8 @@ def encode_conversation(
                 stop = start + len(tokenizer.convert_ids_to_tokens(ids[n]))
             if stop > begin:
                 raise DataError(
-                    f"an answer shares the token {text[start:stop]!r} with what the chat template "
-                    "puts before it; expected another beginning"
+                    f"the token {text[start:stop]!r} contains the beginning of an answer and text "
+                    "before it; expected an answer that begins with a token of its own"
                 )
         for n in inside:
             labels[n] = ids[n]
@@ -199,5 +199,7 @@ def _end_of(tokenizer: PreTrainedTokenizerBase, ids: list[int], special: set[int
         )
     if ids[-1] in ids[:-1]:
         mark = tokenizer.decode(ids[-1:])
-        raise DataError(f"an answer holds {mark!r}, which ends it; expected it at the end alone")
+        raise DataError(
+            f"an answer contains its end-of-turn token {mark!r}; expected it only at the end"
+        )
     return ids[-1]

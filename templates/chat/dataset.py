@@ -99,7 +99,7 @@ class Dataset(torch.utils.data.Dataset):
     """Tokenized conversations or, with `packing`, rows of several conversations.
 
     Attributes:
-        lengths: Tokens of each example, shape (n,); examples of similar length are batched together.
+        lengths: Tokens of each example, shape (n,); those of similar length are batched together.
         num_items: Target tokens of each example, shape (n,); the loss is averaged over these.
         schema: How the file was read: arguments with which `generate_dataset` reads another file
             in the same way.
