@@ -84,7 +84,7 @@ BAD: dict[str, tuple[object, str]] = {
     "first": ([ANSWERED, ASKED, ANSWERED], "the first message is an answer; expected a message"),
     "mark": (
         [ASKED, turn("assistant", "a<|im_end|>b")],
-        "an answer contains its end-of-turn token '<|im_end|>'",
+        "an answer contains '<|im_end|>', its",
     ),
 }
 

@@ -199,7 +199,5 @@ def _end_of(tokenizer: PreTrainedTokenizerBase, ids: list[int], special: set[int
         )
     if ids[-1] in ids[:-1]:
         mark = tokenizer.decode(ids[-1:])
-        raise DataError(
-            f"an answer contains its end-of-turn token {mark!r}; expected it only at the end"
-        )
+        raise DataError(f"an answer contains {mark!r}, its end-of-turn token; expected it once")
     return ids[-1]

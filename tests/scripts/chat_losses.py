@@ -154,6 +154,4 @@ refused([*PLAIN, PLAIN[1] + PLAIN[0][1:]], "inst", "Roles must alternate")
 compare([conversation(1, thought=THOUGHT)], "reasoning")
 compare([conversation(2, thought=THOUGHT), *PLAIN], "reasoning", "last")
 refused([conversation(1, thought="\n\n")], "chatml", r"the token '\n\n\n' contains")
-refused(
-    [*PLAIN, conversation(2, thought=THOUGHT)], "reasoning", "message 2 differently when others"
-)
+refused([*PLAIN, conversation(2, thought=THOUGHT)], "reasoning", "message 2 differently")
