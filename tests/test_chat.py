@@ -176,9 +176,10 @@ def test_plain_transformers_stops_where_training_stopped(
     files = [TEMPLATES / f"{template}.jinja"] if template else []
     run(project, SCRIPTS / "chat_base.py", tmp_path / "base", *files)
     rows = [{"messages": [turn("user", q), turn("assistant", a)]} for q, a in ANSWERS.items()]
-    data = write(tmp_path / "few.jsonl", rows)
-    options = [f"--train_input={data}", f"--valid_input={data}", f"--model_id={tmp_path}/base"]
-    options += ["--batch_size=3", "--max_steps=60", "--epochs=60", "--valid_steps=60", "--lr=3e-3"]
+    many = write(tmp_path / "many.jsonl", rows * 120)
+    few = write(tmp_path / "few.jsonl", rows)
+    options = [f"--train_input={many}", f"--valid_input={few}", f"--model_id={tmp_path}/base"]
+    options += ["--batch_size=6", "--epochs=1", "--lr=3e-3", "--max_new_tokens=0"]
     out = run(project, "train.py", *options, f"--outdir={tmp_path}/run")
     assert ("DEFAULT_TEMPLATE is used" in out) == (template is None)
 

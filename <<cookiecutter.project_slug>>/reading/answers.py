@@ -1,6 +1,7 @@
 """Render conversations with the chat template of a tokenizer, and label the answers."""
 
 import re
+from typing import NamedTuple
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
@@ -19,6 +20,20 @@ DEFAULT_TEMPLATE = """\
 {%- if add_generation_prompt -%}{{- '<|assistant|>\\n' -}}{%- endif -%}
 """
 Span = tuple[int, int]
+
+
+class Encoded(NamedTuple):
+    """A tokenized conversation.
+
+    Attributes:
+        input_ids: All tokens.
+        labels: The tokens of the answers, and -100 for all others.
+        ends: The last token of each answer.
+    """
+
+    input_ids: list[int]
+    labels: list[int]
+    ends: list[int]
 
 
 def use_template(tokenizer: PreTrainedTokenizerBase) -> list[str]:
@@ -130,16 +145,12 @@ def encode_conversation(
     messages: list[Message],
     answers: list[int],
     special: set[int],
-) -> tuple[list[int], list[int], list[int]]:
+) -> Encoded:
     """Tokenize a conversation.
 
     Args:
         answers: Indices of the messages that are targets.
         special: See `special_tokens`.
-
-    Returns:
-        Token ids; labels, which are -100 except for the answers; and the last token of each
-        answer.
 
     Raises:
         DataError: The template changes a message, an answer does not end with a special token, or
@@ -169,7 +180,7 @@ def encode_conversation(
         for n in inside:
             labels[n] = ids[n]
     labels[0] = -100  # not predicted
-    return ids, labels, ends
+    return Encoded(ids, labels, ends)
 
 
 def _check_texts(messages: list[Message], answers: list[int], text: str, parts: list[str]) -> None:

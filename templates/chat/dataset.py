@@ -14,7 +14,7 @@ import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from errors import DataError
-from reading.answers import encode_conversation, special_tokens, use_template
+from reading.answers import Encoded, encode_conversation, special_tokens, use_template
 from reading.examples import describe_examples
 from reading.locate import locate_row
 from reading.messages import as_conversation
@@ -204,19 +204,25 @@ def encode_row(
     max_len: int,
 ) -> dict[str, Any]:
     """Tokenize a row of the file. `fault` is the error, or an empty text."""
+    fault = ""
+    encoded = Encoded([0], [-100], [0])
     try:
         messages, answers = as_conversation(row)
         answers = answers[-1:] if targets == "last" else answers
-        ids, labels, ends = encode_conversation(tokenizer, messages, answers, special)
-        fault = ""
+        encoded = encode_conversation(tokenizer, messages, answers, special)
     except DataError as error:
-        ids, labels, ends, fault = [0], [-100], [0], str(error)
-    is_cut = len(ids) > max_len
-    ids = ids[:max_len]
-    labels = labels[:max_len]
-    num_items = sum(label != -100 for label in labels)
-    counts = {"length": len(ids), "num_items": num_items, "is_cut": is_cut}
-    return {"input_ids": ids, "labels": labels, "ends": ends, "fault": fault, **counts}
+        fault = str(error)
+    ids = encoded.input_ids[:max_len]
+    labels = encoded.labels[:max_len]
+    return {
+        "input_ids": ids,
+        "labels": labels,
+        "ends": encoded.ends,
+        "fault": fault,
+        "length": len(ids),
+        "num_items": sum(label != -100 for label in labels),
+        "is_cut": len(encoded.input_ids) > max_len,
+    }
 
 
 def generate_dataset(
