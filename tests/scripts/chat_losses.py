@@ -50,6 +50,7 @@ def conversation(turns: int, system: str = "", thought: str = "") -> list[dict[s
 def tokenizer_of(style: str) -> PreTrainedTokenizerBase:
     tokenizer = AutoTokenizer.from_pretrained("tiny")
     tokenizer.add_tokens(["\n\n\n"])
+    tokenizer.pad_token = tokenizer.eos_token  # padding hides no target
     more = ["<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
     more += ["<start_of_turn>", "<end_of_turn>"]
     tokenizer.add_special_tokens({"extra_special_tokens": more})
