@@ -3,6 +3,7 @@
 import io
 import json
 import os
+from typing import Any
 
 import pytest
 
@@ -72,7 +73,8 @@ def test_a_conversation_is_shown_in_pieces_and_remembered(checkpoint):
     if not hasattr(Predictor, "start_conversation"):
         pytest.skip("Predictor has no start_conversation")
     model = load_model(Model, checkpoint).eval()
-    predictor = Predictor(model, load_tokenizer(checkpoint), 200, {}, max_new_tokens=8)
+    options = {"max_new_tokens": 8}
+    predictor: Any = Predictor(model, load_tokenizer(checkpoint), 200, {}, **options)
     conversation = predictor.start_conversation()
     messages: list[dict] = []
     for line in ("Do you see it?", "No."):
