@@ -21,8 +21,10 @@ from training.contract import Task
 from training.help import HelpFormatter
 from training.launch import run as exit_code_of
 from training.loading import load_model, load_tokenizer
+from training.user_code import describe
 
 DTYPES = ("float32", "bfloat16", "float16")
+ONNX_PACKAGES = ("onnx", "onnxruntime", "onnxscript")
 SAMPLES = ("Do you see it?", "No.")
 TOLERANCE = 1e-4  # relative to the largest logit
 
@@ -51,23 +53,27 @@ def export_onnx(model: Any, tokenizer: PreTrainedTokenizerBase, file: Path) -> N
     """Write model.onnx for any batch and length, and compare its logits with the model's.
 
     Raises:
-        RunError: The logits differ.
+        RunError: torch cannot export the model, or the logits differ.
     """
     import onnxruntime
 
     inputs = tokenizer(list(SAMPLES), padding=True, return_tensors="pt")
     names = ["input_ids", "attention_mask"]
     sizes = {0: torch.export.Dim("batch"), 1: torch.export.Dim("length")}
-    torch.onnx.export(
-        Logits(model).eval(),
-        tuple(inputs[name] for name in names),
-        file,
-        input_names=names,
-        output_names=["logits"],
-        dynamic_shapes=dict.fromkeys(names, sizes),
-        dynamo=True,
-        verbose=False,
-    )
+    try:
+        torch.onnx.export(
+            Logits(model).eval(),
+            tuple(inputs[name] for name in names),
+            file,
+            input_names=names,
+            output_names=["logits"],
+            dynamic_shapes=dict.fromkeys(names, sizes),
+            dynamo=True,
+            verbose=False,
+        )
+    except Exception as error:  # of many kinds, for architectures that torch cannot trace
+        name = type(model).__name__
+        raise RunError(f"--onnx: torch cannot export {name} ({describe(error)})") from error
     session = onnxruntime.InferenceSession(file)
     for texts in (SAMPLES, SAMPLES[1:], [" ".join(SAMPLES)] * 3):
         inputs = tokenizer(list(texts), padding=True, return_tensors="pt")
@@ -85,7 +91,7 @@ def check_onnx(model: Any) -> None:
     Raises:
         RunError: Packages are missing, or the model generates.
     """
-    for package in ("onnx", "onnxruntime", "onnxscript"):
+    for package in ONNX_PACKAGES:
         if not importlib.util.find_spec(package):
             raise RunError(f"--onnx needs the package {package}: pip install -e '.[onnx]'")
     if model.can_generate():
@@ -120,9 +126,12 @@ def main(argv: list[str] | None = None) -> None:
         check_onnx(model)
     if hasattr(model, "choose_form"):
         print(model.choose_form())  # in float32, as it was trained
-    model.to(getattr(torch, args.dtype)).save_pretrained(output)
-    if tokenizer is not None:
-        tokenizer.save_pretrained(output)
+    try:
+        model.to(getattr(torch, args.dtype)).save_pretrained(output)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(output)
+    except Exception as error:  # of the disk, of safetensors, of the user's code
+        raise RunError(f"--output {output}: not saved ({describe(error)})") from error
     print(f"{output}: {model.num_parameters():,} parameters in {args.dtype}")
     if args.onnx:
         export_onnx(model, tokenizer, output / "model.onnx")

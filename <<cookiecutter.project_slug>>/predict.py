@@ -24,13 +24,14 @@ from errors import DataError, RunError
 from model.interface import Conversation, TaskPredictor
 from reading.tables import read_table
 from training.atomic import saving, write_file
-from training.contract import Task
+from training.contract import Task, predictor_input
 from training.distributed import RankGroup
 from training.help import HelpFormatter, OneOrMore
 from training.launch import run, start
 from training.loading import load_model, load_tokenizer
 from training.model_check import check_length
 from training.state import STATE_FILE, SavedRun
+from training.user_code import at_place
 
 MAX_LEN = 128  # for a checkpoint without training_state.json
 
@@ -90,7 +91,9 @@ def load_predictor(task: Task, args: argparse.Namespace, accelerator: Accelerato
     max_len = args.max_len or max_len
     check_length(model, max_len)
     options = {name: getattr(args, name) for name in task.predict_options}
-    predictor = task.predictor_class(model, tokenizer, max_len, schema, **options)
+    if not (checkpoint / STATE_FILE).is_file() and args.max_len is None:
+        accelerator.print(f"{checkpoint} has no {STATE_FILE}: --max_len {max_len} is assumed")
+    predictor = task.build_predictor(model, tokenizer, max_len, schema, options)
     for note in getattr(predictor, "notes", []):
         accelerator.print(note)
     return predictor
@@ -115,7 +118,7 @@ def read_rows(args: argparse.Namespace, predictor: TaskPredictor) -> tuple[list[
     else:
         lists = columns if getattr(predictor, "takes_lists", False) else []
         rows = read_table(args.input, columns, lists).to_list()
-    return rows, [list(row.values()) if len(row) > 1 else row[columns[0]] for row in rows]
+    return rows, [predictor_input(row) for row in rows]
 
 
 def _read_by(read: Callable, source: str | list[str], columns: list[str]) -> list[dict]:
@@ -140,7 +143,8 @@ def predict(
     mine = batches[accelerator.process_index :: accelerator.num_processes]
     found: list[tuple[int, dict]] = []
     for batch in tqdm(mine, desc="[PREDICT]", disable=not accelerator.is_main_process):
-        found += zip(batch.tolist(), predictor([texts[i] for i in batch]), strict=True)
+        with at_place("--input", batch.tolist()):
+            found += zip(batch.tolist(), predictor([texts[i] for i in batch]), strict=True)
     by_index = dict(gather_object(found))
     return [by_index[index] for index in range(len(texts))]
 
@@ -177,7 +181,8 @@ def converse(conversation: Conversation, lines: Iterable[str]) -> None:
     show("> ")
     with suppress(KeyboardInterrupt):
         for line in lines:
-            conversation.answer(line.rstrip("\n"), show)
+            with at_place("this line"):
+                conversation.answer(line.rstrip("\n"), show)
             show("\n> ")
     print()
 

@@ -19,34 +19,42 @@ from torch import Tensor
 from errors import RunError
 from reporting.preview import preview
 from reporting.report import Report
-from training.batches import Step
+from training.batches import MicroBatch, Step
 from training.contract import Task
 from training.launch import run as exit_code_of
 from training.losses import LOSS, LossMeter, add_losses, loss_factor
 from training.optimization import optimizer_step, sum_over_ranks
 from training.randomness import seed_all
 from training.run import Run, open_run
+from training.user_code import at_place, list_examples
 
 
 def train_step(run: Run, step: Step) -> dict[str, Tensor]:
     """Accumulate the gradient of one global batch; return this rank's part of its losses."""
     step_losses: dict[str, Tensor] = {}
     for micro in step.micro_batches:
-        # Dropout depends only on (seed, epoch, step, rank, number): no RNG state has to be saved.
-        seed_all(*micro.rng_key)
-        batch = send_to_device(micro.batch, run.accelerator.device, non_blocking=True)
-        # Gradients are reduced over the ranks once per step, in its last backward pass.
-        with run.strategy.gradient_sync(run.model, enabled=micro.is_last):
-            # Divided by the target items of the whole step, over all its micro-batches and ranks,
-            # so that the gradient does not depend on how the step was split.
-            _, losses = run.task.forward(run.model, batch, step.num_items)
-            factor = loss_factor(run.task, micro)
-            # Times the number of ranks, since DDP, FSDP and ZeRO average gradients over the ranks.
-            # A loss that is not finite becomes NaN, which the reduction spreads to all ranks.
-            loss = sum_over_ranks(losses[LOSS] * factor, run.accelerator.num_processes)
-            run.accelerator.backward(loss)
-        add_losses(step_losses, losses, factor)
+        with at_place(step.place, micro.indices):
+            losses = add_gradient(run, step, micro)
+        add_losses(step_losses, losses, loss_factor(run.task, micro))
     return step_losses
+
+
+def add_gradient(run: Run, step: Step, micro: MicroBatch) -> dict[str, Tensor]:
+    """Add the gradient of a micro-batch to that of its step; return the losses."""
+    # Dropout depends only on (seed, epoch, step, rank, number): no RNG state has to be saved.
+    seed_all(*micro.rng_key)
+    batch = send_to_device(micro.batch, run.accelerator.device, non_blocking=True)
+    # Gradients are reduced over the ranks once per step, in its last backward pass.
+    with run.strategy.gradient_sync(run.model, enabled=micro.is_last):
+        # Divided by the target items of the whole step, over all its micro-batches and ranks,
+        # so that the gradient does not depend on how the step was split.
+        _, losses = run.task.forward(run.model, batch, step.num_items)
+        factor = loss_factor(run.task, micro)
+        # Times the number of ranks, since DDP, FSDP and ZeRO average gradients over the ranks.
+        # A loss that is not finite becomes NaN, which the reduction spreads to all ranks.
+        loss = sum_over_ranks(losses[LOSS] * factor, run.accelerator.num_processes)
+        run.accelerator.backward(loss)
+    return losses
 
 
 def train_until_validation(run: Run, report: Report) -> dict[str, float]:
@@ -66,7 +74,10 @@ def train_until_validation(run: Run, report: Report) -> dict[str, float]:
             # weights unchanged. Both happen on the device, without synchronizing with it.
             losses[LOSS] = run.guard.clip_gradients(losses[LOSS])
             lr = run.optimizer.param_groups[0]["lr"]
-            was_skipped = optimizer_step(run.accelerator, run.optimizer, run.scheduler, run.guard)
+            with at_place(step.place):
+                was_skipped = optimizer_step(
+                    run.accelerator, run.optimizer, run.scheduler, run.guard
+                )
             state.advance(len(step.examples), step.num_items, was_skipped)
             run.losses.update(losses, step)
             report.after_step(bar, run.losses.latest, lr)
@@ -117,11 +128,9 @@ def mean_losses(run: Run) -> dict[str, float]:
 def raise_not_finite(run: Run, step: Step) -> None:
     """Save the batch of a step whose loss or gradient is not finite, and end the run."""
     place = run.checkpoints.save_bad_batch(run.model, run.train_data.examples, step)
-    shown = ", ".join(map(str, step.examples[:8]))
-    more = ", ..." if len(step.examples) > 8 else ""
     raise RunError(
-        f"epoch {step.epoch}, step {step.index}: the loss or its gradient is not finite, examples "
-        f"{shown}{more} (0-based); {place}"
+        f"{step.place}: the loss or its gradient is not finite, {list_examples(step.examples)}; "
+        f"{place}"
     )
 
 
@@ -129,11 +138,12 @@ def validate_step(run: Run, step: Step, losses: LossMeter) -> None:
     """Add the losses and scores of a batch of validation examples."""
     for micro in step.micro_batches:
         batch = send_to_device(micro.batch, run.accelerator.device, non_blocking=True)
-        outputs, parts = run.task.forward(run.model, batch, step.num_items)
         factor = loss_factor(run.task, micro)
-        losses.update({name: part * factor for name, part in parts.items()}, step)
-        if micro.weight:  # 0 on a rank that has no example left
-            run.scores.update(outputs, batch)
+        with at_place(step.place, micro.indices):
+            outputs, parts = run.task.forward(run.model, batch, step.num_items)
+            losses.update({name: part * factor for name, part in parts.items()}, step)
+            if micro.weight:  # 0 on a rank that has no example left
+                run.scores.update(outputs, batch)
         save_point(run)
 
 
@@ -155,7 +165,8 @@ def validate(run: Run, report: Report) -> dict[str, float]:
             bar.update()
         sums = run.group.gather(losses.sums())
         means = {name: math.fsum(s[name] for s in sums) / max(1, count) for name in sums[0]}
-        scores = run.scores.compute(means[LOSS])
+        with at_place("validation"):
+            scores = run.scores.compute(means[LOSS])
         log = {LOSS: means.pop(LOSS), **means, **scores, "count": count}
         bar.set_postfix(log)
     # Ranks that disagree on a score would disagree on best/ and on early stopping, too.

@@ -79,6 +79,27 @@ MISTAKES = [
         ),
         "model/optimization.py: Adafactor has other weights in evaluation than in training",
     ),
+    (
+        *("optimizer", "optimization.py", "return LambdaLR(optimizer, factor)", "return factor"),
+        "model/optimization.py: build_scheduler returns function; expected ",
+    ),
+    (
+        *("optimizer", "optimization.py", "p.requires_grad]", "p.requires_grad and p.ndim > 1]"),
+        "model/optimization.py: classifier.distilbert.embeddings.LayerNorm.weight requires a "
+        "gradient and is in the parameter groups of build_optimizer 0 times",
+    ),
+    (
+        *("tagging", "metrics.py", "join(self.samples)", "join(self.sample)"),
+        "model/metrics.py: Scores fails on the first examples (AttributeError: ",
+    ),
+    (
+        *("tagging", "prediction.py", '{"prediction": [tags', '{"tags": [tags'),
+        "model/prediction.py: Predictor returns [{'tags': ",
+    ),
+    (
+        *("tagging", "prediction.py", "found[row][n]", "found[row][n][0]"),
+        "model/prediction.py: Predictor fails on the first row (TypeError: ",
+    ),
 ]
 
 

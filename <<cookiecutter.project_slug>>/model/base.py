@@ -267,8 +267,12 @@ class Wrapper(PreTrainedModel):
         try:
             with evaluating(self):
                 reason = self._difference_to_base(self._dummy_batch() if batch is None else batch)
-        except Exception:  # of the user's forward, or because it returns no logits
-            reason = f"its outputs cannot be compared with those of {name}"
+        except Exception as error:  # of the user's forward, or because it returns no logits
+            why = (str(error).strip().splitlines() or [""])[0]
+            reason = (
+                f"its outputs cannot be compared with those of {name} "
+                f"({type(error).__name__}: {why})"
+            )
         self.saves_stock = reason is None
         if reason is None:
             return f"checkpoints are stock {name}: the logits are the same bit for bit"

@@ -12,6 +12,9 @@ modeling.py
     `num_items_in_batch` as a parameter of `Model.forward`: see `Output.loss`.
     Model.loss_couples_examples: True if the loss of an example depends on the others in its
         micro-batch, which then has `--batch_size` examples on any device. Default: False.
+    Model.leaves_parameters_unused: True if some steps leave trained parameters without a gradient.
+        Only needed for several processes, and only if the few examples that are run before the
+        first step use all parameters: an error message then asks for it. Default: False.
 dataset.py
     `tokenizer`, `max_len` as parameters of `generate_dataset`. Default: no tokenizer is loaded.
     OPTIONS: Arguments of `generate_dataset`, in the same form.
@@ -22,11 +25,8 @@ prediction.py
     Predictor: see `TaskPredictor`. Default: predict.py is not available.
     OPTIONS: Arguments of `Predictor` that predict.py offers, in the same form.
 optimization.py
-    build_optimizer(model, lr, weight_decay): Returns a `torch.optim.Optimizer`. Its state, which
-        may have tensors of any shape, and the numbers in its parameter groups are saved.
-        Default: AdamW.
-    build_scheduler(optimizer, num_warmup_steps, total_steps): Returns a torch `LRScheduler` that
-        depends on the step alone. Default: `--lr_scheduler_type`.
+    build_optimizer: see `OptimizerBuilder`. Default: AdamW.
+    build_scheduler: see `SchedulerBuilder`. Default: `--lr_scheduler_type`.
 """
 
 from collections.abc import Callable, Sequence
@@ -34,6 +34,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 
 class Output(Protocol):
@@ -98,6 +101,7 @@ class Scorer(Protocol):
         """Write samples or pictures into the output directory.
 
         Called on the main rank after each validation. A failure is reported, and the run continues.
+        A failure on the first examples, before the first step, ends the run.
         """
 
 
@@ -129,3 +133,26 @@ class TaskPredictor(Protocol):
 
     def __call__(self, texts: Sequence[Any]) -> list[dict[str, Any]]:
         """Return a dict with `prediction` for each row."""
+
+
+class OptimizerBuilder(Protocol):
+    """`build_optimizer` of optimization.py."""
+
+    def __call__(self, model: nn.Module, lr: float, weight_decay: float, /) -> Optimizer:
+        """Build an optimizer of all parameters that require a gradient, each in one group.
+
+        Its state, which may have tensors of any shape, and the numbers in its parameter groups are
+        saved.
+
+        Args:
+            lr, weight_decay: `--lr` and `--weight_decay`.
+        """
+
+
+class SchedulerBuilder(Protocol):
+    """`build_scheduler` of optimization.py."""
+
+    def __call__(
+        self, optimizer: Optimizer, num_warmup_steps: int, total_steps: int, /
+    ) -> LRScheduler:
+        """Build a schedule that depends on the optimizer step alone."""

@@ -5,6 +5,7 @@ import uuid
 from collections.abc import Iterator, Sequence
 from itertools import chain, islice
 from pathlib import Path
+from typing import Any
 
 import datasets
 import pyarrow as pa
@@ -55,14 +56,7 @@ def read_table(
     lists = [name for name in columns if name in lists]
     nested = [name for name in columns if name in nested]
     resolved = resolve(source)
-    if resolved.table is not None:
-        batches = _read_typed(source, resolved, columns, lists, nested)
-    elif format_of(resolved.files[0]) == ".parquet":
-        batches = chain.from_iterable(
-            read_parquet(file, columns, lists, nested) for file in resolved.files
-        )
-    else:
-        batches = read_texts(resolved.files, columns, lists, nested)
+    batches = _read_batches(source, resolved, columns, lists, nested)
     key = hash_values(hash_source(__file__, "reading"), resolved.identify(), columns, lists, nested)
     table = resolved.select(_cached(source, key, batches))
     if len(table) == 0:
@@ -85,6 +79,19 @@ def column_names(source: Source) -> list[str]:
     return [name for _, row in islice(read_records(file), 1) for name in row]
 
 
+def read_first_row(source: Source, columns: list[str], lists: Sequence[str] = ()) -> dict[str, Any]:
+    """Read the first row as `read_table` does, without reading the others.
+
+    Raises:
+        DataError: See `read_table`.
+    """
+    lists = [name for name in columns if name in lists]
+    batches = _read_batches(source, resolve(source), columns, lists, [])
+    if (first := next(batches, None)) is None or len(first) == 0:
+        raise DataError(f"{source}: no rows; expected at least one example")
+    return first.slice(0, 1).to_pylist()[0]
+
+
 def is_plain_text(source: Source) -> bool:
     """Return whether the source consists of .txt files: one document, without rows."""
     match = parse_name(source)
@@ -105,6 +112,18 @@ def distinct(table: datasets.Dataset, column: str) -> tuple[list[str], bool]:
 def _sort_key(text: str) -> tuple[int, str]:
     is_whole = text.isdecimal() and len(text) < 20
     return (int(text) if is_whole else -1, text)
+
+
+def _read_batches(
+    source: Source, resolved: Resolved, columns: list[str], lists: list[str], nested: list[str]
+) -> Iterator[pa.RecordBatch]:
+    if resolved.table is not None:
+        return _read_typed(source, resolved, columns, lists, nested)
+    if format_of(resolved.files[0]) == ".parquet":
+        return chain.from_iterable(
+            read_parquet(file, columns, lists, nested) for file in resolved.files
+        )
+    return read_texts(resolved.files, columns, lists, nested)
 
 
 def _read_typed(

@@ -3,25 +3,11 @@
 from pathlib import Path
 
 from huggingface_hub import HfApi
-from huggingface_hub.errors import HFValidationError
-from huggingface_hub.utils import validate_repo_id
 
 from errors import RunError
 
 # They hold paths of this machine.
 LOCAL = ["training_state.json", "manifest.json"]
-
-
-def check_repo_id(name: str) -> None:
-    """Check the name of a repository, before the training instead of after it.
-
-    Raises:
-        RunError: The Hub does not accept the name.
-    """
-    try:
-        validate_repo_id(name)
-    except HFValidationError as error:
-        raise RunError(f"--push_to_hub {name}: {_reason(error)}") from None
 
 
 def push(folder: Path, repository: str) -> None:

@@ -1,5 +1,6 @@
 """Report a run in progress: terminal, trackers and pictures."""
 
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -8,9 +9,10 @@ import torch
 from tqdm import tqdm
 
 from errors import RunError
-from training.atomic import saving, write_file
+from training.atomic import write_file
 from training.losses import LOSS
 from training.run import Run
+from training.user_code import describe
 
 from .card import write_card
 from .curves import draw_curves
@@ -38,6 +40,7 @@ class Report:
         self.outdir = Path(run.config.outdir)
         self.print = run.accelerator.on_main_process(print)  # not once per machine
         self._curves: tuple[int, bytes] = (-1, b"")
+        self._failed: set[str] = set()
         if run.config.report_to and not run.config.dry_run:
             self._start_trackers()
 
@@ -56,6 +59,9 @@ class Report:
             *self.run.notes,
             sep="\n",
         )
+        if self.run.group.is_main:
+            with tempfile.TemporaryDirectory() as folder:
+                self._attempt("README.md", lambda: self._write_card(Path(folder)))
 
     def progress_bar(self, phase: str, total: int, initial: int = 0) -> tqdm:
         """`[Epoch 0] [TRAIN]:  12%|█▏        | 520/4387 [02:31<20:56,  3.08it/s, loss=2.56]`"""
@@ -79,24 +85,31 @@ class Report:
             state.add_curve_point(losses[LOSS], lr)
             values = {f"train/{name}": loss for name, loss in losses.items()}
             values |= {"train/lr": lr, "train/epoch": state.current_epoch}
-            self.run.accelerator.log(values, step=state.step)
+            self._log(values)
 
     def after_validation(self) -> None:
         """Draw loss.png, save the files of the scores, and log to the trackers."""
         log = list(self.state.log.values())[-1]["valid_log"]
         values = {f"valid/{name}": value for name, value in log.items()}
-        self.run.accelerator.log(values, step=self.state.step)
+        self._log(values)
 
-        def save() -> None:
-            with saving(self.outdir, 0):
-                write_file(self.outdir / "loss.png", self._draw())
-                self.run.scores.save(self.outdir)
+        def draw() -> None:
+            write_file(self.outdir / "loss.png", self._draw())
 
-        self.run.group.on_main(lambda: self._attempt("files of the validation", save))
+        def write() -> None:
+            self._attempt("loss.png", draw)
+            self._attempt("files of Scores.save", lambda: self.run.scores.save(self.outdir))
+
+        self.run.group.on_main(write)
 
     def describe(self, folder: Path) -> None:
         """Write the model card and its picture into a `best/` that is being saved."""
+
+        def draw() -> None:
+            (folder / "loss.png").write_bytes(self._draw())
+
         self._attempt("README.md", lambda: self._write_card(folder))
+        self._attempt("loss.png", draw)
 
     def finish(self) -> None:
         """Print the best scores and the paths; upload `best/` if `--push_to_hub` is given.
@@ -104,7 +117,7 @@ class Report:
         Raises:
             RunError: The upload failed.
         """
-        self.run.accelerator.end_training()
+        self._attempt("trackers", self.run.accelerator.end_training)
         state = self.state
         outdir = self.outdir
         metric = self.config.metric_for_best_model
@@ -152,7 +165,9 @@ class Report:
     def _write_card(self, folder: Path) -> None:
         model = self.run.accelerator.unwrap_model(self.run.model)
         write_card(folder, self.state, self.config.to_args(), model)
-        (folder / "loss.png").write_bytes(self._draw())
+
+    def _log(self, values: dict[str, float]) -> None:
+        self._attempt("trackers", lambda: self.run.accelerator.log(values, step=self.state.step))
 
     def _draw(self) -> bytes:
         """Return the picture for the latest validation, drawn only once."""
@@ -162,11 +177,13 @@ class Report:
         return self._curves[1]
 
     def _attempt(self, what: str, action: Callable[[], None]) -> None:
-        """Run an action that training does not need: report a failure and continue."""
+        """Run an action that training does not need: report its first failure and continue."""
         try:
             action()
         except Exception as error:
-            tqdm.write(f"{what}: not written ({type(error).__name__}: {error})")
+            if what not in self._failed:
+                tqdm.write(f"{what}: not written ({describe(error)})")
+            self._failed.add(what)
 
 
 def _full_size(parameter: torch.nn.Parameter) -> int:

@@ -5,11 +5,16 @@ from contextlib import contextmanager
 from functools import partial
 
 import pytest
+import torch
+from torch.optim import SGD
+from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
 
+from errors import RunError
 from helpers import seams
 from helpers.assertions import assert_equal_tensors, read_result, read_state, read_weights
 from helpers.model_folder import files_of_model_in
 from helpers.processes import Launch
+from training.optimization import check_optimizer, check_scheduler
 
 pytestmark = pytest.mark.proof
 
@@ -58,3 +63,27 @@ def test_nonfinite_step_leaves_weights_unchanged_with_an_optimizer_that_is_not_f
     assert read_state(tmp_path / "run" / "last")["step"] == steps + 2
     weights = read_weights(tmp_path / "run" / "bad_batch")
     assert_equal_tensors(weights, read_weights(tmp_path / "run" / "last"))
+
+
+@pytest.mark.parametrize(
+    ("build", "sentence"),
+    [
+        (lambda model: None, "returns NoneType; expected a torch.optim.Optimizer"),
+        (lambda model: SGD([model.weight]), r"bias requires a gradient and is .* 0 times"),
+        (lambda model: SGD([model.weight, model.weight, model.bias]), "weight .* 2 times"),
+        (lambda model: SGD([*model.parameters(), torch.zeros(3)]), r"of shape \(3,\) not of"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:optimizer contains a parameter group with duplicate")
+def test_an_optimizer_of_other_parameters_is_refused(build, sentence):
+    model = torch.nn.Linear(2, 1)
+    with pytest.raises(RunError, match=sentence):
+        check_optimizer(build(model), model)
+
+
+def test_a_schedule_that_depends_on_a_score_is_refused():
+    optimizer = SGD([torch.nn.Parameter(torch.ones(1))])
+    check_scheduler(LambdaLR(optimizer, lambda step: 1.0))
+    for other in (ReduceLROnPlateau(optimizer), lambda step: 1.0):
+        with pytest.raises(RunError, match=r"build_scheduler returns \w+; expected a torch"):
+            check_scheduler(other)

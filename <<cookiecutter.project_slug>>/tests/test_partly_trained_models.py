@@ -1,4 +1,4 @@
-"""Parameters that are frozen, never used, or used late: runs train and resume bit-identically."""
+"""Parameters that are frozen, or that no step, later steps or some steps use: runs train."""
 
 import json
 import random
@@ -6,9 +6,11 @@ from functools import partial
 
 import pytest
 
-from helpers.assertions import assert_equal_tensors, read_result
+from helpers.assertions import assert_equal_tensors, read_result, read_state
 from helpers.model_folder import files_of_model_in
 from helpers.processes import Launch
+from skipping.modeling import LAST_USE
+from training.launch import REFUSED
 
 pytestmark = pytest.mark.proof
 
@@ -56,3 +58,32 @@ def test_unused_parameters_are_reported(partly_arguments, tmp_path):
     output = Launch(arguments, tmp_path / "output", 1, PARTLY).expect()
     assert "4 parameters get no gradient from an example: unused.weight, unused.bias" in output
     assert "expert.weight" in output
+
+
+def skipping_arguments(tmp_path, partly_arguments, processes: int) -> list[str]:
+    size = ["--batch_size", str(8 // processes), "--save_steps", "1"]
+    return [*partly_arguments, *size, "--outdir", str(tmp_path / f"run{processes}")]
+
+
+def test_a_parameter_that_a_later_step_leaves_out_ends_two_processes_in_a_sentence(
+    partly_arguments, tmp_path
+):
+    patch = partial(files_of_model_in, "skipping", "least_contract")
+    arguments = skipping_arguments(tmp_path, partly_arguments, 2)
+    run = Launch(arguments, tmp_path / "output", 2, patch)
+    assert run.wait() == [REFUSED, REFUSED]
+    sentence = "model/modeling.py: body.weight gets no gradient, as it did before the first step"
+    assert sentence in run.output(0) and "leaves_parameters_unused = True" in run.output(0)
+    assert "Traceback" not in run.output(0) + run.output(1)
+    assert read_state(tmp_path / "run2" / "last")["step"] < LAST_USE
+
+
+@pytest.mark.parametrize("kind", ["declared", "at_random"])
+def test_parameters_that_steps_leave_out_are_trained_in_two_processes(
+    kind, partly_arguments, tmp_path
+):
+    patch = partial(files_of_model_in, f"skipping/{kind}", "least_contract")
+    output = Launch(
+        skipping_arguments(tmp_path, partly_arguments, 2), tmp_path / "output", 2, patch
+    ).expect()
+    assert ("parameters get no gradient from an example" in output) == (kind == "at_random")

@@ -13,6 +13,8 @@ from conftest import ROOT
 from errors import RunError
 from helpers import seams
 from helpers.assertions import WEIGHTS_FILE, assert_bit_identical, read_log, read_state
+from helpers.failures import reporting_fails
+from helpers.processes import Launch
 from helpers.seams import Killed
 from model.dataset import generate_dataset
 from model.metrics import Scores
@@ -126,3 +128,15 @@ def test_points_of_a_long_curve_are_evenly_spaced():
     steps = [step for step, *_ in state.curve]
     assert MAX_POINTS / 2 <= len(steps) <= MAX_POINTS
     assert {later - step for step, later in zip(steps, steps[1:], strict=False)} == {8}
+
+
+@PROOF
+@pytest.mark.parametrize("processes", [1, 2])
+def test_nothing_that_reports_ends_a_run(processes, arguments, tmp_path):
+    arguments += ["--report_to", "tensorboard", "--logging_steps", "1"]
+    arguments += ["--batch_size", str(8 // processes)]
+    output = Launch(arguments, tmp_path / "output", processes, reporting_fails).expect()
+    for part in ("README.md", "loss.png", "trackers", "files of Scores.save"):
+        assert output.count(f"{part}: not written (RuntimeError: broken)") == 1
+    assert (tmp_path / "run" / "best" / WEIGHTS_FILE).is_file()
+    assert "Best: Epoch" in output

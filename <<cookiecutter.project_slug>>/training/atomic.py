@@ -17,6 +17,8 @@ from safetensors import SafetensorError
 
 from errors import RunError
 
+from .user_code import describe
+
 MANIFEST = "manifest.json"
 STORE = ".checkpoints"
 KEEP_PREVIOUS = {"last": 1}  # older versions of a folder to keep as a fallback
@@ -43,11 +45,11 @@ def saving(folder: Path, size: int) -> Iterator[None]:
         yield
     except Exception as error:
         # A full disk raises SafetensorError in safetensors and a bare Exception in tokenizers.
-        if not isinstance(error, (OSError, SafetensorError)) and type(error) is not Exception:
-            raise
+        is_of_disk = isinstance(error, (OSError, SafetensorError)) or type(error) is Exception
+        reason = str(error) if is_of_disk else describe(error)
         raise RunError(
-            f"{folder}: not saved ({error}); earlier checkpoints are unchanged"
-        ) from None
+            f"{folder}: not saved ({reason}); earlier checkpoints are unchanged"
+        ) from error
 
 
 def write_file(path: Path, content: str | bytes) -> None:

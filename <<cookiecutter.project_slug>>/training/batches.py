@@ -15,9 +15,12 @@ import torch
 from accelerate import Accelerator
 from torch.utils.data import DataLoader, Sampler
 
+from errors import UserError
+
 from .contract import ExampleSet
 from .randomness import seed_all
 from .signals import blocked_signals
+from .user_code import at_place, user_code
 
 # Examples are sorted by length inside windows of this many global batches, or of half an epoch:
 # wide enough for little padding, narrow enough that each epoch has different batches.
@@ -60,6 +63,7 @@ class Step:
         index: Index of the step inside its epoch.
         examples: Examples of the global batch, over all ranks.
         num_items: Target items of the global batch, over all ranks.
+        is_training: Whether this is a step of training, not a batch of validation.
         micro_batches: Iterator of this rank's micro-batches; each rank has the same number of them.
     """
 
@@ -67,7 +71,14 @@ class Step:
     index: int
     examples: list[int]
     num_items: int
+    is_training: bool = True
     micro_batches: Iterable[MicroBatch] = ()
+
+    @property
+    def place(self) -> str:
+        """The step in words, for errors."""
+        where = f"epoch {self.epoch}" if self.is_training else "validation"
+        return f"{where}, step {self.index}"
 
 
 def epoch_order(keys: np.ndarray, global_batch_size: int, seed: int, epoch: int) -> np.ndarray:
@@ -163,7 +174,7 @@ class Batches:
         loaded = self._load()
         for plan in plans:
             planned = list(plan.micro_batches)
-            yield replace(plan, micro_batches=_filled(planned, loaded))
+            yield replace(plan, micro_batches=_filled(plan.place, planned, loaded))
 
     def _plan(self, epoch: int, start: int) -> Iterator[Step]:
         """Yield the steps without their batches; `micro_batches` is a list."""
@@ -181,6 +192,7 @@ class Batches:
                 index=index,
                 examples=batch.tolist(),
                 num_items=num_items,
+                is_training=self.seed is not None,
                 micro_batches=self._split(batch, epoch, index, num_items),
             )
 
@@ -212,7 +224,7 @@ class Batches:
         """
         self._loader = None
 
-    def _load(self) -> Iterator[dict]:
+    def _load(self) -> Iterator[dict | Exception]:
         assert self._loader is not None
         if not self._loader.num_workers:
             loaded = iter(self._loader)
@@ -224,9 +236,15 @@ class Batches:
         yield from loaded
 
 
-def _filled(planned: list[MicroBatch], loaded: Iterator[dict]) -> Iterator[MicroBatch]:
+def _filled(
+    place: str, planned: list[MicroBatch], loaded: Iterator[dict | Exception]
+) -> Iterator[MicroBatch]:
     for micro in planned:
-        yield replace(micro, batch=next(loaded))
+        with at_place(place, micro.indices):  # a worker may have been killed, too
+            batch = next(loaded)
+            if isinstance(batch, Exception):
+                raise batch
+        yield replace(micro, batch=batch)
 
 
 class _PlannedOrder(Sampler):
@@ -245,6 +263,11 @@ class _Loading(torch.utils.data.Dataset):
     def __init__(self, examples: ExampleSet):
         self.examples = examples
 
-    def __getitem__(self, micro: MicroBatch) -> dict:
+    def __getitem__(self, micro: MicroBatch) -> dict | Exception:
+        """Return the batch, or what the user's code raised, for the step that needs the batch."""
         seed_all(*micro.rng_key)  # a data set may draw random numbers, too
-        return self.examples.batch(micro.indices)
+        try:
+            with user_code("model/dataset.py: they cannot be loaded"):
+                return self.examples.batch(micro.indices)
+        except UserError as error:
+            return error

@@ -47,8 +47,12 @@ class Checkpointer:
         self.tokenizer = tokenizer
         self.about = about
         self.outdir = outdir
-        if group.is_main:
-            clean(self.outdir)
+
+        def remove_remains() -> None:
+            with saving(self.outdir, 0):
+                clean(self.outdir)
+
+        group.on_main(remove_remains)
 
     def save(
         self,

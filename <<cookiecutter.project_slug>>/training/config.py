@@ -390,7 +390,10 @@ def _outdir_of(restore_dir: Path, defaults: dict[str, Any]) -> str:
         return str(target.parent.parent)
     if target.name == "last":
         return str(target.parent)
-    raise RunError(f"--restore_dir {restore_dir}: not named last; expected --outdir, too")
+    raise RunError(
+        f"--restore_dir {restore_dir}: the output directory does not follow from this path, whose "
+        "last part is not `last`; expected --outdir as well"
+    )
 
 
 def _changes(saved: dict[str, Any], given: dict[str, Any]) -> list[str]:

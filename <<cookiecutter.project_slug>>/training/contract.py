@@ -1,5 +1,6 @@
 """The parts of `model/`, with a default for each missing one: see model/interface.py."""
 
+import argparse
 import importlib.util
 import inspect
 import zlib
@@ -13,7 +14,15 @@ from torch.utils.data import default_collate
 from transformers import PreTrainedTokenizerBase
 
 from errors import DataError, RunError
-from model.interface import Scorer, TaskDataset
+from model.interface import (
+    OptimizerBuilder,
+    SchedulerBuilder,
+    Scorer,
+    TaskDataset,
+    TaskPredictor,
+)
+
+from .user_code import user_code
 
 SAMPLED = 256  # examples that are hashed for the fingerprint of a data set that does not define one
 TINY = "tiny"
@@ -141,6 +150,8 @@ class Task:
             is treated as a mean, and weighted by the micro-batch's share of target items.
         couples_examples: `Model.loss_couples_examples`: whether the loss depends on which examples
             are in a micro-batch together.
+        leaves_unused: `Model.leaves_parameters_unused`: whether a step may leave parameters without
+            a gradient. DistributedDataParallel then searches for them in each step.
         build_optimizer, build_scheduler: Functions of optimization.py, or None.
     """
 
@@ -161,10 +172,15 @@ class Task:
         self.predict_options: dict[str, dict] = getattr(prediction, "OPTIONS", {})
         self.scores_class = getattr(metrics, "Scores", LossOnly)
         self.predictor_class = getattr(prediction, "Predictor", None)
-        self.build_optimizer = getattr(optimization, "build_optimizer", None)
-        self.build_scheduler = getattr(optimization, "build_scheduler", None)
+        self.build_optimizer: OptimizerBuilder | None = getattr(
+            optimization, "build_optimizer", None
+        )
+        self.build_scheduler: SchedulerBuilder | None = getattr(
+            optimization, "build_scheduler", None
+        )
         self.divides_by_items = _accepts(self.model_class.forward, "num_items_in_batch")
         self.couples_examples = bool(getattr(self.model_class, "loss_couples_examples", False))
+        self.leaves_unused = bool(getattr(self.model_class, "leaves_parameters_unused", False))
 
     @property
     def needs_tokenizer(self) -> bool:
@@ -204,6 +220,24 @@ class Task:
     def build_scores(self, model: Any, tokenizer: Any, device: Any, options: dict) -> Scorer:
         return self.scores_class(model, tokenizer, device, **options)
 
+    def build_predictor(
+        self,
+        model: Any,
+        tokenizer: Any,
+        max_len: int,
+        schema: dict,
+        options: dict[str, Any],
+    ) -> TaskPredictor:
+        """Make a Predictor.
+
+        Raises:
+            RunError: It fails, or `model/` has none.
+        """
+        if self.predictor_class is None:
+            raise RunError("model/prediction.py: no class Predictor; expected one for predict.py")
+        with user_code("model/prediction.py: Predictor cannot be built"):
+            return self.predictor_class(model, tokenizer, max_len, schema, **options)
+
     def forward(
         self, model: torch.nn.Module, batch: dict[str, Any], num_items: int
     ) -> tuple[Any, dict[str, torch.Tensor]]:
@@ -222,6 +256,20 @@ class Task:
 def model_inputs(batch: dict[str, Any]) -> dict[str, Any]:
     """Return the entries of a batch that contain tensors: the inputs of `forward`."""
     return {key: value for key, value in batch.items() if _holds_tensor(value)}
+
+
+def defaults(options: dict[str, dict]) -> dict[str, Any]:
+    """Return the values of command line arguments that are not given."""
+    parser = argparse.ArgumentParser()
+    for name, option in options.items():
+        parser.add_argument(f"--{name}", **option)
+    return vars(parser.parse_args([]))
+
+
+def predictor_input(row: dict[str, Any]) -> Any:
+    """What a Predictor takes for a row: its only value, or a list of several."""
+    values = list(row.values())
+    return values if len(values) > 1 else values[0]
 
 
 def hash_example(example: Any, start: int = 0) -> int:

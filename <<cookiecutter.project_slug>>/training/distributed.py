@@ -16,6 +16,11 @@ from errors import RunError, UserError
 TIMEOUT = timedelta(hours=12)
 
 
+def is_lost_connection(error: Exception) -> bool:
+    """Whether a collective operation failed because another process ended or cannot be reached."""
+    return isinstance(error, dist.DistError) or "gloo" in str(error)
+
+
 class RankGroup:
     """All ranks of a run. Every rank has to call the same methods in the same order."""
 
@@ -56,16 +61,11 @@ class RankGroup:
         """Run `action` on the main rank while the others wait.
 
         Raises:
-            RunError: On all ranks, if `action` raised it.
+            Exception: See `in_agreement`.
         """
-        fault = None
-        if self.is_main:
-            try:
+        with self.in_agreement():
+            if self.is_main:
                 action()
-            except RunError as error:
-                fault = str(error)
-        if fault := self.gather(fault)[0]:
-            raise RunError(fault)
 
     @contextmanager
     def in_agreement(self) -> Iterator[None]:

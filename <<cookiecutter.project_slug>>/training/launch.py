@@ -12,8 +12,9 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType, DynamoBackend
 from transformers.integrations import unset_hf_deepspeed_config
 
-from errors import RunError, Stopped, UserError
+from errors import RankError, RunError, Stopped, UserError
 
+from .distributed import is_lost_connection
 from .launcher import requested_processes
 
 REFUSED = 2
@@ -50,25 +51,55 @@ def run(main: Callable[[], None]) -> int:
     """Run `main` and return the exit code of the process.
 
     Returns:
-        0; 2 after a UserError, 75 after Stopped. Their message is printed once per machine.
+        0; 75 after Stopped; 2 after a UserError, after an error of the accelerator that has a
+        sentence, and if another process has ended. The message is printed once per machine, that of
+        a single rank by it.
     """
     code = 0
     message = ""
+    is_printed = os.environ.get("LOCAL_RANK", "0") == "0"
     try:
         main()
-    except UserError as error:
-        code = REFUSED
-        message = str(error)
     except Stopped as error:
         code = STOPPED
         message = str(error)
+    except Exception as error:
+        code = REFUSED
+        message = _sentence(error)
+        if not message:
+            raise
+        is_printed = is_printed or not _is_common(error)
     # Delete the model first: DistributedDataParallel can hang if it outlives its process group.
     gc.collect()
-    if message and os.environ.get("LOCAL_RANK", "0") == "0":
+    if message and is_printed:
         print(f"{Path(sys.argv[0]).name}: {message}", file=sys.stderr)
     if code != REFUSED and torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
     return code
+
+
+def _sentence(error: Exception) -> str:
+    """Return the message of an error that needs no traceback; otherwise an empty string."""
+    if isinstance(error, RankError) and (rank := os.environ.get("RANK")) is not None:
+        return f"rank {rank}: {error}"
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, torch.OutOfMemoryError):
+        return f"{_first_line(error)}; resume with a lower --batch_size: the global one is kept"
+    if "device-side assert" in str(error):  # found some operations after the one at fault
+        return (
+            f"{_first_line(error)}: a label, a token id or another index is out of range; with "
+            "CUDA_LAUNCH_BLOCKING=1 the sentence names step and examples"
+        )
+    if is_lost_connection(error):
+        return f"the connection to another process is lost: it has ended ({_first_line(error)})"
+    return ""
+
+
+def _is_common(error: Exception) -> bool:
+    """Whether all ranks have the same error."""
+    is_own = isinstance(error, (RankError, torch.OutOfMemoryError))
+    return isinstance(error, UserError) and not is_own
 
 
 def _check_fsdp_version() -> None:

@@ -5,7 +5,6 @@ import json
 import os
 import re
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from pickle import UnpicklingError
 from types import MappingProxyType
@@ -64,9 +63,9 @@ def build_config(
     model_id = os.path.expanduser(model_id)
     _check_folder(model_id)
     saved: dict = {}
-    with suppress(OSError):  # a model without a base model needs none
-        saved, _ = PreTrainedConfig.get_config_dict(model_id)
     try:
+        if _may_have_config(task, model_id):
+            saved, _ = PreTrainedConfig.get_config_dict(model_id)
         if not saved or saved.get("model_type") != getattr(task.config_class, "model_type", None):
             config = task.build_config(model_id, arguments)
         else:  # a checkpoint of this model class: keep its own fields
@@ -262,6 +261,13 @@ def _check_weights(model: PreTrainedModel, info: dict, model_id: str) -> list[st
         for what, names in (("new weights", missing), ("weights not used", unexpected))
         if names
     ]
+
+
+def _may_have_config(task: Task, model_id: str) -> bool:
+    """Whether config.json has to be readable: a model of one's own may need no base model."""
+    if (folder := Path(model_id)).is_dir():
+        return (folder / "config.json").exists()
+    return model_id != task.base_model
 
 
 def _check_folder(model_id: str) -> None:

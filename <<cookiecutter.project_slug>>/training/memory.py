@@ -6,10 +6,11 @@ from accelerate import Accelerator
 from accelerate.utils import send_to_device
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 
-from errors import RunError
+from errors import RankError, RunError
 
 from .contract import ExampleSet, Task
 from .distributed import RankGroup
+from .user_code import describe
 
 # On a CPU there is no OutOfMemoryError: the kernel kills the process.
 NOT_PROBED = {"cpu"}
@@ -61,10 +62,11 @@ def _fits(
         losses["loss"].backward()
         del moments
         fits = True
-    except RuntimeError as error:
+    except Exception as error:
         is_known = isinstance(error, torch.OutOfMemoryError) or should_reduce_batch_size(error)
         if not is_known:
-            raise
+            reason = f"model/ fails on the longest examples ({describe(error)})"
+            raise RankError(reason) from error
         fits = False
     for buffer, before in buffers:
         buffer.copy_(before)

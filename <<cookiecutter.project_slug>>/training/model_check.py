@@ -75,15 +75,20 @@ def check_length(model: nn.Module, max_len: int) -> None:
         _run(model, batch, f"--max_len {max_len}: the model cannot run a sequence of that length")
 
 
-def unused_parameters(model: nn.Module, batch: dict[str, Any]) -> list[str]:
+def unused_parameters(model: nn.Module, batch: dict[str, Any], seed: int = 0) -> list[str]:
     """Return the names of trained parameters that get no gradient from a batch.
 
     The model runs in training mode. Gradients, buffers, modes and RNG states are restored.
+
+    Args:
+        seed: Seed for dropout and for layers that are skipped at random.
     """
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
     with probing(model), torch.enable_grad():
+        torch.manual_seed(seed)
         model.train()
-        _run(model, batch, "the model fails on the first examples").loss.backward()
+        with user_code("model/modeling.py: the backward pass fails on the first examples"):
+            _run(model, batch, "the model fails on the first examples").loss.backward()
         names = [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]
         model.zero_grad()
     with torch.no_grad():

@@ -2,6 +2,7 @@
 
 import math
 import warnings
+from collections import Counter
 from functools import partial
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from torch.amp import GradScaler
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR, LRScheduler
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
 from transformers import SchedulerType, get_scheduler
 
 from errors import RunError
@@ -35,6 +36,49 @@ def build_optimizer(model: nn.Module, lr: float, weight_decay: float) -> Optimiz
     if not groups:
         raise RunError("model/modeling.py: no parameter requires a gradient; nothing to train")
     return torch.optim.AdamW(groups, lr=lr, fused=True)
+
+
+def check_optimizer(optimizer: object, model: nn.Module) -> None:
+    """Check what `build_optimizer` of model/optimization.py returns.
+
+    Raises:
+        RunError: It is no optimizer of all parameters that require a gradient, each once; or it
+            needs to be switched between training and evaluation.
+    """
+    file = "model/optimization.py"
+    if not isinstance(optimizer, Optimizer):
+        kind = type(optimizer).__name__
+        raise RunError(f"{file}: build_optimizer returns {kind}; expected a torch.optim.Optimizer")
+    if hasattr(optimizer, "eval"):  # schedule-free: validation and best/ would be wrong
+        name = type(optimizer).__name__
+        raise RunError(
+            f"{file}: {name} has other weights in evaluation than in training, which is not "
+            "supported; expected an optimizer without train() and eval()"
+        )
+    held = Counter(p for group in optimizer.param_groups for p in group["params"])
+    for name, parameter in model.named_parameters():
+        count = held.pop(parameter, 0)
+        if parameter.requires_grad and count != 1:
+            raise RunError(
+                f"{file}: {name} requires a gradient and is in the parameter groups of "
+                f"build_optimizer {count} times; expected once, or requires_grad_(False)"
+            )
+    if held:
+        shape = tuple(next(iter(held)).shape)
+        raise RunError(f"{file}: build_optimizer has a parameter of shape {shape} not of the model")
+
+
+def check_scheduler(scheduler: object) -> None:
+    """Check what `build_scheduler` of model/optimization.py returns.
+
+    Raises:
+        RunError: It is no schedule that depends on the step alone.
+    """
+    if not isinstance(scheduler, LRScheduler) or isinstance(scheduler, ReduceLROnPlateau):
+        raise RunError(
+            f"model/optimization.py: build_scheduler returns {type(scheduler).__name__}; expected "
+            "a torch.optim.lr_scheduler.LRScheduler that depends on the step alone"
+        )
 
 
 def build_scheduler(

@@ -30,13 +30,23 @@ from .lock import lock_folder
 from .losses import LOSS, LossMeter
 from .memory import largest_batch_size
 from .model_check import check_model, unused_parameters
-from .optimization import GradientGuard, build_optimizer, build_scheduler, fast_forward
+from .optimization import (
+    GradientGuard,
+    build_optimizer,
+    build_scheduler,
+    check_optimizer,
+    check_scheduler,
+    fast_forward,
+)
 from .randomness import seed_all
 from .signals import StopSignals, ended_children
-from .start_check import check_contract, check_inputs
+from .start_check import check_contract, check_inputs, check_prediction, check_scores
 from .state import TrainState
 from .strategy import Strategy
 from .user_code import user_code
+
+SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED)
+PROBES = 4  # examples in which parameters without a gradient are looked for
 
 
 @dataclass
@@ -167,8 +177,8 @@ class _Opening:
         state = self.open_state(directions)
         optimizer = self.build_optimizer(model)
         strategy = _build_strategy(self.accelerator, self.config.max_grad_norm)
-        unused = self.unused_parameters(model)
-        model, optimizer = strategy.prepare(model, optimizer, unused)
+        may_leave_unused = bool(self.unused_parameters(model)) or self.task.leaves_unused
+        model, optimizer = strategy.prepare(model, optimizer, may_leave_unused)
         checkpoints = Checkpointer(
             self.accelerator,
             self.group,
@@ -275,20 +285,34 @@ class _Opening:
             return self.task.build_scores(model, self.tokenizer, device, options)
 
     def check(self, model: Any, scores: Scorer, directions: dict[str, bool]) -> None:
-        """Run model, scores and checkpoint once, on a few examples."""
+        """Run model, checkpoint, scores and Predictor once, on a few examples."""
         examples = self.train_data.examples
         check_inputs(model, examples)
         self.notes += check_model(model, self.tokenizer, examples, self.config.max_len)
-        self.notes += check_contract(
-            self.task, model, examples, scores, directions, self.group.is_main
+        is_main = self.group.is_main
+        self.notes += check_contract(self.task, model, examples, is_main)
+        device = self.accelerator.device
+        if device.type != "cpu" and self.accelerator.distributed_type in SHARDED:
+            return  # the device may be too small for the whole model
+        model.to(device)  # where the scores are
+        check_scores(self.task, model, self.valid_examples, scores, directions, is_main)
+        source = self.config.valid_input or self.config.train_input
+        self.notes += check_prediction(
+            self.task, model, self.tokenizer, self.config.max_len, examples.schema, source
         )
 
     def unused_parameters(self, model: Any) -> list[str]:
-        """Return the names of parameters that get no gradient from a short example."""
+        """Return the names of parameters that get no gradient from one of a few short examples."""
         examples = self.train_data.examples
-        shortest = int(examples.lengths.argmin())
-        batch = examples.batch([shortest])
-        unused = unused_parameters(model, batch)
+        short = examples.lengths.argsort(kind="stable")[: 1 + len(examples) // 2]
+        # Some examples may not use a part of the model, or skip it at random. It matters for DDP.
+        count = PROBES if self.group.size > 1 else 1
+        chosen = short[:: max(1, len(short) // count)][:count]
+        found: dict[str, None] = {}
+        for seed, example in enumerate(chosen.tolist()):
+            batch = examples.batch([example])
+            found |= dict.fromkeys(unused_parameters(model, batch, seed))
+        unused = list(found)
         if unused:
             names = ", ".join(unused[:4]) + (", ..." if len(unused) > 4 else "")
             self.notes.append(f"{len(unused)} parameters get no gradient from an example: {names}")
@@ -363,26 +387,19 @@ class _Opening:
         return {"args": self.config.to_args(), "schema": examples.schema, "data": data}
 
     def build_optimizer(self, model: Any) -> Optimizer:
-        """Build the task's optimizer, or AdamW.
-
-        Raises:
-            RunError: It has train() and eval(), as schedule-free optimizers do.
-        """
+        """Build the task's optimizer, or AdamW."""
         build = self.task.build_optimizer or build_optimizer
         with user_code("model/optimization.py: build_optimizer fails"):
             optimizer = build(model, self.config.peak_lr, self.config.weight_decay)
-        if hasattr(optimizer, "eval"):  # schedule-free: best/ would have the wrong weights
-            name = type(optimizer).__name__
-            raise RunError(
-                f"model/optimization.py: {name} has other weights in evaluation than in training, "
-                "which is not supported; expected an optimizer without train() and eval()"
-            )
+        check_optimizer(optimizer, model)
         return optimizer
 
     def build_scheduler(self, optimizer: Optimizer, state: TrainState) -> LRScheduler:
         warmup = self.config.num_warmup_steps
         if self.task.build_scheduler is not None:
-            scheduler = self.task.build_scheduler(optimizer, warmup, state.total_steps)
+            with user_code("model/optimization.py: build_scheduler fails"):
+                scheduler = self.task.build_scheduler(optimizer, warmup, state.total_steps)
+            check_scheduler(scheduler)
         else:
             name = self.config.lr_scheduler_type
             scheduler = build_scheduler(optimizer, name, warmup, state.total_steps)

@@ -1,25 +1,31 @@
 """Run model, scores and checkpoint once, to report errors before the first step."""
 
 import inspect
+import json
 import math
 import tempfile
 from collections.abc import Iterable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate.utils import send_to_device
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
-from errors import RunError
-from model.interface import Scorer
+from errors import DataError, RunError
+from model.interface import Scorer, TaskPredictor
+from reading.identity import unchanged
+from reading.tables import read_first_row
 
-from .contract import ExampleSet, Task, model_inputs
+from .contract import ExampleSet, Task, defaults, model_inputs, predictor_input
 from .loading import load_model
+from .model_check import probing
 from .user_code import user_code
 
 SAMPLE = 2  # examples
-ROUND_TRIP = 2**28  # bytes; the trial save and load is skipped for larger models
+SMALL = 2**28  # bytes; the trial save, load and generation are skipped for larger models
 
 
 def check_inputs(model: torch.nn.Module, examples: ExampleSet) -> None:
@@ -44,42 +50,131 @@ def check_contract(
     task: Task,
     model: torch.nn.Module,
     examples: ExampleSet,
-    scores: Scorer,
-    score_names: Iterable[str],
     is_main: bool,
 ) -> list[str]:
-    """Check what `model/` returns; see model/interface.py.
+    """Check loss and checkpoint of a model; see model/interface.py.
 
     Args:
-        score_names: Scores that `Scores.compute` has to return.
         is_main: Whether this is the main rank. `save_pretrained` writes nothing on another one.
 
     Returns:
         Lines to print: results that are not exact with this model and this data set.
 
     Raises:
-        RunError: The loss is missing, not a scalar, or not divided by `num_items_in_batch`; a
-            score is missing; or a checkpoint of the model cannot be loaded.
+        RunError: The loss is missing, not a scalar, or not divided by `num_items_in_batch`; or a
+            checkpoint of the model cannot be loaded.
     """
     if not hasattr(model, "save_pretrained") or not hasattr(type(model), "from_pretrained"):
         raise RunError(
             "model/modeling.py: Model has no save_pretrained and from_pretrained; expected a "
             "subclass of transformers.PreTrainedModel"
         )
-    was_training = model.training
-    model.eval()
-    batch = examples.batch(list(range(min(SAMPLE, len(examples)))))
-    batch = send_to_device(batch, next(model.parameters()).device)
-    with torch.no_grad():
-        outputs, loss = _loss(task, model, batch, 1)
+    with probing(model):
+        batch = _first_batch(model, examples)
+        loss = _loss(task, model, batch, 1)[1]
         if task.divides_by_items:
             _check_division(loss, _loss(task, model, batch, 2)[1])
-        if not getattr(scores, "generates", False):
-            _check_scores(scores, outputs, batch, score_names)
-    model.train(was_training)
     if is_main:
         _check_round_trip(task, model)
     return _inexact(task, examples)
+
+
+def check_scores(
+    task: Task,
+    model: torch.nn.Module,
+    examples: ExampleSet,
+    scores: Scorer,
+    names: Iterable[str],
+    is_main: bool,
+) -> None:
+    """Score the first examples of the validation data, and save the files of the scores.
+
+    Args:
+        names: Scores that the validation should compute.
+
+    Raises:
+        RunError: Scores fails, or returns no number for one of the names.
+    """
+    if getattr(scores, "generates", False) and not _is_small(model):
+        return
+    with probing(model), user_code("model/metrics.py: Scores fails on the first examples"):
+        batch = _first_batch(model, examples)
+        outputs, loss = _loss(task, model, batch, 1)
+        scores.reset()
+        scores.update(outputs, batch)
+        found = dict(scores.compute(loss.item()))
+        if is_main:
+            with tempfile.TemporaryDirectory() as folder:
+                scores.save(Path(folder))
+        scores.reset()
+    if twice := found.keys() & {"loss", *(getattr(outputs, "losses", None) or {})}:
+        raise RunError(
+            f"model/metrics.py: Scores.compute returns {sorted(twice)[0]!r}, the name of a loss of "
+            "Model.forward; expected another name"
+        )
+    if missing := set(names) - found.keys() - {"loss"}:
+        raise RunError(
+            f"model/metrics.py: Scores.compute returns no {sorted(missing)[0]!r}, which "
+            "Scores.directions lists"
+        )
+    for name, value in found.items():
+        if not isinstance(value, (int, float)):
+            raise RunError(
+                f"model/metrics.py: Scores.compute returns a {type(value).__name__} as {name!r}; "
+                "expected a number, as by value.item()"
+            )
+
+
+def check_prediction(
+    task: Task,
+    model: torch.nn.Module,
+    tokenizer: PreTrainedTokenizerBase | None,
+    max_len: int,
+    schema: dict[str, Any],
+    source: str | list[str],
+) -> list[str]:
+    """Predict the first row of a file, as predict.py does.
+
+    Returns:
+        A line for the screen if the file has no columns for that.
+
+    Raises:
+        RunError: Predictor fails, or returns something else than a prediction.
+    """
+    if task.predictor_class is None or not _is_small(model):
+        return []
+    with probing(model), nullcontext() if tokenizer is None else unchanged(tokenizer):
+        options = defaults(task.predict_options)
+        predictor = task.build_predictor(model, tokenizer, max_len, schema, options)
+        try:
+            row = _first_row(predictor, source)
+        except DataError as error:
+            return [f"model/prediction.py: Predictor was not tried: {error}"]
+        with user_code("model/prediction.py: Predictor fails on the first row"):
+            found = predictor([predictor_input(row)])
+            json.dumps(found)
+    if not (isinstance(found, list) and len(found) == 1 and "prediction" in found[0]):
+        raise RunError(
+            f"model/prediction.py: Predictor returns {str(found)[:80]} for one row; expected a "
+            "list of one dict with `prediction`"
+        )
+    return []
+
+
+def _first_row(predictor: TaskPredictor, source: str | list[str]) -> dict[str, Any]:
+    columns = predictor.columns
+    if not hasattr(predictor, "read"):
+        lists = columns if getattr(predictor, "takes_lists", False) else []
+        return read_first_row(source, columns, lists)
+    with user_code("model/prediction.py: Predictor.read fails"):
+        row = next(iter(predictor.read(source)))
+        return {name: row[name] for name in columns}
+
+
+def _first_batch(model: torch.nn.Module, examples: ExampleSet) -> dict[str, Any]:
+    with user_code("model/dataset.py: the first examples cannot be loaded"):
+        batch = examples.batch(list(range(min(SAMPLE, len(examples)))))
+    return send_to_device(batch, next(model.parameters()).device)
 
 
 def _loss(task: Task, model: torch.nn.Module, batch: dict, num_items: int) -> tuple[Any, Tensor]:
@@ -104,30 +199,9 @@ def _check_division(loss: Tensor, halved: Tensor) -> None:
         )
 
 
-def _check_scores(scores: Scorer, outputs: Any, batch: dict, names: Iterable[str]) -> None:
-    with user_code("model/metrics.py: Scores fails on the first examples"):
-        scores.reset()
-        scores.update(outputs, batch)
-        found = scores.compute(outputs.loss.item())
-        scores.reset()
-    twice = found.keys() & {"loss", *(getattr(outputs, "losses", None) or {})}
-    if twice:
-        raise RunError(
-            f"model/metrics.py: Scores.compute returns {sorted(twice)[0]!r}, the name of a loss of "
-            "Model.forward; expected another name"
-        )
-    missing = set(names) - found.keys() - {"loss"}
-    if missing:
-        raise RunError(
-            f"model/metrics.py: Scores.compute returns no {sorted(missing)[0]!r}, which "
-            "Scores.directions lists"
-        )
-
-
 def _check_round_trip(task: Task, model: torch.nn.Module) -> None:
     """Save and load the model, if it is small and not saved in stock form."""
-    size = sum(parameter.nbytes for parameter in model.parameters())
-    if size > ROUND_TRIP or getattr(model, "saves_stock", False):
+    if not _is_small(model) or getattr(model, "saves_stock", False):
         return
     with tempfile.TemporaryDirectory() as folder:
         with user_code("model/modeling.py: Model.save_pretrained fails"):
@@ -145,6 +219,10 @@ def _check_round_trip(task: Task, model: torch.nn.Module) -> None:
                 f"model/modeling.py: {name} is not the same after save_pretrained and "
                 "from_pretrained; expected Model to restore all its tensors"
             )
+
+
+def _is_small(model: torch.nn.Module) -> bool:
+    return sum(parameter.nbytes for parameter in model.parameters()) <= SMALL
 
 
 def _inexact(task: Task, examples: ExampleSet) -> list[str]:

@@ -1,13 +1,16 @@
 """Distribute a model over devices: one device, DDP or FSDP2 here, ZeRO in zero.py."""
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, DistributedType
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
+
+from errors import RankError
 
 from .optimizer_state import OptimizerState, gather, scatter
 
@@ -25,7 +28,7 @@ class Strategy:
         self.accelerator = accelerator
 
     def prepare(
-        self, model: nn.Module, optimizer: Optimizer, unused: list[str]
+        self, model: nn.Module, optimizer: Optimizer, may_leave_unused: bool
     ) -> tuple[nn.Module, Optimizer]:
         """Wrap or shard the model.
 
@@ -33,9 +36,9 @@ class Strategy:
         package in each step.
 
         Args:
-            unused: Names of parameters that a step may leave without a gradient.
+            may_leave_unused: Whether a step may leave parameters without a gradient.
         """
-        if unused and self.accelerator.distributed_type != DistributedType.FSDP:
+        if may_leave_unused and self.accelerator.distributed_type != DistributedType.FSDP:
             self.accelerator.ddp_handler = DistributedDataParallelKwargs(
                 find_unused_parameters=True
             )
@@ -43,10 +46,18 @@ class Strategy:
             prepared, wrapper = self.accelerator.prepare(model, optimizer)
         return prepared, wrapper.optimizer
 
-    def gradient_sync(self, model: nn.Module, enabled: bool) -> AbstractContextManager:
-        """Reduce gradients over the ranks in this backward pass, or only accumulate them."""
+    @contextmanager
+    def gradient_sync(self, model: nn.Module, enabled: bool) -> Iterator[None]:
+        """Reduce gradients over the ranks in this backward pass, or only accumulate them.
+
+        Raises:
+            RankError: A parameter has no gradient, and DistributedDataParallel expected one.
+        """
         self.accelerator.sync_gradients = enabled
-        return nullcontext() if enabled else self.accelerator.no_sync(model)
+        with nullcontext() if enabled else self.accelerator.no_sync(model):
+            yield
+        if enabled and isinstance(model, DistributedDataParallel):
+            _check_reduced(model)
 
     def full_state_dict(self, model: nn.Module) -> dict[str, Tensor]:
         """Gather all weights on one rank; every rank has to call this.
@@ -88,6 +99,24 @@ class Strategy:
                 reshard = plugin.reshard_after_forward and shard is not model
                 shard.set_reshard_after_forward(reshard, recurse=False)
                 shard.reshard()
+
+
+def _check_reduced(model: DistributedDataParallel) -> None:
+    """Check that the gradients of all parameters were reduced.
+
+    torch itself reports a parameter without gradient at the next forward pass, after a step with
+    gradients that differ between the ranks.
+    """
+    try:
+        model._check_reducer_finalized()
+    except RuntimeError:
+        parameters = model.module.named_parameters()
+        names = [name for name, p in parameters if p.requires_grad and p.grad is None]
+        which = names[0] if names else "a parameter"
+        raise RankError(
+            f"model/modeling.py: {which} gets no gradient, as it did before the first step; "
+            "expected `leaves_parameters_unused = True` in Model"
+        ) from None
 
 
 @contextmanager

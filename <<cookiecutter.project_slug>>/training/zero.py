@@ -59,7 +59,7 @@ class ZeroStrategy(Strategy):
         )
 
     def prepare(
-        self, model: nn.Module, optimizer: Optimizer, unused: list[str]
+        self, model: nn.Module, optimizer: Optimizer, may_leave_unused: bool
     ) -> tuple[nn.Module, Optimizer]:
         """Build the engine. The optimizer keeps Accelerate's wrapper: `backward` also steps it."""
         if not isinstance(optimizer, torch.optim.AdamW):

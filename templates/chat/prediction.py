@@ -2,7 +2,7 @@
 
 import json
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -72,21 +72,20 @@ class Predictor:
         self.ends = {*ends} if isinstance(ends, list) else {ends}
         self.pads = self._ignores_padding()
 
-    def read(self, source: Source) -> list[dict[str, Any]]:
-        """Read the rows of a file: messages, or prompts.
+    def read(self, source: Source) -> Iterator[dict[str, Any]]:
+        """Yield the rows of a file: messages, or prompts.
 
         Raises:
             DataError: The file cannot be read, or a row cannot be answered.
         """
-        rows = []
-        for n, row in enumerate(read_table(source, self.columns, nested=self.columns)):
-            value = json.loads(row[self.columns[0]])
+        (column,) = self.columns
+        for n, row in enumerate(read_table(source, [column], nested=[column])):
+            value = json.loads(row[column])
             try:
-                self._prompt(to_answer(self.columns[0], value))
+                self._prompt(to_answer(column, value))
             except DataError as error:
                 raise DataError(f"{locate_row(source, n)}: {error}") from None
-            rows.append({self.columns[0]: value})
-        return rows
+            yield {column: value}
 
     def __call__(self, texts: Sequence[Any]) -> list[dict]:
         """Return the `prediction` for each conversation or prompt: the next answer.

@@ -1,0 +1,1 @@
+"""A model/ that fails in the middle of a run, at rows whose label says where."""

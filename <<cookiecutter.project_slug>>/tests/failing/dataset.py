@@ -1,0 +1,17 @@
+from failing.labels import IN_LOADING
+from least_contract.dataset import Dataset as Working, generate_dataset as generate_working
+
+
+class Dataset(Working):
+    def __getitem__(self, index):
+        example = super().__getitem__(index)
+        if example["labels"] == IN_LOADING:
+            raise KeyError("column")
+        return example
+
+
+def generate_dataset(path):
+    dataset = generate_working(path)
+    dataset.__class__ = Dataset
+    dataset.fingerprint = 1  # the default reads each example
+    return dataset

@@ -1,0 +1,1 @@
+"""Models with an expert that some steps leave out."""

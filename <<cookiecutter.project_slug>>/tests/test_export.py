@@ -1,0 +1,77 @@
+"""export.py: a checkpoint in another precision, or as ONNX."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoTokenizer
+
+import export
+from conftest import ROOT
+from errors import RunError
+from model.configuration import ModelConfig
+from model.dataset import generate_dataset
+from model.modeling import Model
+from training.contract import Task
+from training.loading import load_model
+
+MISSING = [name for name in export.ONNX_PACKAGES if not importlib.util.find_spec(name)]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(sample, tokenizer, tmp_path_factory) -> Path:
+    schema = generate_dataset(sample / "train.jsonl", tokenizer, 48).schema
+    folder = tmp_path_factory.mktemp("export") / "best"
+    torch.manual_seed(0)
+    Model(ModelConfig(str(ROOT / "tiny"), **schema)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("dtype", export.DTYPES)
+def test_the_weights_are_those_of_the_checkpoint_in_another_precision(dtype, checkpoint, tmp_path):
+    output = tmp_path / "exported"
+    export.main(["--checkpoint", str(checkpoint), "--output", str(output), "--dtype", dtype])
+    weights = load_file(checkpoint / "model.safetensors")
+    exported = load_file(output / "model.safetensors")
+    assert exported.keys() == weights.keys()
+    for name, tensor in weights.items():
+        assert torch.equal(exported[name], tensor.to(getattr(torch, dtype))), name
+    load_model(Task().model_class, str(output))
+    text = "Do you see it?"
+    tokens = AutoTokenizer.from_pretrained(output)(text)
+    assert tokens["input_ids"] == AutoTokenizer.from_pretrained(checkpoint)(text)["input_ids"]
+
+
+def test_a_folder_with_files_and_onnx_in_another_precision_are_refused(checkpoint, tmp_path):
+    arguments = ["--checkpoint", str(checkpoint), "--output", str(tmp_path)]
+    (tmp_path / "file").touch()
+    with pytest.raises(RunError, match="is not empty; expected a new folder"):
+        export.main(arguments)
+    (tmp_path / "file").unlink()
+    with pytest.raises(RunError, match="--onnx: written in float32"):
+        export.main([*arguments, "--onnx", "--dtype", "bfloat16"])
+
+
+def test_a_folder_that_cannot_be_written_is_refused(checkpoint, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(RunError, match="not saved"):
+        export.main(["--checkpoint", str(checkpoint), "--output", str(tmp_path / "file" / "new")])
+
+
+def test_onnx_is_compared_with_the_model_or_refused(checkpoint, tmp_path, capsys):
+    arguments = ["--checkpoint", str(checkpoint), "--output", str(tmp_path), "--onnx"]
+    if MISSING:
+        with pytest.raises(RunError, match=f"--onnx needs the package {MISSING[0]}: pip install"):
+            export.main(arguments)
+    elif Model.can_generate():
+        with pytest.raises(RunError, match="the model generates; expected a classifier"):
+            export.main(arguments)
+    else:
+        export.main(arguments)
+        assert (tmp_path / "model.onnx").is_file()
+        assert "compared with the model's logits" in capsys.readouterr().out
+        return
+    assert list(tmp_path.iterdir()) == []

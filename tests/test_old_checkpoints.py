@@ -1,0 +1,84 @@
+"""Checkpoints that earlier versions wrote: with code, and the base model's tensors with a prefix.
+
+They resume and predict as stock ones do, or are refused where the model was another one. Their
+code is not executed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from conftest import SCRIPTS
+
+ENVIRONMENT = {
+    **os.environ,
+    "HF_HUB_OFFLINE": "1",
+    "OMP_NUM_THREADS": "1",
+    "ACCELERATE_USE_CPU": "true",
+}
+ENVIRONMENT["PYTHONPATH"] = "."
+DATA = ["--train_input", "rows.jsonl", "--valid_input", "rows.jsonl"]
+FIELDS = {"classification": {"classifier_dropout": 0.1}}  # beside those of all tasks
+FROM_PRETRAINED = "from model.modeling import Model; Model.from_pretrained('old/last')"
+
+
+def run(project: Path, *command: str | Path, code: int = 0) -> str:
+    done = subprocess.run(
+        [sys.executable, *map(str, command)],
+        cwd=project,
+        env=ENVIRONMENT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == code, done.stdout[-3000:]
+    assert "executed" not in done.stdout
+    return done.stdout
+
+
+@pytest.fixture
+def old(project: Path, task: str) -> Path:
+    """A project with outputs/last, and old/last in the layout of earlier versions."""
+    with (project / "data" / "train.jsonl").open(encoding="utf-8") as file:
+        rows = [next(file) for _ in range(24)]
+    (project / "rows.jsonl").write_text("".join(rows), encoding="utf-8")
+    run(project, "train.py", *DATA, "--max_steps", "2", "--max_len", "48")
+    fields = json.dumps(FIELDS.get(task, {}))
+    run(project, SCRIPTS / "old_checkpoint.py", "outputs/last", "old/last", fields)
+    return project
+
+
+@pytest.mark.parametrize("task", ["causal_lm", "seq2seq"])
+def test_an_old_checkpoint_resumes_and_predicts_as_a_stock_one(old: Path) -> None:
+    weights = []
+    predictions = []
+    for folder in ("old", "outputs"):
+        inputs = ["--checkpoint", f"{folder}/last", "--input", "rows.jsonl"]
+        run(old, "predict.py", *inputs, "--max_new_tokens", "4")
+        predictions.append((old / "predictions.jsonl").read_text(encoding="utf-8"))
+        run(old, "train.py", "--restore_dir", f"{folder}/last", "--max_steps", "4")
+        weights.append(load_file(old / folder / "last" / "model.safetensors"))
+    run(old, "-c", FROM_PRETRAINED)
+    assert predictions[0] == predictions[1]
+    assert weights[0].keys() == weights[1].keys()
+    assert all((weights[0][name] == weights[1][name]).all() for name in weights[0])
+
+
+@pytest.mark.parametrize("task", ["classification"])
+def test_an_old_checkpoint_of_another_model_is_refused_in_a_sentence(old: Path) -> None:
+    for command in (
+        ["train.py", "--restore_dir", "old/last"],
+        ["train.py", "--model_id", "old/last", "--outdir", "new", *DATA],
+        ["predict.py", "--checkpoint", "old/last", "--input", "rows.jsonl"],
+    ):
+        output = run(old, *command, code=2)
+        assert "it was saved by an earlier version, with mean pooling" in output
+        assert "Traceback" not in output
