@@ -140,32 +140,47 @@ def special_tokens(tokenizer: PreTrainedTokenizerBase) -> set[int]:
     return {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
 
 
-def encode_conversation(
-    tokenizer: PreTrainedTokenizerBase,
-    messages: list[Message],
-    answers: list[int],
-    special: set[int],
-) -> Encoded:
-    """Tokenize a conversation.
+def render_conversation(
+    tokenizer: PreTrainedTokenizerBase, messages: list[Message], answers: list[int]
+) -> tuple[str, list[Span]]:
+    """Render a conversation, and return the text and the spans of the answers; see `find_answers`.
+
+    A line break after the end-of-turn token of an answer is not a part of its span.
 
     Args:
         answers: Indices of the messages that are targets.
+
+    Raises:
+        DataError: The template does not accept the messages, or changes one of them.
+    """
+    text, spans = find_answers(tokenizer, messages, answers)
+    parts = [text[begin:end].rstrip() for begin, end in spans]
+    _check_texts(messages, answers, text, parts)
+    return text, [(begin, begin + len(part)) for (begin, _), part in zip(spans, parts, strict=True)]
+
+
+def label_answers(
+    tokenizer: PreTrainedTokenizerBase,
+    ids: list[int],
+    offsets: list[Span],
+    spans: list[Span],
+    special: set[int],
+) -> Encoded:
+    """Label the tokens of the answers.
+
+    Args:
+        ids: The tokens of a conversation.
+        offsets: The span of each token in the text.
+        spans: The spans of the answers.
         special: See `special_tokens`.
 
     Raises:
-        DataError: The template changes a message, an answer does not end with a special token, or
-            its first token also contains text before the answer.
+        DataError: An answer does not end with a special token, or its first token also contains
+            text before the answer.
     """
-    text, spans = find_answers(tokenizer, messages, answers)
-    parts = [text[begin:end] for begin, end in spans]
-    _check_texts(messages, answers, text, parts)
-    tokens = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-    ids: list[int] = tokens["input_ids"]
-    offsets = tokens["offset_mapping"]
     labels = [-100] * len(ids)
     ends: list[int] = []
-    for (begin, _), part in zip(spans, parts, strict=True):
-        end = begin + len(part.rstrip())  # a line break after the end-of-turn token is not a target
+    for begin, end in spans:
         inside = [n for n, (start, _) in enumerate(offsets) if begin <= start < end]
         ends.append(_end_of(tokenizer, [ids[n] for n in inside], special))
         for n in range(max(0, inside[0] - 1), inside[0]):  # the token before, if there is one
@@ -173,13 +188,14 @@ def encode_conversation(
             if ids[n] in special:  # without white space that it absorbs
                 stop = start + len(tokenizer.convert_ids_to_tokens(ids[n]))
             if stop > begin:
+                token = tokenizer.decode(ids[n : n + 1])
                 raise DataError(
-                    f"the token {text[start:stop]!r} contains the beginning of an answer and text "
-                    "before it; expected an answer that begins with a token of its own"
+                    f"the token {token!r} contains the beginning of an answer and text before it; "
+                    "expected an answer that begins with a token of its own"
                 )
         for n in inside:
             labels[n] = ids[n]
-    labels[0] = -100  # not predicted
+    labels[:1] = [-100]  # not predicted
     return Encoded(ids, labels, ends)
 
 

@@ -14,7 +14,14 @@ import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from errors import DataError
-from reading.answers import Encoded, encode_conversation, special_tokens, use_template
+from reading.answers import (
+    Encoded,
+    Span,
+    label_answers,
+    render_conversation,
+    special_tokens,
+    use_template,
+)
 from reading.examples import describe_examples
 from reading.locate import locate_row
 from reading.messages import as_conversation
@@ -196,33 +203,45 @@ def pack(lengths: np.ndarray, room: int) -> list[list[int]]:
     return packs
 
 
-def encode_row(
-    row: dict[str, Any],
-    tokenizer: PreTrainedTokenizerBase,
-    special: set[int],
-    targets: str,
-    max_len: int,
-) -> dict[str, Any]:
-    """Tokenize a row of the file. `fault` is the error, or an empty text."""
-    fault = ""
-    encoded = Encoded([0], [-100], [0])
+def render_row(
+    row: dict[str, Any], tokenizer: PreTrainedTokenizerBase, targets: str
+) -> tuple[str, list[Span], str]:
+    """Return the text of a row, the spans of its targets, and its error or an empty text."""
     try:
         messages, answers = as_conversation(row)
         answers = answers[-1:] if targets == "last" else answers
-        encoded = encode_conversation(tokenizer, messages, answers, special)
+        return (*render_conversation(tokenizer, messages, answers), "")
     except DataError as error:
-        fault = str(error)
-    ids = encoded.input_ids[:max_len]
-    labels = encoded.labels[:max_len]
-    return {
-        "input_ids": ids,
-        "labels": labels,
-        "ends": encoded.ends,
-        "fault": fault,
-        "length": len(ids),
-        "num_items": sum(label != -100 for label in labels),
-        "is_cut": len(encoded.input_ids) > max_len,
-    }
+        return "", [], str(error)
+
+
+def encode_rows(
+    rows: list[dict[str, Any]], tokenizer: PreTrainedTokenizerBase, targets: str, max_len: int
+) -> Iterator[dict[str, Any]]:
+    """Tokenize rows of the file. `fault` is the error of a row, or an empty text."""
+    texts, spans, faults = zip(*(render_row(row, tokenizer, targets) for row in rows), strict=True)
+    options = {"add_special_tokens": False, "return_offsets_mapping": True, "verbose": False}
+    tokens = tokenizer(list(texts), **options)
+    special = special_tokens(tokenizer)
+    for n, fault in enumerate(faults):
+        ids = tokens["input_ids"][n]
+        offsets = tokens["offset_mapping"][n]
+        encoded = Encoded([0], [-100], [0])
+        try:
+            if not fault:
+                encoded = label_answers(tokenizer, ids, offsets, spans[n], special)
+        except DataError as error:
+            fault = str(error)
+        labels = encoded.labels[:max_len]
+        yield {
+            "input_ids": encoded.input_ids[:max_len],
+            "labels": labels,
+            "ends": encoded.ends,
+            "fault": fault,
+            "length": len(labels),
+            "num_items": sum(label != -100 for label in labels),
+            "is_cut": len(encoded.labels) > max_len,
+        }
 
 
 def generate_dataset(
@@ -254,8 +273,7 @@ def generate_dataset(
     def encode(batch: dict[str, list]) -> dict[str, list]:
         cells = zip(*(batch[name] for name in columns), strict=True)
         rows = [dict(zip(columns, map(json.loads, row), strict=True)) for row in cells]
-        special = special_tokens(tokenizer)
-        found = [encode_row(row, tokenizer, special, targets, max_len) for row in rows]
+        found = list(encode_rows(rows, tokenizer, targets, max_len))
         return {name: [row[name] for row in found] for name in found[0]}
 
     rows = tokenize(table, encode, tokenizer)
