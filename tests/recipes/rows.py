@@ -70,6 +70,8 @@ ROWS: dict[str, Callable[[random.Random], Row]] = {
     "lora": labelled,
     "auxiliary": labelled,
     "optimizer": labelled,
+    "pooling": labelled,
+    "head": labelled,
 }
 
 

@@ -1,0 +1,48 @@
+"""A classifier of sequences by the mean of their hidden states."""
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModel
+from transformers.modeling_outputs import SequenceClassifierOutput
+from transformers.utils import can_return_tuple
+
+from .base import Wrapper
+from .configuration import ModelConfig
+from .loss import compute_loss
+
+
+class Model(Wrapper):
+    """Any `AutoModel`, with a linear layer over the mean of its hidden states."""
+
+    config_class = ModelConfig
+    auto_class = AutoModel
+    base_model_prefix = "encoder"
+
+    def __init__(self, config: ModelConfig):
+        super().__init__(config)
+        self.encoder = self.load_base(config)
+        self.head = nn.Linear(config.hidden_size, config.num_labels)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        num_items_in_batch: Tensor | int | None = None,
+        **kwargs,
+    ) -> SequenceClassifierOutput:
+        """Classify a batch of texts; see `compute_loss` for the labels."""
+        hidden = self.encoder(input_ids=input_ids, attention_mask=attention_mask, **kwargs)[0]
+        mask = torch.ones_like(hidden[..., :1])
+        if attention_mask is not None:
+            mask = attention_mask.unsqueeze(-1).to(hidden)
+        outputs = SequenceClassifierOutput(logits=self.head((hidden * mask).sum(1) / mask.sum(1)))
+        if labels is not None:
+            problem_type = self.config.problem_type
+            outputs.loss = compute_loss(problem_type, outputs.logits, labels, num_items_in_batch)
+        return outputs
+
+
+Model.register_for_auto_class("AutoModelForSequenceClassification")

@@ -1,0 +1,211 @@
+"""Other tools open what a run saved, by the commands of the README, and compute the same.
+
+A tool that is not installed is skipped. `pip install -e '.[dev]'` installs those of `make test`;
+the others need much space, or other versions, and are tried by `make test-all` where they are
+installed. Each script in tests/tools/ runs in an empty folder.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from conftest import ROOT, SLUG, Render, about
+
+TOOLS = Path(__file__).parent / "tools"
+ENVIRONMENT = {
+    **os.environ,
+    "HF_HUB_OFFLINE": "1",
+    "OMP_NUM_THREADS": "1",
+    "ACCELERATE_USE_CPU": "true",
+}
+SHORT = ["--max_steps", "20", "--valid_steps", "20", "--batch_size", "8"]
+CLASSIFIER = "AutoModelForSequenceClassification"
+TEXTS = ["See you at lunch", "FREE entry! Text WIN to claim your prize"]
+SCORES = """
+import json, sys
+from transformers import pipeline
+classify = pipeline("text-classification", model=sys.argv[1])
+found = [(text, *classify(text)[0].values()) for text in sys.argv[2:]]
+print(json.dumps(found))
+"""
+heavy = pytest.mark.skipif("TEST_ALL" not in os.environ, reason="only in make test-all")
+
+
+def needs(*modules: str) -> pytest.MarkDecorator:
+    missing = [name for name in modules if not importlib.util.find_spec(name)]
+    return pytest.mark.skipif(bool(missing), reason=f"not installed: {', '.join(missing)}")
+
+
+def run(folder: Path, *command: str | Path) -> str:
+    done = subprocess.run(
+        list(map(str, command)),
+        cwd=folder,
+        env=ENVIRONMENT,
+        stdin=subprocess.DEVNULL,  # nobody answers questions about code
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stdout[-5000:]
+    return done.stdout
+
+
+def try_tool(folder: Path, name: str, *arguments: str | Path) -> None:
+    """Run a script of tests/tools/ in an empty folder."""
+    empty = folder / "empty"
+    empty.mkdir()
+    run(empty, sys.executable, TOOLS / f"with_{name}.py", *arguments)
+
+
+def command_of(project: Path, tool: str) -> str:
+    """The command in the row of a tool in the README, for the run of the project."""
+    text = (project / "README.md").read_text(encoding="utf-8")
+    (command,) = re.findall(rf"^\| {re.escape(tool)} \| `([^`]+)` \|", text, re.MULTILINE)
+    return command.replace("outputs/best", str(project / "outputs" / "best"))
+
+
+@pytest.fixture(scope="module")
+def trained(render: Render, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """trained("seq2seq") gives a project with a run in outputs/, which all tests share."""
+    projects: dict[tuple[str, str | None], Path] = {}
+
+    def project_of(task: str, recipe: str | None = None) -> Path:
+        if (task, recipe) not in projects:
+            project = tmp_path_factory.mktemp(task) / SLUG
+            shutil.copytree(render(task=task), project)
+            if recipe:
+                model = ROOT / "docs" / "recipes" / recipe / "model"
+                shutil.copytree(model, project / "model", dirs_exist_ok=True)
+            run(project, sys.executable, "train.py", *SHORT)
+            projects[task, recipe] = project
+        return projects[task, recipe]
+
+    return project_of
+
+
+@pytest.fixture(scope="module")
+def onnx(trained: Callable[..., Path]) -> Callable[[], Path]:
+    """onnx() gives the folder that the README's command writes."""
+
+    def folder() -> Path:
+        project = trained("classification")
+        if not (project / "exported").exists():
+            _, *words = shlex.split(command_of(project, "ONNX Runtime"))
+            run(project, sys.executable, *words)
+        return project / "exported"
+
+    return folder
+
+
+@needs("peft")
+@pytest.mark.parametrize(
+    ("task", "recipe"),
+    [
+        ("causal_lm", None),
+        pytest.param("classification", None, marks=heavy),
+        pytest.param("seq2seq", None, marks=heavy),
+        pytest.param("classification", "pooling", marks=heavy),  # with code of its own
+    ],
+)
+def test_peft(task: str, recipe: str | None, trained: Callable[..., Path], tmp_path: Path) -> None:
+    best = trained(task, recipe) / "outputs" / "best"
+    assert (best / "modeling.py").exists() == (recipe is not None)
+    try_tool(tmp_path, "peft", best, about(task)["auto_class"])
+
+
+@needs("ctranslate2")
+@pytest.mark.parametrize("task", ["causal_lm", "seq2seq"])
+def test_ctranslate2(task: str, trained: Callable[..., Path], tmp_path: Path) -> None:
+    project = trained(task)
+    program, *words = shlex.split(command_of(project, "CTranslate2"))
+    run(tmp_path, Path(sys.executable).parent / program, *words)
+    try_tool(tmp_path, "ctranslate2", project / "outputs" / "best", tmp_path / "ct2")
+
+
+@needs("onnx", "onnxruntime", "onnxscript")
+def test_onnx_runtime(onnx: Callable[[], Path], tmp_path: Path) -> None:
+    try_tool(tmp_path, "onnxruntime", onnx())
+
+
+@heavy
+@needs("onnx", "onnxruntime", "onnxscript")
+def test_transformers_js(onnx: Callable[[], Path], tmp_path: Path) -> None:
+    """NODE_PATH is the folder node_modules in which transformers.js is installed."""
+    node = shutil.which("node")
+    package = "require.resolve('@huggingface/transformers')"
+    if not node or subprocess.run([node, "-e", package], capture_output=True).returncode:
+        pytest.skip("not installed: @huggingface/transformers for node, with NODE_PATH")
+    expected = run(tmp_path, sys.executable, "-c", SCORES, onnx(), *TEXTS).splitlines()[-1]
+    assert len(json.loads(expected)) == len(TEXTS)
+    run(tmp_path, node, TOOLS / "with_transformers_js.cjs", onnx(), expected)
+
+
+@heavy
+@pytest.mark.parametrize(
+    ("tool", "row"), [("lm_eval", "lm-evaluation-harness"), ("serve", "`transformers serve`")]
+)
+def test_commands_for_a_language_model(
+    tool: str, row: str, trained: Callable[..., Path], tmp_path: Path
+) -> None:
+    modules = {"lm_eval": ["lm_eval"], "serve": ["fastapi", "uvicorn", "openai"]}[tool]
+    if any(not importlib.util.find_spec(name) for name in modules):
+        pytest.skip(f"not installed: {', '.join(modules)}")
+    project = trained("causal_lm")
+    try_tool(tmp_path, tool, project / "outputs" / "best", command_of(project, row))
+
+
+@heavy
+@pytest.mark.parametrize("tool", ["trl", "vllm"])
+def test_libraries_for_a_language_model(
+    tool: str, trained: Callable[..., Path], tmp_path: Path
+) -> None:
+    pytest.importorskip(tool, reason=f"not installed: {tool}")
+    try_tool(tmp_path, tool, trained("causal_lm") / "outputs" / "best")
+
+
+@heavy
+@needs("torchao")
+def test_torchao(task: str, trained: Callable[..., Path], tmp_path: Path) -> None:
+    try_tool(tmp_path, "torchao", trained(task) / "outputs" / "best", about(task)["auto_class"])
+
+
+@heavy
+@needs("sentence_transformers")
+def test_sentence_transformers(trained: Callable[..., Path], tmp_path: Path) -> None:
+    try_tool(tmp_path, "sentence_transformers", trained("classification") / "outputs" / "best")
+
+
+@heavy
+@pytest.mark.parametrize("tool", ["optuna", "ray"])
+def test_libraries_that_call_main(tool: str, render: Render, tmp_path: Path) -> None:
+    if not importlib.util.find_spec(tool):
+        pytest.skip(f"not installed: {tool}")
+    project = Path(shutil.copytree(render(task="classification"), tmp_path / SLUG))
+    run(project, sys.executable, TOOLS / f"with_{tool}.py")
+
+
+def test_printed_commands_are_those_of_the_readme(
+    task: str, trained: Callable[..., Path], tmp_path: Path
+) -> None:
+    project = trained(task)
+    output = tmp_path / "exported"
+    options = ["--output", str(output), "--dtype", "bfloat16"]
+    printed = run(project, sys.executable, "export.py", *options)
+    _, *commands = printed.partition("parameters in bfloat16")[2].splitlines()
+    readme = (project / "README.md").read_text(encoding="utf-8")
+    for command in commands:
+        command = command.replace(f"{output}-ct2", "ct2").replace(str(output), "outputs/best")
+        assert f"`{command}`" in readme, command
+    assert bool(commands) == (about(task)["auto_class"] != CLASSIFIER)
