@@ -51,6 +51,7 @@ bench: $(STAMP)
 		--markdown bench/results/exactness.md
 	"$(BIN)/python" bench/speed.py --write bench/results
 	"$(BIN)/python" bench/scale.py --write bench/results
+	"$(BIN)/python" bench/lora.py --write bench/results
 
 # --config: the settings of <<cookiecutter.project_slug>>/pyproject.toml are for rendered projects.
 lint: $(STAMP)

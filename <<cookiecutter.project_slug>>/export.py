@@ -1,11 +1,11 @@
-"""Write a checkpoint for other tools: in another precision, or as ONNX.
+"""Write a checkpoint for other tools: merged, in another precision, or as ONNX.
 
 python export.py --output exported --dtype bfloat16
 python export.py --output exported --onnx                pip install -e '.[onnx]'
 """
 
 import argparse
-import importlib.util
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,10 +17,12 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from errors import RunError
+from training.adapter import holds_adapter
 from training.contract import Task
 from training.help import HelpFormatter
 from training.launch import run as exit_code_of
 from training.loading import load_model, load_tokenizer
+from training.packages import require
 from training.user_code import describe
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -92,10 +94,63 @@ def check_onnx(model: Any) -> None:
         RunError: Packages are missing, or the model generates.
     """
     for package in ONNX_PACKAGES:
-        if not importlib.util.find_spec(package):
-            raise RunError(f"--onnx needs the package {package}: pip install -e '.[onnx]'")
+        require(package, "onnx", "--onnx")
     if model.can_generate():
         raise RunError("--onnx: the model generates; expected a classifier")
+
+
+def merge(model: Any, inputs: dict[str, Tensor]) -> str:
+    """Merge the adapter of a model into its base model, and compare the logits.
+
+    Returns:
+        A line about their difference.
+
+    Raises:
+        RunError: They differ, or are not those of a stock checkpoint.
+    """
+    expected = _logits(model, inputs)
+    model.merge_lora()
+    difference = _difference(_logits(model, inputs), expected, "merged")
+    line = model.choose_form()
+    if not model.saves_stock:
+        raise RunError(f"merged: {line}; expected the form of the base model")
+    return f"merged: the logits differ from the adapter's by at most {difference:.2g}"
+
+
+def check_merged(model: Any, inputs: dict[str, Tensor], output: Path) -> None:
+    """Open a merged checkpoint without `model/`, and compare the logits.
+
+    Raises:
+        RunError: They differ; the folder is removed.
+    """
+    stock = model.auto_class.from_pretrained(output, dtype=torch.float32).eval()
+    try:
+        _difference(_logits(stock, inputs), _logits(model.float(), inputs), str(output))
+    except RunError:
+        shutil.rmtree(output)
+        raise
+
+
+def sample_inputs(model: Any, tokenizer: PreTrainedTokenizerBase | None) -> dict[str, Tensor]:
+    """Return inputs for which logits are compared: sample texts, or some token ids."""
+    if tokenizer is None:
+        ids = torch.arange(3, 35).remainder(model.config.vocab_size).view(2, 16)
+        batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    else:
+        batch = dict(tokenizer(list(SAMPLES), padding=True, return_tensors="pt"))
+    return model.without_labels({**batch, "labels": batch["input_ids"]})
+
+
+@torch.no_grad()
+def _logits(model: Any, inputs: dict[str, Tensor]) -> Tensor:
+    return model(**inputs).logits
+
+
+def _difference(logits: Tensor, expected: Tensor, what: str) -> float:
+    difference = (logits - expected).abs().max()
+    if not difference <= TOLERANCE * expected.abs().max():
+        raise RunError(f"{what}: the logits differ from the adapter's by {difference:.2g}")
+    return float(difference)
 
 
 def next_commands(model: Any, output: Path) -> Iterator[str]:
@@ -124,6 +179,10 @@ def main(argv: list[str] | None = None) -> None:
     model = load_model(task.model_class, args.checkpoint).eval()
     if args.onnx:
         check_onnx(model)
+    merged = ""
+    if holds_adapter(model):
+        inputs = sample_inputs(model.float(), tokenizer)
+        merged = merge(model, inputs)
     if hasattr(model, "choose_form"):
         print(model.choose_form())  # in float32, as it was trained
     try:
@@ -132,6 +191,9 @@ def main(argv: list[str] | None = None) -> None:
             tokenizer.save_pretrained(output)
     except Exception as error:  # of the disk, of safetensors, of the user's code
         raise RunError(f"--output {output}: not saved ({describe(error)})") from error
+    if merged:
+        check_merged(model, inputs, output)
+        print(merged)
     print(f"{output}: {model.num_parameters():,} parameters in {args.dtype}")
     if args.onnx:
         export_onnx(model, tokenizer, output / "model.onnx")

@@ -10,7 +10,6 @@ Needs Optuna: pip install -e '.[sweep]'
 """
 
 import argparse
-import importlib.util
 import itertools
 import json
 import shlex
@@ -33,6 +32,7 @@ from training.help import HelpFormatter
 from training.launch import REFUSED, STOPPED, run as exit_code_of
 from training.lock import LOCK_FILE
 from training.losses import LOSS
+from training.packages import require
 from training.search_space import parse_space
 from training.study import Study
 
@@ -77,8 +77,7 @@ def read_arguments(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     """
     split = argv.index("--") if "--" in argv else len(argv)
     args = build_parser().parse_args(argv[:split])
-    if not importlib.util.find_spec("optuna"):
-        raise RunError("sweep.py needs the package optuna: pip install -e '.[sweep]'")
+    require("optuna", "sweep", "sweep.py")
     for name, least in (("trials", 1), ("folds", 2)):
         value = getattr(args, name)
         if value is not None and value < least:

@@ -17,6 +17,7 @@ from accelerate.utils import send_to_device
 from torch import Tensor
 
 from errors import RunError
+from model.interface import Scorer
 from reporting.preview import preview
 from reporting.report import Report
 from training.batches import MicroBatch, Step
@@ -27,6 +28,7 @@ from training.optimization import optimizer_step, sum_over_ranks
 from training.randomness import seed_all
 from training.run import Run, open_run
 from training.user_code import at_place, list_examples
+from training.validation import SetResult, ValidationSet, combine, summarize
 
 
 def train_step(run: Run, step: Step) -> dict[str, Tensor]:
@@ -44,6 +46,7 @@ def add_gradient(run: Run, step: Step, micro: MicroBatch) -> dict[str, Tensor]:
     # Dropout depends only on (seed, epoch, step, rank, number): no RNG state has to be saved.
     seed_all(*micro.rng_key)
     batch = send_to_device(micro.batch, run.accelerator.device, non_blocking=True)
+    run.throughput.add_batch(micro.batch)
     # Gradients are reduced over the ranks once per step, in its last backward pass.
     with run.strategy.gradient_sync(run.model, enabled=micro.is_last):
         # Divided by the target items of the whole step, over all its micro-batches and ranks,
@@ -66,21 +69,23 @@ def train_until_validation(run: Run, report: Report) -> dict[str, float]:
     left = min(len(batches) - done, state.steps_to_validation(run.config.valid_steps))
     run.losses = LossMeter(run.accelerator, {LOSS: state.train_loss, **state.named_losses})
     run.model.train()
+    run.throughput.restart()
     bar = report.progress_bar("TRAIN", len(batches), done)
     with bar, closing(all_steps) as steps:
         for step in islice(steps, left):
             losses = train_step(run, step)
             # Once a loss or gradient is not finite, this loss is NaN and the optimizer leaves the
             # weights unchanged. Both happen on the device, without synchronizing with it.
-            losses[LOSS] = run.guard.clip_gradients(losses[LOSS])
+            losses[LOSS], norm = run.guard.clip_gradients(losses[LOSS])
             lr = run.optimizer.param_groups[0]["lr"]
             with at_place(step.place):
                 was_skipped = optimizer_step(
                     run.accelerator, run.optimizer, run.scheduler, run.guard
                 )
             state.advance(len(step.examples), step.num_items, was_skipped)
-            run.losses.update(losses, step)
-            report.after_step(bar, run.losses.latest, lr)
+            run.losses.update(losses, step, norm)
+            run.throughput.add_step(step, batches.examples)
+            report.after_step(bar, lr)
             save_point(run, is_due=is_multiple(state.step, run.config.save_steps))
     return mean_losses(run)
 
@@ -114,6 +119,7 @@ def mean_losses(run: Run) -> dict[str, float]:
         RunError: A loss was not finite; `bad_batch/` has been saved to reproduce it.
     """
     sums = run.losses.sums()
+    run.state.add_grad_norms(run.losses.take_norms())
     run.state.train_loss = sums.get(LOSS, 0.0)
     run.state.named_losses = {name: value for name, value in sums.items() if name != LOSS}
     gathered = run.group.gather((sums, run.losses.first_bad_step))
@@ -134,7 +140,7 @@ def raise_not_finite(run: Run, step: Step) -> None:
     )
 
 
-def validate_step(run: Run, step: Step, losses: LossMeter) -> None:
+def validate_step(run: Run, step: Step, losses: LossMeter, scorers: list[Scorer]) -> None:
     """Add the losses and scores of a batch of validation examples."""
     for micro in step.micro_batches:
         batch = send_to_device(micro.batch, run.accelerator.device, non_blocking=True)
@@ -142,33 +148,39 @@ def validate_step(run: Run, step: Step, losses: LossMeter) -> None:
         with at_place(step.place, micro.indices):
             outputs, parts = run.task.forward(run.model, batch, step.num_items)
             losses.update({name: part * factor for name, part in parts.items()}, step)
-            if micro.weight:  # 0 on a rank that has no example left
-                run.scores.update(outputs, batch)
+            for scores in scorers if micro.weight else []:  # 0 on a rank without an example
+                scores.update(outputs, batch)
         save_point(run)
+
+
+def validate_set(run: Run, report: Report, part: ValidationSet) -> SetResult:
+    """Compute losses and scores of a validation set, over all ranks."""
+    losses = LossMeter(run.accelerator)
+    count = int(part.batches.examples.num_items.sum())
+    part.scorers[-1].reset()
+    bar = report.progress_bar(f"VALID {part.name}".strip(), len(part.batches))
+    with bar, closing(part.batches.steps()) as steps:
+        for step in steps:
+            validate_step(run, step, losses, part.scorers)
+            bar.set_postfix(losses.latest, refresh=False)
+            bar.update()
+        gathered = run.group.gather(losses.sums())
+        sums = {name: math.fsum(rank[name] for rank in gathered) for name in gathered[0]}
+        log = summarize(sums, count, part.scorers[-1])
+        bar.set_postfix(log)
+    return SetResult(part.name, sums, log)
 
 
 @torch.no_grad()
 def validate(run: Run, report: Report) -> dict[str, float]:
-    """Compute losses and scores of the whole validation set, over all ranks."""
-    batches = run.valid_batches
-    losses = LossMeter(run.accelerator)
-    count = int(batches.examples.num_items.sum())
+    """Compute losses and scores of all validation data, and of each named set, over all ranks."""
     run.scores.reset()
     run.model.eval()
     generates = getattr(run.scores, "generates", False)
-    bar = report.progress_bar("VALID", len(batches))
-    full_parameters = run.strategy.full_parameters(run.model, generates)
-    with full_parameters, bar, closing(batches.steps()) as steps:
-        for step in steps:
-            validate_step(run, step, losses)
-            bar.set_postfix(losses.latest, refresh=False)
-            bar.update()
-        sums = run.group.gather(losses.sums())
-        means = {name: math.fsum(s[name] for s in sums) / max(1, count) for name in sums[0]}
-        with at_place("validation"):
-            scores = run.scores.compute(means[LOSS])
-        log = {LOSS: means.pop(LOSS), **means, **scores, "count": count}
-        bar.set_postfix(log)
+    with run.strategy.full_parameters(run.model, generates):
+        results = [validate_set(run, report, part) for part in run.valid_sets]
+        log = combine(results, run.scores)
+    report.after_sets(log, len(results))
     # Ranks that disagree on a score would disagree on best/ and on early stopping, too.
     run.group.expect_equal({f"{name} (Scores.compute has to reduce it)": log[name] for name in log})
     return log
@@ -185,12 +197,14 @@ def main(argv: list[str] | None = None) -> None:
         while not run.state.is_finished(run.config.patience):
             start = time.perf_counter()
             train_log = train_until_validation(run, report)
+            speed = run.throughput.since_restart(run.group)
             valid_log = validate(run, report)
             is_best = run.state.record(
                 train_log,
                 valid_log,
                 run.config.metric_for_best_model,
                 seconds=time.perf_counter() - start,
+                speed=speed,
                 epoch_size=len(run.train_data.examples),
             )
             describe = report.describe if is_best else None

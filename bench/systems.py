@@ -170,11 +170,13 @@ class Ours(System):
         from train import validate
         from training.batches import Batches
         from training.contract import ExampleSet
+        from training.validation import ValidationSet
 
         with self.opened(1) as run:
             losses = []
             for size in batch_sizes:
-                run.valid_batches = Batches(ExampleSet(examples), run.accelerator, size)
+                batches = Batches(ExampleSet(examples), run.accelerator, size)
+                run.valid_sets = [ValidationSet("", batches, [run.scores])]
                 losses.append(validate(run, Report(run))["loss"])
             return losses
 

@@ -74,6 +74,7 @@ def first_entry(log_file: Path) -> str:
     log = json.loads(log_file.read_text(encoding="utf-8"))
     name, entry = next(iter(log.items()))
     del entry["seconds"]
+    del entry["speed"]
     return json.dumps({name: _rounded(entry)}, indent=4)
 
 

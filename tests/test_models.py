@@ -152,6 +152,71 @@ def test_any_architecture_works_or_is_rejected_in_one_sentence(
     assert found.keys() == set(kinds)
 
 
+# The parts of SCRIPT, for a base model with weights: of a classifier without its head.
+ADAPTERS = """
+import peft
+from safetensors.torch import load_file, save_file
+
+def fill(parameters):
+    for parameter in parameters:
+        if parameter.requires_grad:
+            parameter.data.normal_(std=0.05)
+
+def logits_of(model):
+    for tensor in [*model.parameters(), *model.buffers()]:
+        tensor.data = tensor.data.clone()
+    return model.eval()(**logits_inputs).logits
+
+def try_one(kind, options, folder):
+    global logits_inputs
+    torch.manual_seed(0)
+    made = AutoConfig.for_model(kind, **options)
+    auto = Model.auto_class if Model.can_generate() else transformers.AutoModel
+    base = auto.from_config(made)
+    base.save_pretrained(folder + "/base")
+    names = [n for n in load_file(folder + "/base/model.safetensors") if "pooler" in n]
+    if names:  # as in a base model that was trained on masked tokens
+        tensors = load_file(folder + "/base/model.safetensors")
+        kept = {n: t for n, t in tensors.items() if n not in names}
+        save_file(kept, folder + "/base/model.safetensors", {"format": "pt"})
+    config = build_config(Task(), folder + "/base", data.schema, tokenizer)
+    model, _ = build_model(Model, config, folder + "/base")
+    model.add_lora(
+        r=2, lora_alpha=4, target_modules=["all-linear"], base_model_name_or_path=folder + "/base"
+    )
+    notes = check_model(model, tokenizer, examples, 48)
+    fill(model.parameters())
+    assert all("pooler" in name for name in unused_parameters(model, batch))
+    model.save_pretrained(folder + "/saved")
+    logits_inputs = model.without_labels(inputs)
+    expected = logits_of(model)
+    assert torch.equal(logits_of(load_model(Model, folder + "/saved")), expected)
+    labels = {} if model.can_generate() else {"num_labels": model.config.num_labels}
+    pad = {"pad_token_id": model.config.base_config.pad_token_id}
+    name = Model.auto_class.__name__
+    of_peft = getattr(peft, name.replace("AutoModel", "AutoPeftModel", 1))
+    for kind in (of_peft, getattr(transformers, name)):
+        other = kind.from_pretrained(folder + "/saved", **labels, **pad)
+        assert torch.equal(logits_of(other), expected), kind.__name__
+    model.merge_lora()
+    torch.testing.assert_close(model.eval()(**logits_inputs).logits, expected)
+    model.choose_form(inputs)
+    assert model.saves_stock, "merged"
+    return notes[-1].partition(" for ")[0]
+"""
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_architectures_are_adapted_and_merged(task: str, render: Render, tmp_path: Path) -> None:
+    pytest.importorskip("peft")
+    kinds = about(task)["architectures"]
+    start, _, rest = SCRIPT.partition("def try_one")
+    script = start + ADAPTERS + rest[rest.index("kinds, sizes") :]
+    lines = run(script, render(task=task), [json.dumps(SIZES), str(tmp_path)], json.dumps(kinds))
+    found = dict(json.loads(line) for line in lines.splitlines() if line.startswith("["))
+    assert found == dict.fromkeys(kinds, "checkpoints are adapters")
+
+
 HEADS = """
 import json, sys, torch, transformers
 from transformers import AutoConfig, AutoModelForSequenceClassification
@@ -214,11 +279,14 @@ def results(**options):
     model.zero_grad()
     outputs = model(**batch, num_items_in_batch=100, **options)
     outputs.loss.backward()
-    return outputs.loss, {name: p.grad.clone() for name, p in model.named_parameters()}
+    trained = ((name, p) for name, p in model.named_parameters() if p.requires_grad)
+    return outputs.loss, {name: p.grad.clone() for name, p in trained}
 
-(with_head, head_grads), (whole, grads) = results(), results(return_logits=True)
-torch.testing.assert_close(with_head, whole)
-torch.testing.assert_close(head_grads, grads, rtol=1e-4, atol=1e-7)
+for is_trained in (True, False):  # under LoRA the head is frozen
+    model.get_output_embeddings().requires_grad_(is_trained)
+    (with_head, head_grads), (whole, grads) = results(), results(return_logits=True)
+    torch.testing.assert_close(with_head, whole)
+    torch.testing.assert_close(head_grads, grads, rtol=1e-4, atol=1e-7)
 is_linear = isinstance(model.get_output_embeddings(), loss.LinearHead)
 assert (model(**batch).logits is None) == is_linear
 with torch.no_grad():

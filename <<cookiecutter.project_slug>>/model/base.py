@@ -3,6 +3,7 @@
 import copy
 import hashlib
 import inspect
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +18,21 @@ from transformers import (
     GenerationMixin,
     PreTrainedConfig,
     PreTrainedModel,
+)
+
+from .adapter import (
+    BASE_CONFIG_FILE,
+    CONFIG_FILE,
+    adapter_config,
+    add_adapter,
+    base_tensors,
+    copy_adapter,
+    find_adapter,
+    has_adapter,
+    load_adapter,
+    merge_adapter,
+    save_adapter,
+    task_type,
 )
 
 # Weight files of any format: a folder that holds one of these is not trained from scratch.
@@ -112,6 +128,7 @@ class Wrapper(PreTrainedModel):
     The stock form is a checkpoint of the base model, which any tool can open. It is used only if
     `choose_form` has shown that the base model alone computes the same logits. The custom form
     also contains the code of this model; transformers opens it with `trust_remote_code=True`.
+    After `add_lora` the stock form is a PEFT adapter for the base model.
 
     Subclasses set `auto_class`, and `base_model_prefix`: the name of the base model's attribute.
 
@@ -163,6 +180,21 @@ class Wrapper(PreTrainedModel):
         config.base_config = base.config  # from_pretrained has made a copy of it
         return base
 
+    def add_lora(self, **options: Any) -> None:
+        """Freeze the base model and add an adapter to it; see `add_adapter`.
+
+        Args:
+            options: Arguments of `peft.LoraConfig`.
+        """
+        new_weights = (self.loading_info or {}).get("missing_keys", ())
+        options["task_type"] = task_type(self.auto_class.__name__)
+        add_adapter(self.base_model, new_weights, **options)
+
+    def merge_lora(self) -> None:
+        """Add the adapter to the weights of the base model; see `merge_adapter`."""
+        merge_adapter(self.base_model)
+        self.saves_stock = None
+
     def on_weights_loaded(self) -> None:
         """Set up what depends on the values of the weights."""
 
@@ -175,9 +207,15 @@ class Wrapper(PreTrainedModel):
         output_loading_info: bool = False,
         **kwargs: Any,
     ):
-        """Load either form; see `transformers.PreTrainedModel.from_pretrained`."""
+        """Load either form; see `transformers.PreTrainedModel.from_pretrained`.
+
+        For an adapter, `base_model_id` may give the base model another place.
+        """
         path = os.path.expanduser(pretrained_model_name_or_path)
         hub = {name: kwargs[name] for name in HUB_OPTIONS if name in kwargs}
+        if config is None and (adapter := find_adapter(path, **hub)) is not None:
+            model, info = cls._from_adapter(adapter, kwargs)
+            return (model, info) if output_loading_info else model
         if config is None:
             saved, _ = PreTrainedConfig.get_config_dict(path, **hub)
             if saved.get("model_type") != cls.config_class.model_type:
@@ -191,8 +229,25 @@ class Wrapper(PreTrainedModel):
         return (model, info) if output_loading_info else model
 
     @classmethod
-    def _from_stock(cls, path: str, hub: dict, options: dict) -> tuple["Wrapper", dict]:
-        base_config = AutoConfig.from_pretrained(path, trust_remote_code=False, **hub)
+    def _from_adapter(cls, folder: Path, options: dict) -> tuple["Wrapper", dict]:
+        options = {k: v for k, v in options.items() if k not in ("use_safetensors", "subfolder")}
+        saved = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+        base = options.pop("base_model_id", None) or saved["base_model_name_or_path"]
+        file = folder / BASE_CONFIG_FILE
+        config = None
+        if file.is_file():
+            config = AutoConfig.for_model(**json.loads(file.read_text(encoding="utf-8")))
+        model, info = cls._from_stock(base, {}, options, config)
+        load_adapter(model.base_model, folder)
+        adapter_config(model.base_model).base_model_name_or_path = base
+        return model, info
+
+    @classmethod
+    def _from_stock(
+        cls, path: str, hub: dict, options: dict, base_config: PreTrainedConfig | None = None
+    ) -> tuple["Wrapper", dict]:
+        if base_config is None:
+            base_config = AutoConfig.from_pretrained(path, trust_remote_code=False, **hub)
         # A stock checkpoint has none of the fields of `config_class`; arguments may supply them.
         fields = inspect.signature(cls.config_class.__init__).parameters.keys() & options.keys()
         own = {name: options[name] for name in fields}
@@ -225,7 +280,12 @@ class Wrapper(PreTrainedModel):
         state_dict: dict[str, Tensor] | None = None,
         **kwargs: Any,
     ) -> None:
-        """Save the stock form or the custom form; see `choose_form`."""
+        """Save the stock form, an adapter, or the custom form; see `choose_form`."""
+        prefix = f"{self.base_model_prefix}."
+        if has_adapter(self.base_model):
+            if state_dict is not None:
+                state_dict = {k.removeprefix(prefix): v for k, v in state_dict.items()}
+            return save_adapter(self.base_model, Path(save_directory), state_dict)
         if self.saves_stock is None:
             self.choose_form()
         tensors = self.state_dict() if state_dict is None else state_dict
@@ -234,7 +294,6 @@ class Wrapper(PreTrainedModel):
             self.config.auto_map = {**getattr(self.config, "auto_map", {}), "AutoModel": code}
             super().save_pretrained(save_directory, state_dict=tensors, **kwargs)
             return self._mark_code(Path(save_directory))
-        prefix = f"{self.base_model_prefix}."
         tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
         return self.base_model.save_pretrained(save_directory, state_dict=tensors, **kwargs)
 
@@ -274,6 +333,9 @@ class Wrapper(PreTrainedModel):
                 f"({type(error).__name__}: {why})"
             )
         self.saves_stock = reason is None
+        if reason is None and has_adapter(self.base_model):
+            place = adapter_config(self.base_model).base_model_name_or_path
+            return f"checkpoints are adapters for {place}, with the same logits bit for bit"
         if reason is None:
             return f"checkpoints are stock {name}: the logits are the same bit for bit"
         return f"checkpoints hold the code of model/: {reason}"
@@ -288,26 +350,34 @@ class Wrapper(PreTrainedModel):
             return f"{name} is not a model of transformers"
         with torch.device("meta"):
             names = type(base)(copy.deepcopy(base.config)).state_dict().keys()
-        if different := sorted(names ^ base.state_dict().keys()):
+        tensors = base_tensors(base)
+        if different := sorted(names ^ tensors.keys()):
             return f"{name} and model/ differ in the tensor {different[0]}"
         alone, info = type(base).from_pretrained(
             None,
             config=copy.deepcopy(base.config),
-            state_dict=dict(base.state_dict()),
+            state_dict=tensors,
             dtype=base.dtype,
             attn_implementation=base.config._attn_implementation,
             output_loading_info=True,
         )
         if keys := [*info["missing_keys"], *info["unexpected_keys"], *info["mismatched_keys"]]:
             return f"{name} and model/ differ in the tensor {keys[0]}"
-        inputs = {name: value for name, value in batch.items() if name != "labels"}
-        if self.config.is_encoder_decoder and self.can_generate():
-            inputs["decoder_input_ids"] = batch["labels"].clamp(min=0)
+        if has_adapter(base):
+            copy_adapter(base, alone)
+        inputs = self.without_labels(batch)
         logits = self.forward(**inputs).logits
         alone = alone.eval().to(self.device)
         if not torch.equal(logits, alone(**inputs).logits):
             return f"the logits are not those of {name}"
         return None
+
+    def without_labels(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return the part of a batch from which logits follow."""
+        inputs = {name: value for name, value in batch.items() if name != "labels"}
+        if self.config.is_encoder_decoder and self.can_generate():
+            inputs["decoder_input_ids"] = batch["labels"].clamp(min=0)
+        return inputs
 
     def _dummy_batch(self) -> dict[str, Tensor]:
         eos = self.config.eos_token_id

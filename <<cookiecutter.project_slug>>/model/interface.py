@@ -70,10 +70,14 @@ class TaskDataset(Protocol):
         fingerprint: Integer that changes when the data change. Default: a hash of up to 256
             examples.
         checksums: Checksum of the content of each example, shape (n,), which decides whether it
-            is held out for validation. Default: computed from the examples.
+            is held out for validation, and by which `--dry_run` finds equal examples. Default:
+            computed from the examples; `--dry_run` does not look for equal ones.
         collate(examples): Batch a list of examples. Default: torch's `default_collate`.
         describe(): Lines that `--dry_run` prints about the data. Default: keys and shapes.
         notes: Lines about what was chosen or left out, which every run prints. Default: none.
+        faults(train): Lines that `--dry_run` prints about examples that may be wrong. `train` is
+            the training data set if this is the validation data, otherwise None. Default: lines
+            about equal examples, if there are `checksums`.
     """
 
     def __len__(self) -> int: ...
@@ -92,7 +96,11 @@ class Scorer(Protocol):
         """Start a validation."""
 
     def update(self, outputs: Any, batch: dict[str, Any]) -> None:
-        """Add a batch of this rank: the model's output, and the collated examples."""
+        """Add a batch of this rank: the model's output, and the collated examples.
+
+        With several named validation sets, two objects get the batch, one after the other: that
+        of all sets and that of its own set.
+        """
 
     def compute(self, loss: float) -> dict[str, float]:
         """Return the scores over all ranks, given the mean loss."""

@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
-from transformers import PreTrainedModel
+from transformers import AutoConfig, PreTrainedModel
 
+from model.adapter import adapter_config
+from training.adapter import holds_adapter
 from training.state import TrainState
 
 # Arguments that are paths or names on this machine.
@@ -18,16 +20,11 @@ CARD = """---
 
 # {name}
 
-Trained from `{base}` on `{train_input}`: {step:,} steps with a global batch of {global_batch_size}.
+{what} on `{train_input}`: {step:,} steps with a global batch of {global_batch_size}.
 
 ## Load the model
 
-```py
-from transformers import {auto_class}, AutoTokenizer
-
-model = {auto_class}.from_pretrained("path/to/this"{trust})
-tokenizer = AutoTokenizer.from_pretrained("path/to/this")
-```
+{load}
 
 ## Scores
 
@@ -46,6 +43,25 @@ On `{valid_input}`, after {epoch}:
 {arguments}
 """
 
+WHOLE = """```py
+from transformers import {auto_class}, AutoTokenizer
+
+model = {auto_class}.from_pretrained("path/to/this"{arguments})
+tokenizer = AutoTokenizer.from_pretrained("path/to/this")
+```"""
+ADAPTER = """```py
+from peft import {auto_class}  # pip install peft
+from transformers import {names}
+
+model = {auto_class}.from_pretrained("path/to/this"{arguments})
+tokenizer = AutoTokenizer.from_pretrained("path/to/this")
+{generation}```
+
+This loads the base model, too. base_config.json is its configuration in training."""
+
+GENERATION = """model.generation_config = GenerationConfig.from_pretrained("path/to/this")
+"""
+
 
 def write_card(folder: Path, state: TrainState, args: dict, model: PreTrainedModel) -> None:
     """Write README.md into the folder of a saved model.
@@ -59,22 +75,25 @@ def write_card(folder: Path, state: TrainState, args: dict, model: PreTrainedMod
     best = state.best
     base = str(args.get("model_id", "random weights"))
     is_local = Path(base).expanduser().exists()
-    scores = {n: v for n, v in best.items() if n not in ("epoch", "count") and _is_finite(v)}
+    scores = {name: value for name, value in state.best_scores.items() if _is_finite(value)}
     valid_input = _names(args.get("valid_input"))
     is_custom = "auto_map" in config
+    is_adapter = holds_adapter(model)
+    shown = Path(base).name if is_local else base
     pipeline_tag = getattr(getattr(model, "config", None), "pipeline_tag", None)
     metadata = ModelCardData(
         base_model=None if is_local else base,
         pipeline_tag=pipeline_tag,
-        library_name="transformers",
-        tags=["custom_code"] if is_custom else None,
+        library_name="peft" if is_adapter else "transformers",
+        tags=["lora"] if is_adapter else ["custom_code"] if is_custom else None,
         model_name=Path.cwd().name,
         eval_results=[
             EvalResult(
                 task_type=pipeline_tag or "other",
                 dataset_type="text",
-                dataset_name=valid_input,
-                metric_type=name,
+                dataset_name=name.rpartition("/")[0] or valid_input,
+                dataset_config=name.rpartition("/")[0] or None,  # by which results are grouped
+                metric_type=name.rpartition("/")[2],
                 metric_value=value,
             )
             for name, value in scores.items()
@@ -83,13 +102,12 @@ def write_card(folder: Path, state: TrainState, args: dict, model: PreTrainedMod
     card = CARD.format(
         metadata=metadata.to_yaml(),
         name=Path.cwd().name,
-        base=Path(base).name if is_local else base,
+        what=f"A LoRA adapter for `{shown}`, trained" if is_adapter else f"Trained from `{shown}`",
         train_input=_names(args.get("train_input")),
         valid_input=valid_input,
         step=state.step,
         global_batch_size=state.global_batch_size,
-        auto_class=auto_class(config, model),
-        trust=", trust_remote_code=True" if is_custom else "",
+        load=_load_adapter(model) if is_adapter else _load_whole(config, model),
         epoch=best.get("epoch", "no validation"),
         scores=_rows({name: f"{value:.4g}" for name, value in scores.items()}),
         arguments=_rows({name: v for name, v in args.items() if name not in PLACES}),
@@ -105,6 +123,32 @@ def auto_class(config: dict, model: PreTrainedModel) -> str:
     return getattr(getattr(model, "auto_class", None), "__name__", "AutoModel")
 
 
+def _load_whole(config: dict, model: PreTrainedModel) -> str:
+    trust = ", trust_remote_code=True" if "auto_map" in config else ""
+    return WHOLE.format(auto_class=auto_class(config, model), arguments=trust)
+
+
+def _load_adapter(model: Any) -> str:
+    """Return the code that opens an adapter.
+
+    PEFT itself saves no number of labels, no padding token and no generation_config.json.
+    """
+    trained = model.base_model.config
+    place = adapter_config(model.base_model).base_model_name_or_path
+    before = AutoConfig.from_pretrained(place, trust_remote_code=False)
+    names = ("num_labels", "pad_token_id")
+    values = {name: getattr(trained, name) for name in names}
+    changed = {name: v for name, v in values.items() if v != getattr(before, name)}
+    arguments = "".join(f", {name}={value}" for name, value in changed.items())
+    generates = model.can_generate()
+    return ADAPTER.format(
+        auto_class=auto_class({}, model).replace("AutoModel", "AutoPeftModel", 1),
+        names="AutoTokenizer, GenerationConfig" if generates else "AutoTokenizer",
+        arguments=arguments,
+        generation=GENERATION if generates else "",
+    )
+
+
 def _is_finite(value: Any) -> bool:
     return isinstance(value, (int, float)) and math.isfinite(value)
 
@@ -113,7 +157,8 @@ def _names(source: str | list[str] | None) -> str:
     if source is None:
         return "a held-out part of it"
     parts = [source] if isinstance(source, str) else source or []
-    return ", ".join(Path(part).name for part in parts)
+    named = (part.rpartition("=") for part in parts)
+    return ", ".join(f"{name}{mark}{Path(path).name}" for name, mark, path in named)
 
 
 def _rows(values: dict) -> str:

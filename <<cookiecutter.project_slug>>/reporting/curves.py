@@ -1,4 +1,4 @@
-"""Draw loss.png: losses, `metric_for_best_model` and learning rate over the optimizer steps."""
+"""Draw loss.png: losses, gradient norm, `metric_for_best_model` and learning rate by step."""
 
 import io
 import math
@@ -19,8 +19,12 @@ def draw_curves(state: TrainState, metric: str) -> bytes:
     entries = list(state.log.values())
     at = [entry["step"] for entry in entries]
     figure = Figure(figsize=(9, 5), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    steps, losses, rates = zip(*state.curve, strict=True) if state.curve else ((), (), ())
+    panels = figure.subplot_mosaic(
+        [["loss", "score"], ["norm", "score"]], height_ratios=[4, 1], sharex=True
+    )
+    left, below, right = (panels[name] for name in ("loss", "norm", "score"))
+    columns = zip(*state.curve, strict=True) if state.curve else ((), (), (), ())
+    steps, losses, rates, norms = columns
     left.plot(steps, losses, color="tab:blue", alpha=0.35, linewidth=1, label="train, single steps")
     names = list(entries[-1]["train_log"]) if entries else []  # the loss, then further ones
     styles = zip(names, cycle(["-", "--", ":", "-."]))
@@ -29,7 +33,10 @@ def draw_curves(state: TrainState, metric: str) -> bytes:
         means = [_number(entry[f"{part}_log"].get(name)) for entry in entries]
         label = f"{part}, {'mean' if name == 'loss' else name}"
         left.plot(at, means, color=color, linestyle=style, marker="o", label=label)
-    left.set(title="loss", xlabel="step")
+    left.set(title="loss")
+    left.tick_params(labelbottom=False)
+    below.plot(steps, [_number(norm) for norm in norms], color="tab:gray", linewidth=1)
+    below.set(xlabel="step", ylabel="gradient norm", ylim=(0, None))
     right.set(xlabel="step")
     if metric != "loss":
         values = [_number(entry["valid_log"].get(metric)) for entry in entries]
@@ -44,7 +51,7 @@ def draw_curves(state: TrainState, metric: str) -> bytes:
     if state.best.get("epoch") in state.log:
         best = state.log[state.best["epoch"]]["step"]
         left.axvline(best, color="tab:green", linestyle=":", label="best/")
-    for axes in (left, right):
+    for axes in panels.values():
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
         axes.spines[["top"]].set_visible(False)

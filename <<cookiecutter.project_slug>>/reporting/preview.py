@@ -1,20 +1,20 @@
 """`--dry_run`: print data, schedule, memory and disk space before the first optimizer step."""
 
 import shutil
-import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import torch
 
 from errors import RunError
 from training.batches import Batches, Step
 from training.contract import ExampleSet
+from training.flops import full_size
 from training.run import Run
+from training.throughput import count_positions, is_encoder_decoder, peak_memory
 from training.user_code import user_code
 
 FLOAT = 4  # bytes: weights and optimizer state are in float32
@@ -38,7 +38,10 @@ def _lines(run: Run, batches: Batches, memory: int) -> Iterator[str]:
     yield from _about_data("train", batches.examples, max_len)
     with user_code("model/dataset.py: describe fails"):
         yield from batches.examples.describe()
-    yield from _about_data("valid", run.valid_batches.examples, max_len)
+    yield from _about_faults(batches.examples)
+    for part in run.valid_sets:
+        yield from _about_data(f"valid {part.name}".strip(), part.batches.examples, max_len)
+        yield from _about_faults(part.batches.examples, batches.examples)
     yield from _about_steps(run, batches)
     yield from _about_model(run.model, memory)
     yield _about_disk(run)
@@ -61,6 +64,13 @@ def _about_data(name: str, examples: ExampleSet, max_len: int) -> Iterator[str]:
     )
 
 
+def _about_faults(examples: ExampleSet, train: ExampleSet | None = None) -> Iterator[str]:
+    with user_code("model/dataset.py: faults fails"):
+        found = list(examples.faults(train))
+    yield "rows that may be wrong:" if found else "rows that may be wrong: none found"
+    yield from found
+
+
 def _about_steps(run: Run, batches: Batches) -> Iterator[str]:
     state = run.state
     padding = _padding(run, batches) if batches.examples.has_lengths else None
@@ -81,15 +91,13 @@ def _about_steps(run: Run, batches: Batches) -> Iterator[str]:
 
 def _padding(run: Run, batches: Batches) -> float | None:
     """Return the fraction of tokens that are padding; None for batches without `input_ids`."""
-    config = getattr(run.accelerator.unwrap_model(run.model), "config", None)
-    has_decoder = getattr(config, "is_encoder_decoder", False)
-    sequences = ("input_ids", "labels") if has_decoder else ("input_ids",)
+    has_decoder = is_encoder_decoder(run.accelerator.unwrap_model(run.model))
     real = 0
     computed = 0
     for step in islice(batches.steps(), SAMPLED):
         for micro in step.micro_batches:
             real += int(batches.examples.lengths[micro.indices].sum())
-            computed += sum(micro.batch[key].numel() for key in sequences if key in micro.batch)
+            computed += count_positions(micro.batch, has_decoder)
     return 1 - real / computed if computed >= real > 0 else None
 
 
@@ -106,26 +114,14 @@ def _memory_of_a_step(run: Run, train_step: Callable[[Run, Step], Any]) -> int:
         raise RunError(
             f"--batch_size {size}: too large for the longest examples ({reason})"
         ) from None
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
-    return _peak_memory()
-
-
-def _peak_memory() -> int:
-    """Return the peak memory of this process on the CPU, in bytes."""
-    if sys.platform == "win32":
-        return psutil.Process().memory_info().peak_wset
-    import resource  # not on Windows
-
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return peak_memory(run.accelerator.device)
 
 
 def _about_model(model: torch.nn.Module, memory: int) -> Iterator[str]:
     parameters = list(model.parameters())
-    trained = _count(p for p in parameters if p.requires_grad)
+    trained = sum(full_size(p) for p in parameters if p.requires_grad)
     dtypes = ", ".join(sorted({str(p.dtype).removeprefix("torch.") for p in parameters}))
-    yield f"model: {_count(parameters):,} parameters ({dtypes}), {trained:,} trained"
+    yield f"model: {sum(map(full_size, parameters)):,} parameters ({dtypes}), {trained:,} trained"
     yield (
         f"  memory: peak {_size(memory)} so far, with a step of the longest examples; "
         f"AdamW will add {_size(2 * FLOAT * trained)}"
@@ -134,19 +130,15 @@ def _about_model(model: torch.nn.Module, memory: int) -> Iterator[str]:
 
 def _about_disk(run: Run) -> str:
     folder = Path(run.config.outdir).resolve()
-    weights = FLOAT * _count(run.model.parameters())
-    trained = FLOAT * _count(p for p in run.model.parameters() if p.requires_grad)
+    trained = FLOAT * sum(full_size(p) for p in run.model.parameters() if p.requires_grad)
+    whole = FLOAT * sum(map(full_size, run.model.parameters()))
+    weights = trained if run.config.lora_rank else whole  # an adapter is saved without its base
     last = weights + 2 * trained
     free = shutil.disk_usage(folder).free
     # best/, last/ and the previous last/ are kept; a new pair is written beside them.
     if free < (needed := 3 * last + 2 * weights):
         raise RunError(f"{folder}: {_size(free)} are free; checkpoints take {_size(needed)}")
     return f"disk: best/ {_size(weights)}, last/ {_size(last)}; {_size(free)} free in {folder}"
-
-
-def _count(parameters: Iterable[torch.nn.Parameter]) -> int:
-    """Count all values; under ZeRO-3, `numel` of a sharded parameter is 0."""
-    return sum(getattr(p, "ds_numel", p.numel()) for p in parameters)
 
 
 def _size(count: int) -> str:

@@ -1,15 +1,16 @@
 """Report a run in progress: terminal, trackers and pictures."""
 
+import sys
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-import torch
 from tqdm import tqdm
 
 from errors import RunError
 from training.atomic import write_file
+from training.flops import full_size
 from training.losses import LOSS
 from training.run import Run
 from training.user_code import describe
@@ -48,12 +49,16 @@ class Report:
         """Print model, data, number of steps, and the notes of the run."""
         state = self.state
         steps = f"{state.step:,} of " if state.step else ""
-        parameters = sum(_full_size(p) for p in self.run.model.parameters())
+        parameters = sum(full_size(p) for p in self.run.model.parameters())
         bare = self.run.accelerator.unwrap_model(self.run.model)
         is_based = hasattr(getattr(bare, "config", None), "base_model_id")
         base = f" from {self.config.model_id}" if is_based else ""
+        trained = ""
+        if self.config.lora_rank:
+            own = sum(full_size(p) for p in self.run.model.parameters() if p.requires_grad)
+            trained = f", {own:,} of them trained"
         self.print(
-            f"{parameters:,} parameters{base}; "
+            f"{parameters:,} parameters{base}{trained}; "
             f"{len(self.run.train_data.examples):,} examples, "
             f"global batch size {state.global_batch_size}; {steps}{state.total_steps:,} steps",
             *self.run.notes,
@@ -73,19 +78,31 @@ class Report:
             dynamic_ncols=True,
         )
 
-    def after_step(self, bar: tqdm, losses: dict[str, float], lr: float) -> None:
+    def after_step(self, bar: tqdm, lr: float) -> None:
         """Update the bar; every `--logging_steps` steps, add a point to the curve and log it."""
         state = self.state
+        losses = self.run.losses.latest
         if not bar.disable:
             seconds = (time.time() - bar.start_t) / (bar.n + 1 - bar.initial)  # per step
             left = bar.format_interval((state.total_steps - state.step) * seconds)
             bar.set_postfix({**losses, "lr": lr, "left": left}, refresh=False)
             bar.update()
         if state.step % self.config.logging_steps == 0 and losses:
-            state.add_curve_point(losses[LOSS], lr)
+            norm = self.run.losses.latest_norm
+            state.add_curve_point(losses[LOSS], lr, norm)
             values = {f"train/{name}": loss for name, loss in losses.items()}
-            values |= {"train/lr": lr, "train/epoch": state.current_epoch}
+            values |= {"train/lr": lr, "train/grad_norm": norm, "train/epoch": state.current_epoch}
+            if self.config.report_to:  # ranks wait for one another here
+                speed = self.run.throughput.since_log(self.run.group)
+                values |= {f"speed/{name}": value for name, value in speed.items()}
             self._log(values)
+
+    def after_sets(self, log: dict[str, float], count: int) -> None:
+        """Print the scores of all validation sets together; the bar of a single one has them."""
+        if count > 1 and self.run.group.is_main:
+            scores = (f"{name}={log[name]:.3g}" for name in log if "/" not in name)
+            line = f"[Epoch {self.state.current_epoch}] [VALID]: {', '.join(scores)}"
+            tqdm.write(line, file=sys.stderr)
 
     def after_validation(self) -> None:
         """Draw loss.png, save the files of the scores, and log to the trackers."""
@@ -127,7 +144,7 @@ class Report:
         if metric not in state.best:
             self.print(f"No validation had a finite {metric}: no best/ was saved")
             return
-        scores = {name: v for name, v in state.best.items() if name not in ("epoch", "count")}
+        scores = state.best_scores
         reached = ", ".join(f"{name} {value:.4g}" for name, value in scores.items())
         seconds = sum(entry["seconds"] for entry in state.log.values())
         self.print(
@@ -184,8 +201,3 @@ class Report:
             if what not in self._failed:
                 tqdm.write(f"{what}: not written ({describe(error)})")
             self._failed.add(what)
-
-
-def _full_size(parameter: torch.nn.Parameter) -> int:
-    """Count all values of a parameter; under ZeRO-3, `numel` of a sharded one is 0."""
-    return getattr(parameter, "ds_numel", parameter.numel())

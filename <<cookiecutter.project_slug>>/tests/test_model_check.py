@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
+import train
 from conftest import ROOT
 from errors import RunError
 from model.configuration import ModelConfig
@@ -104,8 +105,8 @@ def test_a_base_model_without_weights_is_reported(base, dataset, tokenizer):
 def test_an_adapter_and_foreign_code_are_rejected_in_a_sentence(base, dataset, tokenizer, tmp_path):
     adapter = base / "adapter_config.json"
     adapter.write_text(json.dumps({"base_model_name_or_path": "org/base"}), encoding="utf-8")
-    with pytest.raises(RunError, match=r"a PEFT adapter for org/base"):
-        load_tokenizer(str(base))
+    with pytest.raises(RunError, match="a PEFT adapter; expected a full model"):
+        train.main(["--model_id", str(base), "--outdir", str(tmp_path / "run")])
     adapter.unlink()
     config = {"model_type": "their_own", "auto_map": {"AutoConfig": "code.Config"}}
     (base / "config.json").write_text(json.dumps(config), encoding="utf-8")

@@ -4,6 +4,7 @@ import os
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 from huggingface_hub import ModelCard
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -78,6 +79,11 @@ def test_pictures_samples_and_model_card_are_written(arguments, tmp_path, capsys
     assert others, "no file of Scores.save"
     state = read_state(run / "best")
     assert [step for step, *_ in state["curve"]] == list(range(1, state["step"] + 1))
+    norms = [norm for *_, norm in state["curve"]]
+    entries = list(read_log(run).values())
+    first = entries[0]["step"]
+    assert entries[0]["grad_norm"] == pytest.approx(np.mean(norms[:first]))
+    assert entries[1]["grad_norm"] == pytest.approx(np.mean(norms[first:]))
     assert (run / "best" / "loss.png").read_bytes().startswith(PNG)
     card = ModelCard.load(run / "best" / "README.md")
     scores = {result.metric_type: result.metric_value for result in card.data.eval_results}
@@ -107,7 +113,7 @@ def test_resumed_run_continues_its_tensorboard(arguments, tmp_path):
         train.main(arguments)
     train.main(["--restore_dir", str(tmp_path / "run" / "last")])
     whole, run = (tmp_path / name / "trackers" for name in ("whole", "run"))
-    for tag in ("train/loss", "train/lr", "valid/loss"):
+    for tag in ("train/loss", "train/lr", "train/grad_norm", "valid/loss"):
         assert points(run, tag) == points(whole, tag)
     log = read_log(tmp_path / "run")
     valid = {entry["step"]: entry["valid_log"]["loss"] for entry in log.values()}
@@ -124,7 +130,7 @@ def test_tracker_that_is_not_installed_is_refused(arguments, tmp_path):
 def test_points_of_a_long_curve_are_evenly_spaced():
     state = TrainState(8)
     for state.step in range(1, 7 * MAX_POINTS):
-        state.add_curve_point(1.0, 0.1)
+        state.add_curve_point(1.0, 0.1, 2.0)
     steps = [step for step, *_ in state.curve]
     assert MAX_POINTS / 2 <= len(steps) <= MAX_POINTS
     assert {later - step for step, later in zip(steps, steps[1:], strict=False)} == {8}

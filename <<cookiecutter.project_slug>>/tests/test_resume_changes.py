@@ -124,7 +124,7 @@ def test_changed_validation_data_start_a_new_best(own_arguments, tmp_path, capsy
     file = tmp_path / "valid.jsonl"
     write(file, lines_of(file)[:-4])
     train.main(["--restore_dir", str(tmp_path / "run" / "last"), "--epochs", "2"])
-    assert "the validation data changed: the next validation is taken" in capsys.readouterr().out
+    assert "the validation data changed: the next validation counts" in capsys.readouterr().out
     best = read_state(tmp_path / "run" / "best")
     assert best["current_epoch"] == 2
     assert best["best"]["epoch"] == "Epoch 1"

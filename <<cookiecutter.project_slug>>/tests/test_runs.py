@@ -105,7 +105,7 @@ def test_damaged_checkpoint_falls_back_to_the_one_before(
 
 def test_nan_loss_is_never_the_best():
     state = TrainState(8)
-    record = partial(state.record, metric="loss", seconds=0.0, epoch_size=8)
+    record = partial(state.record, metric="loss", seconds=0.0, speed={}, epoch_size=8)
     assert not record({"loss": 1.0}, {"loss": float("nan")})
     assert record({"loss": 1.0}, {"loss": 2.0})
     assert not record({"loss": 1.0}, {"loss": float("nan")})

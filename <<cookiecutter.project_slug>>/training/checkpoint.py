@@ -4,6 +4,7 @@ import inspect
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -13,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from errors import RunError
 
+from .adapter import holds_adapter
 from .atomic import clean, publish, saving, write_file
 from .batches import Step
 from .contract import ExampleSet
@@ -39,7 +41,7 @@ class Checkpointer:
         strategy: Strategy,
         tokenizer: PreTrainedTokenizerBase | None,
         outdir: Path,
-        about: Callable[[], dict[str, dict]],
+        about: Callable[[], dict[str, Any]],
     ):
         self.accelerator = accelerator
         self.group = group
@@ -80,7 +82,7 @@ class Checkpointer:
             train_losses=[loss for loss, _ in losses],
             named_losses=[named for _, named in losses],
         )
-        weights = self.strategy.full_state_dict(model)
+        weights = self._gather(model)
         moments = self.strategy.optimizer_state(model, optimizer)
 
         def write_last(folder: Path) -> None:
@@ -143,7 +145,7 @@ class Checkpointer:
         Returns:
             Their path, or the reason why they could not be saved.
         """
-        weights = self.strategy.full_state_dict(model)
+        weights = self._gather(model)
 
         def write_all(folder: Path) -> None:
             self._write_model(folder, model, weights)
@@ -162,6 +164,12 @@ class Checkpointer:
         except RunError as error:
             return str(error)
         return f"{self.outdir}/bad_batch contains them and the weights before this step"
+
+    def _gather(self, model: torch.nn.Module) -> dict[str, Tensor]:
+        """Gather what a checkpoint holds on one rank; every rank has to call this."""
+        if holds_adapter(self.accelerator.unwrap_model(model)):
+            return self.strategy.trained_weights(model)
+        return self.strategy.full_state_dict(model)
 
     def _write_model(
         self, folder: Path, model: torch.nn.Module, weights: dict[str, Tensor]

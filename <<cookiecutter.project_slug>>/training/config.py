@@ -12,15 +12,21 @@ from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 
 from errors import RunError
+from model.adapter import ALL_LINEAR, CONFIG_FILE
 
 from .atomic import STORE, find_intact, is_published
 from .contract import Task
 from .help import HelpFormatter, OneOrMore
 from .optimization import SCHEDULERS
+from .packages import require
 from .state import OPTIMIZER_FILE, SavedRun
+from .validation import named_sources
 
 AUTO = "auto"
 RESULTS = ("last", "best", "log.json")
+BASE_DTYPES = ("float32", "bfloat16")
+# A resumed run cannot change them: the adapter that it continues depends on them.
+OF_THE_ADAPTER = ("lora_rank", "lora_alpha", "lora_targets", "lora_dora", "base_dtype")
 TRACKERS = sorted(map(str, LOGGER_TYPE_TO_CLASS))
 PATHS = ("train_input", "valid_input", "model_id", "outdir", "restore_dir", "config")
 UNSET = object()
@@ -54,6 +60,7 @@ DATA = "data and model"
 RUN = "run"
 STEP = "step"
 VALIDATION = "validation"
+LORA = "low-rank adapter (LoRA)"
 SPEED = "speed and memory"
 REPORT = "logging"
 FILES: dict[str, Any] = {"nargs": "+", "action": OneOrMore, "metavar": "FILE"}
@@ -70,7 +77,10 @@ class RunConfig:
 
     train_input: str | list[str] = option("data/train.jsonl", "training data", group=DATA, **FILES)
     valid_input: str | list[str] | None = option(
-        "data/valid.jsonl", "validation data", group=DATA, **FILES
+        "data/valid.jsonl",
+        "validation data; NAME=FILE for named sets",
+        group=DATA,
+        **FILES,
     )
     valid_size: float = option(
         0.1,
@@ -127,7 +137,7 @@ class RunConfig:
     )
     lr: float | None = option(
         None,
-        "peak learning rate (5e-5; 2e-3 for random weights)",
+        "peak learning rate (5e-5; 2e-3 for random weights; 2e-4 with --lora_rank)",
         "learning_rate",
         group=STEP,
         at_least=0,
@@ -164,6 +174,30 @@ class RunConfig:
         "early_stopping_patience",
         group=VALIDATION,
         at_least=1,
+    )
+
+    lora_rank: int = option(
+        0, "train an adapter of rank N, not the base model (0: off)", group=LORA, at_least=0
+    )
+    lora_alpha: int | None = option(
+        None, "scale of the adapter times its rank (2 * rank)", group=LORA, at_least=1
+    )
+    lora_targets: list[str] = option(
+        [ALL_LINEAR],
+        f"names of the modules that are adapted; {ALL_LINEAR}: all linear layers but the head",
+        group=LORA,
+        nargs="+",
+        metavar="NAME",
+    )
+    lora_dora: bool = option(
+        False, "also train the magnitude of each row of the weights (DoRA)", group=LORA
+    )
+    base_dtype: str = option(
+        "float32",
+        f"type of the weights that are not trained: {' or '.join(BASE_DTYPES)}",
+        group=LORA,
+        choices=BASE_DTYPES,
+        metavar="TYPE",
     )
 
     compile: bool = option(False, "compile the model", "torch_compile", group=SPEED)
@@ -222,6 +256,7 @@ class RunConfig:
         if checkpoint is not None:
             resumed = SavedRun.read(checkpoint)
             saved = {name: v for name, v in resumed.args.items() if name in defaults}
+            _check_adapter({**defaults, **saved}, given)
             if "outdir" not in given:
                 saved["outdir"] = _outdir_of(Path({**defaults, **given}["restore_dir"]), defaults)
             notes += _changes(saved, given)
@@ -231,6 +266,8 @@ class RunConfig:
             saved["valid_input"] = None
         values = {**defaults, **saved, **given}
         values["restore_dir"] = None if checkpoint is None else str(checkpoint)
+        if values["lora_rank"] and values["lora_alpha"] is None:
+            values["lora_alpha"] = 2 * values["lora_rank"]
         config = cls(resumed=resumed, **_by_field(values, task))
         config.validate()
         return config, notes
@@ -240,6 +277,13 @@ class RunConfig:
         """`lr` after the model is built: its default depends on whether weights are pretrained."""
         assert self.lr is not None
         return self.lr
+
+    @property
+    def valid_sources(self) -> dict[str, str | list[str]]:
+        """Validation data by the name of the set; that of held-out examples is ""."""
+        if self.valid_input is None:
+            return {"": self.train_input}
+        return named_sources(self.valid_input)
 
     def validate(self) -> None:
         """Check each value against its rule.
@@ -253,6 +297,7 @@ class RunConfig:
             is_number = isinstance(value, (int, float)) and least is not None
             if is_number and not (value >= least and math.isfinite(value)):
                 raise RunError(f"--{spec.name} {value}: expected at least {least}")
+        _ = self.valid_sources
         if (self.valid_fold + 0.5) * self.valid_size >= 1:
             raise RunError(
                 f"--valid_fold {self.valid_fold}: expected less than 1 / --valid_size "
@@ -262,6 +307,7 @@ class RunConfig:
         if missing := sorted(set(self.report_to) - available):
             names = " ".join(missing)
             raise RunError(f"--report_to {names}: not installed; expected `pip install {names}`")
+        self._check_lora()
         if self.files_per_epoch is not None and self.max_steps is None:
             raise RunError(
                 f"--files_per_epoch {self.files_per_epoch}: expected --max_steps, too, since the "
@@ -274,6 +320,25 @@ class RunConfig:
                 validate_repo_id(self.push_to_hub)
             except HFValidationError as error:
                 raise RunError(f"--push_to_hub {self.push_to_hub}: {error}") from None
+
+    def _check_lora(self) -> None:
+        if self.resumed is None and (Path(self.model_id) / CONFIG_FILE).is_file():
+            raise RunError(
+                f"--model_id {self.model_id}: a PEFT adapter; expected a full model (merge it by "
+                f"`python export.py --checkpoint {self.model_id} --output FOLDER`)"
+            )
+        if self.lora_rank and self.push_to_hub is not None and Path(self.model_id).is_dir():
+            raise RunError(
+                f"--push_to_hub {self.push_to_hub}: nobody else has the adapter's base model "
+                f"{self.model_id}; expected a Hub id as --model_id"
+            )
+        if self.lora_rank:
+            return require("peft", "lora", f"--lora_rank {self.lora_rank}")
+        for spec in option_fields():
+            value = getattr(self, spec.name)
+            if spec.metadata["group"] == LORA and value != _default(spec):
+                shown = " ".join(value) if isinstance(value, list) else value
+                raise RunError(f"--{spec.name} {shown}: expected --lora_rank, too")
 
     def to_args(self) -> dict[str, Any]:
         """Return all arguments by name, in the form in which a checkpoint saves them."""
@@ -295,7 +360,7 @@ def build_parser(task: Task) -> argparse.ArgumentParser:
         epilog="Names of transformers.TrainingArguments, such as --output_dir, are accepted, too.",
     )
     groups = {name: parser.add_argument_group(name) for name in (DATA, RUN, STEP, VALIDATION)}
-    groups |= {name: parser.add_argument_group(name) for name in (SPEED, REPORT)}
+    groups |= {name: parser.add_argument_group(name) for name in (LORA, SPEED, REPORT)}
     for spec in option_fields():
         default = task.base_model if spec.name == "model_id" else _default(spec)
         arguments = {**_kind(spec), **spec.metadata["arguments"]}
@@ -404,6 +469,20 @@ def _changes(saved: dict[str, Any], given: dict[str, Any]) -> list[str]:
         for name, value in given.items()
         if name not in ignored and name in saved and saved[name] != value
     ]
+
+
+def _check_adapter(saved: dict[str, Any], given: dict[str, Any]) -> None:
+    """Check that a resumed run asks for no other adapter than the one that it has.
+
+    Raises:
+        RunError: It does.
+    """
+    for name in OF_THE_ADAPTER:
+        if name in given and given[name] != saved[name]:
+            raise RunError(
+                f"--{name} {given[name]}: the run that is resumed has {saved[name]}; expected the "
+                "same, or a new run"
+            )
 
 
 def _by_field(values: dict[str, Any], task: Task) -> dict[str, Any]:

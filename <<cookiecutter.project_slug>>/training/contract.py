@@ -21,6 +21,7 @@ from model.interface import (
     TaskDataset,
     TaskPredictor,
 )
+from reading.faults import repeats
 
 from .user_code import user_code
 
@@ -115,6 +116,25 @@ class ExampleSet:
         for key, value in self.dataset[0].items():
             shape = tuple(value.shape) if isinstance(value, torch.Tensor) else type(value).__name__
             yield f"  {key}: {shape}"
+
+    def faults(self, train: "ExampleSet | None" = None) -> Iterator[str]:
+        """Yield lines about examples that may be wrong, for `--dry_run`.
+
+        Args:
+            train: The training data, if these are validation data.
+        """
+        if hasattr(self.dataset, "faults"):
+            yield from self.dataset.faults(train and train.dataset)
+        elif hasattr(self.dataset, "checksums"):
+            checksums = np.asarray(self.dataset.checksums)
+            others = getattr(train and train.dataset, "checksums", [])
+            found = {
+                "equal to an earlier example": repeats(checksums),
+                "also in the training data": np.flatnonzero(np.isin(checksums, others)),
+            }
+            for what, rows in found.items():
+                if len(rows):
+                    yield f"  {what}: {len(rows):,}, first example {rows[0]} (0-based)"
 
     def fetch(self, indices: list[int]) -> list[Any]:
         """Return examples of the data set."""

@@ -1,6 +1,7 @@
 """Hold out a part of the training data for validation, if there is no `--valid_input`."""
 
 import zlib
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,11 @@ class Part(torch.utils.data.Dataset):
             self.lengths = whole.lengths[indices]
         if whole.has_num_items:
             self.num_items = whole.num_items[indices]
+
+    def faults(self, train: Any = None) -> Iterator[str]:
+        """Yield lines about the whole data set, once: equal examples are on one side."""
+        if train is None:
+            yield from self._whole.faults()
 
     def __len__(self) -> int:
         return len(self._indices)
@@ -54,7 +60,7 @@ def hold_out(
     checksums = getattr(examples.dataset, "checksums", None)
     if checksums is None:
         checksums = [hash_example(examples.dataset[index]) for index in range(len(examples))]
-    place = _uniform(np.asarray(checksums), seed)
+    place = _uniform(np.asarray(checksums) & 0xFFFFFFFF, seed)
     is_held_out = (place >= fold * share) & (place < (fold + 1) * share)
     parts = []
     for chosen in (~is_held_out, is_held_out):

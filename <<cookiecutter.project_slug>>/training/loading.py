@@ -1,7 +1,6 @@
 """Load models, configurations and tokenizers. Nothing in a folder is executed or unpickled."""
 
 import importlib.util
-import json
 import os
 import re
 from collections.abc import Mapping
@@ -17,8 +16,10 @@ from transformers.utils import cached_file
 
 from errors import RunError
 
+from .adapter import base_of, compare_base, is_adapter, load_options
 from .config import RunConfig
 from .contract import Task
+from .packages import require
 
 LOADING_ERRORS = (OSError, ValueError, ImportError, RuntimeError)
 PROBE = "In 2024, O'Neill's naïve café-owners paid $1,234.56 (¥99)!\n\tおはよう\u3000世界  ok? 👍"
@@ -105,13 +106,17 @@ def build_model(
 
 
 def load_model(
-    model_class: type[PreTrainedModel], folder: str, options: dict | None = None
+    model_class: type[PreTrainedModel],
+    folder: str,
+    options: dict | None = None,
+    base_model_id: str | None = None,
 ) -> PreTrainedModel:
     """Load a model to resume from or to predict with, in float32.
 
     Args:
         options: Arguments of `ModelConfig` from the command line. They take precedence over those
             of the checkpoint; a stock checkpoint has none.
+        base_model_id: The base model of an adapter, if it is in another place than it was.
 
     Raises:
         RunError: A file cannot be read, or the weights are not those of `model_class`.
@@ -119,7 +124,10 @@ def load_model(
     folder = os.path.expanduser(folder)
     _check_folder(folder)
     try:
-        model = _load(model_class, folder, options=options or {})
+        if is_adapter(Path(folder)):
+            model = _load_adapter(model_class, Path(folder), options or {}, base_model_id)
+        else:
+            model = _load(model_class, folder, options=options or {})
     except RunError:
         raise
     except Exception as error:
@@ -188,6 +196,28 @@ def _load(
         if listed := ", ".join(sorted(map(str, names))[:8]):
             raise RunError(f"{folder}: not weights of this model ({kind} keys: {listed})")
     _as_constructed(model)
+    return model
+
+
+def _load_adapter(
+    model_class: type[PreTrainedModel], folder: Path, options: dict, base_model_id: str | None
+) -> PreTrainedModel:
+    """Load an adapter and its base model, with the type of weights that the run has.
+
+    Raises:
+        RunError: The base model is missing, or is another one than that of the run.
+    """
+    require("peft", "lora", f"{folder}: an adapter, which")
+    if not hasattr(model_class, "add_lora"):
+        raise RunError(f"{folder}: an adapter of PEFT, which {model_class.__name__} cannot load")
+    try:
+        _check_folder(base_model_id or base_of(folder))
+    except RunError as error:
+        raise RunError(f"{folder}: its base model {error}") from None
+    options = {**options, **load_options(folder, base_model_id)}
+    model, info = model_class.from_pretrained(str(folder), output_loading_info=True, **options)
+    compare_base(model, folder)
+    _check_weights(model, info, str(folder))
     return model
 
 
@@ -274,20 +304,13 @@ def _check_folder(model_id: str) -> None:
     """Check that a path is a folder that can hold a model.
 
     Raises:
-        RunError: The folder does not exist, or holds only a PEFT adapter.
+        RunError: The folder does not exist.
     """
     folder = Path(model_id)
     if not folder.is_dir():
         if model_id.startswith((".", "/")) or len(folder.parts) > 2:
             raise RunError(f"{model_id}: no such folder; expected a Hub id or a folder")
         return
-    if (folder / "adapter_config.json").exists():
-        adapter = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-        base = adapter.get("base_model_name_or_path")
-        raise RunError(
-            f"{model_id}: a PEFT adapter for {base}; expected a full model (merge it with "
-            "`merge_and_unload` and save the result)"
-        )
 
 
 def _check_tokens(model_id: str, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -26,19 +26,26 @@ class LossMeter:
 
     Attributes:
         latest: Latest losses read from the device, times the number of ranks; empty at first.
+        latest_norm: Norm of the gradient of the same step, before clipping.
         first_bad_step: First step, of those read, whose loss is not finite.
     """
 
     def __init__(self, accelerator: Accelerator, sums: Mapping[str, float] | None = None):
         self._sums = dict(sums or {})
         self._num_ranks = accelerator.num_processes
-        self._pending: deque[tuple[dict[str, Tensor], Step]] = deque()
+        self._pending: deque[tuple[dict[str, Tensor], Tensor | None, Step]] = deque()
+        self._norms: list[float] = []
         self.latest: dict[str, float] = {}
+        self.latest_norm = math.nan
         self.first_bad_step: Step | None = None
 
-    def update(self, losses: dict[str, Tensor], step: Step) -> None:
-        """Add this rank's part of the losses of a step, each divided by `step.num_items`."""
-        self._pending.append(({name: loss.detach() for name, loss in losses.items()}, step))
+    def update(self, losses: dict[str, Tensor], step: Step, norm: Tensor | None = None) -> None:
+        """Add this rank's part of the losses of a step, each divided by `step.num_items`.
+
+        Args:
+            norm: Norm of the gradient of the step, over all ranks.
+        """
+        self._pending.append(({name: loss.detach() for name, loss in losses.items()}, norm, step))
         interval = READ_EVERY.get(losses[LOSS].device.type, READ_EVERY["other"])
         if not self.latest or len(self._pending) >= interval:
             self._read()
@@ -48,13 +55,24 @@ class LossMeter:
         self._read()
         return dict(self._sums)
 
+    def take_norms(self) -> list[float]:
+        """Return the finite norms that were added since the last call."""
+        self._read()
+        norms = self._norms
+        self._norms = []
+        return norms
+
     def _read(self) -> None:
         if not self._pending:
             return
-        tensors = [loss for losses, _ in self._pending for loss in losses.values()]
+        tensors = [loss for losses, *_ in self._pending for loss in losses.values()]
+        tensors += [norm for _, norm, _ in self._pending if norm is not None]
         values = iter(torch.stack(tensors).tolist())  # one transfer for all of them
-        for losses, step in self._pending:
+        for losses, _, step in self._pending:
             self._add({name: next(values) for name in losses}, step)
+        for norm in values:
+            self.latest_norm = norm
+            self._norms += [norm] if math.isfinite(norm) else []
         self._pending.clear()
 
     def _add(self, values: dict[str, float], step: Step) -> None:

@@ -177,14 +177,20 @@ class GradientGuard:
         """Whether a loss or gradient was not finite. Reading this waits for the device."""
         return bool(self._found_inf)
 
-    def clip_gradients(self, loss: Tensor) -> Tensor:
-        """Clip; return the loss, or NaN if this or an earlier loss or gradient was not finite."""
+    def clip_gradients(self, loss: Tensor) -> tuple[Tensor, Tensor]:
+        """Clip.
+
+        Returns:
+            The loss, or NaN if this or an earlier loss or gradient was not finite; and the norm of
+            the gradient over all ranks, before clipping.
+        """
         norm = self._clip()
         norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+        norm = torch.as_tensor(norm, dtype=torch.float32, device=self._poison.device)
         seen = loss if self._has_scaler else loss + norm
         self._poison += seen - seen  # 0 if finite; NaN - NaN and inf - inf are NaN, which remains
         self._found_inf.copy_(self._poison.isnan())
-        return loss + self._poison
+        return loss + self._poison, norm
 
 
 def optimizer_step(

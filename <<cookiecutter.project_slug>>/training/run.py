@@ -15,8 +15,10 @@ from torch.optim.lr_scheduler import LRScheduler
 from transformers import PreTrainedTokenizerBase
 
 from errors import RunError
+from model.adapter import hash_base
 from model.interface import Scorer
 
+from .adapter import add_adapter, check_form, moved_base, prepare_base
 from .atomic import is_published, supports_links
 from .batches import Batches
 from .checkpoint import Checkpointer
@@ -43,7 +45,9 @@ from .signals import StopSignals, ended_children
 from .start_check import check_contract, check_inputs, check_prediction, check_scores
 from .state import TrainState
 from .strategy import Strategy
+from .throughput import Throughput
 from .user_code import user_code
+from .validation import ValidationSet, named_scores
 
 SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED)
 PROBES = 4  # examples in which parameters without a gradient are looked for
@@ -68,10 +72,11 @@ class Run:
     guard: GradientGuard
     tokenizer: PreTrainedTokenizerBase | None
     train_data: TrainData
-    valid_batches: Batches
+    valid_sets: list[ValidationSet]
     scores: Scorer
     state: TrainState
     losses: LossMeter
+    throughput: Throughput
     signals: StopSignals
     checkpoints: Checkpointer
     notes: list[str]
@@ -100,7 +105,7 @@ def open_run(task: Task, argv: list[str]) -> Iterator[Run]:
         run.train_data.remove_files()
 
 
-def _build_strategy(accelerator: Accelerator, max_grad_norm: float) -> Strategy:
+def _build_strategy(accelerator: Accelerator, config: RunConfig) -> Strategy:
     """Choose the strategy that the launcher asked for.
 
     Raises:
@@ -108,9 +113,11 @@ def _build_strategy(accelerator: Accelerator, max_grad_norm: float) -> Strategy:
     """
     if accelerator.distributed_type != DistributedType.DEEPSPEED:
         return Strategy(accelerator)
+    if config.lora_rank:
+        raise RunError(f"--lora_rank {config.lora_rank}: with DeepSpeed not supported; use FSDP2")
     from .zero import ZeroStrategy  # imports DeepSpeed, which is optional
 
-    return ZeroStrategy(accelerator, max_grad_norm)
+    return ZeroStrategy(accelerator, config.max_grad_norm)
 
 
 def _join(task: Task, argv: list[str]) -> tuple[RunConfig, list[str], Accelerator, RankGroup]:
@@ -159,6 +166,7 @@ class _Opening:
         self.accelerator = accelerator
         self.group = group
         self.notes = notes
+        self.base_hash: str | None = None
 
     def open(self) -> Run:
         """Build everything."""
@@ -173,10 +181,11 @@ class _Opening:
             with user_code("model/modeling.py: Model cannot be built"):
                 model = self.build_model()
             scores = self.build_scores(model)
+            own_scores = [self.build_scores(model) for _ in self.valid_examples]
             self.check(model, scores, directions)
-        state = self.open_state(directions)
+        state = self.open_state()
         optimizer = self.build_optimizer(model)
-        strategy = _build_strategy(self.accelerator, self.config.max_grad_norm)
+        strategy = _build_strategy(self.accelerator, self.config)
         may_leave_unused = bool(self.unused_parameters(model)) or self.task.leaves_unused
         model, optimizer = strategy.prepare(model, optimizer, may_leave_unused)
         checkpoints = Checkpointer(
@@ -204,10 +213,11 @@ class _Opening:
             guard=GradientGuard(self.accelerator, model, optimizer, self.config.max_grad_norm),
             tokenizer=self.tokenizer,
             train_data=self.train_data,
-            valid_batches=self.valid_batches(),
+            valid_sets=self.valid_sets(scores, own_scores),
             scores=scores,
             state=state,
             losses=LossMeter(self.accelerator, {LOSS: state.train_loss, **state.named_losses}),
+            throughput=Throughput(self.accelerator, model, self.config.tf32),
             signals=StopSignals(self.group),
             checkpoints=checkpoints,
             notes=self.notes,
@@ -223,20 +233,19 @@ class _Opening:
         self.train_data = TrainData(config, self.accelerator, self.group, self._read)
         schema = self.train_data.examples.schema
         with self.group.in_agreement(), self.group.local_main_first():
-            self.valid_examples = self.train_data.held_out or self._read(
-                config.valid_input or config.train_input, schema
-            )
+            self.valid_examples = {
+                name: self.train_data.held_out or self._read(source, schema)
+                for name, source in config.valid_sources.items()
+            }
         if config.valid_input is None:
             self.notes.append(
-                f"no --valid_input: {len(self.valid_examples):,} examples of --train_input are "
+                f"no --valid_input: {len(self.valid_examples['']):,} examples of --train_input are "
                 f"held out (--valid_size {config.valid_size})"
             )
-        self.group.expect_equal(
-            {
-                "content hash of --train_input": self.train_data.examples.fingerprint,
-                "content hash of --valid_input": self.valid_examples.fingerprint,
-            }
-        )
+        hashes = {"content hash of --train_input": self.train_data.examples.fingerprint}
+        for name, examples in self.valid_examples.items():
+            hashes[f"content hash of --valid_input {name}".strip()] = examples.fingerprint
+        self.group.expect_equal(hashes)
 
     def _read(self, source: str | list[str], schema: dict[str, Any]) -> ExampleSet:
         """Read a file with a schema; arguments of the command line take precedence over it."""
@@ -255,11 +264,15 @@ class _Opening:
         schema = self.train_data.examples.schema
         with user_code("model/metrics.py: Scores.directions fails"):
             directions = self.task.directions(schema, self.config.score_options)
-        if (metric := self.config.metric_for_best_model) not in directions:
-            known = ", ".join(directions)
+        known = dict(directions)
+        for name in self.valid_examples:
+            known |= named_scores(name, directions)
+        if (metric := self.config.metric_for_best_model) not in known:
             raise RunError(
-                f"--metric_for_best_model {metric}: no such score; expected one of {known}"
+                f"--metric_for_best_model {metric}: no such score; expected one of "
+                f"{', '.join(known)}"
             )
+        self.greater_is_better = known[metric]
         return directions
 
     def build_model(self) -> Any:
@@ -268,15 +281,27 @@ class _Opening:
         if config.restore_dir is None:
             arguments = {**self.train_data.examples.schema, **config.model_options}
             made = build_config(self.task, config.model_id, arguments, self.tokenizer)
+            if config.lora_rank:
+                prepare_base(made, config)
             model, notes = build_model(self.task.model_class, made, config.model_id)
             self.notes += notes
+            if config.lora_rank:
+                add_adapter(model, config)
             if config.lr is None:
-                is_pretrained = getattr(made, "base_has_weights", False)
-                self.config = replace(config, lr=5e-5 if is_pretrained else 2e-3)
+                self.config = replace(config, lr=self._default_lr(made))
         else:
-            model = load_model(self.task.model_class, config.restore_dir, config.model_options)
+            options = config.model_options
+            place = moved_base(config)
+            model = load_model(self.task.model_class, config.restore_dir, options, place)
+        if config.lora_rank:
+            self.base_hash = hash_base(model.base_model)
         set_up(model, self.config)
         return model
+
+    def _default_lr(self, model_config: Any) -> float:
+        if self.config.lora_rank:
+            return 2e-4
+        return 5e-5 if getattr(model_config, "base_has_weights", False) else 2e-3
 
     def build_scores(self, model: Any) -> Scorer:
         device = self.accelerator.device
@@ -289,14 +314,17 @@ class _Opening:
         examples = self.train_data.examples
         check_inputs(model, examples)
         self.notes += check_model(model, self.tokenizer, examples, self.config.max_len)
+        if self.config.lora_rank:
+            check_form(model, self.notes[-1], self.config)
         is_main = self.group.is_main
         self.notes += check_contract(self.task, model, examples, is_main)
         device = self.accelerator.device
         if device.type != "cpu" and self.accelerator.distributed_type in SHARDED:
             return  # the device may be too small for the whole model
         model.to(device)  # where the scores are
-        check_scores(self.task, model, self.valid_examples, scores, directions, is_main)
-        source = self.config.valid_input or self.config.train_input
+        validation = next(iter(self.valid_examples.values()))  # one set is enough
+        check_scores(self.task, model, validation, scores, directions, is_main)
+        source = next(iter(self.config.valid_sources.values()))
         self.notes += check_prediction(
             self.task, model, self.tokenizer, self.config.max_len, examples.schema, source
         )
@@ -318,7 +346,7 @@ class _Opening:
             self.notes.append(f"{len(unused)} parameters get no gradient from an example: {names}")
         return unused
 
-    def open_state(self, directions: dict[str, bool]) -> TrainState:
+    def open_state(self) -> TrainState:
         """Create the state of a new run, or read that of the checkpoint.
 
         A resumed run keeps its global batch size, for any number of ranks.
@@ -340,7 +368,7 @@ class _Opening:
                     f"the global batch size stays {state.global_batch_size}, as when the run "
                     "started"
                 )
-        state.greater_is_better = directions[config.metric_for_best_model]
+        state.greater_is_better = self.greater_is_better
         state.total_steps = config.max_steps or self._steps_of_epochs(state)
         return state
 
@@ -368,23 +396,32 @@ class _Opening:
                 f"expected {args['seed']} until the epoch ends"
             )
         reason = ""
-        if state.best and data.get("valid", now["valid"]) != now["valid"]:
-            reason = "the validation data changed"
+        changed = self._changed_sets(data.get("valid", now["valid"]), now["valid"])
+        if state.best and changed:
+            words = ["the validation data", ", ".join(filter(None, changed)), "changed"]
+            reason = " ".join(filter(None, words))
         elif state.best and not is_published(Path(config.outdir) / "best"):
             reason = f"{config.outdir}/best does not exist"
         if reason:
             state.forget_best()
             self.notes.append(f"{reason}: the next validation counts as the best so far")
 
-    def about(self) -> dict[str, dict]:
+    def _changed_sets(self, before: dict[str, int], now: dict[str, int]) -> list[str]:
+        """Name the changed sets that the score of best/ depends on: its own set, or all."""
+        name = self.config.metric_for_best_model.rpartition("/")[0]
+        names = {name} if name and name in now else now.keys() | before.keys()
+        return [name for name in sorted(names) if before.get(name) != now.get(name)]
+
+    def about(self) -> dict[str, Any]:
         """Return the fields of `SavedRun` other than the state."""
         examples = self.train_data.examples
         data = {
             "examples": len(examples),
             "train": examples.fingerprint,
-            "valid": self.valid_examples.fingerprint,
+            "valid": {n: examples.fingerprint for n, examples in self.valid_examples.items()},
         }
-        return {"args": self.config.to_args(), "schema": examples.schema, "data": data}
+        args = self.config.to_args()
+        return {"args": args, "schema": examples.schema, "data": data, "base": self.base_hash}
 
     def build_optimizer(self, model: Any) -> Optimizer:
         """Build the task's optimizer, or AdamW."""
@@ -418,10 +455,13 @@ class _Opening:
                 f"the global batch size stays {state.global_batch_size}"
             )
 
-    def valid_batches(self) -> Batches:
-        return Batches(
-            self.valid_examples,
-            self.accelerator,
-            self.config.eval_batch_size,
-            num_workers=self.config.num_workers,
-        )
+    def valid_sets(self, scores: Scorer, own_scores: list[Scorer]) -> list[ValidationSet]:
+        """Batch each validation set; if there are several, each has scores of its own, too."""
+        size = self.config.eval_batch_size
+        workers = self.config.num_workers
+        sets = []
+        for (name, examples), own in zip(self.valid_examples.items(), own_scores, strict=True):
+            batches = Batches(examples, self.accelerator, size, num_workers=workers)
+            scorers = [scores, own] if len(own_scores) > 1 else [scores]
+            sets.append(ValidationSet(name, batches, scorers))
+        return sets

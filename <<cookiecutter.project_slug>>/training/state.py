@@ -3,6 +3,7 @@
 import json
 import math
 import uuid
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -33,8 +34,10 @@ class TrainState:
         train_loss: This rank's sum of the losses of the current epoch.
         named_losses: The same for further losses that the model returns.
         train_items: Target items of the current epoch, over all ranks.
+        grad_norms: Sum of the gradient norms of the current epoch, and their number. In float16,
+            steps that overflow are left out.
         scaler: State of the gradient scaler in float16.
-        curve: Step, loss and learning rate of logged steps, for loss.png.
+        curve: Step, loss, learning rate and gradient norm of logged steps, for loss.png.
         run_id: Name of the run for trackers, kept on resume.
         log: Content of log.json.
     """
@@ -52,6 +55,7 @@ class TrainState:
     train_loss: float = 0.0
     named_losses: dict[str, float] = field(default_factory=dict)
     train_items: int = 0
+    grad_norms: tuple[float, int] = (0.0, 0)
     scaler: dict | None = None
     curve: list = field(default_factory=list)
     run_id: str = field(default_factory=lambda: uuid.uuid4().hex)
@@ -61,6 +65,12 @@ class TrainState:
     def is_validated(self) -> bool:
         """Whether the latest step has been validated."""
         return self.validated_step == self.step
+
+    @property
+    def best_scores(self) -> dict[str, float]:
+        """Losses and scores of `best`."""
+        counts = ("epoch", "count")
+        return {n: v for n, v in self.best.items() if n.rpartition("/")[2] not in counts}
 
     def is_stuck(self, patience: int | None) -> bool:
         """Return whether the latest `patience` validations had no improvement: early stopping."""
@@ -94,21 +104,37 @@ class TrainState:
         self.train_items += num_items
         self.scheduler_steps += not was_skipped
 
-    def add_curve_point(self, loss: float, lr: float) -> None:
+    def add_grad_norms(self, norms: Iterable[float]) -> None:
+        """Add gradient norms of the current epoch, one by one: the same sum after a resume."""
+        total, count = self.grad_norms
+        for norm in norms:
+            total += norm
+            count += 1
+        self.grad_norms = total, count
+
+    def add_curve_point(self, loss: float, lr: float, grad_norm: float) -> None:
         """Add a point to the curve; when the curve is full, drop every second point."""
         spacing = self.curve[1][0] - self.curve[0][0] if len(self.curve) > 1 else 0
         if not self.curve or self.step - self.curve[-1][0] >= spacing:
-            self.curve.append((self.step, loss, lr))
+            self.curve.append((self.step, loss, lr, grad_norm))
         if len(self.curve) > MAX_POINTS:
             self.curve = self.curve[::2]
 
     def record(
-        self, train_log: dict, valid_log: dict, metric: str, *, seconds: float, epoch_size: int
+        self,
+        train_log: dict,
+        valid_log: dict,
+        metric: str,
+        *,
+        seconds: float,
+        speed: dict,
+        epoch_size: int,
     ) -> bool:
         """Log a validation, and start the next epoch if this one is complete.
 
         Args:
             metric: Name of the score that `best/` is chosen by.
+            speed: What `Throughput` has measured; like `seconds`, other in each run.
             epoch_size: Examples in the epoch.
 
         Returns:
@@ -118,13 +144,21 @@ class TrainState:
         is_complete = self.examples >= epoch_size
         if not is_complete and self.step < self.total_steps:
             name += f", step {self.step}"
-        logs = {"train_log": train_log, "valid_log": valid_log}
-        self.log[name] = {**logs, "step": self.step, "seconds": round(seconds, 1)}
+        total, count = self.grad_norms
+        self.log[name] = {
+            "train_log": train_log,
+            "valid_log": valid_log,
+            "grad_norm": total / count if count else None,
+            "step": self.step,
+            "seconds": round(seconds, 1),
+            "speed": speed,
+        }
         self.validated_step = self.step
         if is_complete:
             self.current_epoch += 1
             self.examples = 0
             self.train_items = 0
+            self.grad_norms = (0.0, 0)
             self.train_loss = 0.0
             self.named_losses = {}
         loss = valid_log["loss"]
@@ -149,6 +183,7 @@ class SavedRun:
         data: Number of training examples and fingerprints of the data.
         state: The state, as rank 0 saved it.
         train_losses, named_losses: `train_loss` and `named_losses` of each rank.
+        base: Hash of the base model's weights if an adapter is trained.
     """
 
     args: dict[str, Any]
@@ -157,6 +192,7 @@ class SavedRun:
     state: TrainState
     train_losses: list[float]
     named_losses: list[dict[str, float]]
+    base: str | None = None
 
     @classmethod
     def read(cls, folder: Path) -> "SavedRun":
@@ -171,9 +207,21 @@ class SavedRun:
             known = {field.name for field in fields(TrainState)} & content.keys()
             state = TrainState(**{name: content[name] for name in known})
             state.best = _with_nan(state.best)
+            # Earlier versions had no gradient norm, and a single validation set.
+            state.curve = [(*point, None)[:4] for point in state.curve]
+            if not isinstance(valid := content["data"].get("valid", {}), dict):
+                content["data"]["valid"] = {"": valid}
             losses = [float(loss) for loss in content["train_loss"]]
             named = content.get("named_losses") or [{} for _ in losses]
-            return cls(content["args"], content["schema"], content["data"], state, losses, named)
+            return cls(
+                args=content["args"],
+                schema=content["schema"],
+                data=content["data"],
+                state=state,
+                train_losses=losses,
+                named_losses=named,
+                base=content.get("base"),
+            )
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise RunError(f"{path}: not the state of a run ({error})") from None
 
@@ -182,6 +230,7 @@ class SavedRun:
             "args": self.args,
             "schema": self.schema,
             "data": self.data,
+            "base": self.base,
             **asdict(self.state),
             "train_loss": self.train_losses,
             "named_losses": self.named_losses,

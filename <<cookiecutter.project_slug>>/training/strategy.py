@@ -7,12 +7,13 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, DistributedType
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Optimizer
 
 from errors import RankError
 
-from .optimizer_state import OptimizerState, gather, scatter
+from .optimizer_state import OptimizerState, gather, named_parameters, scatter
 
 
 class Strategy:
@@ -69,6 +70,20 @@ class Strategy:
         copies = names - {name for name, _ in bare.named_parameters()}
         weights = self.accelerator.get_state_dict(model) or {}  # under ZeRO-3, None on other ranks
         return {name: tensor for name, tensor in weights.items() if name not in copies}
+
+    def trained_weights(self, model: nn.Module) -> dict[str, Tensor]:
+        """Gather the weights that are trained on one rank; every rank has to call this."""
+        for module in model.modules():
+            if isinstance(module, FSDPModule):
+                module.reshard()  # the last forward pass has left the outermost one gathered
+        weights = {}
+        for name, parameter in named_parameters(model):
+            if not parameter.requires_grad:
+                continue
+            full = parameter.full_tensor() if isinstance(parameter, DTensor) else parameter
+            if self.accelerator.is_main_process:
+                weights[name] = full.detach().cpu()
+        return weights
 
     def optimizer_state(self, model: nn.Module, optimizer: Optimizer) -> OptimizerState:
         """Gather the full state of the optimizer on one rank; every rank has to call this."""

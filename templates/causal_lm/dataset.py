@@ -3,16 +3,16 @@
 import zlib
 from collections.abc import Iterator
 
-import datasets
 import numpy as np
 import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from errors import DataError
 from reading.examples import describe_examples
+from reading.faults import Rows
 from reading.sources import Source
 from reading.tables import is_plain_text, read_table
-from reading.tokens import fingerprint, pad, tokenize
+from reading.tokens import CHECKSUM, fingerprint, pad, tokenize
 
 from .configuration import BASE_MODEL
 
@@ -39,12 +39,14 @@ class Dataset(torch.utils.data.Dataset):
 
     def __init__(
         self,
-        rows: datasets.Dataset,
+        origin: Rows,
         schema: dict,
         tokenizer: PreTrainedTokenizerBase,
         max_len: int,
     ):
+        rows = origin.tokens
         self.rows = rows
+        self.origin = origin
         chunks = rows.data.column("input_ids").chunks
         self.starts = np.cumsum([0] + [len(chunk.flatten()) for chunk in chunks])
         tokens = self.starts[-1]
@@ -102,6 +104,21 @@ class Dataset(torch.utils.data.Dataset):
         """Yield lines that show a few blocks."""
         yield from describe_examples(self, self._decode)
 
+    def faults(self, train: "Dataset | None" = None) -> Iterator[str]:
+        """Yield lines about texts that may be wrong.
+
+        Args:
+            train: The training data, if these are validation data.
+        """
+        if is_plain_text(self.origin.source):  # its rows are lines
+            return
+        yield from self.origin.empty(self.schema["text_column"])
+        yield from self.origin.doubled("input_ids", self.tokenizer)
+        documents, *others = (
+            data.rows.data.column(CHECKSUM).to_numpy() for data in (self, train) if data is not None
+        )
+        yield from self.origin.repeated(documents, others[0] if others else None)
+
     def _decode(self, example: dict[str, torch.Tensor]) -> tuple[str, str]:
         labels = example["labels"]
         targets = labels[labels != -100]
@@ -146,7 +163,7 @@ def generate_dataset(
 
     rows = tokenize(table, encode, tokenizer)
     schema = {"text_column": text_column, "separate_documents": separate_documents}
-    dataset = Dataset(rows, schema, tokenizer, max_len)
+    dataset = Dataset(Rows(path, table, rows), schema, tokenizer, max_len)
     if dataset.num_items.sum() == 0:
         raise DataError(f"{path}: fewer than two tokens; expected text")
     return dataset

@@ -12,6 +12,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from errors import DataError
 from reading.examples import describe_counts, describe_examples
+from reading.faults import Rows
 from reading.locate import locate_row, locate_value
 from reading.sources import Source
 from reading.tables import distinct, read_table
@@ -39,8 +40,17 @@ class Dataset(torch.utils.data.Dataset):
         fingerprint: Hash of the tokens and labels, the same on every machine.
     """
 
-    def __init__(self, rows: datasets.Dataset, schema: dict, tokenizer: PreTrainedTokenizerBase):
+    def __init__(
+        self,
+        origin: Rows,
+        schema: dict,
+        tokenizer: PreTrainedTokenizerBase,
+        max_len: int,
+    ):
+        rows = origin.tokens
         self.rows = rows
+        self.origin = origin
+        self.max_len = max_len
         names = [name for name in rows.column_names if name not in ("length", CHECKSUM)]
         self.columns = {name: column(rows, name) for name in names}
         self.lengths = rows.data.column("length").to_numpy()
@@ -79,6 +89,42 @@ class Dataset(torch.utils.data.Dataset):
             names = self.schema["labels"]
             yield describe_counts(dict(zip(names, _count(labels, len(names)), strict=True)))
         yield from describe_examples(self, self._decode)
+
+    def faults(self, train: "Dataset | None" = None) -> Iterator[str]:
+        """Yield lines about rows that may be wrong.
+
+        Args:
+            train: The training data, if these are validation data.
+        """
+        columns = [self.schema["text_column"], self.schema["pair_column"]]
+        texts = [name for name in columns if name is not None]
+        for name in texts:
+            yield from self.origin.empty(name)
+
+        def encode(batch: dict[str, list]) -> list[list]:
+            return self.tokenizer(*(batch[name] for name in texts), verbose=False)["input_ids"]
+
+        full = np.flatnonzero(self.lengths >= self.max_len)
+        yield from self.origin.cut("texts", full, self.max_len, encode)
+        yield from self.origin.doubled("input_ids", self.tokenizer)
+        yield from self.origin.repeated(self.checksums, None if train is None else train.checksums)
+        yield from self._faults_of_labels(is_train=train is None)
+
+    def _faults_of_labels(self, is_train: bool) -> Iterator[str]:
+        names = self.schema["labels"]
+        labels = self.rows.data.column("labels")
+        if self.schema["problem_type"] == "regression":
+            return
+        if not pa.types.is_nested(labels.type):
+            rows = np.arange(len(self))
+            found = labels.to_numpy()
+        else:
+            chunks = (chunk.flatten().to_numpy().reshape(-1, len(names)) for chunk in labels.chunks)
+            matrix = np.concatenate(list(chunks))
+            rows, found = np.nonzero(matrix)
+            yield from self.origin.line("without a label", np.flatnonzero(~matrix.any(1)))
+        if is_train:
+            yield from self.origin.single_labels(names, found, rows)
 
     def _decode(self, example: dict[str, Any]) -> tuple[str, str]:
         names = self.schema["labels"]
@@ -178,7 +224,8 @@ def generate_dataset(
         return {**tokens, "labels": labels, "length": [len(ids) for ids in tokens["input_ids"]]}
 
     rows = tokenize(table, encode, tokenizer)
-    dataset = Dataset(rows, dataclasses.asdict(complete), tokenizer)
+    schema = dataclasses.asdict(complete)
+    dataset = Dataset(Rows(path, table, rows), schema, tokenizer, max_len)
     if dataset.lengths[empty := int(dataset.lengths.argmin())] == 0:
         where = locate_row(path, empty)
         raise DataError(f"{where}: {table[empty][texts[0]]!r} has no tokens; expected text")

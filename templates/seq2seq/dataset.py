@@ -3,13 +3,13 @@
 from collections.abc import Iterator
 from typing import Any
 
-import datasets
 import numpy as np
 import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from errors import DataError
 from reading.examples import describe_examples
+from reading.faults import Rows
 from reading.locate import locate_row
 from reading.sources import Source
 from reading.tables import read_table
@@ -40,12 +40,15 @@ class Dataset(torch.utils.data.Dataset):
 
     def __init__(
         self,
-        rows: datasets.Dataset,
-        table: datasets.Dataset,
+        origin: Rows,
         schema: dict,
         tokenizer: PreTrainedTokenizerBase,
+        max_len: int,
     ):
+        rows = origin.tokens
         self.rows = rows
+        self.origin = origin
+        self.max_len = max_len
         self.num_items = rows.data.column("num_items").to_numpy()
         self.lengths = rows.data.column("length").to_numpy()
         self.sort_keys = boustrophedon_keys(self.lengths - self.num_items, self.num_items)
@@ -53,8 +56,8 @@ class Dataset(torch.utils.data.Dataset):
             "input_ids": column(rows, "input_ids"),
             "labels": column(rows, "labels"),
             # The texts of the file, for the scores.
-            "source_text": column(table, schema["source_column"]),
-            "target_text": column(table, schema["target_column"]),
+            "source_text": column(origin.texts, schema["source_column"]),
+            "target_text": column(origin.texts, schema["target_column"]),
         }
         self.schema = schema
         self.fingerprint = fingerprint(rows)
@@ -84,9 +87,42 @@ class Dataset(torch.utils.data.Dataset):
         """Yield lines that show a few examples."""
         yield from describe_examples(self, self._decode)
 
+    def faults(self, train: "Dataset | None" = None) -> Iterator[str]:
+        """Yield lines about rows that may be wrong; an empty target has nothing to learn.
+
+        Args:
+            train: The training data, if these are validation data.
+        """
+        origin = self.origin
+        source = self.schema["source_column"]
+        target = self.schema["target_column"]
+        end = end_token_id(self.tokenizer)
+        yield from origin.empty(source)
+        yield from origin.empty(target)
+
+        def encode_sources(batch: dict[str, list]) -> list[list]:
+            return self.tokenizer(batch[source], verbose=False)["input_ids"]
+
+        def encode_targets(batch: dict[str, list]) -> list[list]:
+            targets = self.tokenizer(text_target=batch[target], verbose=False)["input_ids"]
+            return [ids if end in ids[-2:] else [*ids, end] for ids in targets]
+
+        full = np.flatnonzero(self.lengths - self.num_items >= self.max_len)
+        yield from origin.cut("sources", full, self.max_len, encode_sources)
+        full = np.flatnonzero(self.num_items >= self.max_len)
+        yield from origin.cut("targets", full, self.max_len, encode_targets)
+        yield from origin.doubled("input_ids", self.tokenizer)
+        yield from origin.doubled("labels", self.tokenizer)
+        yield from origin.repeated(self.checksums, None if train is None else train.checksums)
+
     def _decode(self, example: dict[str, Any]) -> tuple[str, str]:
         decode = self.tokenizer.decode
         return decode(example["input_ids"]), decode(example["labels"])
+
+
+def end_token_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
+    """Return the end-of-sequence token, or the separator of a tokenizer without one."""
+    return tokenizer.sep_token_id if tokenizer.eos_token_id is None else tokenizer.eos_token_id
 
 
 def boustrophedon_keys(sources: np.ndarray, targets: np.ndarray) -> np.ndarray:
@@ -122,7 +158,7 @@ def generate_dataset(
             end-of-sequence token.
     """
     tokenizer = tokenizer or AutoTokenizer.from_pretrained(BASE_MODEL)
-    end = tokenizer.sep_token_id if tokenizer.eos_token_id is None else tokenizer.eos_token_id
+    end = end_token_id(tokenizer)
     if end is None:
         raise DataError("the tokenizer has neither eos_token nor sep_token; expected one of them")
     table = read_table(path, [source_column, target_column])
@@ -144,7 +180,7 @@ def generate_dataset(
 
     rows = tokenize(table, encode, tokenizer)
     schema = {"source_column": source_column, "target_column": target_column}
-    dataset = Dataset(rows, table, schema, tokenizer)
+    dataset = Dataset(Rows(path, table, rows), schema, tokenizer, max_len)
     source_lengths = dataset.lengths - dataset.num_items
     if source_lengths[empty := int(source_lengths.argmin())] == 0:
         where = locate_row(path, empty)

@@ -59,11 +59,15 @@ class Scores:
         """Add a batch, and the model's outputs for it."""
         if not self.generates:
             return
-        generated = generate_greedily(
-            self.model, batch["input_ids"], batch["attention_mask"], self.max_new_tokens
+        if "generated_text" not in batch:  # another object may have scored it before
+            generated = generate_greedily(
+                self.model, batch["input_ids"], batch["attention_mask"], self.max_new_tokens
+            )
+            batch["generated_text"] = self.decode(generated)
+        texts = zip(
+            batch["source_text"], batch["target_text"], batch["generated_text"], strict=True
         )
-        texts = self.decode(generated)
-        self.texts += zip(batch["source_text"], batch["target_text"], texts, strict=True)
+        self.texts += texts
 
     def compute(self, loss: float) -> dict[str, float]:
         """Return the scores by name; `loss` is the mean over all target tokens."""

@@ -12,6 +12,7 @@ from training.optimizer_state import OptimizerState
 from training.state import OPTIMIZER_FILE, STATE_FILE
 
 WEIGHTS_FILE = "model.safetensors"
+ADAPTER_FILE = "adapter_model.safetensors"
 
 
 class Result(NamedTuple):
@@ -33,7 +34,9 @@ def read_log(outdir: Path) -> dict[str, Any]:
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:
-    return load_file(folder / WEIGHTS_FILE)
+    """Read the weights of a checkpoint: all of them, or those of an adapter."""
+    adapter = folder / ADAPTER_FILE
+    return load_file(adapter if adapter.exists() else folder / WEIGHTS_FILE)
 
 
 def read_result(outdir: Path) -> Result:
@@ -41,6 +44,7 @@ def read_result(outdir: Path) -> Result:
     state = read_state(outdir / "last")
     for entry in [*log.values(), *state["log"].values()]:
         entry.pop("seconds")
+        entry.pop("speed")
     state["args"].pop("outdir")
     state.pop("run_id")
     optimizer = OptimizerState.load(outdir / "last" / OPTIMIZER_FILE)

@@ -1,10 +1,13 @@
 """Compute the gradients of one step and the validation loss, in any number of processes.
 
-`main` takes SAMPLE FOLDER, then pairs of BATCH_SIZE EVAL_BATCH_SIZE, from the command line.
+`main` takes SAMPLE FOLDER, then pairs of BATCH_SIZE EVAL_BATCH_SIZE, then arguments of train.py,
+from the command line.
 """
 
 import json
 import sys
+from collections.abc import Sequence
+from itertools import takewhile
 from pathlib import Path
 
 from safetensors.torch import save_file
@@ -17,14 +20,26 @@ from training.run import Run, open_run
 GLOBAL_BATCH_SIZE = 8
 
 
-def measure(sample: Path, folder: Path, batch_size: int, eval_batch_size: int) -> None:
-    """Write `PROCESSES-BATCH_SIZE-EVAL_BATCH_SIZE` .safetensors and .json into a folder."""
+def measure(
+    sample: Path,
+    folder: Path,
+    batch_size: int,
+    eval_batch_size: int,
+    *,
+    more: Sequence[str] = (),
+) -> None:
+    """Write `PROCESSES-BATCH_SIZE-EVAL_BATCH_SIZE` .safetensors and .json into a folder.
+
+    Args:
+        more: Further arguments of train.py.
+    """
     arguments = [
         *("--train_input", str(sample / "train.jsonl")),
         *("--valid_input", str(sample / "valid.jsonl")),
         *("--model_id", str(sample / "tiny"), "--outdir", str(folder / "run")),
         *("--max_len", "48", "--epochs", "1", "--seed", "1"),
         *("--batch_size", str(batch_size), "--eval_batch_size", str(eval_batch_size)),
+        *more,
     ]
     with open_run(Task(), arguments) as run:
         _measure(run, folder, f"{run.group.size}-{batch_size}-{eval_batch_size}")
@@ -40,12 +55,14 @@ def _measure(run: Run, folder: Path, name: str) -> None:
     }
     if run.group.is_main:
         parameters = run.accelerator.unwrap_model(run.model).named_parameters()
-        save_file({name: p.grad for name, p in parameters}, folder / f"{name}.safetensors")
+        gradients = {name: p.grad for name, p in parameters if p.grad is not None}
+        save_file(gradients, folder / f"{name}.safetensors")
         (folder / f"{name}.json").write_text(json.dumps(report))
 
 
 def main() -> None:
     sample, folder = map(Path, sys.argv[1:3])
-    sizes = list(map(int, sys.argv[3:]))
+    sizes = list(map(int, takewhile(str.isdecimal, sys.argv[3:])))
+    more = sys.argv[3 + len(sizes) :]
     for batch_size, eval_batch_size in zip(sizes[::2], sizes[1::2], strict=True):
-        measure(sample, folder, batch_size, eval_batch_size)
+        measure(sample, folder, batch_size, eval_batch_size, more=more)

@@ -1,0 +1,124 @@
+"""Find rows that may be wrong: for `--dry_run`."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import datasets
+import numpy as np
+import pyarrow.compute as pc
+from transformers import PreTrainedTokenizerBase
+
+from .locate import locate_row
+from .sources import Source
+
+BATCH = 1000  # rows that are tokenized at a time
+NAMES = 8  # shown
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The rows of a data set as they stand in its source.
+
+    Attributes:
+        source: Where they were read from.
+        texts: Their columns as text.
+        tokens: What `tokenize` made of them.
+    """
+
+    source: Source
+    texts: datasets.Dataset
+    tokens: datasets.Dataset
+
+    def line(self, what: str, found: np.ndarray, more: str = "") -> Iterator[str]:
+        """Yield a line about rows that were found, with the place of the first; none without."""
+        if len(found):
+            place = locate_row(self.source, int(found[0]))
+            yield f"  {what}: {len(found):,}{more}, first {place}"
+
+    def empty(self, column: str) -> Iterator[str]:
+        """Find texts without a character that is no white space."""
+        masks = [
+            pc.equal(pc.utf8_length(pc.utf8_trim_whitespace(chunk)), 0).to_numpy(False)
+            for chunk in self.texts.data.column(column).chunks
+        ]
+        yield from self.line(f"empty {column!r}", np.flatnonzero(np.concatenate(masks)))
+
+    def doubled(self, column: str, tokenizer: PreTrainedTokenizerBase) -> Iterator[str]:
+        """Find sequences that begin or end with the same special token twice."""
+        begins = (tokenizer.bos_token_id, tokenizer.cls_token_id)
+        ends = (tokenizer.eos_token_id, tokenizer.sep_token_id)
+        for place, offset, ids in (("begin", 0, begins), ("end", -2, ends)):
+            first, second = _neighbours(self.tokens, column, offset)
+            for token in sorted({token for token in ids if token is not None}):
+                found = np.flatnonzero((first == token) & (second == token))
+                name = tokenizer.convert_ids_to_tokens(token)
+                yield from self.line(f"{column} that {place} with {name} twice", found)
+
+    def cut(
+        self, what: str, at_limit: np.ndarray, max_len: int, encode: Callable[[Any], list[list]]
+    ) -> Iterator[str]:
+        """Find texts that lost tokens to `max_len`, and how many.
+
+        Args:
+            at_limit: Rows that have `max_len` tokens: these are tokenized once more.
+            encode: Returns the tokens of a batch of rows, as a dict of columns, without truncation.
+        """
+        lengths = [0]
+        for begin in range(0, len(at_limit), BATCH):
+            batch = self.texts.select(at_limit[begin : begin + BATCH])[:]
+            lengths += map(len, encode(batch))
+        lost = np.maximum(np.array(lengths[1:]) - max_len, 0)
+        found = at_limit[lost > 0]
+        if len(found):
+            lost = lost[lost > 0]
+            more = f" of {len(self.texts):,} (by {lost.min():,} to {lost.max():,} tokens, "
+            more += f"{lost.sum():,} in all)"
+            yield from self.line(f"{what} cut to --max_len {max_len}", found, more)
+
+    def repeated(self, checksums: np.ndarray, train: np.ndarray | None) -> Iterator[str]:
+        """Find rows that are equal, after tokenization, to an earlier one or to one of `train`."""
+        yield from self.line("equal to an earlier row after tokenization", repeats(checksums))
+        if train is not None:
+            found = np.flatnonzero(np.isin(checksums, train))
+            yield from self.line("equal to a training row after tokenization", found)
+
+    def single_labels(
+        self, names: Sequence[str], labels: np.ndarray, rows: np.ndarray
+    ) -> Iterator[str]:
+        """Find labels that a single row has.
+
+        Args:
+            labels: Indices into `names`, shape (n,).
+            rows: The row of each.
+        """
+        once = np.flatnonzero(np.bincount(labels, minlength=len(names)) == 1)
+        found = np.isin(labels, once)
+        shown = ", ".join(names[index] for index in once[:NAMES])
+        shown += ", ..." if len(once) > NAMES else ""
+        yield from self.line(f"labels that occur once ({shown})", np.sort(rows[found]))
+
+
+def repeats(checksums: np.ndarray) -> np.ndarray:
+    """Return the indices of values that are equal to an earlier one."""
+    _, firsts = np.unique(checksums, return_index=True)
+    return np.setdiff1d(np.arange(len(checksums)), firsts, assume_unique=True)
+
+
+def _neighbours(rows: datasets.Dataset, name: str, offset: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return two neighbouring tokens of each row, -1 for a row with fewer than two.
+
+    Args:
+        offset: Index of the first of the two; negative from the end.
+    """
+    pairs = []
+    for chunk in rows.data.column(name).chunks:
+        values = chunk.values.to_numpy()
+        ends = chunk.offsets.to_numpy()
+        begins = (ends[:-1] if offset >= 0 else ends[1:]) + offset
+        has_two = np.diff(ends) >= 2
+        pair = np.full((2, len(begins)), -1)
+        pair[:, has_two] = values[begins[has_two]], values[begins[has_two] + 1]
+        pairs.append(pair)
+    first, second = np.concatenate(pairs, axis=1)
+    return first, second

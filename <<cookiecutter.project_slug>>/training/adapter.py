@@ -1,0 +1,116 @@
+"""Low-rank adapters (LoRA): their arguments, and the base model that an adapter belongs to."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from errors import RunError
+from model.adapter import CONFIG_FILE, adapter_config, has_adapter, hash_base
+
+from .config import RunConfig
+from .state import STATE_FILE, SavedRun
+
+
+def is_adapter(folder: Path) -> bool:
+    """Whether a folder holds an adapter of PEFT."""
+    return (folder / CONFIG_FILE).is_file()
+
+
+def base_of(folder: Path) -> str:
+    """Return the place of the base model of a saved adapter."""
+    config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+    return str(config.get("base_model_name_or_path"))
+
+
+def holds_adapter(model: torch.nn.Module) -> bool:
+    """Whether an adapter is trained, so that checkpoints hold what is trained and nothing else."""
+    return hasattr(model, "add_lora") and has_adapter(model.base_model)
+
+
+def prepare_base(model_config: Any, config: RunConfig) -> None:
+    """Check that there are weights to adapt, and choose their type, before they are loaded.
+
+    Raises:
+        RunError: There are none.
+    """
+    if not getattr(model_config, "base_has_weights", False):
+        raise RunError(
+            f"--lora_rank {config.lora_rank}: {config.model_id} has no weights that an adapter "
+            "could belong to; expected a pretrained base model"
+        )
+    model_config.load_options["dtype"] = getattr(torch, config.base_dtype)
+
+
+def add_adapter(model: Any, config: RunConfig) -> None:
+    """Add an adapter with new weights to the base model of a new run.
+
+    Raises:
+        RunError: `--lora_targets` are no modules of it that can have one.
+    """
+    place = Path(config.model_id)
+    try:
+        model.add_lora(
+            r=config.lora_rank,
+            lora_alpha=config.lora_alpha,
+            target_modules=list(config.lora_targets),
+            use_dora=config.lora_dora,
+            base_model_name_or_path=str(place.resolve()) if place.is_dir() else config.model_id,
+        )
+    except (ValueError, TypeError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        names = " ".join(config.lora_targets)
+        raise RunError(f"--lora_targets {names}: no adapter can be added ({reason})") from None
+
+
+def check_form(model: Any, line: str, config: RunConfig) -> None:
+    """Check that the adapter alone is all that the base model lacks.
+
+    Args:
+        line: What `choose_form` returned.
+
+    Raises:
+        RunError: `model/` computes something else than the base model.
+    """
+    if not model.saves_stock:
+        raise RunError(
+            f"--lora_rank {config.lora_rank}: expected a model that is its base model, so that an "
+            f"adapter is all that has to be saved; {line}"
+        )
+
+
+def moved_base(config: RunConfig) -> str | None:
+    """Return `--model_id` if a resumed run gives its base model another place."""
+    assert config.resumed is not None
+    return None if config.model_id == config.resumed.args["model_id"] else config.model_id
+
+
+def load_options(folder: Path, model_id: str | None) -> dict[str, Any]:
+    """Return how to load the base model of a saved adapter.
+
+    Args:
+        model_id: Another place of the base model.
+    """
+    options: dict[str, Any] = {"dtype": torch.float32}
+    if (folder / STATE_FILE).is_file():
+        options["dtype"] = getattr(torch, SavedRun.read(folder).args["base_dtype"])
+    return options if model_id is None else {**options, "base_model_id": model_id}
+
+
+def compare_base(model: PreTrainedModel, folder: Path) -> None:
+    """Compare the base model with the one that the adapter was trained on.
+
+    Raises:
+        RunError: Its weights are others.
+    """
+    if not (folder / STATE_FILE).is_file():
+        return
+    base = model.base_model
+    if hash_base(base) != SavedRun.read(folder).base:
+        name = adapter_config(base).base_model_name_or_path
+        raise RunError(
+            f"{folder}: the adapter was trained on other weights than those of {name} now; "
+            "expected the same base model"
+        )

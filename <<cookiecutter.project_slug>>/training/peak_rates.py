@@ -1,0 +1,48 @@
+"""Peak rates of accelerators, in floating-point operations per second."""
+
+import re
+from typing import NamedTuple
+
+
+class Peak(NamedTuple):
+    """Rates of dense matrix products, in TFLOP/s, by the precision of the factors."""
+
+    half: float  # bfloat16 and float16
+    tf32: float
+    float32: float
+
+
+# By words of the name of the device; more words take precedence. From the data sheets of NVIDIA
+# and AMD, which give some rates with sparsity: these are half of them.
+PEAKS = {
+    "B200": Peak(2250, 1100, 75),
+    "H200": Peak(989.4, 494.7, 66.9),
+    "H200 NVL": Peak(835.5, 417.5, 60),
+    "H100": Peak(989.4, 494.7, 66.9),
+    "H100 NVL": Peak(835.5, 417.5, 60),
+    "H100 PCIe": Peak(756, 378, 51),
+    "A100": Peak(312, 156, 19.5),
+    "A10": Peak(125, 62.5, 31.2),
+    "L40S": Peak(362, 183, 91.6),
+    "L4": Peak(121, 60, 30.3),
+    "V100 SXM2": Peak(125, 15.7, 15.7),
+    "T4": Peak(65, 8.1, 8.1),
+    "RTX 4090": Peak(165.2, 82.6, 82.6),
+    "RTX 3090": Peak(71, 35.6, 35.6),
+    "MI300X": Peak(1307.4, 653.7, 163.4),
+}
+# Slower or faster devices, whose names contain one from above.
+OTHERS = ("RTX 4090 D", "RTX 4090 Laptop", "RTX 3090 Ti")
+
+
+def peak_rate(device: str, precision: str) -> float | None:
+    """Return the peak rate of a device in FLOP/s; None if it is not known.
+
+    Args:
+        device: Its name, as `torch.cuda.get_device_name` returns it.
+        precision: A field of `Peak`.
+    """
+    words = set(re.split(r"[\W_]+", device))
+    found = [name for name in (*PEAKS, *OTHERS) if words.issuperset(name.split())]
+    name = max(found, key=len, default="")
+    return getattr(PEAKS[name], precision) * 1e12 if name in PEAKS else None

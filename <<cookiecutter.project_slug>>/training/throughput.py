@@ -1,0 +1,146 @@
+"""Measure training steps: rates, padding, peak memory, and utilization of the device."""
+
+import sys
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import psutil
+import torch
+from accelerate import Accelerator
+
+from .batches import Step
+from .contract import ExampleSet
+from .distributed import RankGroup
+from .flops import training_flops
+from .peak_rates import peak_rate
+
+GIB = 2**30
+
+
+@dataclass
+class Counts:
+    """What the steps of a period had.
+
+    Attributes:
+        steps, examples, items, tokens: Over all ranks; `items` are target items, and `tokens` are
+            counted without padding.
+        flops: Operations that the steps needed, over all ranks.
+        positions: Tokens that this rank has computed, with padding.
+        start: When the period began.
+    """
+
+    steps: int = 0
+    examples: int = 0
+    items: int = 0
+    tokens: int = 0
+    flops: float = 0.0
+    positions: int = 0
+    start: float = field(default_factory=time.perf_counter)
+
+
+class Throughput:
+    """Counts what the steps of this process have had, over two periods.
+
+    Nothing here is saved in a checkpoint: after a resume, the counts begin anew.
+
+    Args:
+        tf32: Whether matrix products in float32 are computed in TF32.
+    """
+
+    def __init__(self, accelerator: Accelerator, model: torch.nn.Module, tf32: bool):
+        bare = accelerator.unwrap_model(model)
+        self._has_decoder = is_encoder_decoder(bare)
+        self._device = accelerator.device
+        self._num_ranks = accelerator.num_processes
+        self._flops = training_flops(bare)
+        self._peak: float | None = None
+        if accelerator.device.type == "cuda":
+            name = torch.cuda.get_device_name(accelerator.device)
+            precision = "tf32" if tf32 else "float32"
+            if accelerator.mixed_precision in ("bf16", "fp16"):
+                precision = "half"
+            self._peak = peak_rate(name, precision)
+        self.restart()
+
+    def restart(self) -> None:
+        """Start both periods, and the peak of the memory of a GPU."""
+        if self._device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self._device)
+        self._since_restart = Counts()
+        self._since_log = Counts()
+
+    def add_batch(self, batch: dict[str, Any]) -> None:
+        """Count the positions of a micro-batch of this rank."""
+        positions = count_positions(batch, self._has_decoder)
+        self._since_restart.positions += positions
+        self._since_log.positions += positions
+
+    def add_step(self, step: Step, examples: ExampleSet) -> None:
+        """Count a step of all ranks."""
+        lengths = examples.lengths[step.examples]
+        for counts in (self._since_restart, self._since_log):
+            counts.steps += 1
+            counts.examples += len(step.examples)
+            counts.items += step.num_items
+            if examples.has_lengths:
+                counts.tokens += int(lengths.sum())
+                counts.flops += self._flops.of(lengths) if self._flops else 0.0
+
+    def since_restart(self, group: RankGroup) -> dict[str, float]:
+        """Return what the steps since the restart reached; every rank has to call this."""
+        return self._measure(self._since_restart, group)
+
+    def since_log(self, group: RankGroup) -> dict[str, float]:
+        """Return what the steps since the last call reached; every rank has to call this."""
+        counts = self._since_log
+        self._since_log = Counts()
+        return self._measure(counts, group)
+
+    def _measure(self, counts: Counts, group: RankGroup) -> dict[str, float]:
+        """Compute rates from the counts of all ranks and the time of the slowest one."""
+        seconds = time.perf_counter() - counts.start
+        gathered = group.gather((seconds, counts.positions, peak_memory(self._device)))
+        if counts.steps == 0:
+            return {}
+        seconds = max(part[0] for part in gathered)
+        positions = sum(part[1] for part in gathered)
+        measured = {
+            "examples_per_second": round(counts.examples / seconds, 2),
+            "target_items_per_second": round(counts.items / seconds, 2),
+        }
+        if counts.tokens:
+            measured["tokens_per_second"] = round(counts.tokens / seconds, 2)
+        if positions >= counts.tokens > 0:
+            measured["padding"] = round(1 - counts.tokens / positions, 4)
+        if self._peak and counts.flops:
+            available = self._peak * self._num_ranks * seconds
+            measured["mfu"] = round(counts.flops / available, 4)
+        measured["peak_memory_gib"] = round(max(part[2] for part in gathered) / GIB, 3)
+        return measured
+
+
+def is_encoder_decoder(model: torch.nn.Module) -> bool:
+    return getattr(getattr(model, "config", None), "is_encoder_decoder", False)
+
+
+def count_positions(batch: dict[str, Any], has_decoder: bool) -> int:
+    """Count the tokens of a batch, with padding: 0 if it has no `input_ids`.
+
+    Args:
+        has_decoder: Whether the labels are a sequence of their own, which a decoder computes.
+    """
+    sequences = ("input_ids", "labels") if has_decoder else ("input_ids",)
+    return sum(batch[key].numel() for key in sequences if key in batch)
+
+
+def peak_memory(device: torch.device) -> int:
+    """Return the peak memory of this process, in bytes: on its GPU, or on the CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    if sys.platform == "win32":
+        return psutil.Process().memory_info().peak_wset
+    import resource  # not on Windows
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
