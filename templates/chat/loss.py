@@ -28,7 +28,7 @@ def cross_entropy(
     if num_items_in_batch is None:
         num_items_in_batch = num_targets(labels)
     targets = labels[:, 1:].flatten()
-    loss = F.cross_entropy(logits[:, :-1].flatten(0, 1), targets, reduction="sum")
+    loss = F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), targets, reduction="sum")
     return loss / num_items_in_batch
 
 
@@ -77,8 +77,10 @@ class _LinearLoss(torch.autograd.Function):
     ) -> Tensor:
         total = torch.zeros((), device=hidden.device)
         grad_hidden = torch.zeros_like(hidden)
-        grad_weight = torch.zeros_like(weight)
-        grad_bias = None if bias is None else torch.zeros_like(bias)
+        # A frozen head, as under LoRA, needs none: its gradient is as large as the weight.
+        grad_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
+        has_grad_bias = bias is not None and ctx.needs_input_grad[2]
+        grad_bias = torch.zeros_like(bias) if has_grad_bias else None
         parts = max(1, math.ceil(len(hidden) * len(weight) / LOGITS_AT_ONCE))
         rows = max(1, math.ceil(len(hidden) / parts))  # all parts are of one size
         for x, target, grad_x in zip(
@@ -94,7 +96,7 @@ class _LinearLoss(torch.autograd.Function):
             grad.scatter_add_(1, index, torch.full_like(index, -1, dtype=grad.dtype))
             grad = grad.masked_fill_(ignored, 0).to(x.dtype)
             grad_x.copy_(grad @ weight)
-            if ctx.needs_input_grad[1]:
+            if grad_weight is not None:
                 grad_weight += grad.T @ x
             if grad_bias is not None:
                 grad_bias += grad.sum(0)
