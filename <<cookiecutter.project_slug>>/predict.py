@@ -2,7 +2,7 @@
 
 python predict.py --input new.jsonl --output predictions.jsonl
 accelerate launch --multi_gpu --num_processes 2 predict.py --input new.jsonl    two GPUs
-python predict.py                                    reads lines from the terminal
+python predict.py                                    reads lines from the terminal, or converses
 """
 
 import argparse
@@ -12,6 +12,7 @@ import sys
 import zlib
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from accelerate.utils import gather_object
 from tqdm import tqdm
 
 from errors import DataError, RunError
-from model.interface import TaskPredictor
+from model.interface import Conversation, TaskPredictor
 from reading.tables import read_table
 from training.atomic import saving, write_file
 from training.contract import Task, predictor_input
@@ -111,6 +112,7 @@ def read_rows(args: argparse.Namespace, predictor: TaskPredictor) -> tuple[list[
     columns = args.column or predictor.columns
     if len(columns) != len(predictor.columns):
         raise RunError(f"--column {' '.join(columns)}: expected {len(predictor.columns)} column(s)")
+    predictor.columns = columns
     if hasattr(predictor, "read"):
         rows = _read_by(predictor.read, args.input, columns)
     else:
@@ -147,18 +149,41 @@ def predict(
     return [by_index[index] for index in range(len(texts))]
 
 
-def converse(predictor: TaskPredictor, lines: Iterable[str]) -> None:
-    """Answer each line; a tab separates the two texts of a pair."""
-    print("> ", end="", flush=True)
+class Lines:
+    """Answers each line by itself; a tab separates the two texts of a pair."""
+
+    def __init__(self, predictor: TaskPredictor):
+        self.predictor = predictor
+
+    def answer(self, line: str, show: Callable[[str], object]) -> None:
+        first, _, second = line.partition("\t")
+        is_pair = len(self.predictor.columns) > 1
+        (prediction,) = self.predictor([[first, second] if is_pair else line])
+        show(json.dumps(prediction, ensure_ascii=False))
+
+
+def start_conversation(predictor: TaskPredictor) -> Conversation:
+    """Start a conversation if the predictor has them.
+
+    Raises:
+        RunError: It has not, and reads files alone.
+    """
+    if hasattr(predictor, "start_conversation"):
+        return predictor.start_conversation()
+    if hasattr(predictor, "read"):
+        raise RunError("model/prediction.py: Predictor.read reads files; expected --input")
+    return Lines(predictor)
+
+
+def converse(conversation: Conversation, lines: Iterable[str]) -> None:
+    """Answer each line."""
+    show = partial(print, end="", flush=True)
+    show("> ")
     with suppress(KeyboardInterrupt):
         for line in lines:
-            text = line.rstrip("\n")
-            first, _, second = text.partition("\t")
             with at_place("this line"):
-                (prediction,) = predictor(
-                    [text if len(predictor.columns) == 1 else [first, second]]
-                )
-            print(json.dumps(prediction, ensure_ascii=False), end="\n> ", flush=True)
+                conversation.answer(line.rstrip("\n"), show)
+            show("\n> ")
     print()
 
 
@@ -178,10 +203,8 @@ def main(argv: list[str] | None = None) -> None:
     group = RankGroup(accelerator)
     with group.in_agreement():
         predictor = load_predictor(task, args, accelerator)
-    if args.input is None and hasattr(predictor, "read"):
-        raise RunError("model/prediction.py: Predictor.read reads files; expected --input")
     if args.input is None:
-        converse(predictor, standard_input())
+        converse(start_conversation(predictor), standard_input())
         return
     with group.in_agreement():
         rows, texts = read_rows(args, predictor)

@@ -1,6 +1,6 @@
 """Make the sample data and the built-in base models of templates/<task>/.
 
-    python scripts/make_samples.py --sms_spam DIR --cmudict DIR --austen DIR
+    python scripts/make_samples.py --sms_spam DIR --cmudict DIR --austen DIR --wordnet_chat DIR
 
 Each DIR holds train.jsonl and valid.jsonl; the LICENSE.md beside each sample names its source.
 Writes, for each task, data/train.jsonl, data/valid.jsonl and tiny/ (a configuration and a
@@ -28,7 +28,13 @@ MAX_LENGTH = 512
 TOKENS = ("pad", "bos", "eos")
 HEAD_SIZE = 32  # the smallest that vLLM computes on a CPU
 
-Row = dict[str, str]
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
+    "{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+Row = dict[str, Any]
 
 
 def read(path: Path) -> Iterator[Row]:
@@ -97,7 +103,7 @@ def save_model(
     shape |= {"vocab_size": len(tokenizer), "max_position_embeddings": MAX_LENGTH}
     ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in TOKENS}
     kind(**shape, **ids).save_pretrained(task / "tiny")
-    tokenizer.save_pretrained(task / "tiny")
+    tokenizer.save_pretrained(task / "tiny", save_jinja_files=False)  # a chat template, if any
     for path in (*task.glob("data/*"), *task.glob("tiny/*")):
         if MARK in path.read_text(encoding="utf-8"):
             raise SystemExit(f"{path} holds {MARK}, which Jinja would take for markup")
@@ -139,16 +145,31 @@ def causal_lm(source: Path, task: Path) -> None:
     save_model(LlamaConfig, tokenizer, task, initializer_range=0.04, **shape)
 
 
+def chat(source: Path, task: Path) -> None:
+    train, valid = read(source / "train.jsonl"), read(source / "valid.jsonl")
+    rows = save_data(islice(train, 1300), islice(valid, 130), task)
+    messages = [message for row in rows for message in row["messages"]]
+    texts = [{"text": f"{message['role']}\n{message['content']}"} for message in messages]
+    special = {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>"}
+    tokenizer = train_tokenizer(texts, 1024, "$A", pad_token="<pad>", **special)
+    tokenizer.chat_template = CHAT_TEMPLATE
+    shape = {"hidden_size": 128, "intermediate_size": 384, "num_attention_heads": 128 // HEAD_SIZE}
+    shape["num_hidden_layers"] = 2
+    save_model(LlamaConfig, tokenizer, task, initializer_range=0.04, **shape)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--sms_spam", type=Path, required=True, help="rows of text and label")
     parser.add_argument("--cmudict", type=Path, required=True, help="rows of source and target")
     parser.add_argument("--austen", type=Path, required=True, help="rows of text")
+    parser.add_argument("--wordnet_chat", type=Path, required=True, help="rows of messages")
     parser.add_argument("--outdir", type=Path, default=Path(__file__).parents[1] / "templates")
     args = parser.parse_args()
     classification(args.sms_spam, args.outdir / "classification")
     seq2seq(args.cmudict, args.outdir / "seq2seq")
     causal_lm(args.austen, args.outdir / "causal_lm")
+    chat(args.wordnet_chat, args.outdir / "chat")
 
 
 if __name__ == "__main__":

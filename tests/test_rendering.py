@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 import subprocess
@@ -88,8 +89,38 @@ def test_same_bytes_for_every_task(render: Render) -> None:
             assert len(contents) == 1, name
 
 
+def function_of(path: Path, name: str) -> str:
+    """The source of a function or method of a file."""
+    text = path.read_text(encoding="utf-8")
+    (found,) = [n for n in ast.walk(ast.parse(text)) if getattr(n, "name", None) == name]
+    return ast.get_source_segment(text, found) or ""
+
+
+def test_what_two_tasks_repeat_is_the_same() -> None:
+    """Users own the files of their task: what both decoders need stands in each."""
+    decoders = [ROOT / "templates" / task for task in ("causal_lm", "chat")]
+    for name in ("loss.py", "tiny/config.json"):
+        texts = [(folder / name).read_text(encoding="utf-8") for folder in decoders]
+        assert texts[0].replace('"eos_token_id": 1', '"eos_token_id": 2') == texts[1], name
+    for file, names in {
+        "modeling.py": ["_has_linear_head"],
+        "prediction.py": ["_generate", "_ignores_padding"],
+    }.items():
+        for name in names:
+            first, second = (function_of(folder / file, name) for folder in decoders)
+            assert first == second, name
+    words = {"separate_documents": "packing", "cross documents": "cross conversations"}
+    words |= {"The same token ids, shape (batch, length), or -100 where no loss is computed.": ""}
+    words |= {"The token ids of the answers, shape (batch, length), or -100 elsewhere.": ""}
+    for name in ("forward", "on_weights_loaded"):
+        sources = [function_of(folder / "modeling.py", name) for folder in decoders]
+        for word, other in words.items():
+            sources = [source.replace(word, other) for source in sources]
+        assert sources[0] == sources[1], name
+
+
 def test_no_leftovers(task: str, render: Render) -> None:
-    other_classes = [about(other)["auto_class"] for other in TASKS if other != task]
+    other_classes = {about(other)["auto_class"] for other in TASKS} - {about(task)["auto_class"]}
     for name in files_of(render(task=task)):
         text = (render(task=task) / name).read_text(encoding="utf-8")
         for mark in ["cookiecutter", "<<%", "<<#", "<< ", *other_classes]:

@@ -22,8 +22,14 @@ import json, sys
 from transformers import AutoConfig, AutoTokenizer
 folder, *texts = sys.argv[1:]
 config, tokenizer = AutoConfig.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
-rows = [json.loads(line) for line in open(texts[0], encoding="utf-8")]
-texts = [row[key] for row in rows for key in row if key != "label"]
+
+def strings(value):
+    if isinstance(value, str):
+        return [value]
+    parts = [v for k, v in value.items() if k != "label"] if isinstance(value, dict) else value
+    return [text for part in parts for text in strings(part)]
+
+texts = strings([json.loads(line) for line in open(texts[0], encoding="utf-8")])
 ids = {i for row in tokenizer(texts, verbose=False)["input_ids"] for i in row}
 print(json.dumps({
     "head": getattr(config, "head_dim", config.hidden_size // config.num_attention_heads),
@@ -50,7 +56,9 @@ tokenizer = transformers.AutoTokenizer.from_pretrained(base)
 model.save_pretrained(out)
 tokenizer.save_pretrained(out)
 converted = TransformersConverter(out).convert(out + "/converted")
-texts = [list(json.loads(line).values()) for line in open(data, encoding="utf-8")][:8]
+rows = [json.loads(line) for line in open(data, encoding="utf-8")][:8]
+texts = [[m["content"] for m in row["messages"]] if "messages" in row else list(row.values())
+         for row in rows]
 
 def tokens(text):
     ids = tokenizer(text, truncation=True, max_length=64).input_ids

@@ -48,6 +48,7 @@ DELEGATED = (
     "decoder_start_token_id",
 )
 HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
+TOLERANCE = 1e-5  # relative to the largest logit
 CODE_MARK = "# sha256 of the code beside this file: "
 # Generation settings that restrict the possible tokens; the others configure the search.
 TOKEN_SETTINGS = (
@@ -423,6 +424,29 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in modes:
             module.training = mode
+
+
+def check_documents(lm: Any, option: str) -> None:
+    """Check that attention does not cross documents in a row, whose positions start at 0 again.
+
+    Args:
+        lm: A causal language model.
+        option: The name of the option, for the message.
+
+    Raises:
+        ValueError: The model or its attention implementation does not mask it.
+    """
+    name = type(lm).__name__
+    if "position_ids" not in inspect.signature(lm.forward).parameters:
+        raise ValueError(f"{option}: {name} takes no position_ids")
+    ids = torch.arange(3, 27, device=lm.device).view(2, 12) % lm.config.vocab_size
+    ids[1, 5:] = ids[0, 5:]  # two rows that differ in their first document
+    positions = torch.cat([torch.arange(5), torch.arange(7)]).repeat(2, 1).to(lm.device)
+    with evaluating(lm):
+        outputs = lm(input_ids=ids, position_ids=positions, use_cache=False)
+    first, second = outputs.logits[:, 5:]
+    if (first - second).abs().max() > TOLERANCE * first.abs().max():
+        raise ValueError(f"{option}: {name} lets a document attend to another one")
 
 
 class WrapperGenerationMixin(GenerationMixin):

@@ -29,7 +29,7 @@ optimization.py
     build_scheduler: see `SchedulerBuilder`. Default: `--lr_scheduler_type`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -74,6 +74,7 @@ class TaskDataset(Protocol):
             computed from the examples; `--dry_run` does not look for equal ones.
         collate(examples): Batch a list of examples. Default: torch's `default_collate`.
         describe(): Lines that `--dry_run` prints about the data. Default: keys and shapes.
+        notes: Lines about what was chosen or left out, which every run prints. Default: none.
         faults(train): Lines that `--dry_run` prints about examples that may be wrong. `train` is
             the training data set if this is the validation data, otherwise None. Default: lines
             about equal examples, if there are `checksums`.
@@ -112,19 +113,28 @@ class Scorer(Protocol):
         """
 
 
+class Conversation(Protocol):
+    """What `Predictor.start_conversation` returns: its answers depend on the lines before."""
+
+    def answer(self, line: str, show: Callable[[str], object]) -> None:
+        """Pass the answer to a line to `show`, whole or in pieces as they are generated."""
+
+
 class TaskPredictor(Protocol):
     """`Predictor` of prediction.py.
 
     Constructed as `Predictor(model, tokenizer, max_len, schema, **options)`.
 
     Attributes:
-        columns: Columns of the input file that predict.py reads.
+        columns: Columns of the input file that predict.py reads. `--column` replaces them.
 
     Optional attributes and methods:
         takes_lists: Whether a column may hold lists of texts. Default: False.
         notes: Lines to print. Default: none.
         read(source): Returns the rows of a file, as dicts with values of any type. Default: the
             columns as text.
+        start_conversation(): Returns a `Conversation` for the lines of the terminal. Default: each
+            line is predicted as a row.
     """
 
     columns: list[str]

@@ -1,5 +1,6 @@
 """Turn the columns of Arrow tables into text."""
 
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -14,12 +15,16 @@ Place = Callable[[int], str]  # maps a row number to its place, such as "train.j
 
 
 def as_text(
-    table: pa.Table, features: datasets.Features, lists: list[str], place: Place
+    table: pa.Table,
+    features: datasets.Features,
+    lists: list[str],
+    nested: list[str],
+    place: Place,
 ) -> pa.RecordBatch:
     """Convert all columns to text, or to lists of texts where `lists` allows it.
 
     Integers become their digits, other numbers their `repr`, class labels their names, dates their
-    ISO form.
+    ISO form. Columns in `nested` become JSON.
 
     Raises:
         DataError: A cell has no value, or a type that cannot be converted.
@@ -33,9 +38,18 @@ def as_text(
         if _is_list(values.type) and name in lists:
             inner = getattr(feature, "feature", None)
             columns[name] = _list_as_text(values, inner, name, place)
+        elif name in nested and pa.types.is_nested(values.type):
+            columns[name] = _as_json(values)
         else:
             columns[name] = _scalars_as_text(values, feature, name, place)
+            if name in nested:
+                columns[name] = _as_json(columns[name])
     return pa.RecordBatch.from_pydict(columns)
+
+
+def _as_json(values: pa.Array) -> pa.Array:
+    texts = [json.dumps(value, ensure_ascii=False, default=str) for value in values.to_pylist()]
+    return pa.array(texts, pa.string())
 
 
 def _combine(values: pa.ChunkedArray) -> pa.Array:

@@ -1,6 +1,7 @@
 """Read Parquet files."""
 
 from collections.abc import Iterator
+from typing import BinaryIO
 
 import datasets
 import pyarrow as pa
@@ -14,25 +15,41 @@ from .files import open_file
 ROWS = 1000  # converted at a time
 
 
-def read_parquet(file: str, columns: list[str], lists: list[str]) -> Iterator[pa.RecordBatch]:
+def read_parquet(
+    file: str, columns: list[str], lists: list[str], nested: list[str]
+) -> Iterator[pa.RecordBatch]:
     """Yield the named columns as text; see `columns.as_text`.
 
     Raises:
         DataError: The file or a column cannot be read.
     """
     with open_file(file) as stream:
-        try:
-            parquet = pq.ParquetFile(stream)
-        except (pa.ArrowException, OSError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise DataError(f"{file}: cannot be read as parquet ({reason})") from None
+        parquet = _open(file, stream)
         features = _features(file, parquet.schema_arrow, columns)
         count = 0
         for batch in parquet.iter_batches(ROWS, columns=columns):
             table = pa.Table.from_batches([batch]).select(columns)
             first = count + 1
-            yield as_text(table, features, lists, lambda row: f"{file} (row {first + row})")  # noqa: B023
+            yield as_text(table, features, lists, nested, lambda row: f"{file} (row {first + row})")  # noqa: B023
             count += len(batch)
+
+
+def parquet_columns(file: str) -> list[str]:
+    """Return the names of all columns.
+
+    Raises:
+        DataError: The file cannot be read.
+    """
+    with open_file(file) as stream:
+        return _open(file, stream).schema_arrow.names
+
+
+def _open(file: str, stream: BinaryIO) -> pq.ParquetFile:
+    try:
+        return pq.ParquetFile(stream)
+    except (pa.ArrowException, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise DataError(f"{file}: cannot be read as parquet ({reason})") from None
 
 
 def _features(file: str, schema: pa.Schema, columns: list[str]) -> datasets.Features:

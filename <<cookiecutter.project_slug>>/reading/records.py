@@ -15,9 +15,14 @@ from .files import format_of, open_file
 
 csv.field_size_limit(2**31 - 1)  # a cell may hold a whole document
 
+
+class Number(str):
+    """The literal text of a JSON number."""
+
+
 # Numbers keep their literal text: 1.10 is not 1.1, and a long integer is exact. NaN, which Python
 # writes for a missing number, and Infinity are not valid JSON; they are read as missing.
-DECODER = json.JSONDecoder(parse_int=str, parse_float=str, parse_constant=lambda _: None)
+DECODER = json.JSONDecoder(parse_int=Number, parse_float=Number, parse_constant=lambda _: None)
 BLOCK = 2**20  # bytes of a JSON array that are read at a time
 PEEK = 4096  # bytes that are searched for the first character of a JSON file
 SPACE = re.compile(r"[ \t\r\n]*")

@@ -3,7 +3,7 @@
 import logging
 import uuid
 from collections.abc import Iterator, Sequence
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +18,15 @@ from .columns import as_text
 from .files import format_of
 from .identity import hash_source, hash_values
 from .named import Resolved, resolve
-from .parquet import ROWS, read_parquet
+from .parquet import ROWS, parquet_columns, read_parquet
+from .records import read_records
 from .sources import Source, expand_user, parse_name
 from .texts import read_texts
 
 
-def read_table(source: Source, columns: list[str], lists: Sequence[str] = ()) -> datasets.Dataset:
+def read_table(
+    source: Source, columns: list[str], lists: Sequence[str] = (), nested: Sequence[str] = ()
+) -> datasets.Dataset:
     """Read the given columns of a file as text; other columns are ignored.
 
     A JSON string is read as its value, a JSON number as its literal text: `1.0` is not `1`. `true`
@@ -41,6 +44,8 @@ def read_table(source: Source, columns: list[str], lists: Sequence[str] = ()) ->
             or `nyu-mll/glue:sst2:train`, on the Hub or in a folder; or a folder that
             `save_to_disk` wrote, with its split if it has several.
         lists: Columns that may hold lists of texts.
+        nested: Columns that may hold any value, such as a list of objects. Each becomes JSON: the
+            text `a` is `"a"`.
 
     Raises:
         DataError: No such file, an unknown format, an empty or broken file, text that is not
@@ -49,13 +54,29 @@ def read_table(source: Source, columns: list[str], lists: Sequence[str] = ()) ->
     datasets.disable_progress_bars()
     datasets.logging.set_verbosity(logging.CRITICAL)
     lists = [name for name in columns if name in lists]
+    nested = [name for name in columns if name in nested]
     resolved = resolve(source)
-    batches = _read_batches(source, resolved, columns, lists)
-    key = hash_values(hash_source(__file__, "reading"), resolved.identify(), columns, lists)
+    batches = _read_batches(source, resolved, columns, lists, nested)
+    key = hash_values(hash_source(__file__, "reading"), resolved.identify(), columns, lists, nested)
     table = resolved.select(_cached(source, key, batches))
     if len(table) == 0:
         raise DataError(f"{source}: no rows; expected at least one example")
     return table
+
+
+def column_names(source: Source) -> list[str]:
+    """Return the names of all columns: in a text format, those of the first row.
+
+    Raises:
+        DataError: The source cannot be read.
+    """
+    resolved = resolve(source)
+    if resolved.table is not None:
+        return resolved.table.column_names
+    file = resolved.files[0]
+    if format_of(file) == ".parquet":
+        return parquet_columns(file)
+    return [name for _, row in islice(read_records(file), 1) for name in row]
 
 
 def read_first_row(source: Source, columns: list[str], lists: Sequence[str] = ()) -> dict[str, Any]:
@@ -65,7 +86,7 @@ def read_first_row(source: Source, columns: list[str], lists: Sequence[str] = ()
         DataError: See `read_table`.
     """
     lists = [name for name in columns if name in lists]
-    batches = _read_batches(source, resolve(source), columns, lists)
+    batches = _read_batches(source, resolve(source), columns, lists, [])
     if (first := next(batches, None)) is None or len(first) == 0:
         raise DataError(f"{source}: no rows; expected at least one example")
     return first.slice(0, 1).to_pylist()[0]
@@ -94,17 +115,19 @@ def _sort_key(text: str) -> tuple[int, str]:
 
 
 def _read_batches(
-    source: Source, resolved: Resolved, columns: list[str], lists: list[str]
+    source: Source, resolved: Resolved, columns: list[str], lists: list[str], nested: list[str]
 ) -> Iterator[pa.RecordBatch]:
     if resolved.table is not None:
-        return _read_typed(source, resolved, columns, lists)
+        return _read_typed(source, resolved, columns, lists, nested)
     if format_of(resolved.files[0]) == ".parquet":
-        return chain.from_iterable(read_parquet(f, columns, lists) for f in resolved.files)
-    return read_texts(resolved.files, columns, lists)
+        return chain.from_iterable(
+            read_parquet(file, columns, lists, nested) for file in resolved.files
+        )
+    return read_texts(resolved.files, columns, lists, nested)
 
 
 def _read_typed(
-    source: Source, resolved: Resolved, columns: list[str], lists: list[str]
+    source: Source, resolved: Resolved, columns: list[str], lists: list[str], nested: list[str]
 ) -> Iterator[pa.RecordBatch]:
     table = resolved.table
     assert table is not None
@@ -120,7 +143,13 @@ def _read_typed(
     rows = table.select_columns(columns).with_format("arrow")
     first = 1
     for part in rows.iter(ROWS):
-        yield as_text(part, table.features, lists, lambda row: f"{source} (row {first + row})")  # noqa: B023
+        yield as_text(
+            part,
+            table.features,
+            lists,
+            nested,
+            lambda row: f"{source} (row {first + row})",  # noqa: B023
+        )
         first += len(part)
 
 

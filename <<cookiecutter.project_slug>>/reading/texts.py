@@ -1,5 +1,6 @@
 """Collect the rows of text formats into Arrow batches of text."""
 
+import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -7,7 +8,7 @@ import pyarrow as pa
 
 from errors import DataError
 
-from .records import read_records
+from .records import Number, read_records
 
 # Approximate maximum of rows and characters in a batch.
 ROWS = 1000
@@ -15,13 +16,19 @@ CHARACTERS = 2**24
 WORDS = {True: "true", False: "false"}  # of JSON
 
 
-def read_texts(files: list[str], columns: list[str], lists: list[str]) -> Iterator[pa.RecordBatch]:
+def read_texts(
+    files: list[str], columns: list[str], lists: list[str], nested: list[str]
+) -> Iterator[pa.RecordBatch]:
     """Yield the named columns of files in a text format, as text or lists of texts.
+
+    Args:
+        lists: Columns that may hold lists of texts.
+        nested: Columns that may hold any value, which is written as JSON.
 
     Raises:
         DataError: A value is missing or of an unexpected type; the message includes the line.
     """
-    batch = _Batch(columns, lists)
+    batch = _Batch(columns, lists, nested)
     for file in files:
         is_first = True
         for line, row in read_records(file, columns):
@@ -35,9 +42,10 @@ def read_texts(files: list[str], columns: list[str], lists: list[str]) -> Iterat
 class _Batch:
     """Collects rows for one Arrow batch."""
 
-    def __init__(self, columns: list[str], lists: list[str]):
+    def __init__(self, columns: list[str], lists: list[str], nested: list[str]):
         self._columns = columns
         self._lists = lists
+        self._nested = nested
         self._holds_lists: dict[str, bool] = {}  # as in the first row
         self._clear()
 
@@ -68,6 +76,8 @@ class _Batch:
     def _as_text(self, place: str, name: str, value: Any) -> str | list[str]:
         if isinstance(value, bool):
             value = WORDS[value]
+        if name in self._nested:
+            return _as_json(place, name, value)
         is_list = isinstance(value, list) and name in self._lists
         expects_list = self._holds_lists.setdefault(name, is_list)
         if isinstance(value, list) and expects_list:
@@ -101,6 +111,23 @@ class _Batch:
                         f"{place}: {name!r} holds {found!a}; expected a valid character"
                     )
         raise AssertionError("no surrogate")
+
+
+def _as_json(place: str, name: str, value: Any) -> str:
+    """Write a value as JSON. A number is text, as in other columns, but inside a list or object."""
+    try:
+        inner = value if isinstance(value, str) else _with_numbers(value)
+        return json.dumps(inner, ensure_ascii=False)
+    except RecursionError:
+        raise DataError(f"{place}: {name!r} is nested too deeply; expected fewer levels") from None
+
+
+def _with_numbers(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_with_numbers(item) for item in value]
+    if isinstance(value, dict):
+        return {name: _with_numbers(item) for name, item in value.items()}
+    return float(value) if isinstance(value, Number) else value
 
 
 def _item_as_text(place: str, name: str, item: Any) -> str:

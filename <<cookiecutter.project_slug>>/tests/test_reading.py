@@ -399,7 +399,8 @@ for word in sys.argv[2:]:
     Path("words.py").write_text(f"NEW = {word!r}")
     for module in (words, helper, dataset):
         importlib.reload(module)
-    print(tokenizer.decode(dataset.generate_dataset(sys.argv[1], tokenizer, 16)[0]["input_ids"]))
+    example = dataset.generate_dataset(sys.argv[1], tokenizer, 16)[0]
+    print(repr(tokenizer.decode(example["input_ids"])))
 """
     (project / "words.py").write_text("NEW = ''")
     done = subprocess.run(

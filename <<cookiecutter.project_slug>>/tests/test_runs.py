@@ -211,7 +211,7 @@ def tokenizing_announced(cache):
     datasets.config.HF_DATASETS_CACHE = cache
     call = PreTrainedTokenizerBase.__call__
 
-    def announcing(self, texts, *args, **kwargs):
+    def announcing(self, texts=None, *args, **kwargs):
         if isinstance(texts, list):  # excludes the probe text of load_tokenizer
             print("TOKENIZING", flush=True)
         return call(self, texts, *args, **kwargs)

@@ -61,6 +61,7 @@ class ExampleSet:
         lengths, num_items, sort_keys: Shape (n,).
         schema: How the file was read.
         fingerprint: Integer that changes when the data change.
+        notes: Lines to print.
         is_divisible: Whether a micro-batch may be made smaller than `--batch_size`: not if the
             loss couples its examples.
         has_lengths, has_num_items: Whether these come from the data set itself.
@@ -78,6 +79,7 @@ class ExampleSet:
         self.num_items = self._numbers("num_items")
         self.sort_keys = self._numbers("sort_keys", self.lengths)
         self.schema: dict = getattr(dataset, "schema", {})
+        self.notes: list[str] = getattr(dataset, "notes", [])
         self.collate: Callable = getattr(dataset, "collate", default_collate)
         self.fingerprint: int = getattr(dataset, "fingerprint", None) or self._hash_sample()
 

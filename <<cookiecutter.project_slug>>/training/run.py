@@ -251,7 +251,9 @@ class _Opening:
         """Read a file with a schema; arguments of the command line take precedence over it."""
         options = {**schema, **self.config.data_options}
         with user_code(f"model/dataset.py: generate_dataset cannot read {source}"):
-            return self.task.read(source, self.tokenizer, self.config.max_len, **options)
+            examples = self.task.read(source, self.tokenizer, self.config.max_len, **options)
+        self.notes += [note for note in examples.notes if note not in self.notes]
+        return examples
 
     def directions(self) -> dict[str, bool]:
         """Return for each score whether larger is better.

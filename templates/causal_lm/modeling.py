@@ -1,18 +1,14 @@
 """The model: a decoder."""
 
-import inspect
-
 import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils import can_return_tuple
 
-from .base import Wrapper, WrapperGenerationMixin, evaluating
+from .base import Wrapper, WrapperGenerationMixin, check_documents, evaluating
 from .configuration import ModelConfig
 from .loss import LinearHead, cross_entropy, num_targets
-
-TOLERANCE = 1e-5  # relative to the largest logit
 
 
 class Model(Wrapper, WrapperGenerationMixin):
@@ -107,22 +103,8 @@ class Model(Wrapper, WrapperGenerationMixin):
             )
 
     def check_documents(self) -> None:
-        """Check that attention does not cross documents in a row, whose positions start at 0 again.
-
-        Raises:
-            ValueError: The base model or its attention implementation does not mask it.
-        """
-        name = type(self.lm).__name__
-        if "position_ids" not in inspect.signature(self.lm.forward).parameters:
-            raise ValueError(f"separate_documents: {name} takes no position_ids")
-        ids = torch.arange(3, 27, device=self.device).view(2, 12) % self.config.vocab_size
-        ids[1, 5:] = ids[0, 5:]  # two rows that differ in their first document
-        positions = torch.cat([torch.arange(5), torch.arange(7)]).repeat(2, 1).to(self.device)
-        with evaluating(self.lm):
-            outputs = self.lm(input_ids=ids, position_ids=positions, use_cache=False)
-        first, second = outputs.logits[:, 5:]
-        if (first - second).abs().max() > TOLERANCE * first.abs().max():
-            raise ValueError(f"separate_documents: {name} lets a document attend to another one")
+        """Check that attention does not cross documents in a row; see `base.check_documents`."""
+        check_documents(self.lm, "separate_documents")
 
 
 Model.register_for_auto_class("AutoModelForCausalLM")

@@ -1,0 +1,230 @@
+"""Render conversations with the chat template of a tokenizer, and label the answers."""
+
+import re
+from typing import NamedTuple
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from errors import DataError
+
+from .messages import ANSWERS, Message
+
+MARKS = re.compile(r"\{%-?\s*generation\s*-?%\}")
+# For tokenizers without a chat template. END is replaced by eos_token (or sep_token); bos_token is
+# prepended if the tokenizer adds it to every text.
+DEFAULT_TEMPLATE = """\
+{%- for message in messages -%}
+{{- '<|' + message['role'] + '|>\\n' + message['content'] + END + '\\n' -}}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{- '<|assistant|>\\n' -}}{%- endif -%}
+"""
+Span = tuple[int, int]
+
+
+class Encoded(NamedTuple):
+    """A tokenized conversation.
+
+    Attributes:
+        input_ids: All tokens.
+        labels: The tokens of the answers, and -100 for all others.
+        ends: The last token of each answer.
+    """
+
+    input_ids: list[int]
+    labels: list[int]
+    ends: list[int]
+
+
+def use_template(tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """Give the tokenizer `DEFAULT_TEMPLATE` if it has none; return lines about it.
+
+    Raises:
+        DataError: It has no EOS token for it, several templates without a default, or no offsets.
+    """
+    if not tokenizer.is_fast:
+        name = type(tokenizer).__name__
+        raise DataError(f"{name} gives no offsets of tokens; expected a fast tokenizer")
+    if tokenizer.chat_template:
+        try:
+            tokenizer.get_chat_template()
+        except ValueError as error:  # it has several, and none of them is the default
+            reason = str(error).splitlines()[0]
+            raise DataError(f"the tokenizer has no default chat template ({reason})") from None
+        return []
+    name = "eos_token" if tokenizer.eos_token else "sep_token"
+    if not getattr(tokenizer, name):
+        raise DataError("the tokenizer has neither chat_template nor eos_token; expected either")
+    begins = tokenizer.bos_token_id in tokenizer("").input_ids[:1]
+    template = ("{{- bos_token -}}\n" if begins else "") + DEFAULT_TEMPLATE.replace("END", name)
+    tokenizer.chat_template = template
+    return ["the tokenizer has no chat template: DEFAULT_TEMPLATE of reading/answers.py is used"]
+
+
+def render(
+    tokenizer: PreTrainedTokenizerBase, messages: list[Message], before_answer: bool = False
+) -> str:
+    """Render messages with the chat template.
+
+    Args:
+        before_answer: Whether to append the generation prompt.
+
+    Raises:
+        DataError: The template does not accept the messages.
+    """
+    try:
+        return tokenizer.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=before_answer
+        )
+    except Exception as error:  # of many kinds: a template is a program
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise DataError(f"the chat template does not accept the messages ({reason})") from None
+
+
+def find_answers(
+    tokenizer: PreTrainedTokenizerBase, messages: list[Message], answers: list[int]
+) -> tuple[str, list[Span]]:
+    """Render a conversation, and return the text and the spans of the answers.
+
+    If the template has `{% generation %}` blocks, these are the answers. Otherwise the messages
+    before each answer are rendered alone, with the generation prompt, and so are the messages up
+    to the answer. Both texts have to be prefixes of the whole; the answer is their difference.
+
+    Raises:
+        DataError: They are not prefixes, as with templates that shorten earlier answers.
+    """
+    if MARKS.search(tokenizer.get_chat_template()):
+        return _marked_answers(tokenizer, messages, answers)
+    text = render(tokenizer, messages)
+    spans: list[Span] = []
+    for answer in answers:
+        if answer == 0:
+            raise DataError("the first message is an answer; expected a message before it")
+        before = render(tokenizer, messages[:answer], before_answer=True)
+        until = render(tokenizer, messages[: answer + 1])
+        if not text.startswith(before) or not text.startswith(until):
+            raise DataError(
+                f"the chat template renders message {answer + 1} differently when others follow; "
+                "expected --targets last, or a template with {% generation %} blocks"
+            )
+        spans.append((len(before), len(until)))
+    return text, spans
+
+
+def _marked_answers(
+    tokenizer: PreTrainedTokenizerBase, messages: list[Message], answers: list[int]
+) -> tuple[str, list[Span]]:
+    text = render(tokenizer, messages)
+    tokens = tokenizer.apply_chat_template(
+        messages,
+        return_dict=True,
+        return_assistant_tokens_mask=True,
+        tokenizer_kwargs={"return_offsets_mapping": True},
+    )
+    edges = np.flatnonzero(np.diff([0, *tokens["assistant_masks"], 0])).tolist()
+    offsets = tokens["offset_mapping"]
+    marked = [
+        (offsets[first][0], offsets[end - 1][1])
+        for first, end in zip(edges[::2], edges[1::2], strict=True)
+    ]
+    of_assistant = [n for n, message in enumerate(messages) if message["role"] == ANSWERS]
+    if len(marked) != len(of_assistant):
+        raise DataError(
+            f"the chat template has {len(marked)} generation blocks; expected {len(of_assistant)}"
+        )
+    return text, [marked[of_assistant.index(answer)] for answer in answers]
+
+
+def special_tokens(tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    """Return the ids of special and added tokens."""
+    return {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
+
+
+def render_conversation(
+    tokenizer: PreTrainedTokenizerBase, messages: list[Message], answers: list[int]
+) -> tuple[str, list[Span]]:
+    """Render a conversation, and return the text and the spans of the answers; see `find_answers`.
+
+    A line break after the end-of-turn token of an answer is not a part of its span.
+
+    Args:
+        answers: Indices of the messages that are targets.
+
+    Raises:
+        DataError: The template does not accept the messages, or changes one of them.
+    """
+    text, spans = find_answers(tokenizer, messages, answers)
+    parts = [text[begin:end].rstrip() for begin, end in spans]
+    _check_texts(messages, answers, text, parts)
+    return text, [(begin, begin + len(part)) for (begin, _), part in zip(spans, parts, strict=True)]
+
+
+def label_answers(
+    tokenizer: PreTrainedTokenizerBase,
+    ids: list[int],
+    offsets: list[Span],
+    spans: list[Span],
+    special: set[int],
+) -> Encoded:
+    """Label the tokens of the answers.
+
+    Args:
+        ids: The tokens of a conversation.
+        offsets: The span of each token in the text.
+        spans: The spans of the answers.
+        special: See `special_tokens`.
+
+    Raises:
+        DataError: An answer does not end with a special token, or its first token also contains
+            text before the answer.
+    """
+    labels = [-100] * len(ids)
+    ends: list[int] = []
+    for begin, end in spans:
+        inside = [n for n, (start, _) in enumerate(offsets) if begin <= start < end]
+        ends.append(_end_of(tokenizer, [ids[n] for n in inside], special))
+        for n in range(max(0, inside[0] - 1), inside[0]):  # the token before, if there is one
+            start, stop = offsets[n]
+            if ids[n] in special:  # without white space that it absorbs
+                stop = start + len(tokenizer.convert_ids_to_tokens(ids[n]))
+            if stop > begin:
+                token = tokenizer.decode(ids[n : n + 1])
+                raise DataError(
+                    f"the token {token!r} contains the beginning of an answer and text before it; "
+                    "expected an answer that begins with a token of its own"
+                )
+        for n in inside:
+            labels[n] = ids[n]
+    labels[:1] = [-100]  # not predicted
+    return Encoded(ids, labels, ends)
+
+
+def _check_texts(messages: list[Message], answers: list[int], text: str, parts: list[str]) -> None:
+    """Check that the text contains each message, except for white space.
+
+    Answers that are not targets may be shortened, as by templates that remove reasoning.
+    """
+    targets = dict(zip(answers, parts, strict=True))
+    whole = "".join(text.split())
+    for n, message in enumerate(messages):
+        place = "".join(targets[n].split()) if n in targets else whole
+        is_kept = "".join(message["content"].split()) in place
+        if not is_kept and (n in targets or message["role"] != ANSWERS):
+            raise DataError(
+                f"the chat template leaves out or alters message {n + 1}, of the "
+                f"{message['role']}; expected its whole content"
+            )
+
+
+def _end_of(tokenizer: PreTrainedTokenizerBase, ids: list[int], special: set[int]) -> int:
+    """Return the token that ends an answer."""
+    if not ids or ids[-1] not in special:
+        last = tokenizer.decode(ids[-1:])
+        raise DataError(
+            f"the chat template ends an answer with {last!r}; expected a special token, at which "
+            "generation can stop"
+        )
+    if ids[-1] in ids[:-1]:
+        mark = tokenizer.decode(ids[-1:])
+        raise DataError(f"an answer contains {mark!r}, its end-of-turn token; expected it once")
+    return ids[-1]

@@ -1,0 +1,336 @@
+"""Read conversations, tokenize them, and pack them into rows."""
+
+import dataclasses
+import json
+import zlib
+from bisect import bisect_left, insort
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import datasets
+import numpy as np
+import pyarrow.compute as pc
+import torch
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from errors import DataError
+from reading.answers import (
+    Encoded,
+    Span,
+    label_answers,
+    render_conversation,
+    special_tokens,
+    use_template,
+)
+from reading.examples import describe_examples
+from reading.locate import locate_row
+from reading.messages import as_conversation
+from reading.sources import Source
+from reading.tables import column_names, read_table
+from reading.tokens import CHECKSUM, column, fingerprint, pad, tokenize
+
+from .configuration import BASE_MODEL
+
+# Arguments of generate_dataset that train.py offers on its command line.
+OPTIONS: dict[str, dict] = {
+    "messages_column": {"help": "column of the messages (default: messages, if it exists)"},
+    "prompt_column": {"default": "prompt", "help": "column of the prompts"},
+    "completion_column": {"default": "completion", "help": "column of the completions"},
+    "targets": {
+        "choices": ["all", "last"],
+        "default": "all",
+        "help": "compute the loss on all answers or on the last one of a conversation",
+    },
+    "packing": {
+        "action": "store_true",
+        "help": "pack conversations into rows of --max_len tokens, with masked attention",
+    },
+    "drop_without_target": {
+        "action": "store_true",
+        "help": "leave out conversations whose answers are all truncated",
+    },
+}
+MESSAGES = "messages"
+
+
+@dataclasses.dataclass(frozen=True)
+class Schema:
+    """How a file is read.
+
+    Attributes:
+        messages_column: The column that holds lists of messages. Default: `messages`, if the file
+            has this column; otherwise the file has prompts and completions.
+        prompt_column: The column that holds the prompt: a text, or a list of messages.
+        completion_column: The column that holds the completion: a text, or a list of messages.
+        targets: The answers that are targets: "all", or the "last" one of each conversation.
+            Answers in a prompt are not targets.
+        packing: Whether conversations are packed into rows of up to `max_len` tokens.
+        drop_without_target: Whether conversations whose targets are all truncated are left out.
+        end_ids: Tokens that end an answer. Default: those in the file.
+    """
+
+    messages_column: str | None = None
+    prompt_column: str = OPTIONS["prompt_column"]["default"]
+    completion_column: str = OPTIONS["completion_column"]["default"]
+    targets: str = OPTIONS["targets"]["default"]
+    packing: bool = False
+    drop_without_target: bool = False
+    end_ids: list[int] = dataclasses.field(default_factory=list)
+
+    def columns_in(self, path: Source) -> list[str]:
+        """Return the columns to read: the messages, or prompt and completion.
+
+        Raises:
+            DataError: The file has both kinds of columns, or neither.
+        """
+        if self.messages_column is not None:
+            return [self.messages_column]
+        pair = [self.prompt_column, self.completion_column]
+        names = column_names(path)
+        missing = [name for name in pair if name not in names]
+        if MESSAGES in names and not missing:
+            raise DataError(
+                f"{path}: has the columns {MESSAGES!r}, {pair[0]!r} and {pair[1]!r}; expected "
+                f"either, or --messages_column {MESSAGES}"
+            )
+        if names and missing and MESSAGES not in names:
+            found = ", ".join(map(repr, names))
+            raise DataError(
+                f"{locate_row(path, 0)}: no column {missing[0]!r}, and no {MESSAGES!r}; the file "
+                f"has {found}"
+            )
+        return [MESSAGES] if MESSAGES in names else pair
+
+
+class Dataset(torch.utils.data.Dataset):
+    """Tokenized conversations or, with `packing`, rows of several conversations.
+
+    Attributes:
+        lengths: Tokens of each example, shape (n,); those of similar length are batched together.
+        num_items: Target tokens of each example, shape (n,); the loss is averaged over these.
+        schema: How the file was read: arguments with which `generate_dataset` reads another file
+            in the same way.
+        checksums: Checksum of each example, shape (n,), which decides whether it is held out.
+        fingerprint: Hash of the tokens, the same on every machine.
+        notes: Lines to print about the chat template and omitted conversations.
+    """
+
+    def __init__(
+        self,
+        rows: datasets.Dataset,
+        schema: Schema,
+        tokenizer: PreTrainedTokenizerBase,
+        max_len: int,
+        notes: Iterable[str] = (),
+    ):
+        lengths, num_items, checksums, is_cut = (
+            rows.data.column(name).to_numpy()
+            for name in ("length", "num_items", CHECKSUM, "is_cut")
+        )
+        self.rows = rows
+        self.input_ids = column(rows, "input_ids")
+        self.labels = column(rows, "labels")
+        # Example i consists of the conversations order[bounds[i]:bounds[i + 1]].
+        self.order = np.flatnonzero(num_items)
+        self.bounds = np.arange(len(self.order) + 1)
+        if schema.packing:
+            packs = pack(lengths[self.order], max_len)
+            self.order = self.order[np.concatenate(packs)]
+            self.bounds = np.cumsum([0, *map(len, packs)])
+        starts = self.bounds[:-1]
+        self.lengths = np.add.reduceat(lengths[self.order], starts)
+        self.num_items = np.add.reduceat(num_items[self.order], starts)
+        self.checksums = np.bitwise_xor.reduceat(checksums[self.order], starts)
+        self.schema = dataclasses.asdict(schema)
+        self.fingerprint = zlib.crc32(repr(self.schema).encode(), fingerprint(rows))
+        self.tokenizer = tokenizer
+        self.notes = list(notes)
+        self.cut = f"--max_len {max_len} truncates {is_cut.sum():,} of {len(rows):,} conversations"
+        self.cut += f" ({is_cut.mean():.1%})"
+
+    def __len__(self) -> int:
+        return len(self.bounds) - 1
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        members = self.order[self.bounds[index] : self.bounds[index + 1]].tolist()
+        parts = self.input_ids[members]
+        example = {"input_ids": torch.cat(parts), "labels": torch.cat(self.labels[members])}
+        if self.schema["packing"]:
+            # transformers masks attention across the points where positions start at 0 again.
+            example["position_ids"] = torch.cat([torch.arange(len(part)) for part in parts])
+        return example
+
+    def collate(self, examples: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+        """Pad on the right to the longest example: tensors of shape (batch, length)."""
+        fill = {"input_ids": self.tokenizer.pad_token_id or 0, "labels": -100, "position_ids": 0}
+        return {key: pad(examples, key, fill[key])[0] for key in examples[0]}
+
+    def describe(self) -> Iterator[str]:
+        """Yield a line about truncation, and a few examples."""
+        yield f"  {self.cut}"
+        yield from describe_examples(self, self._decode)
+
+    def _decode(self, example: dict[str, torch.Tensor]) -> tuple[str, str]:
+        labels = example["labels"]
+        targets = labels[labels != -100]
+        return self.tokenizer.decode(example["input_ids"]), self.tokenizer.decode(targets)
+
+
+def pack(lengths: np.ndarray, room: int) -> list[list[int]]:
+    """Distribute items among packs of at most `room` tokens by best-fit decreasing."""
+    packs: list[list[int]] = []
+    by_room: dict[int, list[int]] = {}  # numbers of packs, by the room left in them
+    rooms: list[int] = []  # the keys of by_room, sorted
+    for item in np.argsort(-lengths, kind="stable").tolist():
+        length = int(lengths[item])
+        place = bisect_left(rooms, length)
+        if place == len(rooms):
+            packs.append([])
+            left = room
+            number = len(packs) - 1
+        else:
+            left = rooms[place]
+            number = by_room[left].pop()
+            if not by_room[left]:
+                del by_room[left]
+                del rooms[place]
+        packs[number].append(item)
+        left -= length
+        if left not in by_room:
+            by_room[left] = []
+            insort(rooms, left)
+        by_room[left].append(number)
+    return packs
+
+
+def render_row(
+    row: dict[str, Any], tokenizer: PreTrainedTokenizerBase, targets: str
+) -> tuple[str, list[Span], str]:
+    """Return the text of a row, the spans of its targets, and its error or an empty text."""
+    try:
+        messages, answers = as_conversation(row)
+        answers = answers[-1:] if targets == "last" else answers
+        return (*render_conversation(tokenizer, messages, answers), "")
+    except DataError as error:
+        return "", [], str(error)
+
+
+def encode_rows(
+    rows: list[dict[str, Any]], tokenizer: PreTrainedTokenizerBase, targets: str, max_len: int
+) -> Iterator[dict[str, Any]]:
+    """Tokenize rows of the file. `fault` is the error of a row, or an empty text."""
+    texts, spans, faults = zip(*(render_row(row, tokenizer, targets) for row in rows), strict=True)
+    options = {"add_special_tokens": False, "return_offsets_mapping": True, "verbose": False}
+    tokens = tokenizer(list(texts), **options)
+    special = special_tokens(tokenizer)
+    for n, fault in enumerate(faults):
+        ids = tokens["input_ids"][n]
+        offsets = tokens["offset_mapping"][n]
+        encoded = Encoded([0], [-100], [0])
+        try:
+            if not fault:
+                encoded = label_answers(tokenizer, ids, offsets, spans[n], special)
+        except DataError as error:
+            fault = str(error)
+        labels = encoded.labels[:max_len]
+        yield {
+            "input_ids": encoded.input_ids[:max_len],
+            "labels": labels,
+            "ends": encoded.ends,
+            "fault": fault,
+            "length": len(labels),
+            "num_items": sum(label != -100 for label in labels),
+            "is_cut": len(encoded.labels) > max_len,
+        }
+
+
+def generate_dataset(
+    path: Source,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    max_len: int = 128,
+    **schema: Any,
+) -> Dataset:
+    """Read a file of conversations.
+
+    Args:
+        path: A JSON, CSV, TSV or Parquet file, or another source: see `read_table`.
+        tokenizer: Default: that of the default base model. If it has no chat template, it is given
+            `DEFAULT_TEMPLATE`.
+        max_len: Longer conversations are truncated to this many tokens, at the end.
+        schema: Attributes of `Schema`.
+
+    Raises:
+        DataError: The file cannot be read, a row is malformed, the chat template cannot be used for
+            it, or truncation removes all targets of a conversation.
+    """
+    tokenizer = tokenizer or AutoTokenizer.from_pretrained(BASE_MODEL)
+    notes = use_template(tokenizer)
+    given = Schema(**schema)
+    columns = given.columns_in(path)
+    targets = given.targets
+    table = read_table(path, columns, nested=columns)
+
+    def encode(batch: dict[str, list]) -> dict[str, list]:
+        cells = zip(*(batch[name] for name in columns), strict=True)
+        rows = [dict(zip(columns, map(json.loads, row), strict=True)) for row in cells]
+        found = list(encode_rows(rows, tokenizer, targets, max_len))
+        return {name: [row[name] for row in found] for name in found[0]}
+
+    rows = tokenize(table, encode, tokenizer)
+    faults = rows.data.column("fault")
+    if (row := pc.index(pc.not_equal(faults, ""), True).as_py()) >= 0:
+        raise DataError(f"{locate_row(path, row)}: {faults[row]}")
+    notes += _check_targets(path, rows, given, max_len)
+    complete = dataclasses.replace(
+        given,
+        messages_column=columns[0] if len(columns) == 1 else None,
+        end_ids=_end_ids(path, rows, given.end_ids, tokenizer),
+    )
+    return Dataset(rows, complete, tokenizer, max_len, notes)
+
+
+def _check_targets(
+    path: Source, rows: datasets.Dataset, schema: Schema, max_len: int
+) -> Iterator[str]:
+    """Yield a line about conversations without targets.
+
+    Raises:
+        DataError: They may not be left out, or no other conversations remain.
+    """
+    empty = np.flatnonzero(rows.data.column("num_items").to_numpy() == 0)
+    if len(empty) == 0:
+        return
+    found = (
+        f"--max_len {max_len} truncates all targets of {len(empty):,} of {len(rows):,} "
+        f"conversations, the first at {locate_row(path, int(empty[0]))}"
+    )
+    if len(empty) == len(rows):
+        raise DataError(f"{path}: {found}; expected a larger --max_len")
+    if not schema.drop_without_target:
+        raise DataError(f"{path}: {found}; expected a larger --max_len, or --drop_without_target")
+    yield f"{path}: {found}; they are left out"
+
+
+def _end_ids(
+    path: Source,
+    rows: datasets.Dataset,
+    known: list[int],
+    tokenizer: PreTrainedTokenizerBase,
+) -> list[int]:
+    """Return the tokens that end the answers.
+
+    Raises:
+        DataError: One is not in `known`: generation would not stop there.
+    """
+    ends = pc.list_flatten(rows.data.column("ends"))
+    found = pc.unique(ends).to_pylist()
+    for end in found:
+        if known and end not in known:
+            row = pc.list_parent_indices(rows.data.column("ends"))[pc.index(ends, end).as_py()]
+            tokens = ", ".join(map(repr, tokenizer.convert_ids_to_tokens(known)))
+            other = tokenizer.convert_ids_to_tokens(end)
+            raise DataError(
+                f"{locate_row(path, row.as_py())}: an answer ends with {other!r}; expected "
+                f"{tokens}, as in the training data"
+            )
+    return known or sorted(found)

@@ -1,0 +1,109 @@
+"""The loss: cross entropy, per target token of the global batch."""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+LOGITS_AT_ONCE = 2**25  # 128 MiB in float32
+
+
+def num_targets(labels: Tensor) -> Tensor:
+    """Count the targets: labels other than -100, without the first column."""
+    return (labels[:, 1:] != -100).sum()
+
+
+def cross_entropy(
+    logits: Tensor, labels: Tensor, num_items_in_batch: Tensor | int | None = None
+) -> Tensor:
+    """Compute the sum over the tokens, divided by `num_items_in_batch`; by default their mean.
+
+    Args:
+        logits: Shape (batch, length, vocabulary).
+        labels: Token ids, shape (batch, length); -100 is ignored. The logits at position i predict
+            the label at position i + 1.
+    """
+    if num_items_in_batch is None:
+        num_items_in_batch = num_targets(labels)
+    targets = labels[:, 1:].flatten()
+    loss = F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), targets, reduction="sum")
+    return loss / num_items_in_batch
+
+
+class LinearHead(nn.Linear):
+    """A linear head that also computes the loss, without the logits of all tokens in memory.
+
+    The loss is computed in `forward`, because FSDP and ZeRO gather the weight only there.
+    """
+
+    def forward(
+        self,
+        hidden: Tensor,
+        labels: Tensor | None = None,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Tensor:
+        """Return the logits or, with labels, `cross_entropy` of them.
+
+        Args:
+            hidden: Shape (batch, length, hidden size).
+        """
+        if labels is None:
+            return super().forward(hidden)
+        if num_items_in_batch is None:
+            num_items_in_batch = num_targets(labels)
+        targets = labels[:, 1:].flatten()
+        hidden = hidden[:, :-1].flatten(0, 1)
+        loss = _LinearLoss.apply(hidden, self.weight, self.bias, targets, torch.is_grad_enabled())
+        return loss / num_items_in_batch
+
+
+class _LinearLoss(torch.autograd.Function):
+    """Compute the logits of a few rows at a time, and overwrite them with their gradient.
+
+    This is the fused linear cross entropy of Hsu et al., "Liger Kernel" (2024). Unlike gradient
+    checkpointing of the head, it computes the logits only once.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        targets: Tensor,
+        needs_grad: bool,
+    ) -> Tensor:
+        total = torch.zeros((), device=hidden.device)
+        grad_hidden = torch.zeros_like(hidden)
+        # A frozen head, as under LoRA, needs none: its gradient is as large as the weight.
+        grad_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
+        has_grad_bias = bias is not None and ctx.needs_input_grad[2]
+        grad_bias = torch.zeros_like(bias) if has_grad_bias else None
+        parts = max(1, math.ceil(len(hidden) * len(weight) / LOGITS_AT_ONCE))
+        rows = max(1, math.ceil(len(hidden) / parts))  # all parts are of one size
+        for x, target, grad_x in zip(
+            hidden.split(rows), targets.split(rows), grad_hidden.split(rows), strict=True
+        ):
+            ignored = (target == -100).unsqueeze(1)
+            index = target.unsqueeze(1).masked_fill(ignored, 0)
+            log_probs = F.linear(x, weight, bias).float().log_softmax(-1)
+            total -= log_probs.gather(1, index).masked_fill(ignored, 0).sum()
+            if not needs_grad:
+                continue
+            grad = log_probs.exp_()  # in place: these are the large tensors
+            grad.scatter_add_(1, index, torch.full_like(index, -1, dtype=grad.dtype))
+            grad = grad.masked_fill_(ignored, 0).to(x.dtype)
+            grad_x.copy_(grad @ weight)
+            if grad_weight is not None:
+                grad_weight += grad.T @ x
+            if grad_bias is not None:
+                grad_bias += grad.sum(0)
+        ctx.save_for_backward(grad_hidden, grad_weight, grad_bias)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, grad_total: Tensor) -> tuple[Tensor | None, ...]:
+        grads = (None if grad is None else grad * grad_total for grad in ctx.saved_tensors)
+        return *grads, None, None

@@ -1,0 +1,217 @@
+"""The task `chat`: which tokens are learned, what is refused, and where generation stops."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TypeAlias
+
+import pytest
+
+from conftest import ROOT, SCRIPTS, SLUG, Render
+
+TEMPLATES = ROOT / "tests" / "fixtures" / "chat_templates"
+ENVIRONMENT = {
+    **os.environ,
+    "HF_HUB_OFFLINE": "1",
+    "OMP_NUM_THREADS": "1",
+    "ACCELERATE_USE_CPU": "true",
+}
+
+
+@pytest.fixture(scope="module")
+def project(render: Render, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project that all tests here share."""
+    folder = tmp_path_factory.mktemp("chat") / SLUG
+    return Path(shutil.copytree(render(task="chat"), folder))
+
+
+def run(project: Path, *command: str | Path, code: int = 0) -> str:
+    """Run Python in the project; return what it prints."""
+    done = subprocess.run(
+        [sys.executable, *map(str, command)],
+        cwd=project,
+        env={**ENVIRONMENT, "PYTHONPATH": str(project)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == code, done.stdout + done.stderr
+    return done.stdout + (done.stderr if code else "")
+
+
+Files: TypeAlias = dict[str, list[dict[str, object]]]
+
+
+def turn(role: str, content: object) -> dict[str, object]:
+    return {"role": role, "content": content}
+
+
+def write(path: Path, rows: Sequence[Mapping[str, object]]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def what_is_said(project: Path, folder: Path, files: Files, **options: object) -> list[str]:
+    """What reading each file ends in: an error, without the folder's name, or a number."""
+    paths = [write(folder / f"{name}.jsonl", rows) for name, rows in files.items()]
+    out = run(project, SCRIPTS / "chat_rows.py", json.dumps(options), *paths)
+    return out.replace(f"{folder}/", "").splitlines()
+
+
+ASKED = turn("user", "A?")
+ANSWERED = turn("assistant", "B.")
+GOOD: dict[str, object] = {"messages": [ASKED, ANSWERED]}
+PAIR: dict[str, object] = {"prompt": "A?", "completion": "B."}
+# Rows that are refused, each as the second of a file, and the words that say so.
+BAD: dict[str, tuple[object, str]] = {
+    "role": ([ASKED, turn("tool", "B.")], "a message has the role 'tool'; expected one of system"),
+    "no_role": ([ASKED, {"content": "B."}], "a message has the role None; expected one of system"),
+    "no_answer": ([ASKED], "no message of the assistant; expected an answer"),
+    "empty": ([], "'messages' holds an empty list; expected messages"),
+    "text": ("A?", "'messages' holds text; expected a list of messages"),
+    "object": (ASKED, "'messages' holds an object; expected a list of messages"),
+    "texts": (["A?"], "'messages' holds a list with text; expected messages"),
+    "number": ([ASKED, turn("assistant", 5)], "the content of a message is a number; expected"),
+    "null": ([ASKED, turn("assistant", None)], "the content of a message is null; expected text"),
+    "parts": ([ASKED, turn("assistant", [{"text": "B."}])], "the content of a message is a list"),
+    "calls": ([ASKED, {**ANSWERED, "tool_calls": [1]}], "a message has the key 'tool_calls'"),
+    "first": ([ANSWERED, ASKED, ANSWERED], "the first message is an answer; expected a message"),
+    "mark": (
+        [ASKED, turn("assistant", "a<|im_end|>b")],
+        "an answer contains '<|im_end|>', its",
+    ),
+}
+
+
+def test_a_malformed_row_is_named_in_one_sentence(project: Path, tmp_path: Path) -> None:
+    files: Files = {name: [GOOD, {"messages": messages}] for name, (messages, _) in BAD.items()}
+    found = what_is_said(project, tmp_path, files)
+    assert len(found) == len(BAD)
+    for line, (name, (_, words)) in zip(found, BAD.items(), strict=True):
+        assert line.startswith(f"{name}.jsonl:2: {words}")
+
+
+def test_a_file_has_messages_or_pairs(project: Path, tmp_path: Path) -> None:
+    files: Files = {
+        "both": [{**GOOD, **PAIR}],
+        "half": [{"prompt": "A?"}],
+        "neither": [{"text": "A?"}],
+    }
+    files |= {"prompt": [PAIR, {**PAIR, "prompt": []}], "right": [PAIR, PAIR]}
+    files |= {"other": [{**GOOD, "prompt": "A?", "prompt_id": 1}]}
+    assert what_is_said(project, tmp_path, files) == [
+        "both.jsonl: has the columns 'messages', 'prompt' and 'completion'; expected either, or "
+        "--messages_column messages",
+        "half.jsonl:1: no column 'completion', and no 'messages'; the file has 'prompt'",
+        "neither.jsonl:1: no column 'prompt', and no 'messages'; the file has 'text'",
+        "prompt.jsonl:2: 'prompt' holds an empty list; expected messages",
+        "2",
+        "1",
+    ]
+    both: Files = {"both": files["both"]}
+    assert what_is_said(project, tmp_path, both, messages_column="messages") == ["1"]
+
+
+def test_what_truncation_leaves_without_a_target_is_refused_or_left_out(
+    project: Path, tmp_path: Path
+) -> None:
+    long: dict[str, object] = {"messages": [turn("user", "word " * 60), ANSWERED]}
+    files: Files = {"some": [GOOD, long, GOOD, long], "all": [long]}
+    words = "--max_len 40 truncates all targets of 2 of 4 conversations, the first at some.jsonl:2"
+    expected = "expected a larger --max_len"
+    assert what_is_said(project, tmp_path, files, max_len=40) == [
+        f"some.jsonl: {words}; {expected}, or --drop_without_target",
+        f"all.jsonl: {words.replace('2 of 4', '1 of 1').replace('some.jsonl:2', 'all.jsonl:1')}; "
+        f"{expected}",
+    ]
+    file = tmp_path / "some.jsonl"
+    data = [f"--{part}_input={file}" for part in ("train", "valid")]
+    options = ["--max_len=40", "--drop_without_target", "--dry_run", f"--outdir={tmp_path}/run"]
+    out = run(project, "train.py", *data, *options)
+    assert out.count("they are left out") == 1
+    assert f"{words.replace('some', f'{tmp_path}/some')}; they are left out" in out
+    assert "train: 2 examples" in out
+    assert "--max_len 40 truncates 2 of 4 conversations (50.0%)" in out
+
+
+@pytest.mark.parametrize("script", ["chat_formats", "chat_packing"])
+def test_chat(script: str, project: Path) -> None:
+    """See the docstrings of the scripts."""
+    run(project, SCRIPTS / f"{script}.py")
+
+
+def test_the_loss_is_that_of_float64_for_templates_of_each_style(project: Path) -> None:
+    run(project, SCRIPTS / "chat_losses.py", TEMPLATES)
+
+
+REPLY = """
+import json, sys
+from transformers import AutoModelForCausalLM, AutoTokenizer
+path, messages = sys.argv[1], json.loads(sys.argv[2])
+model = AutoModelForCausalLM.from_pretrained(path).eval()
+tokenizer = AutoTokenizer.from_pretrained(path)
+inputs = tokenizer.apply_chat_template(
+    messages, add_generation_prompt=True, return_dict=True, return_tensors="pt"
+)
+(ids,) = model.generate(**inputs, max_new_tokens=40, do_sample=False)
+new = ids[inputs["input_ids"].shape[1] :]
+text = tokenizer.apply_chat_template(messages, tokenize=False)
+ends = model.generation_config.eos_token_id
+print(json.dumps([tokenizer.convert_ids_to_tokens(new), text, ends, tokenizer.decode(new[:-1])]))
+"""
+ANSWERS = {"Red?": "A warm colour.", "Blue?": "A cold one.", "Ape?": "An animal. Also a verb."}
+
+
+@pytest.mark.parametrize("template", ["header", None])
+def test_plain_transformers_stops_where_training_stopped(
+    template: str | None, project: Path, tmp_path: Path
+) -> None:
+    """With an end mark that is not the tokenizer's, and with the default template."""
+    files = [TEMPLATES / f"{template}.jinja"] if template else []
+    run(project, SCRIPTS / "chat_base.py", tmp_path / "base", *files)
+    rows = [{"messages": [turn("user", q), turn("assistant", a)]} for q, a in ANSWERS.items()]
+    many = write(tmp_path / "many.jsonl", rows * 160)
+    few = write(tmp_path / "few.jsonl", rows)
+    options = [f"--train_input={many}", f"--valid_input={few}", f"--model_id={tmp_path}/base"]
+    options += ["--batch_size=6", "--epochs=1", "--lr=3e-3", "--max_new_tokens=0"]
+    out = run(project, "train.py", *options, f"--outdir={tmp_path}/run")
+    assert ("DEFAULT_TEMPLATE of" in out) == (template is None)
+
+    best = tmp_path / "run" / "best"
+    (tmp_path / "empty").mkdir()
+    question, answer = next(iter(ANSWERS.items()))
+    messages = json.dumps([turn("user", question)])
+    done = run(tmp_path / "empty", "-c", REPLY, best, messages)
+    tokens, text, ends, reply = json.loads(done.splitlines()[-1])
+    if template:
+        assert tokens[-1] == "<|eot_id|>"
+        assert ends == [1026, 2]
+        assert "<|start_header_id|>user<|end_header_id|>\n\nRed?<|eot_id|>" in text
+    else:
+        assert tokens[-1] == "<|im_end|>"
+        assert ends == 2
+        assert text == "<|user|>\nRed?<|im_end|>\n"
+    assert reply == answer
+
+    command = ["predict.py", f"--checkpoint={best}"]
+    asked = write(tmp_path / "asked.jsonl", [{"prompt": question}])
+    answered = tmp_path / "answered.jsonl"
+    run(project, *command, f"--input={asked}", "--column=prompt", f"--output={answered}")
+    found = [json.loads(line) for line in answered.read_text(encoding="utf-8").splitlines()]
+    assert found == [{"prompt": question, "prediction": answer}]
+
+
+def test_training_packs_and_samples_show_answers(project: Path, tmp_path: Path) -> None:
+    options = ["--packing", "--targets=last", "--max_len=200", "--max_steps=3"]
+    run(project, "train.py", *options, f"--outdir={tmp_path}/run")
+    log = json.loads((tmp_path / "run" / "log.json").read_text())["Epoch 0"]["valid_log"]
+    assert set(log) == {"loss", "perplexity", "count"}
+    samples = (tmp_path / "run" / "samples.txt").read_text(encoding="utf-8")
+    assert samples.count("  expected:  ") == samples.count("  generated: ") == 4
+    assert samples.startswith("<|im_start|>")
