@@ -1,6 +1,7 @@
 """Any content of a data file is trained on or refused in one sentence."""
 
 import json
+from typing import Any
 
 import datasets
 import pytest
@@ -23,7 +24,7 @@ NAMES = [
 HEADER = ",".join(NAMES).encode() + b"\n"
 MANY = "x" * 10**6
 # Where a long input leaves no room for a target, its row is left out.
-LENIENT = {name: True for name in OPTIONS if name == "drop_without_target"}
+LENIENT: dict[str, Any] = {name: True for name in OPTIONS if name == "drop_without_target"}
 
 ANY_TEXT = st.text() | st.text(alphabet='a,"\t\n\r\0 \ufeff\u2028😀é')
 ANY_VALUE = st.recursive(
