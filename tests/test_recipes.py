@@ -52,7 +52,7 @@ MISTAKES = [
     ),
     (
         *("least", "modeling.py", "self.post_init()", "pass"),
-        "model/modeling.py: what Model.save_pretrained writes cannot be loaded: ",
+        "model/modeling.py: the checkpoint of Model.save_pretrained cannot be loaded: ",
     ),
     (
         *("lstm", "modeling.py", "loss=total / items", "loss=total / len(labels)"),

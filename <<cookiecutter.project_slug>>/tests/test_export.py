@@ -51,7 +51,7 @@ def test_a_folder_with_files_and_onnx_in_another_precision_are_refused(checkpoin
     with pytest.raises(RunError, match="is not empty; expected a new folder"):
         export.main(arguments)
     (tmp_path / "file").unlink()
-    with pytest.raises(RunError, match="--onnx: written in float32"):
+    with pytest.raises(RunError, match="--onnx: model.onnx is written in float32"):
         export.main([*arguments, "--onnx", "--dtype", "bfloat16"])
 
 

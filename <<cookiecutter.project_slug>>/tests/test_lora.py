@@ -334,7 +334,7 @@ def test_base_model_with_other_weights_is_refused(lora, base, sample, tmp_path):
     run = tmp_path / "run"
     shutil.rmtree(own)
     save_base(own, ROOT / "tiny", seed=1)
-    sentence = "the adapter was trained on other weights than those of .*own now"
+    sentence = "the weights of .*own differ from those that the adapter was trained on"
     with pytest.raises(RunError, match=sentence):
         train.main(["--restore_dir", str(run / "last"), "--max_steps", "3"])
     rows = ["--input", str(sample / "valid.jsonl"), "--output", str(tmp_path / "out.jsonl")]
@@ -351,7 +351,7 @@ def test_base_model_with_other_weights_is_refused(lora, base, sample, tmp_path):
 @pytest.mark.parametrize(
     ("more", "sentence"),
     [
-        (["--model_id", str(ROOT / "tiny")], "tiny has no weights that an adapter could belong to"),
+        (["--model_id", str(ROOT / "tiny")], "tiny has no weights to adapt"),
         (["--lora_targets", "nothing"], "--lora_targets nothing: no adapter can be added"),
         (["--lora_rank", "-1"], "--lora_rank -1: expected at least 0"),
         (["--lora_rank", "0", "--base_dtype", "bfloat16"], "--base_dtype bfloat16: expected --lo"),
@@ -368,7 +368,7 @@ def test_what_cannot_be_adapted_is_refused_before_any_work(more, sentence, lora,
 def test_name_of_no_module_among_others_is_refused(lora, base):
     model = Model.from_pretrained(base)
     linear = next(n for n, m in model.base_model.named_modules() if isinstance(m, nn.Linear))
-    with pytest.raises(RunError, match="nothing is no module of"):
+    with pytest.raises(RunError, match="has no module nothing that supports LoRA"):
         train.main([*lora, "--lora_targets", linear.rpartition(".")[2], "nothing"])
 
 
@@ -402,7 +402,9 @@ def test_rewritten_model_is_refused(lora, monkeypatch):
 
     halved.__signature__ = inspect.signature(forward)  # type: ignore[attr-defined]
     monkeypatch.setattr(Model, "forward", halved)
-    with pytest.raises(RunError, match="--lora_rank 2: expected a model that is its base model"):
+    with pytest.raises(
+        RunError, match="--lora_rank 2: expected a Model with the logits of its base model"
+    ):
         train.main(lora)
 
 
