@@ -14,7 +14,7 @@ class RunError(UserError):
 
 
 class RankError(RunError):
-    """An error of one rank alone: only that rank can report it, and its exit ends the others."""
+    """An error on a single rank, which reports it; its exit ends the other ranks."""
 
 
 class Stopped(Exception):

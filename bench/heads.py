@@ -80,9 +80,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--model_id", type=Path, required=True, help="folder of an encoder")
     parser.add_argument("--data", nargs="+", required=True, help="name=folder")
-    parser.add_argument(
-        "--rows", type=int, default=1600, help="number of training rows of each data set"
-    )
+    parser.add_argument("--rows", type=int, default=1600, help="training rows per data set")
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--json", type=Path, default=Path("heads.json"), help="file of the results")

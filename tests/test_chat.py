@@ -135,7 +135,7 @@ def test_what_truncation_leaves_without_a_target_is_refused_or_left_out(
     options = ["--max_len=40", "--drop_without_target", "--dry_run", f"--outdir={tmp_path}/run"]
     out = run(project, "train.py", *data, *options)
     assert out.count("they are omitted") == 1
-    assert f"{words.replace('some', f'{tmp_path}/some')}; they are left out" in out
+    assert f"{words.replace('some', f'{tmp_path}/some')}; they are omitted" in out
     assert "train: 2 examples" in out
     assert "--max_len 40 truncates 2 of 4 conversations (50.0%)" in out
 

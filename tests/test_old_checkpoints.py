@@ -80,5 +80,5 @@ def test_an_old_checkpoint_of_another_model_is_refused_in_a_sentence(old: Path) 
         ["predict.py", "--checkpoint", "old/last", "--input", "rows.jsonl"],
     ):
         output = run(old, *command, code=2)
-        assert "it was saved by an earlier version, with mean pooling" in output
+        assert "saved by an earlier version, whose model used mean pooling" in output
         assert "Traceback" not in output

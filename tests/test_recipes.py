@@ -77,7 +77,7 @@ MISTAKES = [
             "return Adafactor(",
             "Adafactor.eval = None\n    return Adafactor(",
         ),
-        "model/optimization.py: Adafactor has other weights in evaluation than in training",
+        "model/optimization.py: Adafactor uses different weights in training and evaluation",
     ),
     (
         *("optimizer", "optimization.py", "return LambdaLR(optimizer, factor)", "return factor"),

@@ -111,7 +111,7 @@ def test_what_two_tasks_repeat_is_the_same() -> None:
             assert first == second, name
     words = {"separate_documents": "packing", "cross documents": "cross conversations"}
     words |= {"The same token ids, shape (batch, length), or -100 where no loss is computed.": ""}
-    words |= {"The token ids of the answers, shape (batch, length), or -100 elsewhere.": ""}
+    words |= {"Token ids of the answers, -100 elsewhere, shape (batch, length).": ""}
     for name in ("forward", "on_weights_loaded"):
         sources = [function_of(folder / "modeling.py", name) for folder in decoders]
         for word, other in words.items():

@@ -24,7 +24,7 @@ def as_text(
     """Convert all columns to text, or to lists of texts where `lists` allows it.
 
     Integers become their digits, other numbers their `repr`, class labels their names, dates their
-    ISO form. Columns in `nested` become JSON.
+    ISO form. Values of columns in `nested` are returned as JSON.
 
     Raises:
         DataError: A cell has no value, or a type that cannot be converted.

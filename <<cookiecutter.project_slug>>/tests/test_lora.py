@@ -355,7 +355,7 @@ def test_base_model_with_other_weights_is_refused(lora, base, sample, tmp_path):
         (["--lora_targets", "nothing"], "--lora_targets nothing: no adapter can be added"),
         (["--lora_rank", "-1"], "--lora_rank -1: expected at least 0"),
         (["--lora_rank", "0", "--base_dtype", "bfloat16"], "--base_dtype bfloat16: expected --lo"),
-        (["--push_to_hub", "me/mine"], "--push_to_hub me/mine: nobody else has the adapter's base"),
+        (["--push_to_hub", "me/mine"], "--push_to_hub me/mine: the base model of the adapter"),
         (["--lora_rank", "0", "--lora_dora"], "--lora_dora True: expected --lora_rank, too"),
     ],
 )
@@ -376,13 +376,13 @@ def test_name_of_no_module_among_others_is_refused(lora, base):
     "more", [["--lora_rank", "4"], ["--lora_alpha", "7"], ["--lora_targets", "x"], ["--lora_dora"]]
 )
 def test_resumed_run_keeps_its_adapter(more, trained):
-    with pytest.raises(RunError, match=f"{more[0]} .*: the run that is resumed has"):
+    with pytest.raises(RunError, match=f"{more[0]} .*: the resumed run has"):
         train.main(["--restore_dir", str(trained / "last"), *more])
 
 
 def test_run_without_an_adapter_cannot_get_one(arguments, tmp_path):
     train.main([*arguments, "--max_steps", "1"])
-    with pytest.raises(RunError, match="--lora_rank 2: the run that is resumed has 0"):
+    with pytest.raises(RunError, match="--lora_rank 2: the resumed run has 0"):
         train.main(["--restore_dir", str(tmp_path / "run" / "last"), "--lora_rank", "2"])
 
 

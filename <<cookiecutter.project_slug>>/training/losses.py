@@ -26,7 +26,7 @@ class LossMeter:
 
     Attributes:
         latest: Latest losses read from the device, times the number of ranks; empty at first.
-        latest_norm: Norm of the gradient of the same step, before clipping.
+        latest_norm: Gradient norm of the latest step that was read, before clipping.
         first_bad_step: First step, of those read, whose loss is not finite.
     """
 
@@ -56,7 +56,7 @@ class LossMeter:
         return dict(self._sums)
 
     def take_norms(self) -> list[float]:
-        """Return the finite norms that were added since the last call."""
+        """Return the finite norms added since the last call."""
         self._read()
         norms = self._norms
         self._norms = []

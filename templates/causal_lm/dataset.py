@@ -108,9 +108,9 @@ class Dataset(torch.utils.data.Dataset):
         """Yield lines about texts that may be wrong.
 
         Args:
-            train: The training data, if these are validation data.
+            train: Training data, if this is validation data.
         """
-        if is_plain_text(self.origin.source):  # its rows are lines
+        if is_plain_text(self.origin.source):  # a row is a line, not a document
             return
         yield from self.origin.empty(self.schema["text_column"])
         yield from self.origin.doubled("input_ids", self.tokenizer)

@@ -103,7 +103,7 @@ class Model(Wrapper, WrapperGenerationMixin):
             )
 
     def check_documents(self) -> None:
-        """Check that attention does not cross documents in a row; see `base.check_documents`."""
+        """Check that attention does not cross documents; see `base.check_documents`."""
         check_documents(self.lm, "separate_documents")
 
 

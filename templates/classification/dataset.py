@@ -94,7 +94,7 @@ class Dataset(torch.utils.data.Dataset):
         """Yield lines about rows that may be wrong.
 
         Args:
-            train: The training data, if these are validation data.
+            train: Training data, if this is validation data.
         """
         columns = [self.schema["text_column"], self.schema["pair_column"]]
         texts = [name for name in columns if name is not None]

@@ -88,10 +88,10 @@ class Dataset(torch.utils.data.Dataset):
         yield from describe_examples(self, self._decode)
 
     def faults(self, train: "Dataset | None" = None) -> Iterator[str]:
-        """Yield lines about rows that may be wrong; an empty target has nothing to learn.
+        """Yield lines about rows that may be wrong, such as rows with an empty target.
 
         Args:
-            train: The training data, if these are validation data.
+            train: Training data, if this is validation data.
         """
         origin = self.origin
         source = self.schema["source_column"]
@@ -121,7 +121,7 @@ class Dataset(torch.utils.data.Dataset):
 
 
 def end_token_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """Return the end-of-sequence token, or the separator of a tokenizer without one."""
+    """Return the id of the EOS token, or of the separator if there is no EOS token."""
     return tokenizer.sep_token_id if tokenizer.eos_token_id is None else tokenizer.eos_token_id
 
 

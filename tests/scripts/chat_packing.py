@@ -51,6 +51,6 @@ AutoConfig.for_model("bloom", **sizes).save_pretrained("bloom")
 try:
     Model(ModelConfig("bloom", **packed.schema))
 except ValueError as error:
-    assert str(error) == "packing: BloomForCausalLM takes no position_ids"
+    assert str(error) == "packing: BloomForCausalLM does not accept position_ids"
 else:
     raise AssertionError("bloom cannot keep conversations apart")
