@@ -190,7 +190,7 @@ def _align_decoder_start(
         ]
         if not found:
             raise RunError(
-                "the base model has no decoder_start_token_id, and the tokenizer has no BOS, CLS or "
+                "the base model has no decoder_start_token_id, and the tokenizer no BOS, CLS or "
                 "padding token; expected one of them"
             )
         config.decoder_start_token_id = found[0]

@@ -66,7 +66,8 @@ def check_optimizer(optimizer: object, model: nn.Module) -> None:
     if held:
         shape = tuple(next(iter(held)).shape)
         raise RunError(
-            f"{file}: build_optimizer has a parameter of shape {shape} that is not in the model"
+            f"{file}: build_optimizer has a parameter of shape {shape} that is not in the model; "
+            "expected only parameters of the model"
         )
 
 
