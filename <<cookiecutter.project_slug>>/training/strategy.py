@@ -129,8 +129,8 @@ def _check_reduced(model: DistributedDataParallel) -> None:
         names = [name for name, p in parameters if p.requires_grad and p.grad is None]
         which = names[0] if names else "a parameter"
         raise RankError(
-            f"model/modeling.py: {which} gets no gradient in this step, but did in the check at the "
-            "start; expected `leaves_parameters_unused = True` in Model"
+            f"model/modeling.py: {which} gets no gradient in this step, but did in the check at "
+            "the start; expected `leaves_parameters_unused = True` in Model"
         ) from None
 
 
