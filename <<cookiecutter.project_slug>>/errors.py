@@ -10,7 +10,7 @@ class DataError(UserError):
 
 
 class RunError(UserError):
-    """A run that cannot start or continue."""
+    """A run cannot start or continue."""
 
 
 class RankError(RunError):

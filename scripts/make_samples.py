@@ -71,7 +71,7 @@ def save_data(train: Iterable[Row], valid: Iterable[Row], task: Path) -> list[Ro
 def train_tokenizer(
     rows: list[Row], size: int, template: str, **special: str
 ) -> PreTrainedTokenizerFast:
-    """Train a byte-level BPE. It never returns the unknown token, which CTranslate2 requires."""
+    """Train a byte-level BPE. CTranslate2 requires that it never returns UNK."""
     trainer = trainers.BpeTrainer(
         vocab_size=size,
         special_tokens=list(dict.fromkeys(special.values())),

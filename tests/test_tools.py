@@ -1,8 +1,8 @@
 """Other tools load checkpoints with the commands of the README, and compute the same.
 
-A tool that is not installed is skipped. `pip install -e '.[dev]'` installs those of `make test`;
-the others need much space, or other versions, and are tried by `make test-all` where they are
-installed. Each script in tests/tools/ runs in an empty folder.
+Tools that are not installed are skipped. `pip install -e '.[dev]'` installs those of `make test`.
+The others need much disk space or other versions; `make test-all` runs them if they are installed.
+Each script in tests/tools/ runs in an empty folder.
 """
 
 from __future__ import annotations

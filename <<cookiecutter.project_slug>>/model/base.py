@@ -1,4 +1,4 @@
-"""A wrapper around a transformers model, saved as that model where the logits are the same."""
+"""A wrapper around a transformers model, saved in stock form if the logits are the same."""
 
 import copy
 import hashlib
@@ -196,7 +196,7 @@ class Wrapper(PreTrainedModel):
         self.saves_stock = None
 
     def on_weights_loaded(self) -> None:
-        """Set up what depends on the values of the weights."""
+        """Set up the parts that depend on the values of the weights."""
 
     @classmethod
     def from_pretrained(
@@ -268,7 +268,7 @@ class Wrapper(PreTrainedModel):
         saved = self.state_dict()
         buffers = {name: b for name, b in self.named_buffers() if name not in saved}
         if all(name.startswith(prefix) for name in buffers):
-            return  # transformers computes those of its own models
+            return  # transformers computes it for its own models
         with torch.random.fork_rng(), torch.device("cpu"):
             computed = dict(type(self)(copy.deepcopy(self.config)).named_buffers())
         for name, buffer in buffers.items():

@@ -13,7 +13,7 @@ from errors import DataError
 
 from .files import format_of, open_file
 
-csv.field_size_limit(2**31 - 1)  # a cell may hold a whole document
+csv.field_size_limit(2**31 - 1)  # a cell may contain a full document
 
 
 class Number(str):
@@ -99,7 +99,7 @@ def _read_json(file: str, stream: BufferedReader, columns: Collection[str]) -> R
 
 
 class _ArrayReader:
-    """Decodes the objects of a JSON array one by one, without the whole file in memory."""
+    """Decodes the objects of a JSON array one by one, without loading the full file."""
 
     def __init__(self, file: str, stream: BufferedReader):
         self._file = file

@@ -41,7 +41,7 @@ class MicroBatch:
         rng_key: Seed of everything random in this micro-batch: (seed, epoch, step, rank, number).
         weight: 1; or 0 on a rank without examples, which runs a dummy one so that collectives
             match.
-        share: Target items of these examples, divided by those of the step.
+        share: Target items of these examples, as a fraction of the target items of the step.
         is_last: Whether this micro-batch completes its step.
         batch: The collated examples.
     """

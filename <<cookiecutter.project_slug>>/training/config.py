@@ -44,7 +44,7 @@ def option(
 
     Args:
         text: Its description in `--help`.
-        aliases: Further names on the command line: those of transformers.
+        aliases: Further names on the command line, as in transformers.
         group: Its group in `--help`.
         at_least: Smallest valid number.
         arguments: Arguments of `add_argument` that do not follow from the type of the field.
@@ -68,7 +68,7 @@ FILES: dict[str, Any] = {"nargs": "+", "action": OneOrMore, "metavar": "FILE"}
 
 @dataclass(frozen=True)
 class RunConfig:
-    """Arguments of train.py. A resumed run keeps those that are not given again.
+    """Arguments of train.py. A resumed run keeps the saved values of arguments not given.
 
     Attributes:
         data_options, model_options, score_options: Arguments of the task, from its `OPTIONS`.

@@ -30,7 +30,7 @@ TINY = "tiny"
 
 
 class LossOnly:
-    """Scores of a model without metrics.py: none beside the loss."""
+    """Default for a model without metrics.py: no scores."""
 
     generates = False
 
@@ -214,7 +214,7 @@ class Task:
         max_len: int,
         **options: Any,
     ) -> ExampleSet:
-        """Call `generate_dataset` with those of the arguments that it accepts.
+        """Call `generate_dataset` with the arguments that it accepts.
 
         Raises:
             DataError: The source cannot be read.
@@ -228,7 +228,7 @@ class Task:
         return ExampleSet(dataset, is_divisible=not self.couples_examples)
 
     def build_config(self, model_id: str, arguments: dict[str, Any]) -> Any:
-        """Build a `ModelConfig` from those of the arguments that its constructor accepts."""
+        """Build a `ModelConfig` from the arguments that its constructor accepts."""
         arguments = {"base_model_id": model_id, **arguments}
         named = inspect.signature(self.config_class.__init__).parameters.keys()
         return self.config_class(**{name: arguments[name] for name in named & arguments.keys()})

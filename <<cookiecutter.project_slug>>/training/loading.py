@@ -31,7 +31,7 @@ def load_tokenizer(model_id: str) -> PreTrainedTokenizerBase:
     That token is EOS, or the unknown token if there is no EOS.
 
     Raises:
-        RunError: There is no tokenizer, or its tokens are not those of its own file.
+        RunError: There is no tokenizer, or its tokens differ from those of its tokenizer.json.
     """
     model_id = os.path.expanduser(model_id)
     _check_folder(model_id)
@@ -90,7 +90,7 @@ def build_model(
         The model, and lines about new and unused weights.
 
     Raises:
-        RunError: The weights cannot be read, or are not those of the base model.
+        RunError: The weights cannot be read, or do not match the base model.
     """
     model_id = os.path.expanduser(model_id)
     is_own = getattr(config, "name_or_path", "") == model_id
@@ -119,7 +119,7 @@ def load_model(
         base_model_id: New path or Hub id of the base model of an adapter, if it was moved.
 
     Raises:
-        RunError: A file cannot be read, or the weights are not those of `model_class`.
+        RunError: A file cannot be read, or the weights do not match `model_class`.
     """
     folder = os.path.expanduser(folder)
     _check_folder(folder)

@@ -85,7 +85,7 @@ class LossMeter:
 
 
 def add_losses(total: dict[str, Tensor], losses: dict[str, Tensor], factor: float) -> None:
-    """Add the losses of a micro-batch, times a factor, to those of its step."""
+    """Add the losses of a micro-batch, times a factor, to the losses of its step."""
     for name, loss in losses.items():
         part = loss.detach() * factor
         total[name] = total[name] + part if name in total else part

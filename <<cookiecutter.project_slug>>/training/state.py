@@ -21,7 +21,7 @@ class TrainState:
 
     Attributes:
         global_batch_size: Examples in a step, over all ranks; fixed when the run starts.
-        total_steps: Optimizer steps in the whole run.
+        total_steps: Optimizer steps of the full run.
         current_epoch: Index of the current epoch, which is the number of completed epochs.
         examples: Examples of the current epoch that have been used: the position in it.
         step: Optimizer steps since the start.

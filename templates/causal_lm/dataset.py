@@ -140,7 +140,7 @@ def generate_dataset(
             one document without end-of-sequence.
         tokenizer: Default: that of the default base model.
         max_len: Tokens in a block, at least 2.
-        text_column: The column that holds the text.
+        text_column: Column of the texts.
         separate_documents: Whether attention is masked across documents. The first token of each
             document is then not a target.
 

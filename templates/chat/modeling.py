@@ -43,7 +43,7 @@ class Model(Wrapper, WrapperGenerationMixin):
             labels: Token ids of the answers, -100 elsewhere, shape (batch, length).
                 They are shifted by one here, so the first column is never a target.
             num_items_in_batch: Divisor of the summed loss: the targets of the global batch.
-                Defaults to those of this batch, which makes the loss their mean.
+                Defaults to the targets of this batch, which makes the loss their mean.
             return_logits: Whether to return the logits of a batch with labels as well.
 
         Returns:

@@ -152,8 +152,8 @@ class Schema:
 
     Attributes:
         text_column: The column that holds the text.
-        pair_column: The column that holds the second text of a pair.
-        label_column: The column that holds the label: text or number, or a list of them. Numbers
+        pair_column: Column of the second text of a pair.
+        label_column: Column of the labels: texts or numbers, or lists of them. Numbers
             with fractions are values to predict.
         labels: The label names in the order of their ids. Default: those in the file, sorted.
         problem_type: The type of labels: see `problem_of`. Default: inferred from the file.

@@ -150,8 +150,8 @@ def generate_dataset(
         path: A JSON, CSV, TSV or Parquet file, or another source: see `read_table`.
         tokenizer: Default: that of the default base model.
         max_len: Maximum tokens of a source or target, with end-of-sequence; the rest is cut off.
-        source_column: The column that holds the source text.
-        target_column: The column that holds the target text.
+        source_column: Column of the source texts.
+        target_column: Column of the target texts.
 
     Raises:
         DataError: The file cannot be read, a source has no tokens, or the tokenizer has no

@@ -19,8 +19,8 @@ from model.dataset import Dataset, generate_dataset
 from model.modeling import Model
 
 STYLES = Path(sys.argv[1])
-# For the parts below: what stands before and behind a message of the role. The last is the mark
-# that ends an answer: it is learned, the line break behind it is not.
+# For each role: text before a message, text after its end-of-turn token, and this token. In an
+# answer, the end-of-turn token is a target, but the line break after it is not.
 CHATML = {
     role: (f"<|im_start|>{role}\n", "\n", "<|im_end|>") for role in ("system", "user", "assistant")
 }

@@ -1,6 +1,6 @@
 """Check that packing does not change the gradient of `chat`.
 
-And a base model that does not keep the conversations in a row apart is refused.
+Also check that a base model without a mask between conversations is refused.
 """
 
 import torch
