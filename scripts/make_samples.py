@@ -2,7 +2,7 @@
 
     python scripts/make_samples.py --sms_spam DIR --cmudict DIR --austen DIR --wordnet_chat DIR
 
-Each DIR holds train.jsonl and valid.jsonl; the LICENSE.md beside each sample names its source.
+Each DIR contains train.jsonl and valid.jsonl. The LICENSE.md of each sample gives its source.
 Writes, for each task, data/train.jsonl, data/valid.jsonl and tiny/ (a configuration and a
 tokenizer, no weights). The same sources and the same transformers give the same bytes.
 """

@@ -1,4 +1,4 @@
-"""What train.py and predict.py need of the files in this folder.
+"""The interface of the files in this folder to train.py and predict.py.
 
 Required are `ModelConfig` in configuration.py, `Model(config)` in modeling.py, whose `forward`
 returns an `Output`, and `generate_dataset(path)` in dataset.py, which returns a `TaskDataset`.
@@ -40,21 +40,21 @@ from torch.optim.lr_scheduler import LRScheduler
 
 
 class Output(Protocol):
-    """What `Model.forward` returns: any `transformers.utils.ModelOutput` with a loss.
+    """Return type of `Model.forward`: any `transformers.utils.ModelOutput` with a loss.
 
     Attributes:
         loss: A scalar. If `forward` has a parameter `num_items_in_batch`, the sum over the target
             items of the batch divided by that number; otherwise the mean over the batch.
 
     An optional attribute `losses` holds further scalars by name, normalised in the same way, which
-    are logged beside the loss.
+    are logged together with the loss.
     """
 
     loss: torch.Tensor
 
 
 class TaskDataset(Protocol):
-    """What `generate_dataset` returns: a `torch.utils.data.Dataset` of dicts.
+    """Return type of `generate_dataset`: a `torch.utils.data.Dataset` of dicts.
 
     Values are tensors, nested dicts of tensors, or strings that only the metrics read.
 
@@ -64,8 +64,8 @@ class TaskDataset(Protocol):
         num_items: Target items of each example, shape (n,), by which the loss is averaged.
             Default: 1.
         sort_keys: Shape (n,). Examples with similar keys are batched together. Default: `lengths`.
-        schema: How the file was read, in JSON types: keyword arguments with which
-            `generate_dataset` reads another file in the same way. Those that the constructor of
+        schema: Keyword arguments, of JSON types, for `generate_dataset` to read another file
+            in the same way. Those that the constructor of
             `ModelConfig` accepts are passed to it. Default: empty.
         fingerprint: Integer that changes when the data change. Default: a hash of up to 256
             examples.

@@ -84,7 +84,7 @@ def _scalars_as_text(values: pa.Array, feature: Any, name: str, place: Place) ->
     if isinstance(feature, datasets.ClassLabel) and pa.types.is_integer(values.type):
         return _class_names(values, feature, place)
     if pa.types.is_floating(values.type):
-        # Arrow would write 1.0 as 1, and 1e16 unlike the writers of Python, JSON and CSV.
+        # numpy formats floats like Python, JSON and CSV writers; Arrow would write 1.0 as 1.
         return pa.array(values.to_numpy(zero_copy_only=False).astype(str).tolist(), pa.string())
     try:
         return values.cast(pa.string())

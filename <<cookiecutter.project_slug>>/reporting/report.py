@@ -171,7 +171,7 @@ class Report:
         def init() -> None:
             try:
                 self.run.accelerator.init_trackers(Path.cwd().name, config, init_kwargs=settings)
-            except Exception as error:  # each tracker has its own errors
+            except Exception as error:  # trackers raise their own exception types
                 reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
                 names = " ".join(self.config.report_to)
                 raise RunError(f"--report_to {names}: cannot start ({reason})") from None

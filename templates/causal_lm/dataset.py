@@ -32,8 +32,7 @@ class Dataset(torch.utils.data.Dataset):
     Attributes:
         lengths: Tokens of each block, shape (n,); blocks of similar length are batched together.
         num_items: Tokens to predict in each block, shape (n,); the loss is averaged over these.
-        schema: How the file was read: arguments with which `generate_dataset` reads another file
-            in the same way.
+        schema: Keyword arguments for `generate_dataset` to read another file in the same way.
         fingerprint: Hash of the tokens, the same on every machine.
     """
 

@@ -34,8 +34,8 @@ class Dataset(torch.utils.data.Dataset):
     Attributes:
         lengths: Tokens of each example, shape (n,); similar lengths are batched together.
         num_items: 1 for each example, shape (n,); the loss is averaged over the examples.
-        schema: How the file was read: arguments with which `generate_dataset` reads another file
-            in the same way. Its labels are passed to `ModelConfig`.
+        schema: Keyword arguments for `generate_dataset` to read another file in the same way.
+            Its labels are passed to `ModelConfig`.
         checksums: Checksum of each example, shape (n,), which decides whether it is held out.
         fingerprint: Hash of the tokens and labels, the same on every machine.
     """

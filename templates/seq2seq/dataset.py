@@ -32,8 +32,7 @@ class Dataset(torch.utils.data.Dataset):
         sort_keys: Shape (n,), similar for similar lengths of sources and targets: examples with
             similar keys are batched together.
         num_items: Target tokens of each example, shape (n,); the loss is averaged over these.
-        schema: How the file was read: arguments with which `generate_dataset` reads another file
-            in the same way.
+        schema: Keyword arguments for `generate_dataset` to read another file in the same way.
         checksums: Checksum of each example, shape (n,), which decides whether it is held out.
         fingerprint: Hash of the tokens, the same on every machine.
     """
