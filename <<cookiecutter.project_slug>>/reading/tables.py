@@ -102,7 +102,7 @@ def is_plain_text(source: Source) -> bool:
 
 
 def distinct(table: datasets.Dataset, column: str) -> tuple[list[str], bool]:
-    """Return the distinct texts of a column, sorted (integers by value); and whether it has lists."""
+    """Return the distinct texts of a column, sorted (integers by value); and if it has lists."""
     values = table.data.column(column)
     is_list = pa.types.is_nested(values.type)
     found = pc.unique(pc.list_flatten(values) if is_list else values).to_pylist()
