@@ -43,14 +43,14 @@ HUB_NAME = r"[A-Za-z0-9_]([A-Za-z0-9._-]*[A-Za-z0-9_])?"
 HUB_ID = re.compile(rf"({HUB_NAME}/)?{HUB_NAME}")
 TEMPLATE_MARKS = ("<<", ">>", "{{", "}}", "{%", "%}", "{#", "#}")  # of this template and of a copy
 
-# Texts that Cookiecutter renders besides files. Any other text with marks is an answer.
+# Texts that Cookiecutter renders in addition to files. Any other text with marks is an answer.
 ROOT = Path(__file__).resolve().parent
 QUESTIONS = (ROOT / "cookiecutter.json").read_text(encoding="utf-8")
 HOOKS = [path.read_text(encoding="utf-8") for path in ROOT.glob("hooks/*_gen_project.py")]
 OWN_TEXTS = {*HOOKS, *(path.name for path in ROOT.glob("*cookiecutter.project_slug*"))}
 
-# Characters that at least one of Python, TOML, YAML and JSON misreads, or that make a line look
-# like another one: DEL and C1, text direction, line and paragraph separators, byte order marks.
+# Characters that Python, TOML, YAML or JSON misreads, or that change the appearance of a line:
+# DEL and C1, text direction, line and paragraph separators, byte order marks.
 UNSAFE = re.compile(r"[\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ufffe\uffff]")
 
 PACKAGES = """

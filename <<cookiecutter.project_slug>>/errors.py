@@ -10,11 +10,11 @@ class DataError(UserError):
 
 
 class RunError(UserError):
-    """A run that cannot start or continue."""
+    """A run cannot start or continue."""
 
 
 class RankError(RunError):
-    """An error of one rank alone: only that rank can report it, and its exit ends the others."""
+    """An error on a single rank, which reports it; its exit ends the other ranks."""
 
 
 class Stopped(Exception):

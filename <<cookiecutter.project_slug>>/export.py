@@ -1,4 +1,4 @@
-"""Write a checkpoint for other tools: merged, in another precision, or as ONNX.
+"""Export a checkpoint for other tools: merged, in another precision, or as ONNX.
 
 python export.py --output exported --dtype bfloat16
 python export.py --output exported --onnx                pip install -e '.[onnx]'
@@ -33,15 +33,15 @@ TOLERANCE = 1e-4  # relative to the largest logit
 
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(usage="export.py [arguments]", formatter_class=HelpFormatter)
-    parser.add_argument("--checkpoint", default="outputs/best", help="folder that a run saved")
-    parser.add_argument("--output", required=True, help="folder to write")
+    parser.add_argument("--checkpoint", default="outputs/best", help="checkpoint to export")
+    parser.add_argument("--output", required=True, help="output folder, new or empty")
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="dtype of the weights")
     parser.add_argument("--onnx", action="store_true", help="also write model.onnx (classifiers)")
     return parser
 
 
 class Logits(nn.Module):
-    """The part of a model that is exported as ONNX: token ids and mask to logits."""
+    """Compute logits from token ids and mask: the part of a model exported as ONNX."""
 
     def __init__(self, model: nn.Module):
         super().__init__()
@@ -52,7 +52,7 @@ class Logits(nn.Module):
 
 
 def export_onnx(model: Any, tokenizer: PreTrainedTokenizerBase, file: Path) -> None:
-    """Write model.onnx for any batch and length, and compare its logits with the model's.
+    """Write model.onnx for any batch size and length; compare its logits with the model's.
 
     Raises:
         RunError: torch cannot export the model, or the logits differ.
@@ -73,7 +73,7 @@ def export_onnx(model: Any, tokenizer: PreTrainedTokenizerBase, file: Path) -> N
             dynamo=True,
             verbose=False,
         )
-    except Exception as error:  # of many kinds, for architectures that torch cannot trace
+    except Exception as error:  # many types, for architectures that torch cannot trace
         name = type(model).__name__
         raise RunError(f"--onnx: torch cannot export {name} ({describe(error)})") from error
     session = onnxruntime.InferenceSession(file)
@@ -84,14 +84,14 @@ def export_onnx(model: Any, tokenizer: PreTrainedTokenizerBase, file: Path) -> N
         (found,) = session.run(["logits"], {name: inputs[name].numpy() for name in names})
         difference = (expected - torch.from_numpy(found)).abs().max()
         if difference > TOLERANCE * expected.abs().max():
-            raise RunError(f"{file}: its logits differ from the model's by {difference:.2g}")
+            raise RunError(f"{file}: the logits differ from the model's by {difference:.2g}")
 
 
 def check_onnx(model: Any) -> None:
     """Check that a model can be exported as ONNX.
 
     Raises:
-        RunError: Packages are missing, or the model generates.
+        RunError: A package is missing, or the model generates.
     """
     for package in ONNX_PACKAGES:
         require(package, "onnx", "--onnx")
@@ -103,25 +103,25 @@ def merge(model: Any, inputs: dict[str, Tensor]) -> str:
     """Merge the adapter of a model into its base model, and compare the logits.
 
     Returns:
-        A line about their difference.
+        A line with the largest difference.
 
     Raises:
-        RunError: They differ, or are not those of a stock checkpoint.
+        RunError: The logits differ, or the merged model has no stock form.
     """
     expected = _logits(model, inputs)
     model.merge_lora()
     difference = _difference(_logits(model, inputs), expected, "merged")
     line = model.choose_form()
     if not model.saves_stock:
-        raise RunError(f"merged: {line}; expected the form of the base model")
+        raise RunError(f"merged: {line}; expected the stock form of the base model")
     return f"merged: the logits differ from the adapter's by at most {difference:.2g}"
 
 
 def check_merged(model: Any, inputs: dict[str, Tensor], output: Path) -> None:
-    """Open a merged checkpoint without `model/`, and compare the logits.
+    """Load a merged checkpoint without `model/`, and compare the logits.
 
     Raises:
-        RunError: They differ; the folder is removed.
+        RunError: The logits differ; the folder is removed.
     """
     stock = model.auto_class.from_pretrained(output, dtype=torch.float32).eval()
     try:
@@ -132,7 +132,7 @@ def check_merged(model: Any, inputs: dict[str, Tensor], output: Path) -> None:
 
 
 def sample_inputs(model: Any, tokenizer: PreTrainedTokenizerBase | None) -> dict[str, Tensor]:
-    """Return inputs for which logits are compared: sample texts, or some token ids."""
+    """Return inputs for comparing logits: sample texts or, without a tokenizer, token ids."""
     if tokenizer is None:
         ids = torch.arange(3, 35).remainder(model.config.vocab_size).view(2, 16)
         batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
@@ -154,9 +154,9 @@ def _difference(logits: Tensor, expected: Tensor, what: str) -> float:
 
 
 def next_commands(model: Any, output: Path) -> Iterator[str]:
-    """Yield commands of tools that can open the folder, depending on the model."""
+    """Yield commands of tools that can open the exported model."""
     if not getattr(model, "saves_stock", False):
-        yield f"{output} holds code of its own: open it with trust_remote_code=True"
+        yield f"{output} contains its own code: load it with trust_remote_code=True"
     elif model.can_generate() and model.config.is_encoder_decoder:
         yield f"ct2-transformers-converter --model {output} --output_dir {output}-ct2"
     elif model.can_generate():
@@ -172,7 +172,9 @@ def main(argv: list[str] | None = None) -> None:
     if output.exists() and any(output.iterdir()):
         raise RunError(f"--output {output}: is not empty; expected a new folder")
     if args.onnx and args.dtype != "float32":
-        raise RunError(f"--onnx: written in float32; expected no --dtype {args.dtype}")
+        raise RunError(
+            f"--onnx: model.onnx is written in float32; expected no --dtype {args.dtype}"
+        )
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     tokenizer = load_tokenizer(args.checkpoint) if task.needs_tokenizer else None
@@ -189,7 +191,7 @@ def main(argv: list[str] | None = None) -> None:
         model.to(getattr(torch, args.dtype)).save_pretrained(output)
         if tokenizer is not None:
             tokenizer.save_pretrained(output)
-    except Exception as error:  # of the disk, of safetensors, of the user's code
+    except Exception as error:  # from the disk, safetensors or the user's code
         raise RunError(f"--output {output}: not saved ({describe(error)})") from error
     if merged:
         check_merged(model, inputs, output)

@@ -2,7 +2,7 @@
 
 python predict.py --input new.jsonl --output predictions.jsonl
 accelerate launch --multi_gpu --num_processes 2 predict.py --input new.jsonl    two GPUs
-python predict.py                                    reads lines from the terminal, or converses
+python predict.py                                    a prediction or answer per line typed
 """
 
 import argparse
@@ -92,7 +92,7 @@ def load_predictor(task: Task, args: argparse.Namespace, accelerator: Accelerato
     check_length(model, max_len)
     options = {name: getattr(args, name) for name in task.predict_options}
     if not (checkpoint / STATE_FILE).is_file() and args.max_len is None:
-        accelerator.print(f"{checkpoint} has no {STATE_FILE}: --max_len {max_len} is assumed")
+        accelerator.print(f"{checkpoint} has no {STATE_FILE}: using --max_len {max_len}")
     predictor = task.build_predictor(model, tokenizer, max_len, schema, options)
     for note in getattr(predictor, "notes", []):
         accelerator.print(note)
@@ -150,7 +150,7 @@ def predict(
 
 
 class Lines:
-    """Answers each line by itself; a tab separates the two texts of a pair."""
+    """Predict each line separately; a tab separates the two texts of a pair."""
 
     def __init__(self, predictor: TaskPredictor):
         self.predictor = predictor
@@ -163,10 +163,10 @@ class Lines:
 
 
 def start_conversation(predictor: TaskPredictor) -> Conversation:
-    """Start a conversation if the predictor has them.
+    """Start a conversation, or predict lines separately if the predictor has no conversations.
 
     Raises:
-        RunError: It has not, and reads files alone.
+        RunError: The predictor only reads files.
     """
     if hasattr(predictor, "start_conversation"):
         return predictor.start_conversation()
@@ -176,7 +176,7 @@ def start_conversation(predictor: TaskPredictor) -> Conversation:
 
 
 def converse(conversation: Conversation, lines: Iterable[str]) -> None:
-    """Answer each line."""
+    """Print an answer to each line."""
     show = partial(print, end="", flush=True)
     show("> ")
     with suppress(KeyboardInterrupt):

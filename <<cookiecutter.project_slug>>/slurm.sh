@@ -25,7 +25,7 @@ export MASTER_ADDR MASTER_PORT=$((20000 + SLURM_JOB_ID % 10000)) WORLD_SIZE=$SLU
 # only the processes get a signal.
 cancelled=no
 trap 'cancelled=yes' TERM
-# These signals stop the processes, which save. This shell must survive them to requeue the job,
+# Processes save a checkpoint and exit on these signals. This shell must survive them to requeue the job,
 # also if the whole job is signalled, as by scancel --full. The processes would inherit ''.
 trap : HUP USR1 USR2
 

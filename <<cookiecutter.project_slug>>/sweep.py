@@ -1,12 +1,12 @@
-"""Train several times with different arguments, and compare the runs.
+"""Train with different arguments, seeds or folds, and compare the runs.
 
-python sweep.py --search lr=1e-4,3e-4,1e-3 -- --epochs 1                each of the values
-python sweep.py --search lr=log:1e-5..1e-3 --trials 20 -- --epochs 1    20 that Optuna chooses
-python sweep.py --seeds 1 2 3                                           mean and spread over seeds
+python sweep.py --search lr=1e-4,3e-4,1e-3 -- --epochs 1                each of these values
+python sweep.py --search lr=log:1e-5..1e-3 --trials 20 -- --epochs 1    20 values chosen by Optuna
+python sweep.py --seeds 1 2 3                                           mean and standard deviation
 python sweep.py --folds 5 -- --train_input my.jsonl                     cross-validation
 
-What follows `--` goes to train.py. The same command continues an interrupted sweep.
-Needs Optuna: pip install -e '.[sweep]'
+Arguments after `--` are passed to train.py. The same command continues an interrupted sweep.
+Requires Optuna: pip install -e '.[sweep]'
 """
 
 import argparse
@@ -37,7 +37,7 @@ from training.search_space import parse_space
 from training.study import Study
 
 SIGNALS = ("SIGTERM", "SIGINT", "SIGHUP")
-PLACES = ("outdir", "restore_dir", "dry_run")  # arguments of train.py that are set here
+PLACES = ("outdir", "restore_dir", "dry_run")  # arguments of train.py set by this script
 OF_FOLDS = ("valid_input", "valid_size", "valid_fold")
 
 
@@ -55,14 +55,18 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--trials", type=int, help="number of trials; all combinations if omitted")
     parser.add_argument("--seeds", type=int, nargs="+", default=[], help="seeds of each trial")
-    parser.add_argument("--folds", type=int, help="hold out N parts of --train_input in turn")
+    parser.add_argument(
+        "--folds", type=int, help="number of parts for cross-validation on --train_input"
+    )
     parser.add_argument(
         "--direction",
         choices=("minimize", "maximize"),
-        help="for a --metric_for_best_model other than loss",
+        help="required for a --metric_for_best_model other than loss",
     )
     parser.add_argument("--outdir", default="sweep", help="output directory")
-    parser.add_argument("--launch", default="python", help='such as "accelerate launch"')
+    parser.add_argument(
+        "--launch", default="python", help='launch command, e.g. "accelerate launch"'
+    )
     return parser
 
 
@@ -70,10 +74,10 @@ def read_arguments(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     """Split and check the arguments.
 
     Returns:
-        Those of this script, and those of train.py.
+        Arguments of this script, and arguments of train.py.
 
     Raises:
-        RunError: Something is missing, or arguments contradict one another.
+        RunError: An argument or a package is missing, or a value is invalid.
     """
     split = argv.index("--") if "--" in argv else len(argv)
     args = build_parser().parse_args(argv[:split])
@@ -85,7 +89,7 @@ def read_arguments(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     if args.trials is not None and not args.search:
         raise RunError(f"--trials {args.trials}: expected --search, too")
     if len(set(args.seeds)) < len(args.seeds):
-        raise RunError("--seeds: one is given twice; expected different ones")
+        raise RunError("--seeds: a seed is given twice; expected different seeds")
     if not (args.search or args.seeds or args.folds):
         raise RunError("nothing to vary; expected --search, --seeds or --folds")
     args.outdir = Path(args.outdir).expanduser()
@@ -93,10 +97,10 @@ def read_arguments(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
 
 
 def check_train_arguments(args: argparse.Namespace, arguments: list[str]) -> str:
-    """Check what goes to train.py; return the name of the score to compare.
+    """Check the arguments of train.py; return the name of the score to compare.
 
     Raises:
-        RunError: An argument does not exist, is set here, or is both fixed and varied.
+        RunError: An argument does not exist, is set by this script, or is both fixed and varied.
     """
     parser = build_train_parser(Task())
     values = parser.parse_args(insert_yaml(parser, arguments))
@@ -111,12 +115,14 @@ def check_train_arguments(args: argparse.Namespace, arguments: list[str]) -> str
         if name not in is_flag:
             raise RunError(f"--search {text}: train.py has no argument {name}")
         if is_flag[name] and text != f"{name}=true,false":
-            raise RunError(f"--search {text}: a flag; expected {name}=true,false")
+            raise RunError(f"--search {text}: {name} is a flag; expected {name}=true,false")
     for name in own:
         if name in given | varied:
-            raise RunError(f"--{name}: sweep.py sets it; expected it neither fixed nor varied")
+            raise RunError(
+                f"--{name}: set by sweep.py; expected it neither after `--` nor in --search"
+            )
     for name in sorted(given & varied):
-        raise RunError(f"--{name}: both fixed and varied; expected one of them")
+        raise RunError(f"--{name}: given both after `--` and in --search; expected one of them")
     if args.folds and "train_input" not in given:
         raise RunError(f"--folds {args.folds}: expected --train_input after `--`")
     if values.metric_for_best_model != LOSS and args.direction is None:
@@ -125,7 +131,7 @@ def check_train_arguments(args: argparse.Namespace, arguments: list[str]) -> str
 
 
 def runs_of_a_trial(seeds: list[int], folds: int | None) -> dict[str, list[str]]:
-    """Arguments of each run of a trial, by the name of its folder."""
+    """Return the arguments of each run of a trial, by the name of its folder."""
     by_seed = {f"seed-{seed}": [f"--seed={seed}"] for seed in seeds}
     by_fold = {}
     size = 1 / (folds or 1)
@@ -138,10 +144,10 @@ def runs_of_a_trial(seeds: list[int], folds: int | None) -> dict[str, list[str]]
 
 
 class Training:
-    """Runs train.py, and forwards signals to it.
+    """Run train.py, and forward signals to it.
 
     Args:
-        launch: Command that precedes train.py; "python" is the interpreter of this process.
+        launch: Launch command, such as "accelerate launch". "python" means this interpreter.
     """
 
     def __init__(self, launch: str):
@@ -153,21 +159,21 @@ class Training:
                 signal.signal(getattr(signal, name), self._forward)
 
     def run(self, arguments: list[str], output: Path) -> int:
-        """Train; return the exit code.
+        """Run train.py; return its exit code.
 
         Args:
-            output: File to which the output is appended.
+            output: File to append the output to.
 
         Raises:
-            Stopped: This process or the training was signalled.
+            Stopped: This process or train.py received a signal.
         """
         command = [*self._command, "train.py", *arguments]
         with output.open("ab") as file:
             self._child = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT)
             code = self._child.wait()
-        # A launcher has an exit code of its own.
+        # A launcher replaces the exit code of train.py, so the signal is recorded here.
         if self._is_stopped or code == STOPPED:
-            raise Stopped("stopped; the same command continues")
+            raise Stopped("stopped; run the same command to continue")
         return code
 
     def _forward(self, number: int, frame: Any) -> None:
@@ -178,11 +184,11 @@ class Training:
 
 @dataclass(frozen=True)
 class Sweep:
-    """What a trial trains.
+    """The settings shared by all trials.
 
     Attributes:
-        arguments: Those of train.py that all runs share.
-        runs: Those of each run of a trial, by the name of its folder.
+        arguments: Arguments of train.py for all runs.
+        runs: Further arguments of each run of a trial, by the name of its folder.
         metric: Name of the score to compare.
         direction: "minimize" or "maximize".
     """
@@ -194,11 +200,11 @@ class Sweep:
     direction: str
 
     def train(self, number: int, values: dict[str, Any], training: Training) -> float | None:
-        """Train all runs of a trial; return the mean of their scores, None if one failed.
+        """Train all runs of a trial; return their mean score, or None if a run failed.
 
         Raises:
-            RunError: train.py refuses its arguments.
-            Stopped: A process was signalled.
+            RunError: train.py rejects its arguments.
+            Stopped: This process or train.py received a signal.
         """
         chosen = [_as_argument(name, value) for name, value in values.items()]
         chosen = [argument for argument in chosen if argument]
@@ -219,13 +225,13 @@ class Sweep:
         return mean(self.scores(number))
 
     def scores(self, number: int) -> list[float]:
-        """Best scores of the runs of a trial."""
+        """Return the best score of each run of a trial."""
         folder = self.outdir / f"trial-{number:03d}"
         found = [self.score(folder / name) for name in self.runs]
         return [score for score in found if score is not None]
 
     def score(self, folder: Path) -> float | None:
-        """Best score of the validations of a run; None if none gave a number."""
+        """Return the best score of all validations of a run; None if no score is a number."""
         log = json.loads((folder / "log.json").read_text(encoding="utf-8"))
         scores = [entry["valid_log"][self.metric] for entry in log.values()]
         numbers = [score for score in scores if score is not None]
@@ -255,7 +261,7 @@ def _last_line(file: Path) -> str:
 
 
 def _as_argument(name: str, value: Any) -> str:
-    """An argument of train.py; empty for a flag that is off."""
+    """Format an argument of train.py; return an empty string for a disabled flag."""
     if value in ("true", "false"):
         return f"--{name}" if value == "true" else ""
     return f"--{name}={value}"

@@ -42,7 +42,7 @@ def train_step(run: Run, step: Step) -> dict[str, Tensor]:
 
 
 def add_gradient(run: Run, step: Step, micro: MicroBatch) -> dict[str, Tensor]:
-    """Add the gradient of a micro-batch to that of its step; return the losses."""
+    """Accumulate the gradient of a micro-batch; return its losses."""
     # Dropout depends only on (seed, epoch, step, rank, number): no RNG state has to be saved.
     seed_all(*micro.rng_key)
     batch = send_to_device(micro.batch, run.accelerator.device, non_blocking=True)
@@ -148,13 +148,13 @@ def validate_step(run: Run, step: Step, losses: LossMeter, scorers: list[Scorer]
         with at_place(step.place, micro.indices):
             outputs, parts = run.task.forward(run.model, batch, step.num_items)
             losses.update({name: part * factor for name, part in parts.items()}, step)
-            for scores in scorers if micro.weight else []:  # 0 on a rank without an example
+            for scores in scorers if micro.weight else []:  # weight 0: a rank without an example
                 scores.update(outputs, batch)
         save_point(run)
 
 
 def validate_set(run: Run, report: Report, part: ValidationSet) -> SetResult:
-    """Compute losses and scores of a validation set, over all ranks."""
+    """Compute the losses and scores of a validation set over all ranks."""
     losses = LossMeter(run.accelerator)
     count = int(part.batches.examples.num_items.sum())
     part.scorers[-1].reset()
@@ -173,7 +173,7 @@ def validate_set(run: Run, report: Report, part: ValidationSet) -> SetResult:
 
 @torch.no_grad()
 def validate(run: Run, report: Report) -> dict[str, float]:
-    """Compute losses and scores of all validation data, and of each named set, over all ranks."""
+    """Compute losses and scores of all validation data, and of each named set."""
     run.scores.reset()
     run.model.eval()
     generates = getattr(run.scores, "generates", False)

@@ -1,11 +1,11 @@
-"""The classification head of the architecture beside mean pooling, on data of yours.
+"""Compare the classification head of the architecture with mean pooling, on your data.
 
 python bench/heads.py --model_id FOLDER --data trec=FOLDER sms=FOLDER --json FILE --markdown FILE
 
-Renders a classification project as it is, with docs/recipes/head and with docs/recipes/pooling in
-place, and trains each with the same arguments. A folder of data has train.jsonl and valid.jsonl,
-with `text` and `label`. Results are added to the JSON file after each run; runs that it holds are
-not repeated, so an interrupted bench can be started again.
+Renders an unchanged classification project, one with docs/recipes/head and one with
+docs/recipes/pooling, and trains each with the same arguments. A data folder has train.jsonl and
+valid.jsonl, with `text` and `label`. Each run is added to the JSON file; runs already in the file
+are not repeated, so an interrupted bench can be restarted.
 """
 
 import argparse
@@ -37,7 +37,7 @@ def first_rows(source: Path, count: int, target: Path) -> None:
 
 
 def train(variant: str, data: Path, seed: int, args: argparse.Namespace) -> list[dict]:
-    """Return the scores of each validation of one run."""
+    """Train once; return the losses and scores of each validation."""
     with tempfile.TemporaryDirectory() as folder:
         project = render("classification", Path(folder))
         if recipe := RECIPES[variant]:
@@ -69,9 +69,9 @@ def markdown(results: list[dict], args: argparse.Namespace) -> str:
 
 Made by `python bench/heads.py`. {"; ".join(f"{k} {v}" for k, v in environment().items())}.
 
-Base model: {args.model_id.name}. The first rows of the training data, as many as
-the table says, and all validation data; `--max_len 64`, further arguments: {further}.
-The mean over the seeds, and in brackets the least and the largest.
+Base model: {args.model_id.name}. Training data: the first rows, in the number given in the
+table. Validation data: all rows. `--max_len 64`, further arguments: {further}.
+Each cell has the mean over the seeds, with the smallest and the largest value in brackets.
 
 {table("data", "rows", "head", "epoch", "seeds", *SCORES, rows=rows)}"""
 
@@ -80,10 +80,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--model_id", type=Path, required=True, help="folder of an encoder")
     parser.add_argument("--data", nargs="+", required=True, help="name=folder")
-    parser.add_argument("--rows", type=int, default=1600, help="training rows of each")
+    parser.add_argument("--rows", type=int, default=1600, help="training rows per data set")
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--json", type=Path, default=Path("heads.json"), help="results so far")
+    parser.add_argument("--json", type=Path, default=Path("heads.json"), help="file of the results")
     parser.add_argument("--markdown", type=Path, help="write the table here")
     args, args.arguments = parser.parse_known_args()
     results = json.loads(args.json.read_text(encoding="utf-8")) if args.json.exists() else []

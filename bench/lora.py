@@ -1,8 +1,8 @@
-"""How much memory training takes: the whole model, an adapter, and an adapter on 16-bit weights.
+"""Measure the memory of training the full model, an adapter, and an adapter on 16-bit weights.
 
 python bench/lora.py [--write FOLDER]
 
-Renders a project and runs it, each time in a process of its own. Needs no network and no GPU.
+Renders a project and runs it, once per process. Needs no network and no GPU.
 """
 
 import argparse
@@ -23,18 +23,18 @@ LLAMA = {  # the size of SmolLM2-135M
     "tie_word_embeddings": True,
 }
 RANK = 16
-# Few tokens at once, so that weights, gradients and optimizer state take most of the memory.
+# Few tokens per step, so that weights, gradients and optimizer state take most of the memory.
 SIZE = {"batch_size": 1, "max_len": 128, "max_steps": 6, "warmup": 1}
 FEW = ["--eval_batch_size", "1"]
 VARIANTS = {
-    "the whole model, float32": [],
+    "full model, float32": [],
     f"rank {RANK}, base in float32": ["--lora_rank", str(RANK)],
     f"rank {RANK}, base in bfloat16": ["--lora_rank", str(RANK), "--base_dtype", "bfloat16"],
 }
 
 
 def save_weights(base: Path) -> int:
-    """Give a base model random weights; return their number."""
+    """Save a base model with random weights; return the number of its parameters."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(base))
@@ -43,7 +43,7 @@ def save_weights(base: Path) -> int:
 
 
 def measure(folder: Path) -> tuple[int, list[list[str]]]:
-    """Return the number of parameters, and rows of peaks."""
+    """Return the number of parameters, and the rows of the table."""
     spec = spec_of("causal_lm", LLAMA, 64, folder / "lora", **SIZE)
     count = save_weights(Path(spec["base"]))
     rows = []
@@ -60,15 +60,15 @@ def markdown(count: int, rows: list[list[str]]) -> str:
     versions = environment()
     machine = versions.pop("machine")
     shown = ", ".join(f"{name} {version}" for name, version in versions.items())
-    columns = ["what is trained", "peak memory, MiB", "share"]
+    columns = ["trained parameters", "peak memory, MiB", "relative"]
     return f"""# Memory with an adapter
 
 Made by `python bench/lora.py` with {shown},
 on {machine}.
 
-Peak memory of a run of {SIZE["max_steps"]} steps from start to end, with validation, checks and
+Peak memory of a full run of {SIZE["max_steps"]} steps, including checks, validation and
 saves: a Llama of {count / 1e6:,.0f} million parameters, one block of \
-{SIZE["max_len"]} tokens in a step. About 500 MiB of it are Python and its libraries.
+{SIZE["max_len"]} tokens in a step. Python and its libraries take about 500 MiB of it.
 
 {table(*columns, rows=rows)}"""
 

@@ -45,7 +45,7 @@ BART = {
     "forced_eos_token_id": None,
 }
 GPT2 = {"model_type": "gpt2", "n_embd": 256, "n_layer": 4, "n_head": 4, "n_positions": 1024}
-BATCHES = 640  # in the texts of varying length, of which `max_steps` are used
+BATCHES = 640  # number of batches of varying length; a run uses the first `max_steps`
 VARYING = {"batch_size": 32, "max_len": 512, "texts": 32 * BATCHES, "sampling": "group_by_length"}
 # Several times slower than the others: one round is enough.
 VARYING["in_first_round_only"] = ["Trainer", "Accelerate's example"]

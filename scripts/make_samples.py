@@ -2,7 +2,7 @@
 
     python scripts/make_samples.py --sms_spam DIR --cmudict DIR --austen DIR --wordnet_chat DIR
 
-Each DIR holds train.jsonl and valid.jsonl; the LICENSE.md beside each sample names its source.
+Each DIR contains train.jsonl and valid.jsonl. The LICENSE.md of each sample gives its source.
 Writes, for each task, data/train.jsonl, data/valid.jsonl and tiny/ (a configuration and a
 tokenizer, no weights). The same sources and the same transformers give the same bytes.
 """
@@ -71,7 +71,7 @@ def save_data(train: Iterable[Row], valid: Iterable[Row], task: Path) -> list[Ro
 def train_tokenizer(
     rows: list[Row], size: int, template: str, **special: str
 ) -> PreTrainedTokenizerFast:
-    """Train a byte-level BPE. It never returns the unknown token, which CTranslate2 requires."""
+    """Train a byte-level BPE. CTranslate2 requires that it never returns UNK."""
     trainer = trainers.BpeTrainer(
         vocab_size=size,
         special_tokens=list(dict.fromkeys(special.values())),

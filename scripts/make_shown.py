@@ -3,8 +3,8 @@
     python scripts/make_shown.py [TASK ...]
 
 Writes templates/<task>/shown.md: the lines that the run prints, the names of its files, and the
-first entry of log.json. For seq2seq it also writes docs/loss.png. Times are left out: they depend
-on the machine. Losses and scores are rounded, since their last digits do, too.
+first entry of log.json. For seq2seq it also writes docs/loss.png. Times are omitted, and
+losses and scores are rounded, because they depend on the machine.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""The task `chat`: which tokens are learned, what is refused, and where generation stops."""
+"""The task `chat`: target tokens, refused rows and templates, and the end of generation."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ ENVIRONMENT = {
 
 @pytest.fixture(scope="module")
 def project(render: Render, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A project that all tests here share."""
+    """A project shared by all tests of this module."""
     folder = tmp_path_factory.mktemp("chat") / SLUG
     return Path(shutil.copytree(render(task="chat"), folder))
 
 
 def run(project: Path, *command: str | Path, code: int = 0) -> str:
-    """Run Python in the project; return what it prints."""
+    """Run Python in the project; return its output."""
     done = subprocess.run(
         [sys.executable, *map(str, command)],
         cwd=project,
@@ -57,8 +57,8 @@ def write(path: Path, rows: Sequence[Mapping[str, object]]) -> Path:
     return path
 
 
-def what_is_said(project: Path, folder: Path, files: Files, **options: object) -> list[str]:
-    """What reading each file ends in: an error, without the folder's name, or a number."""
+def read_files(project: Path, folder: Path, files: Files, **options: object) -> list[str]:
+    """Read each file; return its error, without the path, or its number of examples."""
     paths = [write(folder / f"{name}.jsonl", rows) for name, rows in files.items()]
     out = run(project, SCRIPTS / "chat_rows.py", json.dumps(options), *paths)
     return out.replace(f"{folder}/", "").splitlines()
@@ -68,7 +68,7 @@ ASKED = turn("user", "A?")
 ANSWERED = turn("assistant", "B.")
 GOOD: dict[str, object] = {"messages": [ASKED, ANSWERED]}
 PAIR: dict[str, object] = {"prompt": "A?", "completion": "B."}
-# Rows that are refused, each as the second of a file, and the words that say so.
+# Refused rows, each written as the second row of a file, and the beginning of the error.
 BAD: dict[str, tuple[object, str]] = {
     "role": ([ASKED, turn("tool", "B.")], "a message has the role 'tool'; expected one of system"),
     "no_role": ([ASKED, {"content": "B."}], "a message has the role None; expected one of system"),
@@ -89,9 +89,9 @@ BAD: dict[str, tuple[object, str]] = {
 }
 
 
-def test_a_malformed_row_is_named_in_one_sentence(project: Path, tmp_path: Path) -> None:
+def test_a_malformed_row_is_reported_in_one_sentence(project: Path, tmp_path: Path) -> None:
     files: Files = {name: [GOOD, {"messages": messages}] for name, (messages, _) in BAD.items()}
-    found = what_is_said(project, tmp_path, files)
+    found = read_files(project, tmp_path, files)
     assert len(found) == len(BAD)
     for line, (name, (_, words)) in zip(found, BAD.items(), strict=True):
         assert line.startswith(f"{name}.jsonl:2: {words}")
@@ -105,7 +105,7 @@ def test_a_file_has_messages_or_pairs(project: Path, tmp_path: Path) -> None:
     }
     files |= {"prompt": [PAIR, {**PAIR, "prompt": []}], "right": [PAIR, PAIR]}
     files |= {"other": [{**GOOD, "prompt": "A?", "prompt_id": 1}]}
-    assert what_is_said(project, tmp_path, files) == [
+    assert read_files(project, tmp_path, files) == [
         "both.jsonl: has the columns 'messages', 'prompt' and 'completion'; expected either, or "
         "--messages_column messages",
         "half.jsonl:1: no column 'completion', and no 'messages'; the file has 'prompt'",
@@ -115,17 +115,17 @@ def test_a_file_has_messages_or_pairs(project: Path, tmp_path: Path) -> None:
         "1",
     ]
     both: Files = {"both": files["both"]}
-    assert what_is_said(project, tmp_path, both, messages_column="messages") == ["1"]
+    assert read_files(project, tmp_path, both, messages_column="messages") == ["1"]
 
 
-def test_what_truncation_leaves_without_a_target_is_refused_or_left_out(
+def test_conversations_truncated_to_no_target_are_refused_or_omitted(
     project: Path, tmp_path: Path
 ) -> None:
     long: dict[str, object] = {"messages": [turn("user", "word " * 60), ANSWERED]}
     files: Files = {"some": [GOOD, long, GOOD, long], "all": [long]}
     words = "--max_len 40 truncates all targets of 2 of 4 conversations, the first at some.jsonl:2"
     expected = "expected a larger --max_len"
-    assert what_is_said(project, tmp_path, files, max_len=40) == [
+    assert read_files(project, tmp_path, files, max_len=40) == [
         f"some.jsonl: {words}; {expected}, or --drop_without_target",
         f"all.jsonl: {words.replace('2 of 4', '1 of 1').replace('some.jsonl:2', 'all.jsonl:1')}; "
         f"{expected}",
@@ -134,8 +134,8 @@ def test_what_truncation_leaves_without_a_target_is_refused_or_left_out(
     data = [f"--{part}_input={file}" for part in ("train", "valid")]
     options = ["--max_len=40", "--drop_without_target", "--dry_run", f"--outdir={tmp_path}/run"]
     out = run(project, "train.py", *data, *options)
-    assert out.count("they are left out") == 1
-    assert f"{words.replace('some', f'{tmp_path}/some')}; they are left out" in out
+    assert out.count("they are omitted") == 1
+    assert f"{words.replace('some', f'{tmp_path}/some')}; they are omitted" in out
     assert "train: 2 examples" in out
     assert "--max_len 40 truncates 2 of 4 conversations (50.0%)" in out
 
@@ -146,7 +146,7 @@ def test_chat(script: str, project: Path) -> None:
     run(project, SCRIPTS / f"{script}.py")
 
 
-def test_the_loss_is_that_of_float64_for_templates_of_each_style(project: Path) -> None:
+def test_the_loss_equals_a_float64_computation_for_each_template_style(project: Path) -> None:
     run(project, SCRIPTS / "chat_losses.py", TEMPLATES)
 
 
@@ -169,10 +169,10 @@ ANSWERS = {"Red?": "A warm colour.", "Blue?": "A cold one.", "Ape?": "An animal.
 
 
 @pytest.mark.parametrize("template", ["header", None])
-def test_plain_transformers_stops_where_training_stopped(
+def test_transformers_stops_at_the_end_of_turn_token_of_training(
     template: str | None, project: Path, tmp_path: Path
 ) -> None:
-    """With an end mark that is not the tokenizer's, and with the default template."""
+    """With an end-of-turn token that is not the EOS token, and with the default template."""
     files = [TEMPLATES / f"{template}.jinja"] if template else []
     run(project, SCRIPTS / "chat_base.py", tmp_path / "base", *files)
     rows = [{"messages": [turn("user", q), turn("assistant", a)]} for q, a in ANSWERS.items()]

@@ -117,7 +117,7 @@ def test_shown_numbers_are_those_of_the_sample_data(task: str) -> None:
     assert entry["Epoch 0"]["step"] == math.ceil(rows / 16)
 
 
-def test_the_least_project_is_the_one_that_is_tested(render: Render) -> None:
+def test_the_smallest_model_of_the_readme_is_tested(render: Render) -> None:
     readme = read(render() / "README.md")
     shown = {code for kind, code in BLOCK.findall(readme) if kind == "python"}
     folder = render() / "tests" / "least_contract"

@@ -152,7 +152,7 @@ def test_any_architecture_works_or_is_rejected_in_one_sentence(
     assert found.keys() == set(kinds)
 
 
-# The parts of SCRIPT, for a base model with weights: of a classifier without its head.
+# Functions for SCRIPT: a base model with weights; for a classifier, without the head.
 ADAPTERS = """
 import peft
 from safetensors.torch import load_file, save_file

@@ -157,7 +157,7 @@ def test_invalid_rows_are_located(project: Path, tmp_path: Path) -> None:
     done = run(project, SCRIPTS / "refused_files.py", *paths)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == [
-        f"{tmp_path}/odd.jsonl:2: 2 words, 1 tags; not as many",
+        f"{tmp_path}/odd.jsonl:2: 2 words, 1 tags; expected equal numbers",
         f"{tmp_path}/unknown.jsonl:2: unknown tag 'B'; expected one of O",
         f"{tmp_path}/empty.jsonl: no words; expected words and their tags",
     ]

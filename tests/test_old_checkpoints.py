@@ -1,6 +1,6 @@
-"""Checkpoints that earlier versions wrote: with code, and the base model's tensors with a prefix.
+"""Checkpoints of earlier versions: with code, and with prefixed tensors of the base model.
 
-They resume and predict as stock ones do, or are refused where the model was another one. Their
+They resume and predict like stock checkpoints, or are refused if the model has changed. Their
 code is not executed.
 """
 
@@ -25,7 +25,7 @@ ENVIRONMENT = {
 }
 ENVIRONMENT["PYTHONPATH"] = "."
 DATA = ["--train_input", "rows.jsonl", "--valid_input", "rows.jsonl"]
-FIELDS = {"classification": {"classifier_dropout": 0.1}}  # beside those of all tasks
+FIELDS = {"classification": {"classifier_dropout": 0.1}}  # in addition to those of all tasks
 FROM_PRETRAINED = "from model.modeling import Model; Model.from_pretrained('old/last')"
 
 
@@ -57,7 +57,7 @@ def old(project: Path, task: str) -> Path:
 
 
 @pytest.mark.parametrize("task", ["causal_lm", "seq2seq"])
-def test_an_old_checkpoint_resumes_and_predicts_as_a_stock_one(old: Path) -> None:
+def test_an_old_checkpoint_resumes_and_predicts_like_a_stock_checkpoint(old: Path) -> None:
     weights = []
     predictions = []
     for folder in ("old", "outputs"):
@@ -80,5 +80,5 @@ def test_an_old_checkpoint_of_another_model_is_refused_in_a_sentence(old: Path) 
         ["predict.py", "--checkpoint", "old/last", "--input", "rows.jsonl"],
     ):
         output = run(old, *command, code=2)
-        assert "it was saved by an earlier version, with mean pooling" in output
+        assert "saved by an earlier version, whose model used mean pooling" in output
         assert "Traceback" not in output

@@ -33,7 +33,7 @@ def run(project: Path, *command: str | Path, **variables: str) -> subprocess.Com
 
 
 def run_script(project: Path, name: str, *arguments: str | Path) -> str:
-    """Run a script of tests/scripts/ with the modules of a project; return what it prints."""
+    """Run a script of tests/scripts/ with the modules of a project; return its output."""
     done = run(project, sys.executable, SCRIPTS / name, *arguments, PYTHONPATH=str(project))
     assert done.returncode == 0, done.stderr
     return done.stdout

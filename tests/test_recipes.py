@@ -52,7 +52,7 @@ MISTAKES = [
     ),
     (
         *("least", "modeling.py", "self.post_init()", "pass"),
-        "model/modeling.py: what Model.save_pretrained writes cannot be loaded: ",
+        "model/modeling.py: the checkpoint of Model.save_pretrained cannot be loaded: ",
     ),
     (
         *("lstm", "modeling.py", "loss=total / items", "loss=total / len(labels)"),
@@ -77,7 +77,7 @@ MISTAKES = [
             "return Adafactor(",
             "Adafactor.eval = None\n    return Adafactor(",
         ),
-        "model/optimization.py: Adafactor has other weights in evaluation than in training",
+        "model/optimization.py: Adafactor uses different weights in training and evaluation",
     ),
     (
         *("optimizer", "optimization.py", "return LambdaLR(optimizer, factor)", "return factor"),
@@ -176,7 +176,7 @@ def test_a_recipe_is_trained_killed_resumed_and_loaded(
     best = rewritten / "runs" / "whole-1" / "best"
     inputs = ["--input", "data/valid.jsonl", "--output", "predictions.jsonl"]
     output = run(rewritten, sys.executable, "predict.py", "--checkpoint", best, *inputs)
-    assert "custom code" not in output  # nothing asks to run what a checkpoint holds
+    assert "custom code" not in output  # no prompt to confirm the code of a checkpoint
     rows = (rewritten / "data" / "valid.jsonl").read_text(encoding="utf-8").count("\n")
     predictions = (rewritten / "predictions.jsonl").read_text(encoding="utf-8")
     assert predictions.count('"prediction"') == rows

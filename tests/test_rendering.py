@@ -90,14 +90,14 @@ def test_same_bytes_for_every_task(render: Render) -> None:
 
 
 def function_of(path: Path, name: str) -> str:
-    """The source of a function or method of a file."""
+    """Return the source of a function or method of a file."""
     text = path.read_text(encoding="utf-8")
     (found,) = [n for n in ast.walk(ast.parse(text)) if getattr(n, "name", None) == name]
     return ast.get_source_segment(text, found) or ""
 
 
-def test_what_two_tasks_repeat_is_the_same() -> None:
-    """Users own the files of their task: what both decoders need stands in each."""
+def test_code_repeated_in_two_tasks_is_the_same() -> None:
+    """Tasks share no files, so code that both decoders need is in each of them."""
     decoders = [ROOT / "templates" / task for task in ("causal_lm", "chat")]
     for name in ("loss.py", "tiny/config.json"):
         texts = [(folder / name).read_text(encoding="utf-8") for folder in decoders]
@@ -111,7 +111,7 @@ def test_what_two_tasks_repeat_is_the_same() -> None:
             assert first == second, name
     words = {"separate_documents": "packing", "cross documents": "cross conversations"}
     words |= {"The same token ids, shape (batch, length), or -100 where no loss is computed.": ""}
-    words |= {"The token ids of the answers, shape (batch, length), or -100 elsewhere.": ""}
+    words |= {"Token ids of the answers, -100 elsewhere, shape (batch, length).": ""}
     for name in ("forward", "on_weights_loaded"):
         sources = [function_of(folder / "modeling.py", name) for folder in decoders]
         for word, other in words.items():
@@ -139,7 +139,7 @@ def test_ruff_on_the_project(task: str, render: Render) -> None:
 
 
 def test_mypy_on_every_project(render: Render, tmp_path: Path) -> None:
-    for task in TASKS:  # one after the other: the libraries are analysed once
+    for task in TASKS:  # run in sequence, so that mypy analyses the libraries only once
         run_tool(render(task=task), "mypy", "--cache-dir", str(tmp_path))
 
 

@@ -161,7 +161,7 @@ def test_train_is_short(render: Render) -> None:
     assert lines_of_code((render() / "train.py").read_text(encoding="utf-8")) <= MAX_LINES_OF_TRAIN
 
 
-# Which module imports which.
+# The imports of each module.
 
 
 def module_of(name: str) -> str:

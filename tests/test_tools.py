@@ -1,8 +1,8 @@
-"""Other tools open what a run saved, by the commands of the README, and compute the same.
+"""Other tools load checkpoints with the commands of the README, and compute the same.
 
-A tool that is not installed is skipped. `pip install -e '.[dev]'` installs those of `make test`;
-the others need much space, or other versions, and are tried by `make test-all` where they are
-installed. Each script in tests/tools/ runs in an empty folder.
+Tools that are not installed are skipped. `pip install -e '.[dev]'` installs those of `make test`.
+The others need much disk space or other versions; `make test-all` runs them if they are installed.
+Each script in tests/tools/ runs in an empty folder.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def run(folder: Path, *command: str | Path) -> str:
         list(map(str, command)),
         cwd=folder,
         env=ENVIRONMENT,
-        stdin=subprocess.DEVNULL,  # nobody answers questions about code
+        stdin=subprocess.DEVNULL,  # no prompt to confirm the execution of code
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -70,7 +70,7 @@ def try_tool(folder: Path, name: str, *arguments: str | Path) -> None:
 
 
 def command_of(project: Path, tool: str) -> str:
-    """The command in the row of a tool in the README, for the run of the project."""
+    """Return the README's command for a tool, with the path of the project's checkpoint."""
     text = (project / "README.md").read_text(encoding="utf-8")
     (command,) = re.findall(rf"^\| {re.escape(tool)} \| `([^`]+)` \|", text, re.MULTILINE)
     return command.replace("outputs/best", str(project / "outputs" / "best"))
@@ -78,7 +78,7 @@ def command_of(project: Path, tool: str) -> str:
 
 @pytest.fixture(scope="module")
 def trained(render: Render, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """trained("seq2seq") gives a project with a run in outputs/, which all tests share."""
+    """Return a function: trained("seq2seq") is a shared project with a run in outputs/."""
     projects: dict[tuple[str, str | None], Path] = {}
 
     def project_of(task: str, recipe: str | None = None) -> Path:
@@ -97,7 +97,7 @@ def trained(render: Render, tmp_path_factory: pytest.TempPathFactory) -> Callabl
 
 @pytest.fixture(scope="module")
 def onnx(trained: Callable[..., Path]) -> Callable[[], Path]:
-    """onnx() gives the folder that the README's command writes."""
+    """Return a function: onnx() is the folder written by the command of the README."""
 
     def folder() -> Path:
         project = trained("classification")
@@ -116,7 +116,7 @@ def onnx(trained: Callable[..., Path]) -> Callable[[], Path]:
         ("causal_lm", None),
         pytest.param("classification", None, marks=heavy),
         pytest.param("seq2seq", None, marks=heavy),
-        pytest.param("classification", "pooling", marks=heavy),  # with code of its own
+        pytest.param("classification", "pooling", marks=heavy),  # with custom code
     ],
 )
 def test_peft(task: str, recipe: str | None, trained: Callable[..., Path], tmp_path: Path) -> None:
@@ -142,7 +142,7 @@ def test_onnx_runtime(onnx: Callable[[], Path], tmp_path: Path) -> None:
 @heavy
 @needs("onnx", "onnxruntime", "onnxscript")
 def test_transformers_js(onnx: Callable[[], Path], tmp_path: Path) -> None:
-    """NODE_PATH is the folder node_modules in which transformers.js is installed."""
+    """Needs NODE_PATH: the node_modules folder of transformers.js."""
     node = shutil.which("node")
     package = "require.resolve('@huggingface/transformers')"
     if not node or subprocess.run([node, "-e", package], capture_output=True).returncode:
@@ -196,7 +196,7 @@ def test_libraries_that_call_main(tool: str, render: Render, tmp_path: Path) -> 
     run(project, sys.executable, TOOLS / f"with_{tool}.py")
 
 
-def test_printed_commands_are_those_of_the_readme(
+def test_printed_commands_equal_the_commands_of_the_readme(
     task: str, trained: Callable[..., Path], tmp_path: Path
 ) -> None:
     project = trained(task)

@@ -59,7 +59,7 @@ TWO_PROCESSES = [ACCELERATE, "launch", "--multi_gpu", "--num_processes", "2"]
 NODES = [ACCELERATE, "launch", "--config_file", "configs/nodes.yaml", "--rdzv_backend", "c10d"]
 NODES += ["--main_process_ip", "host1", "--max_restarts", "3"]
 NODES += ["--num_processes", "2", "--mixed_precision", "no"]
-# Stand-in of SLURM: one task on each host, for a submission with --nodes 2.
+# Replaces srun of SLURM: one task on each host, as with --nodes 2.
 SRUN = f"""#!/bin/bash
 while [[ $1 == --* ]]; do shift; done
 exec bash -ec {shlex.quote(HOSTS)} bash bash -c '

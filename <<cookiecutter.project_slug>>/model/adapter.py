@@ -1,4 +1,4 @@
-"""A low-rank adapter (LoRA) of PEFT on a base model: add it, save it, load it, merge it."""
+"""Add, save, load and merge a PEFT low-rank adapter (LoRA) of a base model."""
 
 import copy
 import hashlib
@@ -16,12 +16,12 @@ from transformers.utils import cached_file, find_adapter_config_file
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
-# The configuration of the base model as it was trained, with its labels. Not config.json: with a
-# file of that name transformers would look for the base model's weights in the same folder.
+# Configuration of the base model during training, with its labels. Not named config.json: given a
+# config.json, transformers would look for the base model's weights in the same folder.
 BASE_CONFIG_FILE = "base_config.json"
 GENERATION_FILE = "generation_config.json"
-NAME = "default"  # of the adapter, in PEFT
-PREFIX = "base_model.model."  # of all names in an adapter's file
+NAME = "default"  # name of the adapter in PEFT
+PREFIX = "base_model.model."  # of all tensor names in an adapter file
 ALL_LINEAR = "all-linear"
 
 
@@ -31,7 +31,7 @@ def has_adapter(base: nn.Module) -> bool:
 
 
 def find_adapter(path: str, **hub: Any) -> Path | None:
-    """Return the folder of an adapter, fetched from the Hub if `path` is no folder; else None."""
+    """Return the local folder of an adapter, downloaded if needed; None if `path` has none."""
     found = find_adapter_config_file(path, **hub)
     if found is None:
         return None
@@ -41,7 +41,7 @@ def find_adapter(path: str, **hub: Any) -> Path | None:
 
 
 def task_type(auto_class: str) -> str | None:
-    """Return PEFT's name of a task, which its Auto classes compare; None if it has none."""
+    """Return PEFT's task type for an Auto class, or None. PEFT's Auto classes compare it."""
     names = {kind.__name__: name for name, kind in _peft().MODEL_TYPE_TO_PEFT_MODEL_MAPPING.items()}
     return names.get(auto_class.replace("AutoModel", "PeftModel", 1))
 
@@ -49,15 +49,15 @@ def task_type(auto_class: str) -> str | None:
 def add_adapter(base: PreTrainedModel, new_weights: Iterable[str], **options: Any) -> None:
     """Freeze a base model and add an adapter with new weights to it.
 
-    The head of a model that does not generate is trained whole, and so is each module with a
-    tensor that the base model's files do not have.
+    Two kinds of modules are fully trained instead: the head, unless the model generates, and
+    modules with a tensor that is missing from the files of the base model.
 
     Args:
-        new_weights: Names of these tensors.
+        new_weights: Names of the tensors missing from the files of the base model.
         options: Arguments of `peft.LoraConfig`.
 
     Raises:
-        ValueError: `target_modules` has a name of no module, or of one without a low-rank form.
+        ValueError: `target_modules` has a name that matches no module supported by LoRA.
     """
     peft = _peft()
     targets = options["target_modules"]
@@ -70,26 +70,28 @@ def add_adapter(base: PreTrainedModel, new_weights: Iterable[str], **options: An
     for target in targets:
         is_found = any(f".{name}".endswith(f".{target}") for name in adapted)
         if target != ALL_LINEAR and not is_found:
-            raise ValueError(f"{target} is no module of {type(base).__name__} that can have one")
+            raise ValueError(f"{type(base).__name__} has no module {target} that supports LoRA")
 
 
 def load_adapter(base: PreTrainedModel, folder: Path) -> None:
-    """Freeze a base model and add a saved adapter to it, which is trained further.
+    """Freeze a base model and add a saved adapter to it, to continue its training.
 
     Raises:
-        ValueError: The adapter is of another kind, or its tensors are not those of this model.
+        ValueError: The adapter is not a LoRA adapter, or its tensors do not match the model.
     """
     peft = _peft()
     config = peft.PeftConfig.from_pretrained(str(folder))
     if config.peft_type != peft.PeftType.LORA:
-        raise ValueError(f"an adapter of the type {config.peft_type.value}; expected LORA")
+        raise ValueError(f"an adapter of type {config.peft_type.value}; expected LORA")
     config.inference_mode = False
-    config.megatron_config = None  # with one, PEFT would import a module named in the file
+    config.megatron_config = None  # otherwise PEFT would import a module named in the file
     _inject(base, config)
     saved = load_file(folder / WEIGHTS_FILE)
     tensors = {name.removeprefix(PREFIX): tensor for name, tensor in saved.items()}
     if different := sorted(tensors.keys() ^ adapter_tensors(base).keys()):
-        raise ValueError(f"{WEIGHTS_FILE} and {type(base).__name__} differ in {different[0]}")
+        raise ValueError(
+            f"{WEIGHTS_FILE} and {type(base).__name__} differ in the tensor {different[0]}"
+        )
     peft.set_peft_model_state_dict(base, tensors)
     if (folder / GENERATION_FILE).is_file():
         base.generation_config = GenerationConfig.from_pretrained(folder)
@@ -98,14 +100,14 @@ def load_adapter(base: PreTrainedModel, folder: Path) -> None:
 def save_adapter(
     base: PreTrainedModel, folder: Path, tensors: dict[str, Tensor] | None = None
 ) -> None:
-    """Save an adapter as PEFT does, and the configurations of the base model beside it."""
+    """Save an adapter in PEFT's format, and the configurations of the base model with it."""
     folder.mkdir(parents=True, exist_ok=True)
     own = adapter_tensors(base, tensors)
     named = {PREFIX + name: tensor.contiguous() for name, tensor in own.items()}
     save_file(named, folder / WEIGHTS_FILE, {"format": "pt"})
     config = copy.copy(adapter_config(base))
     config.inference_mode = True
-    if not isinstance(config.target_modules, str):  # a set, which has no order
+    if not isinstance(config.target_modules, str):  # a set: its order is arbitrary
         config.target_modules = sorted(config.target_modules)
     config.save_pretrained(str(folder))
     base.config.to_json_file(folder / BASE_CONFIG_FILE)
@@ -120,9 +122,9 @@ def copy_adapter(base: PreTrainedModel, other: PreTrainedModel) -> None:
 
 
 def merge_adapter(base: PreTrainedModel) -> None:
-    """Add the adapter to the weights, and restore the layers of the base model.
+    """Merge the adapter into the weights, and restore the layers of the base model.
 
-    Of tied weights with an adapter on one of them, only that one changes: they are untied.
+    If only one of two tied weights has an adapter, they are untied, and only that one changes.
     """
     for name, module in list(_adapted(base)):
         layer = module.get_base_layer()
@@ -140,18 +142,18 @@ def adapter_config(base: nn.Module) -> Any:
 
 
 def adapter_tensors(base: nn.Module, tensors: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
-    """Return the tensors of the adapter, by PEFT's names without their prefix.
+    """Return the tensors of the adapter by their PEFT names, without the prefix.
 
     Args:
-        tensors: All tensors of the base model, or those that are trained.
+        tensors: All tensors of the base model, or only the trained ones.
     """
     tensors = base.state_dict() if tensors is None else tensors
-    # By default PEFT saves whole embeddings if they have an adapter. They are not trained.
+    # By default PEFT also saves the full embeddings if they have an adapter, although frozen.
     return _peft().get_peft_model_state_dict(base, tensors, save_embedding_layers=False)
 
 
 def base_tensors(base: nn.Module) -> dict[str, Tensor]:
-    """Return the tensors that belong to the base model, by its own names."""
+    """Return the tensors of the base model by their original names, without the adapter."""
     inserted = ("base_layer", "original_module")
     result = {}
     for name, tensor in base.state_dict().items():
@@ -174,16 +176,16 @@ def hash_base(base: nn.Module) -> str:
 
 
 def _peft() -> Any:
-    """Import PEFT, which is needed only with an adapter.
+    """Import PEFT, which only adapters need.
 
-    Not by a statement: transformers would require it for each checkpoint that holds this file.
+    An import statement would make transformers require PEFT for each checkpoint with this file.
     """
     return importlib.import_module("peft")
 
 
 def _inject(base: PreTrainedModel, config: Any) -> None:
     peft = _peft()
-    with warnings.catch_warnings():  # of Conv1D, and of tied weights: see `merge_adapter`
+    with warnings.catch_warnings():  # about Conv1D and tied weights: see `merge_adapter`
         warnings.simplefilter("ignore")
         peft.inject_adapter_in_model(config, base)
     for parameter in base.parameters():
@@ -195,7 +197,7 @@ def _inject(base: PreTrainedModel, config: Any) -> None:
 
 
 def _to_float32(module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
-    """Let a module that is trained in float32 take the outputs of frozen ones in 16 bits."""
+    """Convert the 16-bit outputs of frozen modules for a module trained in float32."""
     return tuple(map(_as_float32, args)), {name: _as_float32(v) for name, v in kwargs.items()}
 
 
@@ -215,7 +217,7 @@ def _whole(base: nn.Module) -> Iterator[tuple[str, Any]]:
 
 
 def _trained_whole(base: PreTrainedModel, new_weights: Iterable[str]) -> set[str]:
-    """Names of the modules that are trained whole; see `add_adapter`."""
+    """Return the names of the fully trained modules; see `add_adapter`."""
     names = set() if base.can_generate() else _head(base)
     for weight in new_weights:
         if not any(weight.startswith(f"{name}.") for name in names):
@@ -224,7 +226,7 @@ def _trained_whole(base: PreTrainedModel, new_weights: Iterable[str]) -> set[str
 
 
 def _head(base: PreTrainedModel) -> set[str]:
-    """Names of the modules beside the body: architectures have no common name for the head."""
+    """Return the names of all modules but the body: the name of the head varies."""
     body = base.base_model
     if body is base:
         raise ValueError(f"{type(base).__name__} has no module {base.base_model_prefix!r}")
@@ -237,7 +239,7 @@ def _has_weights(module: nn.Module) -> bool:
 
 
 def _untie(base: PreTrainedModel, weight: Tensor) -> None:
-    """Give each module that shares a weight a copy of its own."""
+    """Give each module that shares a weight its own copy."""
     parameters = base.named_parameters(remove_duplicate=False)
     names = [name for name, parameter in parameters if parameter is weight]
     if len(names) < 2:

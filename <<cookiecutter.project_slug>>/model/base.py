@@ -1,4 +1,4 @@
-"""A wrapper around a transformers model, saved as that model where the logits are the same."""
+"""A wrapper around a transformers model, saved in stock form if the logits are the same."""
 
 import copy
 import hashlib
@@ -128,7 +128,7 @@ class Wrapper(PreTrainedModel):
     The stock form is a checkpoint of the base model, which any tool can open. It is used only if
     `choose_form` has shown that the base model alone computes the same logits. The custom form
     also contains the code of this model; transformers opens it with `trust_remote_code=True`.
-    After `add_lora` the stock form is a PEFT adapter for the base model.
+    After `add_lora`, the stock form is a PEFT adapter for the base model.
 
     Subclasses set `auto_class`, and `base_model_prefix`: the name of the base model's attribute.
 
@@ -191,12 +191,12 @@ class Wrapper(PreTrainedModel):
         add_adapter(self.base_model, new_weights, **options)
 
     def merge_lora(self) -> None:
-        """Add the adapter to the weights of the base model; see `merge_adapter`."""
+        """Merge the adapter into the base model; see `merge_adapter`."""
         merge_adapter(self.base_model)
         self.saves_stock = None
 
     def on_weights_loaded(self) -> None:
-        """Set up what depends on the values of the weights."""
+        """Set up the parts that depend on the values of the weights."""
 
     @classmethod
     def from_pretrained(
@@ -209,7 +209,7 @@ class Wrapper(PreTrainedModel):
     ):
         """Load either form; see `transformers.PreTrainedModel.from_pretrained`.
 
-        For an adapter, `base_model_id` may give the base model another place.
+        For an adapter, `base_model_id` replaces the saved path or Hub id of the base model.
         """
         path = os.path.expanduser(pretrained_model_name_or_path)
         hub = {name: kwargs[name] for name in HUB_OPTIONS if name in kwargs}
@@ -268,7 +268,7 @@ class Wrapper(PreTrainedModel):
         saved = self.state_dict()
         buffers = {name: b for name, b in self.named_buffers() if name not in saved}
         if all(name.startswith(prefix) for name in buffers):
-            return  # transformers computes those of its own models
+            return  # transformers computes it for its own models
         with torch.random.fork_rng(), torch.device("cpu"):
             computed = dict(type(self)(copy.deepcopy(self.config)).named_buffers())
         for name, buffer in buffers.items():
@@ -326,7 +326,7 @@ class Wrapper(PreTrainedModel):
         try:
             with evaluating(self):
                 reason = self._difference_to_base(self._dummy_batch() if batch is None else batch)
-        except Exception as error:  # of the user's forward, or because it returns no logits
+        except Exception as error:  # from the user's forward, or because it returns no logits
             why = (str(error).strip().splitlines() or [""])[0]
             reason = (
                 f"its outputs cannot be compared with those of {name} "
@@ -369,11 +369,11 @@ class Wrapper(PreTrainedModel):
         logits = self.forward(**inputs).logits
         alone = alone.eval().to(self.device)
         if not torch.equal(logits, alone(**inputs).logits):
-            return f"the logits are not those of {name}"
+            return f"the logits differ from those of {name}"
         return None
 
     def without_labels(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Return the part of a batch from which logits follow."""
+        """Return the inputs for computing logits: a batch without labels."""
         inputs = {name: value for name, value in batch.items() if name != "labels"}
         if self.config.is_encoder_decoder and self.can_generate():
             inputs["decoder_input_ids"] = batch["labels"].clamp(min=0)
@@ -427,18 +427,18 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def check_documents(lm: Any, option: str) -> None:
-    """Check that attention does not cross documents in a row, whose positions start at 0 again.
+    """Check that attention does not cross documents in a row; positions restart at 0 in each.
 
     Args:
         lm: A causal language model.
-        option: The name of the option, for the message.
+        option: Name of the option, for the message.
 
     Raises:
-        ValueError: The model or its attention implementation does not mask it.
+        ValueError: The model or its attention implementation lacks this mask.
     """
     name = type(lm).__name__
     if "position_ids" not in inspect.signature(lm.forward).parameters:
-        raise ValueError(f"{option}: {name} takes no position_ids")
+        raise ValueError(f"{option}: {name} does not accept position_ids")
     ids = torch.arange(3, 27, device=lm.device).view(2, 12) % lm.config.vocab_size
     ids[1, 5:] = ids[0, 5:]  # two rows that differ in their first document
     positions = torch.cat([torch.arange(5), torch.arange(7)]).repeat(2, 1).to(lm.device)
@@ -446,7 +446,7 @@ def check_documents(lm: Any, option: str) -> None:
         outputs = lm(input_ids=ids, position_ids=positions, use_cache=False)
     first, second = outputs.logits[:, 5:]
     if (first - second).abs().max() > TOLERANCE * first.abs().max():
-        raise ValueError(f"{option}: {name} lets a document attend to another one")
+        raise ValueError(f"{option}: {name} does not mask attention between documents")
 
 
 class WrapperGenerationMixin(GenerationMixin):

@@ -1,4 +1,4 @@
-"""What train.py and predict.py need of the files in this folder.
+"""The interface of the files in this folder to train.py and predict.py.
 
 Required are `ModelConfig` in configuration.py, `Model(config)` in modeling.py, whose `forward`
 returns an `Output`, and `generate_dataset(path)` in dataset.py, which returns a `TaskDataset`.
@@ -13,13 +13,13 @@ modeling.py
     Model.loss_couples_examples: True if the loss of an example depends on the others in its
         micro-batch, which then has `--batch_size` examples on any device. Default: False.
     Model.leaves_parameters_unused: True if some steps leave trained parameters without a gradient.
-        Only needed for several processes, and only if the few examples that are run before the
-        first step use all parameters: an error message then asks for it. Default: False.
+        Only needed with several processes, if the few examples that are run before the first step
+        use all parameters; an error message then asks for it. Default: False.
 dataset.py
     `tokenizer`, `max_len` as parameters of `generate_dataset`. Default: no tokenizer is loaded.
     OPTIONS: Arguments of `generate_dataset`, in the same form.
 metrics.py
-    Scores: see `Scorer`. Default: the loss alone.
+    Scores: see `Scorer`. Default: only the loss.
     OPTIONS: Arguments of `Scores`, in the same form.
 prediction.py
     Predictor: see `TaskPredictor`. Default: predict.py is not available.
@@ -40,21 +40,21 @@ from torch.optim.lr_scheduler import LRScheduler
 
 
 class Output(Protocol):
-    """What `Model.forward` returns: any `transformers.utils.ModelOutput` with a loss.
+    """Return type of `Model.forward`: any `transformers.utils.ModelOutput` with a loss.
 
     Attributes:
         loss: A scalar. If `forward` has a parameter `num_items_in_batch`, the sum over the target
             items of the batch divided by that number; otherwise the mean over the batch.
 
     An optional attribute `losses` holds further scalars by name, normalised in the same way, which
-    are logged beside the loss.
+    are logged together with the loss.
     """
 
     loss: torch.Tensor
 
 
 class TaskDataset(Protocol):
-    """What `generate_dataset` returns: a `torch.utils.data.Dataset` of dicts.
+    """Return type of `generate_dataset`: a `torch.utils.data.Dataset` of dicts.
 
     Values are tensors, nested dicts of tensors, or strings that only the metrics read.
 
@@ -64,17 +64,17 @@ class TaskDataset(Protocol):
         num_items: Target items of each example, shape (n,), by which the loss is averaged.
             Default: 1.
         sort_keys: Shape (n,). Examples with similar keys are batched together. Default: `lengths`.
-        schema: How the file was read, in JSON types: keyword arguments with which
-            `generate_dataset` reads another file in the same way. Those that the constructor of
+        schema: Keyword arguments, of JSON types, for `generate_dataset` to read another file
+            in the same way. Those that the constructor of
             `ModelConfig` accepts are passed to it. Default: empty.
         fingerprint: Integer that changes when the data change. Default: a hash of up to 256
             examples.
         checksums: Checksum of the content of each example, shape (n,), which decides whether it
-            is held out for validation, and by which `--dry_run` finds equal examples. Default:
-            computed from the examples; `--dry_run` does not look for equal ones.
+            is held out for validation; `--dry_run` also uses it to find equal examples. Default:
+            computed from the examples; `--dry_run` then skips the search for equal examples.
         collate(examples): Batch a list of examples. Default: torch's `default_collate`.
         describe(): Lines that `--dry_run` prints about the data. Default: keys and shapes.
-        notes: Lines about what was chosen or left out, which every run prints. Default: none.
+        notes: Lines that every run prints, for example about omitted rows. Default: none.
         faults(train): Lines that `--dry_run` prints about examples that may be wrong. `train` is
             the training data set if this is the validation data, otherwise None. Default: lines
             about equal examples, if there are `checksums`.
@@ -98,8 +98,8 @@ class Scorer(Protocol):
     def update(self, outputs: Any, batch: dict[str, Any]) -> None:
         """Add a batch of this rank: the model's output, and the collated examples.
 
-        With several named validation sets, two objects get the batch, one after the other: that
-        of all sets and that of its own set.
+        With several named validation sets, each batch is added to two objects, one after the
+        other: that for all sets, and that for its own set.
         """
 
     def compute(self, loss: float) -> dict[str, float]:
@@ -109,15 +109,15 @@ class Scorer(Protocol):
         """Write samples or pictures into the output directory.
 
         Called on the main rank after each validation. A failure is reported, and the run continues.
-        A failure on the first examples, before the first step, ends the run.
+        A failure of the check before the first step ends the run.
         """
 
 
 class Conversation(Protocol):
-    """What `Predictor.start_conversation` returns: its answers depend on the lines before."""
+    """Return type of `Predictor.start_conversation`: answers depend on the earlier lines."""
 
     def answer(self, line: str, show: Callable[[str], object]) -> None:
-        """Pass the answer to a line to `show`, whole or in pieces as they are generated."""
+        """Answer a line; pass the text to `show`, at once or in pieces during generation."""
 
 
 class TaskPredictor(Protocol):
@@ -134,7 +134,7 @@ class TaskPredictor(Protocol):
         read(source): Returns the rows of a file, as dicts with values of any type. Default: the
             columns as text.
         start_conversation(): Returns a `Conversation` for the lines of the terminal. Default: each
-            line is predicted as a row.
+            line is a separate row.
     """
 
     columns: list[str]
@@ -147,10 +147,10 @@ class OptimizerBuilder(Protocol):
     """`build_optimizer` of optimization.py."""
 
     def __call__(self, model: nn.Module, lr: float, weight_decay: float, /) -> Optimizer:
-        """Build an optimizer of all parameters that require a gradient, each in one group.
+        """Build an optimizer with each parameter that requires a gradient in exactly one group.
 
-        Its state, which may have tensors of any shape, and the numbers in its parameter groups are
-        saved.
+        Checkpoints contain its state, with tensors of any shape, and the numbers in its parameter
+        groups.
 
         Args:
             lr, weight_decay: `--lr` and `--weight_decay`.
@@ -163,4 +163,4 @@ class SchedulerBuilder(Protocol):
     def __call__(
         self, optimizer: Optimizer, num_warmup_steps: int, total_steps: int, /
     ) -> LRScheduler:
-        """Build a schedule that depends on the optimizer step alone."""
+        """Build a schedule that depends only on the optimizer step."""

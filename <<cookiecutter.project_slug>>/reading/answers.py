@@ -1,4 +1,4 @@
-"""Render conversations with the chat template of a tokenizer, and label the answers."""
+"""Render conversations with the chat template of a tokenizer, and label their answers."""
 
 import re
 from typing import NamedTuple
@@ -27,7 +27,7 @@ class Encoded(NamedTuple):
 
     Attributes:
         input_ids: All tokens.
-        labels: The tokens of the answers, and -100 for all others.
+        labels: The tokens of the answers, and -100 at all other positions.
         ends: The last token of each answer.
     """
 
@@ -37,24 +37,25 @@ class Encoded(NamedTuple):
 
 
 def use_template(tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """Give the tokenizer `DEFAULT_TEMPLATE` if it has none; return lines about it.
+    """Set `DEFAULT_TEMPLATE` if the tokenizer has no chat template; return lines to print.
 
     Raises:
-        DataError: It has no EOS token for it, several templates without a default, or no offsets.
+        DataError: The tokenizer is slow (no offsets), has several templates and no default, or
+            has neither a template nor an EOS token.
     """
     if not tokenizer.is_fast:
         name = type(tokenizer).__name__
-        raise DataError(f"{name} gives no offsets of tokens; expected a fast tokenizer")
+        raise DataError(f"{name} returns no offsets of tokens; expected a fast tokenizer")
     if tokenizer.chat_template:
         try:
             tokenizer.get_chat_template()
-        except ValueError as error:  # it has several, and none of them is the default
+        except ValueError as error:  # several templates, none of which is the default
             reason = str(error).splitlines()[0]
             raise DataError(f"the tokenizer has no default chat template ({reason})") from None
         return []
     name = "eos_token" if tokenizer.eos_token else "sep_token"
     if not getattr(tokenizer, name):
-        raise DataError("the tokenizer has neither chat_template nor eos_token; expected either")
+        raise DataError("the tokenizer has no chat_template and no eos_token; expected either one")
     begins = tokenizer.bos_token_id in tokenizer("").input_ids[:1]
     template = ("{{- bos_token -}}\n" if begins else "") + DEFAULT_TEMPLATE.replace("END", name)
     tokenizer.chat_template = template
@@ -70,13 +71,13 @@ def render(
         before_answer: Whether to append the generation prompt.
 
     Raises:
-        DataError: The template does not accept the messages.
+        DataError: The template rejects the messages.
     """
     try:
         return tokenizer.apply_chat_template(
             messages, tokenize=False, add_generation_prompt=before_answer
         )
-    except Exception as error:  # of many kinds: a template is a program
+    except Exception as error:  # a template is a program and can raise any exception
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise DataError(f"the chat template does not accept the messages ({reason})") from None
 
@@ -86,12 +87,12 @@ def find_answers(
 ) -> tuple[str, list[Span]]:
     """Render a conversation, and return the text and the spans of the answers.
 
-    If the template has `{% generation %}` blocks, these are the answers. Otherwise the messages
-    before each answer are rendered alone, with the generation prompt, and so are the messages up
-    to the answer. Both texts have to be prefixes of the whole; the answer is their difference.
+    If the template has `{% generation %}` blocks, these are the answers. Otherwise, for each
+    answer, render the messages before it with the generation prompt, and the messages up to and
+    including it. Both texts must be prefixes of the full text; the answer is their difference.
 
     Raises:
-        DataError: They are not prefixes, as with templates that shorten earlier answers.
+        DataError: A text is not a prefix, as with templates that shorten earlier answers.
     """
     if MARKS.search(tokenizer.get_chat_template()):
         return _marked_answers(tokenizer, messages, answers)
@@ -145,13 +146,13 @@ def render_conversation(
 ) -> tuple[str, list[Span]]:
     """Render a conversation, and return the text and the spans of the answers; see `find_answers`.
 
-    A line break after the end-of-turn token of an answer is not a part of its span.
+    The span of an answer excludes a line break after its end-of-turn token.
 
     Args:
-        answers: Indices of the messages that are targets.
+        answers: Indices of the target messages.
 
     Raises:
-        DataError: The template does not accept the messages, or changes one of them.
+        DataError: The template rejects the messages, or changes one of them.
     """
     text, spans = find_answers(tokenizer, messages, answers)
     parts = [text[begin:end].rstrip() for begin, end in spans]
@@ -169,10 +170,10 @@ def label_answers(
     """Label the tokens of the answers.
 
     Args:
-        ids: The tokens of a conversation.
-        offsets: The span of each token in the text.
-        spans: The spans of the answers.
-        special: See `special_tokens`.
+        ids: Tokens of a conversation.
+        offsets: Span of each token in the text.
+        spans: Spans of the answers.
+        special: Return value of `special_tokens`.
 
     Raises:
         DataError: An answer does not end with a special token, or its first token also contains
@@ -183,15 +184,15 @@ def label_answers(
     for begin, end in spans:
         inside = [n for n, (start, _) in enumerate(offsets) if begin <= start < end]
         ends.append(_end_of(tokenizer, [ids[n] for n in inside], special))
-        for n in range(max(0, inside[0] - 1), inside[0]):  # the token before, if there is one
+        for n in range(max(0, inside[0] - 1), inside[0]):  # the preceding token, if any
             start, stop = offsets[n]
-            if ids[n] in special:  # without white space that it absorbs
+            if ids[n] in special:  # excluding white space stripped by the token
                 stop = start + len(tokenizer.convert_ids_to_tokens(ids[n]))
             if stop > begin:
                 token = tokenizer.decode(ids[n : n + 1])
                 raise DataError(
                     f"the token {token!r} contains the beginning of an answer and text before it; "
-                    "expected an answer that begins with a token of its own"
+                    "expected an answer that begins at a token boundary"
                 )
         for n in inside:
             labels[n] = ids[n]
@@ -202,7 +203,7 @@ def label_answers(
 def _check_texts(messages: list[Message], answers: list[int], text: str, parts: list[str]) -> None:
     """Check that the text contains each message, except for white space.
 
-    Answers that are not targets may be shortened, as by templates that remove reasoning.
+    Non-target answers may be shortened: some templates remove earlier reasoning.
     """
     targets = dict(zip(answers, parts, strict=True))
     whole = "".join(text.split())
@@ -211,18 +212,18 @@ def _check_texts(messages: list[Message], answers: list[int], text: str, parts: 
         is_kept = "".join(message["content"].split()) in place
         if not is_kept and (n in targets or message["role"] != ANSWERS):
             raise DataError(
-                f"the chat template leaves out or alters message {n + 1}, of the "
-                f"{message['role']}; expected its whole content"
+                f"the chat template omits or changes message {n + 1}, of the "
+                f"{message['role']}; expected its full content"
             )
 
 
 def _end_of(tokenizer: PreTrainedTokenizerBase, ids: list[int], special: set[int]) -> int:
-    """Return the token that ends an answer."""
+    """Return the end-of-turn token of an answer."""
     if not ids or ids[-1] not in special:
         last = tokenizer.decode(ids[-1:])
         raise DataError(
-            f"the chat template ends an answer with {last!r}; expected a special token, at which "
-            "generation can stop"
+            f"the chat template ends an answer with {last!r}; expected a special token, so that "
+            "generation can stop there"
         )
     if ids[-1] in ids[:-1]:
         mark = tokenizer.decode(ids[-1:])

@@ -24,7 +24,7 @@ def as_text(
     """Convert all columns to text, or to lists of texts where `lists` allows it.
 
     Integers become their digits, other numbers their `repr`, class labels their names, dates their
-    ISO form. Columns in `nested` become JSON.
+    ISO form. Values of columns in `nested` are returned as JSON.
 
     Raises:
         DataError: A cell has no value, or a type that cannot be converted.
@@ -84,7 +84,7 @@ def _scalars_as_text(values: pa.Array, feature: Any, name: str, place: Place) ->
     if isinstance(feature, datasets.ClassLabel) and pa.types.is_integer(values.type):
         return _class_names(values, feature, place)
     if pa.types.is_floating(values.type):
-        # Arrow would write 1.0 as 1, and 1e16 unlike the writers of Python, JSON and CSV.
+        # numpy formats floats like Python, JSON and CSV writers; Arrow would write 1.0 as 1.
         return pa.array(values.to_numpy(zero_copy_only=False).astype(str).tolist(), pa.string())
     try:
         return values.cast(pa.string())

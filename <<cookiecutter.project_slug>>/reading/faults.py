@@ -1,4 +1,4 @@
-"""Find rows that may be wrong: for `--dry_run`."""
+"""Find rows that may be wrong, for `--dry_run`."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -12,18 +12,18 @@ from transformers import PreTrainedTokenizerBase
 from .locate import locate_row
 from .sources import Source
 
-BATCH = 1000  # rows that are tokenized at a time
-NAMES = 8  # shown
+BATCH = 1000  # rows tokenized at a time
+NAMES = 8  # labels listed in a line
 
 
 @dataclass(frozen=True)
 class Rows:
-    """The rows of a data set as they stand in its source.
+    """Rows of a data set, in the order of its source.
 
     Attributes:
-        source: Where they were read from.
-        texts: Their columns as text.
-        tokens: What `tokenize` made of them.
+        source: Source of the rows.
+        texts: Columns as text.
+        tokens: Columns returned by `tokenize`.
     """
 
     source: Source
@@ -31,13 +31,13 @@ class Rows:
     tokens: datasets.Dataset
 
     def line(self, what: str, found: np.ndarray, more: str = "") -> Iterator[str]:
-        """Yield a line about rows that were found, with the place of the first; none without."""
+        """Yield a line with the number of the found rows and the first place; nothing if none."""
         if len(found):
             place = locate_row(self.source, int(found[0]))
             yield f"  {what}: {len(found):,}{more}, first {place}"
 
     def empty(self, column: str) -> Iterator[str]:
-        """Find texts without a character that is no white space."""
+        """Find texts that are empty or only white space."""
         masks = [
             pc.equal(pc.utf8_length(pc.utf8_trim_whitespace(chunk)), 0).to_numpy(False)
             for chunk in self.texts.data.column(column).chunks
@@ -58,11 +58,11 @@ class Rows:
     def cut(
         self, what: str, at_limit: np.ndarray, max_len: int, encode: Callable[[Any], list[list]]
     ) -> Iterator[str]:
-        """Find texts that lost tokens to `max_len`, and how many.
+        """Find texts truncated to `max_len`, and count the removed tokens.
 
         Args:
-            at_limit: Rows that have `max_len` tokens: these are tokenized once more.
-            encode: Returns the tokens of a batch of rows, as a dict of columns, without truncation.
+            at_limit: Indices of rows with `max_len` tokens, which are tokenized again.
+            encode: Function that tokenizes a batch of rows, a dict of columns, without truncation.
         """
         lengths = [0]
         for begin in range(0, len(at_limit), BATCH):
@@ -77,7 +77,7 @@ class Rows:
             yield from self.line(f"{what} cut to --max_len {max_len}", found, more)
 
     def repeated(self, checksums: np.ndarray, train: np.ndarray | None) -> Iterator[str]:
-        """Find rows that are equal, after tokenization, to an earlier one or to one of `train`."""
+        """Find rows equal, after tokenization, to an earlier row or to a row of `train`."""
         yield from self.line("equal to an earlier row after tokenization", repeats(checksums))
         if train is not None:
             found = np.flatnonzero(np.isin(checksums, train))
@@ -86,11 +86,11 @@ class Rows:
     def single_labels(
         self, names: Sequence[str], labels: np.ndarray, rows: np.ndarray
     ) -> Iterator[str]:
-        """Find labels that a single row has.
+        """Find labels that occur in a single row.
 
         Args:
             labels: Indices into `names`, shape (n,).
-            rows: The row of each.
+            rows: Index of the row of each label, shape (n,).
         """
         once = np.flatnonzero(np.bincount(labels, minlength=len(names)) == 1)
         found = np.isin(labels, once)
@@ -100,16 +100,16 @@ class Rows:
 
 
 def repeats(checksums: np.ndarray) -> np.ndarray:
-    """Return the indices of values that are equal to an earlier one."""
+    """Return the indices of values equal to an earlier value."""
     _, firsts = np.unique(checksums, return_index=True)
     return np.setdiff1d(np.arange(len(checksums)), firsts, assume_unique=True)
 
 
 def _neighbours(rows: datasets.Dataset, name: str, offset: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return two neighbouring tokens of each row, -1 for a row with fewer than two.
+    """Return two adjacent tokens of each row, or -1 for rows with fewer than two tokens.
 
     Args:
-        offset: Index of the first of the two; negative from the end.
+        offset: Index of the first of the two tokens; negative: counted from the end.
     """
     pairs = []
     for chunk in rows.data.column(name).chunks:

@@ -20,7 +20,7 @@ from datasets.fingerprint import Hasher
 from transformers import PreTrainedTokenizerBase
 
 ROOT = Path(__file__).resolve().parent.parent
-# Attributes that its tokens do not depend on: where it was loaded from, whether it has warned.
+# Attributes without influence on the tokens: the source path, and whether a warning was shown.
 IRRELEVANT = ("name_or_path", "is_local", "local_files_only", "files_loaded", "verbose")
 
 

@@ -1,4 +1,4 @@
-"""Check messages of conversations."""
+"""Check the messages of conversations."""
 
 from typing import Any
 
@@ -10,14 +10,15 @@ Message = dict[str, str]
 
 
 def as_messages(name: str, value: Any, role: str = "") -> list[Message]:
-    """Check the messages in a cell.
+    """Check and return the messages in a cell.
 
     Args:
-        name: The column.
-        role: The role of a text in place of a list of messages. Default: a text is an error.
+        name: Name of the column.
+        role: Role of a cell that is a text instead of a list of messages. By default, a text is
+            an error.
 
     Raises:
-        DataError: They are malformed.
+        DataError: The cell is malformed.
     """
     if isinstance(value, str) and role:
         return [{"role": role, "content": value}]
@@ -35,8 +36,8 @@ def as_messages(name: str, value: Any, role: str = "") -> list[Message]:
 def _check_message(message: dict[str, Any]) -> None:
     others = [key for key, value in message.items() if value is not None]
     others = [key for key in others if key not in ("role", "content")]
-    if others:  # such as tool calls, which would be lost
-        raise DataError(f"a message has the key {others[0]!r}; expected role and content alone")
+    if others:  # for example tool calls, which would be dropped
+        raise DataError(f"a message has the key {others[0]!r}; expected only role and content")
     if (role := message.get("role")) not in ROLES:
         raise DataError(f"a message has the role {role!r}; expected one of {', '.join(ROLES)}")
     if not isinstance(content := message.get("content"), str):
@@ -49,10 +50,10 @@ def _kind(value: Any) -> str:
 
 
 def as_conversation(row: dict[str, Any]) -> tuple[list[Message], list[int]]:
-    """Return the messages of a row, and the indices of the answers that may be targets.
+    """Return the messages of a row, and the indices of the possible target answers.
 
     Raises:
-        DataError: They are malformed.
+        DataError: The messages are malformed.
     """
     first, *rest = row.items()
     messages = as_messages(*first, "user" if rest else "")

@@ -35,7 +35,7 @@ def read_parquet(
 
 
 def parquet_columns(file: str) -> list[str]:
-    """Return the names of all columns.
+    """Return the names of all columns of a file.
 
     Raises:
         DataError: The file cannot be read.

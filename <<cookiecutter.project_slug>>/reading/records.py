@@ -13,17 +13,17 @@ from errors import DataError
 
 from .files import format_of, open_file
 
-csv.field_size_limit(2**31 - 1)  # a cell may hold a whole document
+csv.field_size_limit(2**31 - 1)  # a cell may contain a full document
 
 
 class Number(str):
-    """The literal text of a JSON number."""
+    """A JSON number, as its literal text."""
 
 
 # Numbers keep their literal text: 1.10 is not 1.1, and a long integer is exact. NaN, which Python
 # writes for a missing number, and Infinity are not valid JSON; they are read as missing.
 DECODER = json.JSONDecoder(parse_int=Number, parse_float=Number, parse_constant=lambda _: None)
-BLOCK = 2**20  # bytes of a JSON array that are read at a time
+BLOCK = 2**20  # bytes of a JSON array read at a time
 PEEK = 4096  # bytes that are searched for the first character of a JSON file
 SPACE = re.compile(r"[ \t\r\n]*")
 SEPARATOR_LINE = re.compile(r'"?sep=([,;:|\t])"?\r?\n?')  # Excel's own first line
@@ -99,7 +99,7 @@ def _read_json(file: str, stream: BufferedReader, columns: Collection[str]) -> R
 
 
 class _ArrayReader:
-    """Decodes the objects of a JSON array one by one, without the whole file in memory."""
+    """Decodes the objects of a JSON array one by one, without loading the full file."""
 
     def __init__(self, file: str, stream: BufferedReader):
         self._file = file

@@ -51,9 +51,9 @@ def saved_by(folder: Path) -> str | None:
 def list_files(source: Source) -> list[str]:
     """List the files of a source: all of one format, none of them empty.
 
-    A folder means all files in it with a known extension, at any depth. As in pyarrow and Spark,
-    names that begin with a dot or an underscore are left out. A path that exists is never treated
-    as a pattern.
+    A folder stands for all files in it with a supported extension, at any depth. As in pyarrow and
+    Spark, names that begin with a dot or an underscore are ignored. An existing path is never
+    treated as a pattern.
 
     Raises:
         DataError: There are no such files, or they differ in format.

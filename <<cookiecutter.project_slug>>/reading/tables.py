@@ -44,8 +44,8 @@ def read_table(
             or `nyu-mll/glue:sst2:train`, on the Hub or in a folder; or a folder that
             `save_to_disk` wrote, with its split if it has several.
         lists: Columns that may hold lists of texts.
-        nested: Columns that may hold any value, such as a list of objects. Each becomes JSON: the
-            text `a` is `"a"`.
+        nested: Columns that may hold any value, such as a list of objects. Values are returned as
+            JSON: the text `a` as `"a"`.
 
     Raises:
         DataError: No such file, an unknown format, an empty or broken file, text that is not
@@ -65,7 +65,7 @@ def read_table(
 
 
 def column_names(source: Source) -> list[str]:
-    """Return the names of all columns: in a text format, those of the first row.
+    """Return the names of all columns; in text formats, those of the first row.
 
     Raises:
         DataError: The source cannot be read.
@@ -80,7 +80,7 @@ def column_names(source: Source) -> list[str]:
 
 
 def read_first_row(source: Source, columns: list[str], lists: Sequence[str] = ()) -> dict[str, Any]:
-    """Read the first row as `read_table` does, without reading the others.
+    """Return the first row as `read_table` would, without reading the other rows.
 
     Raises:
         DataError: See `read_table`.
@@ -102,7 +102,7 @@ def is_plain_text(source: Source) -> bool:
 
 
 def distinct(table: datasets.Dataset, column: str) -> tuple[list[str], bool]:
-    """Return the distinct texts of a column, sorted (integers by value), and if it has lists."""
+    """Return the distinct texts of a column, sorted (integers by value); and if it has lists."""
     values = table.data.column(column)
     is_list = pa.types.is_nested(values.type)
     found = pc.unique(pc.list_flatten(values) if is_list else values).to_pylist()

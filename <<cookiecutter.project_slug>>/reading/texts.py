@@ -23,7 +23,7 @@ def read_texts(
 
     Args:
         lists: Columns that may hold lists of texts.
-        nested: Columns that may hold any value, which is written as JSON.
+        nested: Columns that may hold any value; values are returned as JSON.
 
     Raises:
         DataError: A value is missing or of an unexpected type; the message includes the line.
@@ -114,7 +114,7 @@ class _Batch:
 
 
 def _as_json(place: str, name: str, value: Any) -> str:
-    """Write a value as JSON. A number is text, as in other columns, but inside a list or object."""
+    """Format a value as JSON: a number as text, as in other columns, unless it is nested."""
     try:
         inner = value if isinstance(value, str) else _with_numbers(value)
         return json.dumps(inner, ensure_ascii=False)

@@ -72,9 +72,9 @@ def fill_empty(tokens: MutableMapping[str, list], tokenizer: PreTrainedTokenizer
 
 
 def _checksum(row: tuple) -> int:
-    """Return a hash of 63 bits, the lower half of which is the CRC-32 that earlier versions kept.
+    """Return a 63-bit hash whose lower half is CRC-32, the checksum of earlier versions.
 
-    CRC-32 alone would find about a hundred pairs of equal rows by chance in a million.
+    With CRC-32 alone, about a hundred pairs of a million different rows would collide.
     """
     content = repr(row).encode("utf-8", "surrogatepass")
     digest = hashlib.blake2b(content, digest_size=4).digest()

@@ -57,7 +57,7 @@ model = {auto_class}.from_pretrained("path/to/this"{arguments})
 tokenizer = AutoTokenizer.from_pretrained("path/to/this")
 {generation}```
 
-This loads the base model, too. base_config.json is its configuration in training."""
+This also loads the base model. base_config.json is its configuration during training."""
 
 GENERATION = """model.generation_config = GenerationConfig.from_pretrained("path/to/this")
 """
@@ -92,7 +92,7 @@ def write_card(folder: Path, state: TrainState, args: dict, model: PreTrainedMod
                 task_type=pipeline_tag or "other",
                 dataset_type="text",
                 dataset_name=name.rpartition("/")[0] or valid_input,
-                dataset_config=name.rpartition("/")[0] or None,  # by which results are grouped
+                dataset_config=name.rpartition("/")[0] or None,  # groups results on the Hub
                 metric_type=name.rpartition("/")[2],
                 metric_value=value,
             )
@@ -129,9 +129,9 @@ def _load_whole(config: dict, model: PreTrainedModel) -> str:
 
 
 def _load_adapter(model: Any) -> str:
-    """Return the code that opens an adapter.
+    """Return the code for loading an adapter.
 
-    PEFT itself saves no number of labels, no padding token and no generation_config.json.
+    PEFT does not save the number of labels, the padding token or generation_config.json.
     """
     trained = model.base_model.config
     place = adapter_config(model.base_model).base_model_name_or_path

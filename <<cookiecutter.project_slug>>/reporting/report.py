@@ -92,13 +92,13 @@ class Report:
             state.add_curve_point(losses[LOSS], lr, norm)
             values = {f"train/{name}": loss for name, loss in losses.items()}
             values |= {"train/lr": lr, "train/grad_norm": norm, "train/epoch": state.current_epoch}
-            if self.config.report_to:  # ranks wait for one another here
+            if self.config.report_to:  # synchronizes the ranks
                 speed = self.run.throughput.since_log(self.run.group)
                 values |= {f"speed/{name}": value for name, value in speed.items()}
             self._log(values)
 
     def after_sets(self, log: dict[str, float], count: int) -> None:
-        """Print the scores of all validation sets together; the bar of a single one has them."""
+        """Print the scores of all sets together; a single set has them in its progress bar."""
         if count > 1 and self.run.group.is_main:
             scores = (f"{name}={log[name]:.3g}" for name in log if "/" not in name)
             line = f"[Epoch {self.state.current_epoch}] [VALID]: {', '.join(scores)}"
@@ -171,7 +171,7 @@ class Report:
         def init() -> None:
             try:
                 self.run.accelerator.init_trackers(Path.cwd().name, config, init_kwargs=settings)
-            except Exception as error:  # each tracker has its own errors
+            except Exception as error:  # trackers raise their own exception types
                 reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
                 names = " ".join(self.config.report_to)
                 raise RunError(f"--report_to {names}: cannot start ({reason})") from None
@@ -194,7 +194,7 @@ class Report:
         return self._curves[1]
 
     def _attempt(self, what: str, action: Callable[[], None]) -> None:
-        """Run an action that training does not need: report its first failure and continue."""
+        """Run an action; if it fails, report the first failure and continue."""
         try:
             action()
         except Exception as error:

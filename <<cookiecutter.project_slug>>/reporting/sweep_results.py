@@ -1,4 +1,4 @@
-"""Results of sweep.py: a table and a picture."""
+"""Format the results of sweep.py as a table and a plot."""
 
 import io
 import math
@@ -9,11 +9,11 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Trial:
-    """One choice of values, trained once for each seed and fold.
+    """A combination of values, trained once for each seed and fold.
 
     Attributes:
-        number: From 0, in the order of their start.
-        values: Values of the arguments, by name.
+        number: Index of the trial, in the order of the starts.
+        values: Values of the varied arguments, by name.
         scores: Best score of each run.
     """
 
@@ -35,7 +35,7 @@ def table(trials: list[Trial], failed: list[Trial], metric: str) -> str:
     """Return a Markdown table, the best trial first.
 
     Args:
-        trials: From the best to the worst.
+        trials: Trials with scores, sorted from best to worst.
         failed: Trials without a score.
     """
     names = list((trials + failed)[0].values)
@@ -55,7 +55,7 @@ def table(trials: list[Trial], failed: list[Trial], metric: str) -> str:
 
 
 def draw(trials: list[Trial], metric: str) -> bytes:
-    """Return a PNG file: a panel for each argument, with the scores of all runs and their mean."""
+    """Plot the scores of all runs and their means, one panel per argument; return a PNG."""
     from matplotlib.figure import Figure  # importing it takes a second
 
     names = list(trials[0].values) or ["trial"]
@@ -79,7 +79,7 @@ def draw(trials: list[Trial], metric: str) -> bytes:
 
 
 def _positions(values: list[Any]) -> tuple[list[float], list[str] | None]:
-    """Return where values are drawn: numbers at their value, others side by side with labels."""
+    """Return positions on the x-axis, and their labels if the values are not numbers."""
     try:
         return [float(value) for value in values], None
     except ValueError:

@@ -25,7 +25,7 @@ def sample(tmp_path_factory) -> Path:
     for name, lines in (("train.jsonl", 42), ("valid.jsonl", 21)):
         with (ROOT / "data" / name).open(encoding="utf-8") as source:
             rows = [json.loads(line) for line in islice(source, lines)]
-        # Whole chapters would make a test slow.
+        # Full chapters would make tests slow.
         rows = [{key: value[:300] for key, value in row.items()} for row in rows]
         text = "".join(json.dumps(row) + "\n" for row in rows)
         (folder / name).write_text(text, encoding="utf-8")

@@ -1,4 +1,4 @@
-"""export.py: a checkpoint in another precision, or as ONNX."""
+"""export.py writes a checkpoint in another precision, or as ONNX."""
 
 import importlib.util
 from pathlib import Path
@@ -31,7 +31,7 @@ def checkpoint(sample, tokenizer, tmp_path_factory) -> Path:
 
 
 @pytest.mark.parametrize("dtype", export.DTYPES)
-def test_the_weights_are_those_of_the_checkpoint_in_another_precision(dtype, checkpoint, tmp_path):
+def test_exported_weights_equal_the_checkpoint_in_another_precision(dtype, checkpoint, tmp_path):
     output = tmp_path / "exported"
     export.main(["--checkpoint", str(checkpoint), "--output", str(output), "--dtype", dtype])
     weights = load_file(checkpoint / "model.safetensors")
@@ -51,7 +51,7 @@ def test_a_folder_with_files_and_onnx_in_another_precision_are_refused(checkpoin
     with pytest.raises(RunError, match="is not empty; expected a new folder"):
         export.main(arguments)
     (tmp_path / "file").unlink()
-    with pytest.raises(RunError, match="--onnx: written in float32"):
+    with pytest.raises(RunError, match="--onnx: model.onnx is written in float32"):
         export.main([*arguments, "--onnx", "--dtype", "bfloat16"])
 
 

@@ -1,4 +1,4 @@
-"""What model/ gets wrong after the first step ends in a sentence, and the checkpoint stays."""
+"""An error of model/ after the first step ends the run in one sentence; last/ is kept."""
 
 import json
 from contextlib import closing
@@ -69,12 +69,12 @@ def test_an_error_in_a_loader_process_names_step_and_examples(failing_arguments)
         for step in steps:
             done += len(list(step.micro_batches))
     batches.close()
-    assert done == 7  # the examples ahead of it are not lost
+    assert done == 7  # examples loaded before the error are used
 
 
 @pytest.mark.proof
 @pytest.mark.parametrize("label", list(SENTENCES))
-def test_an_error_of_one_rank_ends_the_other_one(label, failing_arguments, tmp_path):
+def test_an_error_on_one_rank_ends_the_other_rank(label, failing_arguments, tmp_path):
     launch = Launch(failing_arguments(label, 2), tmp_path / "output", 2, FAILING)
     assert launch.wait() == [REFUSED, REFUSED]
     outputs = [launch.output(rank) for rank in range(2)]
@@ -92,7 +92,7 @@ def test_an_error_of_one_rank_ends_the_other_one(label, failing_arguments, tmp_p
         (RankError("epoch 1, step 2: KeyError"), "rank 1: epoch 1, step 2: KeyError"),
     ],
 )
-def test_an_error_of_one_rank_is_printed_by_that_rank(error, sentence, monkeypatch, capsys):
+def test_an_error_on_one_rank_is_printed_by_that_rank(error, sentence, monkeypatch, capsys):
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("LOCAL_RANK", "1")
 

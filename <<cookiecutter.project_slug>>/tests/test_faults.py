@@ -1,4 +1,4 @@
-"""`--dry_run` counts rows that may be wrong, and names the line of the first one."""
+"""`--dry_run` counts rows that may be wrong, and prints the line of the first one."""
 
 import json
 from types import SimpleNamespace
@@ -27,7 +27,7 @@ def rows_of(tmp_path):
 
 
 def places(lines) -> list[str]:
-    """The lines, with the name of the file in place of its path."""
+    """Replace the path of a file in the lines by its name."""
     return [f"{line[: line.rindex(' ')]} {line.rpartition('/')[2]}".strip() for line in lines]
 
 
@@ -54,7 +54,7 @@ def test_special_tokens_that_occur_twice_are_found(rows_of):
     ]
 
 
-def test_lost_tokens_are_counted(rows_of):
+def test_truncated_tokens_are_counted(rows_of):
     rows = rows_of(["one two", "one two three", "a b c d e f", "a b"], [[1]] * 4)
 
     def encode(batch: dict) -> list[list]:
@@ -67,17 +67,17 @@ def test_lost_tokens_are_counted(rows_of):
     assert places(rows.cut("texts", np.array([], dtype=int), 2, encode)) == []
 
 
-def test_labels_that_occur_once_are_named(rows_of):
+def test_labels_that_occur_once_are_listed(rows_of):
     rows = rows_of(["a"] * 4, [[1]] * 4)
     lines = rows.single_labels(["x", "y", "z"], np.array([0, 2, 0, 1]), np.arange(4))
     assert places(lines) == ["labels that occur once (y, z): 2, first rows.jsonl:3"]
 
 
-def test_repeats_are_all_but_the_first():
+def test_repeats_excludes_the_first_occurrence():
     assert repeats(np.array([5, 3, 5, 4, 3, 5])).tolist() == [2, 4, 5]
 
 
-def test_data_set_with_checksums_alone_gets_lines_about_equal_examples():
+def test_equal_examples_are_found_by_checksums_alone():
     class Data:
         def __init__(self, checksums: list[int]):
             self.checksums = checksums
@@ -100,7 +100,7 @@ def test_dry_run_finds_equal_and_empty_rows(arguments, sample, tmp_path, capsys)
     for name in ("train", "valid"):
         lines = (sample / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
         rows[name] = [json.loads(line) for line in dict.fromkeys(lines)]
-    # Equal only where this test makes them so.
+    # All rows differ, except those made equal below.
     rows["valid"] = [row for row in rows["valid"] if row not in rows["train"]]
     column = next(iter(rows["train"][0]))
     rows["train"] += [rows["train"][3], {**rows["train"][0], column: " "}]

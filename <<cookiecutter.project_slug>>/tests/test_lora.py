@@ -1,4 +1,4 @@
-"""Adapters: what is trained and saved, that all promises hold, and that other tools open them."""
+"""Adapters: trained and saved parameters, the promises, and loading with other tools."""
 
 import importlib.util
 import inspect
@@ -50,7 +50,7 @@ pytestmark = pytest.mark.proof
 RANK = 2
 GENERATES = Model.can_generate()
 TEXT = "Do you see it?"
-# In an empty folder, by PEFT's Auto class and by that of transformers.
+# Run in an empty folder: load with PEFT's Auto class and with that of transformers.
 OPEN = """
 import sys
 import peft, torch, transformers
@@ -71,7 +71,7 @@ for number, auto in enumerate([auto, getattr(transformers, name)]):
 
 
 def save_base(folder: Path, tiny: Path, seed: int = 0, **changes: object) -> Path:
-    """Save a base model with weights: of a classifier without its head."""
+    """Save a base model with weights; for a classifier, without the head."""
     shutil.copytree(tiny, folder)
     config = AutoConfig.from_pretrained(tiny)
     for name, value in changes.items():
@@ -101,14 +101,14 @@ def base(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def lora(arguments, base) -> list[str]:
-    """Arguments of a short run with an adapter, and with dropout."""
+    """Arguments of a short run with an adapter and with dropout."""
     options = ["--lora_rank", str(RANK), "--lr", "1e-2", "--lr_scheduler_type", "constant"]
     return [*arguments, "--model_id", str(base), *options]
 
 
 @pytest.fixture(scope="module")
 def trained(sample, base, tmp_path_factory) -> Path:
-    """The output directory of such a run without dropout."""
+    """Output directory of a run with these arguments, but without dropout."""
     folder = tmp_path_factory.mktemp("trained")
     still = save_base(folder / "base", sample / "tiny")
     arguments = [
@@ -120,7 +120,7 @@ def trained(sample, base, tmp_path_factory) -> Path:
     return folder / "run"
 
 
-def test_checkpoints_hold_what_is_trained_and_nothing_else(trained):
+def test_checkpoints_contain_only_the_trained_parameters(trained):
     model = load_model(Model, str(trained / "best"))
     own = {name: p for name, p in model.named_parameters() if p.requires_grad}
     assert all("lora_" in name or "modules_to_save" in name for name in own)
@@ -137,7 +137,7 @@ def test_checkpoints_hold_what_is_trained_and_nothing_else(trained):
     assert 3 * size < files < 3 * size + 1000 * len(own)  # the headers
 
 
-def test_head_of_a_classifier_is_trained_whole(trained):
+def test_head_of_a_classifier_is_fully_trained(trained):
     names = [key for key in read_weights(trained / "last") if "lora_" not in key]
     assert bool(names) != GENERATES
     if names:
@@ -214,7 +214,7 @@ def test_killed_run_ends_bit_identically(more, lora, base, tmp_path):
 
 
 def test_run_continues_on_another_number_of_processes(lora, sample, in_two_processes, tmp_path):
-    still = save_base(tmp_path / "still", sample / "tiny")  # masks of dropout depend on the rank
+    still = save_base(tmp_path / "still", sample / "tiny")  # dropout masks depend on the rank
     more = ("--model_id", str(still), *lora[-6:])
     in_two_processes("whole", *more)
     in_two_processes("run", *more, "--epochs", "1")
@@ -242,7 +242,7 @@ def test_resumed_run_is_bit_identical_under_fsdp2(dtype, lora, in_two_processes,
             assert torch.allclose(tensor, expected.weights[name], rtol=1e-3, atol=1e-4), name
 
 
-def test_failed_save_leaves_the_one_before(lora, tmp_path):
+def test_failed_save_keeps_the_previous_checkpoint(lora, tmp_path):
     failed = []
 
     def attempt(save) -> None:
@@ -267,7 +267,7 @@ def gradients_of(arguments: list[str], outdir: Path) -> dict[str, torch.Tensor]:
         return {n: p.grad for n, p in run.model.named_parameters() if p.grad is not None}
 
 
-def test_gradient_checkpointing_changes_no_gradient(trained, tmp_path):
+def test_gradient_checkpointing_does_not_change_the_gradient(trained, tmp_path):
     arguments = ["--restore_dir", str(trained / "last"), "--max_steps", "9"]
     expected = gradients_of(arguments, tmp_path)
     assert expected and all(gradient.any() for gradient in expected.values())
@@ -289,7 +289,7 @@ def test_export_merges_the_adapter_into_a_stock_checkpoint(
 
 
 def assert_merged(best: Path, output: Path, tokenizer) -> None:
-    """Plain transformers gives the adapter's logits, and its tokens by greedy search."""
+    """transformers computes the same logits and greedy tokens as the adapter."""
     adapted = load_model(Model, str(best)).float()
     merged = Model.auto_class.from_pretrained(output, dtype=torch.float32)
     assert type(merged).__module__.startswith("transformers.models.")
@@ -308,8 +308,10 @@ def assert_merged(best: Path, output: Path, tokenizer) -> None:
 @pytest.mark.skipif(not GENERATES, reason="it has no output embeddings")
 @pytest.mark.parametrize("is_tied", [True, False])
 @pytest.mark.parametrize("of_the_head", [True, False])
-def test_tied_embeddings_stay_right(is_tied, of_the_head, lora, sample, tokenizer, tmp_path):
-    """An adapter of the head changes one of two tied weights: the merged model has both."""
+def test_tied_embeddings_are_merged_correctly(
+    is_tied, of_the_head, lora, sample, tokenizer, tmp_path
+):
+    """An adapter of the head changes one of two tied weights; merging keeps both versions."""
     tied = save_base(tmp_path / "tied", sample / "tiny", tie_word_embeddings=is_tied)
     arguments = [*lora, "--model_id", str(tied), "--max_steps", "4"]
     if of_the_head:
@@ -334,7 +336,7 @@ def test_base_model_with_other_weights_is_refused(lora, base, sample, tmp_path):
     run = tmp_path / "run"
     shutil.rmtree(own)
     save_base(own, ROOT / "tiny", seed=1)
-    sentence = "the adapter was trained on other weights than those of .*own now"
+    sentence = "the weights of .*own differ from those that the adapter was trained on"
     with pytest.raises(RunError, match=sentence):
         train.main(["--restore_dir", str(run / "last"), "--max_steps", "3"])
     rows = ["--input", str(sample / "valid.jsonl"), "--output", str(tmp_path / "out.jsonl")]
@@ -343,7 +345,7 @@ def test_base_model_with_other_weights_is_refused(lora, base, sample, tmp_path):
     shutil.rmtree(own)
     with pytest.raises(RunError, match="best: its base model .*own: no such folder"):
         predict.main(["--checkpoint", str(run / "best"), *rows])
-    moved = ["--model_id", str(base)]  # the same weights in another place
+    moved = ["--model_id", str(base)]  # the same weights in another folder
     train.main(["--restore_dir", str(run / "last"), "--max_steps", "3", *moved])
     predict.main(["--checkpoint", str(run / "last"), *rows])
 
@@ -351,24 +353,24 @@ def test_base_model_with_other_weights_is_refused(lora, base, sample, tmp_path):
 @pytest.mark.parametrize(
     ("more", "sentence"),
     [
-        (["--model_id", str(ROOT / "tiny")], "tiny has no weights that an adapter could belong to"),
+        (["--model_id", str(ROOT / "tiny")], "tiny has no weights to adapt"),
         (["--lora_targets", "nothing"], "--lora_targets nothing: no adapter can be added"),
         (["--lora_rank", "-1"], "--lora_rank -1: expected at least 0"),
         (["--lora_rank", "0", "--base_dtype", "bfloat16"], "--base_dtype bfloat16: expected --lo"),
-        (["--push_to_hub", "me/mine"], "--push_to_hub me/mine: nobody else has the adapter's base"),
+        (["--push_to_hub", "me/mine"], "--push_to_hub me/mine: the base model of the adapter"),
         (["--lora_rank", "0", "--lora_dora"], "--lora_dora True: expected --lora_rank, too"),
     ],
 )
-def test_what_cannot_be_adapted_is_refused_before_any_work(more, sentence, lora, tmp_path):
+def test_unusable_arguments_of_an_adapter_are_refused_at_the_start(more, sentence, lora, tmp_path):
     with pytest.raises(RunError, match=re.escape(sentence)):
         train.main([*lora, *more])
     assert not (tmp_path / "run").exists()
 
 
-def test_name_of_no_module_among_others_is_refused(lora, base):
+def test_one_unknown_target_among_others_is_refused(lora, base):
     model = Model.from_pretrained(base)
     linear = next(n for n, m in model.base_model.named_modules() if isinstance(m, nn.Linear))
-    with pytest.raises(RunError, match="nothing is no module of"):
+    with pytest.raises(RunError, match="has no module nothing that supports LoRA"):
         train.main([*lora, "--lora_targets", linear.rpartition(".")[2], "nothing"])
 
 
@@ -376,17 +378,17 @@ def test_name_of_no_module_among_others_is_refused(lora, base):
     "more", [["--lora_rank", "4"], ["--lora_alpha", "7"], ["--lora_targets", "x"], ["--lora_dora"]]
 )
 def test_resumed_run_keeps_its_adapter(more, trained):
-    with pytest.raises(RunError, match=f"{more[0]} .*: the run that is resumed has"):
+    with pytest.raises(RunError, match=f"{more[0]} .*: the resumed run has"):
         train.main(["--restore_dir", str(trained / "last"), *more])
 
 
-def test_run_without_an_adapter_cannot_get_one(arguments, tmp_path):
+def test_resumed_run_without_an_adapter_cannot_add_one(arguments, tmp_path):
     train.main([*arguments, "--max_steps", "1"])
-    with pytest.raises(RunError, match="--lora_rank 2: the run that is resumed has 0"):
+    with pytest.raises(RunError, match="--lora_rank 2: the resumed run has 0"):
         train.main(["--restore_dir", str(tmp_path / "run" / "last"), "--lora_rank", "2"])
 
 
-def test_adapter_is_no_base_model(arguments, trained):
+def test_adapter_is_refused_as_base_model(arguments, trained):
     with pytest.raises(RunError, match="a PEFT adapter; .*python export.py --checkpoint"):
         train.main([*arguments, "--model_id", str(trained / "best")])
 
@@ -402,11 +404,13 @@ def test_rewritten_model_is_refused(lora, monkeypatch):
 
     halved.__signature__ = inspect.signature(forward)  # type: ignore[attr-defined]
     monkeypatch.setattr(Model, "forward", halved)
-    with pytest.raises(RunError, match="--lora_rank 2: expected a model that is its base model"):
+    with pytest.raises(
+        RunError, match="--lora_rank 2: expected a Model with the logits of its base model"
+    ):
         train.main(lora)
 
 
-def test_missing_package_is_named(lora, trained, monkeypatch):
+def test_missing_package_is_reported(lora, trained, monkeypatch):
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda n, *a: n != "peft" and find(n, *a))
     with pytest.raises(
@@ -417,7 +421,7 @@ def test_missing_package_is_named(lora, trained, monkeypatch):
         load_model(Model, str(trained / "best"))
 
 
-def test_dry_run_shows_what_an_adapter_takes(lora, capsys):
+def test_dry_run_shows_the_memory_and_size_of_an_adapter(lora, capsys):
     train.main([*lora, "--base_dtype", "bfloat16", "--dry_run"])
     output = capsys.readouterr().out
     assert "(bfloat16, float32)" in output

@@ -71,7 +71,10 @@ def test_nonfinite_step_leaves_weights_unchanged_with_an_optimizer_that_is_not_f
         (lambda model: None, "returns NoneType; expected a torch.optim.Optimizer"),
         (lambda model: SGD([model.weight]), r"bias requires a gradient and is .* 0 times"),
         (lambda model: SGD([model.weight, model.weight, model.bias]), "weight .* 2 times"),
-        (lambda model: SGD([*model.parameters(), torch.zeros(3)]), r"of shape \(3,\) not of"),
+        (
+            lambda model: SGD([*model.parameters(), torch.zeros(3)]),
+            r"of shape \(3,\) that is not in",
+        ),
     ],
 )
 @pytest.mark.filterwarnings("ignore:optimizer contains a parameter group with duplicate")

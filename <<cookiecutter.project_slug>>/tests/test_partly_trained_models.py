@@ -1,4 +1,4 @@
-"""Parameters that are frozen, or that no step, later steps or some steps use: runs train."""
+"""Training with parameters that are frozen, or unused in some or all steps."""
 
 import json
 import random
@@ -65,21 +65,21 @@ def skipping_arguments(tmp_path, partly_arguments, processes: int) -> list[str]:
     return [*partly_arguments, *size, "--outdir", str(tmp_path / f"run{processes}")]
 
 
-def test_a_parameter_that_a_later_step_leaves_out_ends_two_processes_in_a_sentence(
+def test_a_parameter_unused_in_a_later_step_ends_two_processes_with_an_error(
     partly_arguments, tmp_path
 ):
     patch = partial(files_of_model_in, "skipping", "least_contract")
     arguments = skipping_arguments(tmp_path, partly_arguments, 2)
     run = Launch(arguments, tmp_path / "output", 2, patch)
     assert run.wait() == [REFUSED, REFUSED]
-    sentence = "model/modeling.py: body.weight gets no gradient, as it did before the first step"
+    sentence = "model/modeling.py: body.weight gets no gradient in this step"
     assert sentence in run.output(0) and "leaves_parameters_unused = True" in run.output(0)
     assert "Traceback" not in run.output(0) + run.output(1)
     assert read_state(tmp_path / "run2" / "last")["step"] < LAST_USE
 
 
 @pytest.mark.parametrize("kind", ["declared", "at_random"])
-def test_parameters_that_steps_leave_out_are_trained_in_two_processes(
+def test_parameters_unused_in_some_steps_are_trained_in_two_processes(
     kind, partly_arguments, tmp_path
 ):
     patch = partial(files_of_model_in, f"skipping/{kind}", "least_contract")

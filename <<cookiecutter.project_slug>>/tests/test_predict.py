@@ -69,7 +69,7 @@ def test_each_line_is_answered(checkpoint, monkeypatch, capsys):
         assert all("prediction" in json.loads(answer) for answer in answers)
 
 
-def test_a_conversation_is_shown_in_pieces_and_remembered(checkpoint):
+def test_a_conversation_is_streamed_and_keeps_its_messages(checkpoint):
     if not hasattr(Predictor, "start_conversation"):
         pytest.skip("Predictor has no start_conversation")
     model = load_model(Model, checkpoint).eval()

@@ -138,7 +138,7 @@ def test_points_of_a_long_curve_are_evenly_spaced():
 
 @PROOF
 @pytest.mark.parametrize("processes", [1, 2])
-def test_nothing_that_reports_ends_a_run(processes, arguments, tmp_path):
+def test_failures_of_reporting_do_not_end_a_run(processes, arguments, tmp_path):
     arguments += ["--report_to", "tensorboard", "--logging_steps", "1"]
     arguments += ["--batch_size", str(8 // processes)]
     output = Launch(arguments, tmp_path / "output", processes, reporting_fails).expect()

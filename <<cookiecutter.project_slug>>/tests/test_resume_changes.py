@@ -186,7 +186,7 @@ def test_checkpoint_of_another_name_needs_an_outdir(own_arguments, tmp_path):
     train.main([*own_arguments, "--epochs", "1"])
     copied = tmp_path / "checkpoint"
     shutil.copytree(tmp_path / "run" / "last", copied)
-    with pytest.raises(RunError, match="checkpoint: the output directory does not follow from"):
+    with pytest.raises(RunError, match="checkpoint: cannot derive the output directory"):
         train.main(["--restore_dir", str(copied), "--epochs", "2"])
     train.main(["--restore_dir", str(copied), "--epochs", "2", "--outdir", str(tmp_path / "new")])
     assert read_state(tmp_path / "new" / "last")["current_epoch"] == 2

@@ -1,4 +1,4 @@
-"""sweep.py: trials, seeds and folds, interrupted and continued."""
+"""sweep.py: trials, seeds, folds, and continuation after an interruption."""
 
 import json
 import math
@@ -21,7 +21,7 @@ pytest.importorskip("optuna")
 
 
 def sweep(outdir: Path, *arguments: str, code: int = 0) -> str:
-    """Run sweep.py; check its exit code; return its output."""
+    """Run sweep.py, check its exit code, and return its output."""
     command = [sys.executable, "sweep.py", "--outdir", str(outdir), *arguments]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == code, done.stdout + done.stderr
@@ -40,7 +40,7 @@ def train_arguments(arguments) -> list[str]:
 
 
 @pytest.mark.proof
-def test_table_has_mean_and_spread_over_seeds_and_trials_that_failed(tmp_path, train_arguments):
+def test_table_has_mean_standard_deviation_and_failed_trials(tmp_path, train_arguments):
     search = ("--search", "lr=1e-4,1e-2,1e30", "--seeds", "1", "2")
     text = sweep(tmp_path / "sweep", *search, "--", *train_arguments)
     rows = [line.split("|")[1:-1] for line in text.splitlines() if line.startswith("|")][2:]
@@ -58,7 +58,7 @@ def test_table_has_mean_and_spread_over_seeds_and_trials_that_failed(tmp_path, t
 
 
 @pytest.mark.proof
-def test_interrupted_sweep_continues_as_an_uninterrupted_one(tmp_path, train_arguments):
+def test_interrupted_sweep_gives_the_same_results(tmp_path, train_arguments):
     search = ("--search", "lr=log:1e-4..1e-2", "--trials", "2", "--", *train_arguments)
     whole = tmp_path / "whole"
     expected = sweep(whole, *search).split("\n| ", 1)[1]
@@ -75,7 +75,7 @@ def test_interrupted_sweep_continues_as_an_uninterrupted_one(tmp_path, train_arg
 
 
 @pytest.mark.proof
-def test_folds_leave_out_each_example_once(tmp_path, sample, tokenizer, train_arguments):
+def test_folds_hold_out_each_example_once(tmp_path, sample, tokenizer, train_arguments):
     position = train_arguments.index("--valid_input")
     fixed = [*train_arguments[:position], *train_arguments[position + 2 :]]
     sweep(tmp_path / "sweep", "--folds", "2", "--", *fixed)
@@ -86,7 +86,7 @@ def test_folds_leave_out_each_example_once(tmp_path, sample, tokenizer, train_ar
     assert count == len(generate_dataset(sample / "train.jsonl", tokenizer, 48))
 
 
-def test_refused_arguments_end_the_sweep_with_the_sentence_of_train_py(tmp_path):
+def test_arguments_refused_by_train_py_end_the_sweep_with_its_error(tmp_path):
     text = sweep(tmp_path / "s", "--seeds", "1", "--", "--train_input", "missing.jsonl", code=2)
     assert "missing.jsonl" in text.splitlines()[-1]
 
@@ -99,8 +99,8 @@ def test_refused_arguments_end_the_sweep_with_the_sentence_of_train_py(tmp_path)
         (("--search", "lr=1e-3..1e-4", "--trials", "2"), "expected LOW < HIGH"),
         (("--search", "lr=1e-4..1e-3"), "expected --trials, too"),
         (("--search", "rate=1,2"), "train.py has no argument rate"),
-        (("--search", "lr=1,2", "--", "--lr", "1"), "both fixed and varied"),
-        (("--seeds", "1", "--", "--outdir", "x"), "sweep.py sets it"),
+        (("--search", "lr=1,2", "--", "--lr", "1"), "both after `--` and in --search"),
+        (("--seeds", "1", "--", "--outdir", "x"), "set by sweep.py"),
         (("--folds", "3"), "expected --train_input"),
         (("--search", "tf32=1,2"), "expected tf32=true,false"),
     ],

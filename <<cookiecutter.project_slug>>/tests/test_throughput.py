@@ -1,4 +1,4 @@
-"""Rates, padding and utilization of training: counted over all processes, in this process only."""
+"""Rates, padding and utilization of training steps, over all processes of a run."""
 
 import numpy as np
 import pytest
@@ -43,7 +43,7 @@ def tiny_llama(**settings) -> torch.nn.Module:
 
 
 def counted_flops(model: torch.nn.Module, length: int) -> int:
-    """Operations of the matrix products, forward and backward."""
+    """Count the operations of the matrix products, forward and backward."""
     ids = torch.randint(200, (1, length))
     with FlopCounterMode(display=False) as counter:
         model(input_ids=ids, labels=ids).loss.backward()
@@ -52,14 +52,14 @@ def counted_flops(model: torch.nn.Module, length: int) -> int:
 
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("length", [16, 256])
-def test_flops_of_the_formula_are_those_that_torch_counts(length, tied):
+def test_formula_gives_the_flops_counted_by_torch(length, tied):
     model = tiny_llama(tie_word_embeddings=tied)
     flops = training_flops(model)
     assert flops is not None
     assert flops.of(np.array([length])) == pytest.approx(counted_flops(model, length), rel=0.01)
 
 
-def test_frozen_weights_need_no_gradient_of_their_own():
+def test_frozen_weights_count_without_their_gradient():
     model = tiny_llama()
     for name, parameter in model.named_parameters():
         parameter.requires_grad_("embed_tokens" in name)
@@ -68,7 +68,7 @@ def test_frozen_weights_need_no_gradient_of_their_own():
     assert flops.of(np.array([16])) == pytest.approx(counted_flops(model, 16), rel=0.01)
 
 
-def test_formula_is_not_used_where_it_does_not_apply():
+def test_formula_is_not_used_for_other_architectures():
     t5 = T5Config(d_model=16, d_kv=8, d_ff=32, num_layers=1, num_heads=2, vocab_size=20)
     assert training_flops(T5ForConditionalGeneration(t5)) is None
     assert training_flops(torch.nn.Sequential(torch.nn.Conv2d(3, 3, 3))) is None
@@ -105,13 +105,13 @@ def test_utilization_is_flops_divided_by_the_peak():
         ("NVIDIA GeForce GTX 1080", "half", None),
     ],
 )
-def test_peak_rate_is_that_of_the_named_device(device, precision, expected):
+def test_peak_rate_depends_on_the_device_name(device, precision, expected):
     assert peak_rate(device, precision) == expected
 
 
 @PROOF
 @pytest.mark.parametrize("processes", [1, 2])
-def test_rates_are_those_of_all_processes(processes, arguments, tokenizer, tmp_path):
+def test_rates_cover_all_processes(processes, arguments, tokenizer, tmp_path):
     arguments += ["--batch_size", str(8 // processes), "--report_to", "tensorboard"]
     Launch([*arguments, "--logging_steps", "1"], tmp_path / "output", processes).expect()
     dataset = generate_dataset(arguments[1], tokenizer, 48)

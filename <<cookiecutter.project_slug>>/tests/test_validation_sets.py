@@ -1,4 +1,4 @@
-"""Several validation sets: each has losses and scores of its own, beside those of all together."""
+"""Several validation sets: losses and scores of each set, and of all sets together."""
 
 import pytest
 from huggingface_hub import ModelCard
@@ -29,7 +29,7 @@ def test_names_are_separated_from_paths(value, expected):
     assert named_sources(value) == expected
 
 
-def test_path_that_exists_is_no_name(tmp_path, monkeypatch):
+def test_existing_path_is_not_split_into_name_and_path(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "size=3.jsonl").touch()
     assert named_sources("size=3.jsonl") == {"": "size=3.jsonl"}
@@ -39,7 +39,7 @@ def test_path_that_exists_is_no_name(tmp_path, monkeypatch):
 
 @pytest.fixture
 def parts(sample, tmp_path) -> dict[str, str]:
-    """The validation data in two files, by name."""
+    """Split the validation data into two named files."""
     lines = (sample / "valid.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
     files = {"news": lines[:13], "web": lines[13:]}
     for name, part in files.items():
@@ -54,10 +54,10 @@ def named(parts) -> list[str]:
 
 @PROOF
 @pytest.mark.parametrize(("processes", "size"), [(1, 64), (1, 3), (2, 2)])
-def test_scores_of_sets_are_those_of_each_file_and_of_all(
+def test_scores_cover_each_set_and_all_sets(
     processes, size, arguments, parts, named, tmp_path, uninterrupted
 ):
-    arguments += ["--lr", "0", "--max_steps", "1"]  # the weights stay as they are
+    arguments += ["--lr", "0", "--max_steps", "1"]  # the weights do not change
 
     def expected(*files: str) -> dict:
         outdir = uninterrupted([*arguments, "--valid_input", *files])
@@ -76,7 +76,7 @@ def test_scores_of_sets_are_those_of_each_file_and_of_all(
     total = sum(part["loss"] * part["count"] for part in alone.values())
     assert log["loss"] == pytest.approx(total / count, rel=1e-6)
     joined = expected(*parts.values())
-    if joined["count"] == count:  # texts that are joined to one stream have one target more
+    if joined["count"] == count:  # joining texts to one stream adds one target
         assert {score: log[score] for score in joined} == pytest.approx(joined, rel=1e-5)
 
 

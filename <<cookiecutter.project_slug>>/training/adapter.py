@@ -1,4 +1,4 @@
-"""Low-rank adapters (LoRA): their arguments, and the base model that an adapter belongs to."""
+"""Low-rank adapters (LoRA): apply their arguments, and check their base model."""
 
 import json
 from pathlib import Path
@@ -15,31 +15,31 @@ from .state import STATE_FILE, SavedRun
 
 
 def is_adapter(folder: Path) -> bool:
-    """Whether a folder holds an adapter of PEFT."""
+    """Whether a folder holds a PEFT adapter."""
     return (folder / CONFIG_FILE).is_file()
 
 
 def base_of(folder: Path) -> str:
-    """Return the place of the base model of a saved adapter."""
+    """Return the path or Hub id of the base model of a saved adapter."""
     config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
     return str(config.get("base_model_name_or_path"))
 
 
 def holds_adapter(model: torch.nn.Module) -> bool:
-    """Whether an adapter is trained, so that checkpoints hold what is trained and nothing else."""
+    """Whether an adapter is trained: checkpoints then hold only the trained parameters."""
     return hasattr(model, "add_lora") and has_adapter(model.base_model)
 
 
 def prepare_base(model_config: Any, config: RunConfig) -> None:
-    """Check that there are weights to adapt, and choose their type, before they are loaded.
+    """Check that the base model has weights, and set the dtype in which they are loaded.
 
     Raises:
-        RunError: There are none.
+        RunError: The base model has no weights.
     """
     if not getattr(model_config, "base_has_weights", False):
         raise RunError(
-            f"--lora_rank {config.lora_rank}: {config.model_id} has no weights that an adapter "
-            "could belong to; expected a pretrained base model"
+            f"--lora_rank {config.lora_rank}: {config.model_id} has no weights to adapt; "
+            "expected a pretrained base model"
         )
     model_config.load_options["dtype"] = getattr(torch, config.base_dtype)
 
@@ -48,7 +48,7 @@ def add_adapter(model: Any, config: RunConfig) -> None:
     """Add an adapter with new weights to the base model of a new run.
 
     Raises:
-        RunError: `--lora_targets` are no modules of it that can have one.
+        RunError: `--lora_targets` has a name that matches no module supported by LoRA.
     """
     place = Path(config.model_id)
     try:
@@ -66,32 +66,32 @@ def add_adapter(model: Any, config: RunConfig) -> None:
 
 
 def check_form(model: Any, line: str, config: RunConfig) -> None:
-    """Check that the adapter alone is all that the base model lacks.
+    """Check that an adapter is enough to save: `Model` computes the same as its base model.
 
     Args:
-        line: What `choose_form` returned.
+        line: Return value of `choose_form`.
 
     Raises:
-        RunError: `model/` computes something else than the base model.
+        RunError: `Model` does not compute the same as its base model.
     """
     if not model.saves_stock:
         raise RunError(
-            f"--lora_rank {config.lora_rank}: expected a model that is its base model, so that an "
-            f"adapter is all that has to be saved; {line}"
+            f"--lora_rank {config.lora_rank}: expected a Model with the logits of its base model, "
+            f"of which only an adapter is saved; {line}"
         )
 
 
 def moved_base(config: RunConfig) -> str | None:
-    """Return `--model_id` if a resumed run gives its base model another place."""
+    """Return `--model_id` if it differs from that of the resumed run, else None."""
     assert config.resumed is not None
     return None if config.model_id == config.resumed.args["model_id"] else config.model_id
 
 
 def load_options(folder: Path, model_id: str | None) -> dict[str, Any]:
-    """Return how to load the base model of a saved adapter.
+    """Return the options for loading the base model of a saved adapter.
 
     Args:
-        model_id: Another place of the base model.
+        model_id: New path or Hub id of the base model, if it was moved.
     """
     options: dict[str, Any] = {"dtype": torch.float32}
     if (folder / STATE_FILE).is_file():
@@ -103,7 +103,7 @@ def compare_base(model: PreTrainedModel, folder: Path) -> None:
     """Compare the base model with the one that the adapter was trained on.
 
     Raises:
-        RunError: Its weights are others.
+        RunError: The weights differ.
     """
     if not (folder / STATE_FILE).is_file():
         return
@@ -111,6 +111,6 @@ def compare_base(model: PreTrainedModel, folder: Path) -> None:
     if hash_base(base) != SavedRun.read(folder).base:
         name = adapter_config(base).base_model_name_or_path
         raise RunError(
-            f"{folder}: the adapter was trained on other weights than those of {name} now; "
+            f"{folder}: the weights of {name} differ from those that the adapter was trained on; "
             "expected the same base model"
         )

@@ -69,7 +69,7 @@ def publish(outdir: Path, writers: dict[str, Callable[[Path], None]]) -> None:
     names at their old content.
 
     Args:
-        writers: For each name, a function that fills the empty folder it is given.
+        writers: For each name, a function that writes into the given empty folder.
     """
     store = outdir / STORE
     store.mkdir(exist_ok=True)

@@ -41,7 +41,7 @@ class MicroBatch:
         rng_key: Seed of everything random in this micro-batch: (seed, epoch, step, rank, number).
         weight: 1; or 0 on a rank without examples, which runs a dummy one so that collectives
             match.
-        share: Target items of these examples, divided by those of the step.
+        share: Target items of these examples, as a fraction of the target items of the step.
         is_last: Whether this micro-batch completes its step.
         batch: The collated examples.
     """
@@ -63,7 +63,7 @@ class Step:
         index: Index of the step inside its epoch.
         examples: Examples of the global batch, over all ranks.
         num_items: Target items of the global batch, over all ranks.
-        is_training: Whether this is a step of training, not a batch of validation.
+        is_training: Whether this is a training step; False for a validation batch.
         micro_batches: Iterator of this rank's micro-batches; each rank has the same number of them.
     """
 
@@ -76,7 +76,7 @@ class Step:
 
     @property
     def place(self) -> str:
-        """The step in words, for errors."""
+        """Description of the step, for error messages."""
         where = f"epoch {self.epoch}" if self.is_training else "validation"
         return f"{where}, step {self.index}"
 
@@ -240,7 +240,7 @@ def _filled(
     place: str, planned: list[MicroBatch], loaded: Iterator[dict | Exception]
 ) -> Iterator[MicroBatch]:
     for micro in planned:
-        with at_place(place, micro.indices):  # a worker may have been killed, too
+        with at_place(place, micro.indices):  # also if a worker was killed
             batch = next(loaded)
             if isinstance(batch, Exception):
                 raise batch
@@ -264,10 +264,10 @@ class _Loading(torch.utils.data.Dataset):
         self.examples = examples
 
     def __getitem__(self, micro: MicroBatch) -> dict | Exception:
-        """Return the batch, or what the user's code raised, for the step that needs the batch."""
+        """Return the batch, or the exception of the user's code, which its step then raises."""
         seed_all(*micro.rng_key)  # a data set may draw random numbers, too
         try:
-            with user_code("model/dataset.py: they cannot be loaded"):
+            with user_code("model/dataset.py: cannot be loaded"):
                 return self.examples.batch(micro.indices)
         except UserError as error:
             return error

@@ -166,7 +166,7 @@ class Checkpointer:
         return f"{self.outdir}/bad_batch contains them and the weights before this step"
 
     def _gather(self, model: torch.nn.Module) -> dict[str, Tensor]:
-        """Gather what a checkpoint holds on one rank; every rank has to call this."""
+        """Gather the weights to save on the main rank; every rank has to call this."""
         if holds_adapter(self.accelerator.unwrap_model(model)):
             return self.strategy.trained_weights(model)
         return self.strategy.full_state_dict(model)

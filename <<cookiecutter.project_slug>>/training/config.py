@@ -25,7 +25,7 @@ from .validation import named_sources
 AUTO = "auto"
 RESULTS = ("last", "best", "log.json")
 BASE_DTYPES = ("float32", "bfloat16")
-# A resumed run cannot change them: the adapter that it continues depends on them.
+# Arguments that a resumed run cannot change: its adapter depends on them.
 OF_THE_ADAPTER = ("lora_rank", "lora_alpha", "lora_targets", "lora_dora", "base_dtype")
 TRACKERS = sorted(map(str, LOGGER_TYPE_TO_CLASS))
 PATHS = ("train_input", "valid_input", "model_id", "outdir", "restore_dir", "config")
@@ -44,7 +44,7 @@ def option(
 
     Args:
         text: Its description in `--help`.
-        aliases: Further names on the command line: those of transformers.
+        aliases: Further names on the command line, as in transformers.
         group: Its group in `--help`.
         at_least: Smallest valid number.
         arguments: Arguments of `add_argument` that do not follow from the type of the field.
@@ -68,7 +68,7 @@ FILES: dict[str, Any] = {"nargs": "+", "action": OneOrMore, "metavar": "FILE"}
 
 @dataclass(frozen=True)
 class RunConfig:
-    """Arguments of train.py. A resumed run keeps those that are not given again.
+    """Arguments of train.py. A resumed run keeps the saved values of arguments not given.
 
     Attributes:
         data_options, model_options, score_options: Arguments of the task, from its `OPTIONS`.
@@ -78,7 +78,7 @@ class RunConfig:
     train_input: str | list[str] = option("data/train.jsonl", "training data", group=DATA, **FILES)
     valid_input: str | list[str] | None = option(
         "data/valid.jsonl",
-        "validation data; NAME=FILE for named sets",
+        "validation data, or named sets: NAME=FILE ...",
         group=DATA,
         **FILES,
     )
@@ -89,7 +89,7 @@ class RunConfig:
         at_least=0,
     )
     valid_fold: int = option(
-        0, "which of the 1 / VALID_SIZE parts to validate on, from 0", group=DATA, at_least=0
+        0, "index of the held-out part, of 1 / VALID_SIZE parts", group=DATA, at_least=0
     )
     model_id: str = option("tiny", "base model: Hub id or folder", group=DATA)
     max_len: int = option(
@@ -177,14 +177,14 @@ class RunConfig:
     )
 
     lora_rank: int = option(
-        0, "train an adapter of rank N, not the base model (0: off)", group=LORA, at_least=0
+        0, "train an adapter of rank N instead of the full model (0: off)", group=LORA, at_least=0
     )
     lora_alpha: int | None = option(
-        None, "scale of the adapter times its rank (2 * rank)", group=LORA, at_least=1
+        None, "scale of the adapter, multiplied by its rank (2 * rank)", group=LORA, at_least=1
     )
     lora_targets: list[str] = option(
         [ALL_LINEAR],
-        f"names of the modules that are adapted; {ALL_LINEAR}: all linear layers but the head",
+        f"modules to adapt; {ALL_LINEAR}: all linear layers except the head",
         group=LORA,
         nargs="+",
         metavar="NAME",
@@ -194,7 +194,7 @@ class RunConfig:
     )
     base_dtype: str = option(
         "float32",
-        f"type of the weights that are not trained: {' or '.join(BASE_DTYPES)}",
+        f"dtype of the frozen weights: {' or '.join(BASE_DTYPES)}",
         group=LORA,
         choices=BASE_DTYPES,
         metavar="TYPE",
@@ -280,7 +280,7 @@ class RunConfig:
 
     @property
     def valid_sources(self) -> dict[str, str | list[str]]:
-        """Validation data by the name of the set; that of held-out examples is ""."""
+        """Validation data by the name of the set; the name of held-out examples is ""."""
         if self.valid_input is None:
             return {"": self.train_input}
         return named_sources(self.valid_input)
@@ -329,8 +329,8 @@ class RunConfig:
             )
         if self.lora_rank and self.push_to_hub is not None and Path(self.model_id).is_dir():
             raise RunError(
-                f"--push_to_hub {self.push_to_hub}: nobody else has the adapter's base model "
-                f"{self.model_id}; expected a Hub id as --model_id"
+                f"--push_to_hub {self.push_to_hub}: the base model of the adapter, "
+                f"{self.model_id}, is a local folder; expected a Hub id as --model_id"
             )
         if self.lora_rank:
             return require("peft", "lora", f"--lora_rank {self.lora_rank}")
@@ -456,8 +456,8 @@ def _outdir_of(restore_dir: Path, defaults: dict[str, Any]) -> str:
     if target.name == "last":
         return str(target.parent)
     raise RunError(
-        f"--restore_dir {restore_dir}: the output directory does not follow from this path, whose "
-        "last part is not `last`; expected --outdir as well"
+        f"--restore_dir {restore_dir}: cannot derive the output directory, since the path does not "
+        "end with `last`; expected --outdir as well"
     )
 
 
@@ -472,16 +472,16 @@ def _changes(saved: dict[str, Any], given: dict[str, Any]) -> list[str]:
 
 
 def _check_adapter(saved: dict[str, Any], given: dict[str, Any]) -> None:
-    """Check that a resumed run asks for no other adapter than the one that it has.
+    """Check that the arguments of a resumed run match its adapter.
 
     Raises:
-        RunError: It does.
+        RunError: An argument differs.
     """
     for name in OF_THE_ADAPTER:
         if name in given and given[name] != saved[name]:
             raise RunError(
-                f"--{name} {given[name]}: the run that is resumed has {saved[name]}; expected the "
-                "same, or a new run"
+                f"--{name} {given[name]}: the resumed run has {saved[name]}; expected the same "
+                "value, or a new run"
             )
 
 

@@ -30,7 +30,7 @@ TINY = "tiny"
 
 
 class LossOnly:
-    """Scores of a model without metrics.py: none beside the loss."""
+    """Default for a model without metrics.py: no scores."""
 
     generates = False
 
@@ -121,7 +121,7 @@ class ExampleSet:
         """Yield lines about examples that may be wrong, for `--dry_run`.
 
         Args:
-            train: The training data, if these are validation data.
+            train: Training data, if this is validation data.
         """
         if hasattr(self.dataset, "faults"):
             yield from self.dataset.faults(train and train.dataset)
@@ -214,7 +214,7 @@ class Task:
         max_len: int,
         **options: Any,
     ) -> ExampleSet:
-        """Call `generate_dataset` with those of the arguments that it accepts.
+        """Call `generate_dataset` with the arguments that it accepts.
 
         Raises:
             DataError: The source cannot be read.
@@ -228,7 +228,7 @@ class Task:
         return ExampleSet(dataset, is_divisible=not self.couples_examples)
 
     def build_config(self, model_id: str, arguments: dict[str, Any]) -> Any:
-        """Build a `ModelConfig` from those of the arguments that its constructor accepts."""
+        """Build a `ModelConfig` from the arguments that its constructor accepts."""
         arguments = {"base_model_id": model_id, **arguments}
         named = inspect.signature(self.config_class.__init__).parameters.keys()
         return self.config_class(**{name: arguments[name] for name in named & arguments.keys()})
@@ -248,10 +248,10 @@ class Task:
         schema: dict,
         options: dict[str, Any],
     ) -> TaskPredictor:
-        """Make a Predictor.
+        """Build a Predictor.
 
         Raises:
-            RunError: It fails, or `model/` has none.
+            RunError: The constructor fails, or `model/` has no Predictor.
         """
         if self.predictor_class is None:
             raise RunError("model/prediction.py: no class Predictor; expected one for predict.py")
@@ -279,7 +279,7 @@ def model_inputs(batch: dict[str, Any]) -> dict[str, Any]:
 
 
 def defaults(options: dict[str, dict]) -> dict[str, Any]:
-    """Return the values of command line arguments that are not given."""
+    """Return the default values of command line arguments."""
     parser = argparse.ArgumentParser()
     for name, option in options.items():
         parser.add_argument(f"--{name}", **option)
@@ -287,7 +287,7 @@ def defaults(options: dict[str, dict]) -> dict[str, Any]:
 
 
 def predictor_input(row: dict[str, Any]) -> Any:
-    """What a Predictor takes for a row: its only value, or a list of several."""
+    """Return the input of a Predictor for a row: its single value, or a list of its values."""
     values = list(row.values())
     return values if len(values) > 1 else values[0]
 
@@ -309,7 +309,7 @@ def _accepts(function: Callable, name: str) -> bool:
 
 
 def _accepted(function: Callable, arguments: dict[str, Any]) -> dict[str, Any]:
-    """Return those of the arguments that a function has parameters for."""
+    """Return the arguments accepted by a function."""
     parameters = inspect.signature(function).parameters
     if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
         return arguments

@@ -17,7 +17,7 @@ TIMEOUT = timedelta(hours=12)
 
 
 def is_lost_connection(error: Exception) -> bool:
-    """Whether a collective operation failed because another process ended or cannot be reached."""
+    """Whether a collective failed because another process ended or cannot be reached."""
     return isinstance(error, dist.DistError) or "gloo" in str(error)
 
 

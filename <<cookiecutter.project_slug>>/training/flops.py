@@ -10,31 +10,33 @@ class Flops(NamedTuple):
     """Floating-point operations of a training step, forward and backward.
 
     Attributes:
-        per_token: Those for each token.
-        per_pair: Those for each pair of tokens of an example: attention.
+        per_token: Operations per token.
+        per_pair: Operations per pair of tokens of an example: attention.
     """
 
     per_token: float
     per_pair: float
 
     def of(self, lengths: np.ndarray) -> float:
-        """Return those of examples of these lengths."""
+        """Return the operations for examples of the given lengths."""
         lengths = lengths.astype(np.float64)
         return self.per_token * float(lengths.sum()) + self.per_pair * float((lengths**2).sum())
 
 
 def training_flops(model: nn.Module) -> Flops | None:
-    """Estimate the operations of a model from its size.
+    """Estimate the floating-point operations of a model from its size.
 
-    As in appendix B of PaLM (Chowdhery et al., 2022, https://arxiv.org/abs/2204.02311): for each
-    token 6 N + 12 L H Q T, with N parameters, L layers, H heads of size Q, and T tokens in the
-    sequence; recomputed activations are not counted. Here N are the weights of matrix products:
-    an embedding table is left out unless it is the output layer, too. A frozen weight counts 4
-    instead of 6, since it has no gradient of its own (as the base of an adapter).
+    The formula is that of appendix B of PaLM (Chowdhery et al., 2022,
+    https://arxiv.org/abs/2204.02311): 6 N + 12 L H Q T per token, with N parameters, L layers,
+    H heads of size Q, and T tokens in the sequence. Recomputed activations are not counted. N is
+    the number of weights in matrix products: an embedding table counts only if it is also the
+    output layer. A frozen weight, as under an adapter, counts 4 instead of 6, because no gradient
+    is computed for it.
 
     Returns:
-        None where the formula does not apply: an encoder-decoder, whose tokens pass through one
-        half of it; and parameters that are no matrices, such as convolutions and experts.
+        None if the formula does not apply: to an encoder-decoder, where each token passes through
+        only one of the two stacks, and to parameters with more than two dimensions, such as
+        convolutions and experts.
     """
     config = getattr(model, "config", None)
     if getattr(config, "is_encoder_decoder", False):
@@ -53,5 +55,5 @@ def training_flops(model: nn.Module) -> Flops | None:
 
 
 def full_size(parameter: nn.Parameter) -> int:
-    """Number of values over all ranks; under ZeRO-3 each rank holds a part in another place."""
+    """Return the number of values over all ranks; under ZeRO-3 each rank holds only a shard."""
     return getattr(parameter, "ds_numel", parameter.numel())

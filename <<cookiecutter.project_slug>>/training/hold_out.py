@@ -29,7 +29,7 @@ class Part(torch.utils.data.Dataset):
             self.num_items = whole.num_items[indices]
 
     def faults(self, train: Any = None) -> Iterator[str]:
-        """Yield lines about the whole data set, once: equal examples are on one side."""
+        """Yield lines about the full data set, once: equal examples are never split."""
         if train is None:
             yield from self._whole.faults()
 
@@ -52,7 +52,7 @@ def hold_out(
 
     Args:
         share: Expected fraction of the examples in the second part.
-        fold: Index of the second part, of `1 / share` possible parts without a common example.
+        fold: Index of the second part among `1 / share` disjoint parts.
 
     Raises:
         RunError: One of the two parts is empty.

@@ -51,9 +51,9 @@ def run(main: Callable[[], None]) -> int:
     """Run `main` and return the exit code of the process.
 
     Returns:
-        0; 75 after Stopped; 2 after a UserError, after an error of the accelerator that has a
-        sentence, and if another process has ended. The message is printed once per machine, that of
-        a single rank by it.
+        0; 75 after Stopped; 2 after a UserError, a known error of the accelerator, or the end of
+        another process. The message is printed once per machine; an error on a single rank is
+        printed by that rank.
     """
     code = 0
     message = ""
@@ -85,14 +85,17 @@ def _sentence(error: Exception) -> str:
     if isinstance(error, UserError):
         return str(error)
     if isinstance(error, torch.OutOfMemoryError):
-        return f"{_first_line(error)}; resume with a lower --batch_size: the global one is kept"
-    if "device-side assert" in str(error):  # found some operations after the one at fault
+        return (
+            f"{_first_line(error)}; resume with a lower --batch_size, which does not change the "
+            "global batch size"
+        )
+    if "device-side assert" in str(error):  # reported some operations after the faulty one
         return (
             f"{_first_line(error)}: a label, a token id or another index is out of range; with "
-            "CUDA_LAUNCH_BLOCKING=1 the sentence names step and examples"
+            "CUDA_LAUNCH_BLOCKING=1 the message includes step and examples"
         )
     if is_lost_connection(error):
-        return f"the connection to another process is lost: it has ended ({_first_line(error)})"
+        return f"lost the connection to another process, which has ended ({_first_line(error)})"
     return ""
 
 

@@ -31,7 +31,7 @@ def load_tokenizer(model_id: str) -> PreTrainedTokenizerBase:
     That token is EOS, or the unknown token if there is no EOS.
 
     Raises:
-        RunError: There is no tokenizer, or its tokens are not those of its own file.
+        RunError: There is no tokenizer, or its tokens differ from those of its tokenizer.json.
     """
     model_id = os.path.expanduser(model_id)
     _check_folder(model_id)
@@ -90,7 +90,7 @@ def build_model(
         The model, and lines about new and unused weights.
 
     Raises:
-        RunError: The weights cannot be read, or are not those of the base model.
+        RunError: The weights cannot be read, or do not match the base model.
     """
     model_id = os.path.expanduser(model_id)
     is_own = getattr(config, "name_or_path", "") == model_id
@@ -116,10 +116,10 @@ def load_model(
     Args:
         options: Arguments of `ModelConfig` from the command line. They take precedence over those
             of the checkpoint; a stock checkpoint has none.
-        base_model_id: The base model of an adapter, if it is in another place than it was.
+        base_model_id: New path or Hub id of the base model of an adapter, if it was moved.
 
     Raises:
-        RunError: A file cannot be read, or the weights are not those of `model_class`.
+        RunError: A file cannot be read, or the weights do not match `model_class`.
     """
     folder = os.path.expanduser(folder)
     _check_folder(folder)
@@ -202,14 +202,14 @@ def _load(
 def _load_adapter(
     model_class: type[PreTrainedModel], folder: Path, options: dict, base_model_id: str | None
 ) -> PreTrainedModel:
-    """Load an adapter and its base model, with the type of weights that the run has.
+    """Load an adapter, and its base model in the dtype of the run.
 
     Raises:
-        RunError: The base model is missing, or is another one than that of the run.
+        RunError: The base model is missing or differs from that of the run.
     """
     require("peft", "lora", f"{folder}: an adapter, which")
     if not hasattr(model_class, "add_lora"):
-        raise RunError(f"{folder}: an adapter of PEFT, which {model_class.__name__} cannot load")
+        raise RunError(f"{folder}: a PEFT adapter, which {model_class.__name__} cannot load")
     try:
         _check_folder(base_model_id or base_of(folder))
     except RunError as error:
@@ -294,7 +294,7 @@ def _check_weights(model: PreTrainedModel, info: dict, model_id: str) -> list[st
 
 
 def _may_have_config(task: Task, model_id: str) -> bool:
-    """Whether config.json has to be readable: a model of one's own may need no base model."""
+    """Whether the base model must have a config.json; a custom Model may need no base model."""
     if (folder := Path(model_id)).is_dir():
         return (folder / "config.json").exists()
     return model_id != task.base_model

@@ -26,7 +26,7 @@ class LossMeter:
 
     Attributes:
         latest: Latest losses read from the device, times the number of ranks; empty at first.
-        latest_norm: Norm of the gradient of the same step, before clipping.
+        latest_norm: Gradient norm of the latest step that was read, before clipping.
         first_bad_step: First step, of those read, whose loss is not finite.
     """
 
@@ -56,7 +56,7 @@ class LossMeter:
         return dict(self._sums)
 
     def take_norms(self) -> list[float]:
-        """Return the finite norms that were added since the last call."""
+        """Return the finite norms added since the last call."""
         self._read()
         norms = self._norms
         self._norms = []
@@ -85,7 +85,7 @@ class LossMeter:
 
 
 def add_losses(total: dict[str, Tensor], losses: dict[str, Tensor], factor: float) -> None:
-    """Add the losses of a micro-batch, times a factor, to those of its step."""
+    """Add the losses of a micro-batch, times a factor, to the losses of its step."""
     for name, loss in losses.items():
         part = loss.detach() * factor
         total[name] = total[name] + part if name in total else part

@@ -81,7 +81,7 @@ def unused_parameters(model: nn.Module, batch: dict[str, Any], seed: int = 0) ->
     The model runs in training mode. Gradients, buffers, modes and RNG states are restored.
 
     Args:
-        seed: Seed for dropout and for layers that are skipped at random.
+        seed: Seed for dropout and for randomly skipped layers.
     """
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
     with probing(model), torch.enable_grad():
@@ -190,7 +190,8 @@ def _align_decoder_start(
         ]
         if not found:
             raise RunError(
-                "the base model has no decoder_start_token_id, the tokenizer no token for it"
+                "the base model has no decoder_start_token_id, and the tokenizer no BOS, CLS or "
+                "padding token; expected one of them"
             )
         config.decoder_start_token_id = found[0]
     if not hasattr(model, "shift_right") or "labels" not in batch:

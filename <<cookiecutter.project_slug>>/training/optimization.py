@@ -39,11 +39,11 @@ def build_optimizer(model: nn.Module, lr: float, weight_decay: float) -> Optimiz
 
 
 def check_optimizer(optimizer: object, model: nn.Module) -> None:
-    """Check what `build_optimizer` of model/optimization.py returns.
+    """Check the return value of `build_optimizer` of model/optimization.py.
 
     Raises:
-        RunError: It is no optimizer of all parameters that require a gradient, each once; or it
-            needs to be switched between training and evaluation.
+        RunError: It is not an optimizer, does not contain each parameter that requires a gradient
+            exactly once, or must be switched between training and evaluation.
     """
     file = "model/optimization.py"
     if not isinstance(optimizer, Optimizer):
@@ -52,7 +52,7 @@ def check_optimizer(optimizer: object, model: nn.Module) -> None:
     if hasattr(optimizer, "eval"):  # schedule-free: validation and best/ would be wrong
         name = type(optimizer).__name__
         raise RunError(
-            f"{file}: {name} has other weights in evaluation than in training, which is not "
+            f"{file}: {name} uses different weights in training and evaluation, which is not "
             "supported; expected an optimizer without train() and eval()"
         )
     held = Counter(p for group in optimizer.param_groups for p in group["params"])
@@ -65,19 +65,22 @@ def check_optimizer(optimizer: object, model: nn.Module) -> None:
             )
     if held:
         shape = tuple(next(iter(held)).shape)
-        raise RunError(f"{file}: build_optimizer has a parameter of shape {shape} not of the model")
+        raise RunError(
+            f"{file}: build_optimizer has a parameter of shape {shape} that is not in the model; "
+            "expected only parameters of the model"
+        )
 
 
 def check_scheduler(scheduler: object) -> None:
-    """Check what `build_scheduler` of model/optimization.py returns.
+    """Check the return value of `build_scheduler` of model/optimization.py.
 
     Raises:
-        RunError: It is no schedule that depends on the step alone.
+        RunError: It is not a schedule that depends only on the step.
     """
     if not isinstance(scheduler, LRScheduler) or isinstance(scheduler, ReduceLROnPlateau):
         raise RunError(
             f"model/optimization.py: build_scheduler returns {type(scheduler).__name__}; expected "
-            "a torch.optim.lr_scheduler.LRScheduler that depends on the step alone"
+            "a torch.optim.lr_scheduler.LRScheduler that depends only on the step"
         )
 
 
@@ -178,11 +181,11 @@ class GradientGuard:
         return bool(self._found_inf)
 
     def clip_gradients(self, loss: Tensor) -> tuple[Tensor, Tensor]:
-        """Clip.
+        """Clip the gradients to the maximum norm.
 
         Returns:
-            The loss, or NaN if this or an earlier loss or gradient was not finite; and the norm of
-            the gradient over all ranks, before clipping.
+            The loss, or NaN after the first loss or gradient that is not finite; and the gradient
+            norm over all ranks, before clipping.
         """
         norm = self._clip()
         norm = norm.full_tensor() if isinstance(norm, DTensor) else norm

@@ -87,7 +87,7 @@ def scatter(model: nn.Module, optimizer: Optimizer, state: OptimizerState) -> No
 
     Raises:
         KeyError: The state has a parameter that the optimizer does not have.
-        RunError: The state has another number of parameter groups.
+        RunError: The state has a different number of parameter groups.
     """
     groups = {p: group for group in optimizer.param_groups for p in group["params"]}
     parameters = dict(named_parameters(model))
@@ -99,11 +99,11 @@ def scatter(model: nn.Module, optimizer: Optimizer, state: OptimizerState) -> No
         values = optimizer.state[parameter]
         is_tensor = isinstance(value, Tensor)
         values[key] = _part(value, key, parameter, groups[parameter]) if is_tensor else value
-    # Earlier versions saved no groups.
+    # Earlier versions did not save the groups.
     if state.groups and len(state.groups) != len(optimizer.param_groups):
         raise RunError(
-            f"model/optimization.py: build_optimizer gives {len(optimizer.param_groups)} parameter "
-            f"groups; expected {len(state.groups)}, as in the checkpoint"
+            f"model/optimization.py: build_optimizer creates {len(optimizer.param_groups)} "
+            f"parameter groups; expected {len(state.groups)}, as in the checkpoint"
         )
     for group, saved in zip(optimizer.param_groups, state.groups, strict=False):
         group.update(saved)

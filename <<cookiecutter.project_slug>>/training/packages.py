@@ -1,4 +1,4 @@
-"""Packages that only some runs need: the extras of pyproject.toml."""
+"""Check for optional packages: the extras of pyproject.toml."""
 
 import importlib.util
 
@@ -9,10 +9,10 @@ def require(package: str, extra: str, what: str) -> None:
     """Check that a package is installed.
 
     Args:
-        what: What needs it, for the message.
+        what: Option or script that needs the package, for the message.
 
     Raises:
-        RunError: It is not.
+        RunError: The package is not installed.
     """
     if not importlib.util.find_spec(package):
         raise RunError(f"{what} needs the package {package}: pip install -e '.[{extra}]'")

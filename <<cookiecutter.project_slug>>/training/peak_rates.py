@@ -5,15 +5,15 @@ from typing import NamedTuple
 
 
 class Peak(NamedTuple):
-    """Rates of dense matrix products, in TFLOP/s, by the precision of the factors."""
+    """Rates of dense matrix products, in TFLOP/s, by the precision of their inputs."""
 
     half: float  # bfloat16 and float16
     tf32: float
     float32: float
 
 
-# By words of the name of the device; more words take precedence. From the data sheets of NVIDIA
-# and AMD, which give some rates with sparsity: these are half of them.
+# A key matches a device name that contains all its words; the longest key takes precedence. Rates
+# are from the data sheets of NVIDIA and AMD; those given with sparsity are halved.
 PEAKS = {
     "B200": Peak(2250, 1100, 75),
     "H200": Peak(989.4, 494.7, 66.9),
@@ -31,15 +31,15 @@ PEAKS = {
     "RTX 3090": Peak(71, 35.6, 35.6),
     "MI300X": Peak(1307.4, 653.7, 163.4),
 }
-# Slower or faster devices, whose names contain one from above.
+# Devices with other rates, although their names match a key of PEAKS.
 OTHERS = ("RTX 4090 D", "RTX 4090 Laptop", "RTX 3090 Ti")
 
 
 def peak_rate(device: str, precision: str) -> float | None:
-    """Return the peak rate of a device in FLOP/s; None if it is not known.
+    """Return the peak rate of a device in FLOP/s; None if unknown.
 
     Args:
-        device: Its name, as `torch.cuda.get_device_name` returns it.
+        device: Name of the device from `torch.cuda.get_device_name`.
         precision: A field of `Peak`.
     """
     words = set(re.split(r"[\W_]+", device))

@@ -7,7 +7,7 @@ import torch
 
 
 def seed_all(*key: int) -> None:
-    """Seed Python, NumPy and torch, on every device, from a whole key.
+    """Seed Python, NumPy and torch, on every device, from a tuple of numbers.
 
     Python hashes the text of the key, so that neighbouring keys give unrelated streams.
     """

@@ -50,7 +50,7 @@ from .user_code import user_code
 from .validation import ValidationSet, named_scores
 
 SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED)
-PROBES = 4  # examples in which parameters without a gradient are looked for
+PROBES = 4  # examples checked for parameters without a gradient
 
 
 @dataclass
@@ -114,7 +114,9 @@ def _build_strategy(accelerator: Accelerator, config: RunConfig) -> Strategy:
     if accelerator.distributed_type != DistributedType.DEEPSPEED:
         return Strategy(accelerator)
     if config.lora_rank:
-        raise RunError(f"--lora_rank {config.lora_rank}: with DeepSpeed not supported; use FSDP2")
+        raise RunError(
+            f"--lora_rank {config.lora_rank}: not supported with DeepSpeed; expected FSDP2"
+        )
     from .zero import ZeroStrategy  # imports DeepSpeed, which is optional
 
     return ZeroStrategy(accelerator, config.max_grad_norm)
@@ -310,7 +312,7 @@ class _Opening:
             return self.task.build_scores(model, self.tokenizer, device, options)
 
     def check(self, model: Any, scores: Scorer, directions: dict[str, bool]) -> None:
-        """Run model, checkpoint, scores and Predictor once, on a few examples."""
+        """Run the model, a save, the scores and Predictor once on a few examples."""
         examples = self.train_data.examples
         check_inputs(model, examples)
         self.notes += check_model(model, self.tokenizer, examples, self.config.max_len)
@@ -320,9 +322,9 @@ class _Opening:
         self.notes += check_contract(self.task, model, examples, is_main)
         device = self.accelerator.device
         if device.type != "cpu" and self.accelerator.distributed_type in SHARDED:
-            return  # the device may be too small for the whole model
-        model.to(device)  # where the scores are
-        validation = next(iter(self.valid_examples.values()))  # one set is enough
+            return  # the full model may not fit on the device
+        model.to(device)  # the device of the scores
+        validation = next(iter(self.valid_examples.values()))  # one set is enough for a check
         check_scores(self.task, model, validation, scores, directions, is_main)
         source = next(iter(self.config.valid_sources.values()))
         self.notes += check_prediction(
@@ -330,10 +332,10 @@ class _Opening:
         )
 
     def unused_parameters(self, model: Any) -> list[str]:
-        """Return the names of parameters that get no gradient from one of a few short examples."""
+        """Return the names of parameters without a gradient for at least one short example."""
         examples = self.train_data.examples
         short = examples.lengths.argsort(kind="stable")[: 1 + len(examples) // 2]
-        # Some examples may not use a part of the model, or skip it at random. It matters for DDP.
+        # Some examples may leave out parts of the model, also at random. This matters for DDP.
         count = PROBES if self.group.size > 1 else 1
         chosen = short[:: max(1, len(short) // count)][:count]
         found: dict[str, None] = {}
@@ -407,7 +409,7 @@ class _Opening:
             self.notes.append(f"{reason}: the next validation counts as the best so far")
 
     def _changed_sets(self, before: dict[str, int], now: dict[str, int]) -> list[str]:
-        """Name the changed sets that the score of best/ depends on: its own set, or all."""
+        """Return the names of the changed sets that affect the score of best/."""
         name = self.config.metric_for_best_model.rpartition("/")[0]
         names = {name} if name and name in now else now.keys() | before.keys()
         return [name for name in sorted(names) if before.get(name) != now.get(name)]
@@ -456,7 +458,7 @@ class _Opening:
             )
 
     def valid_sets(self, scores: Scorer, own_scores: list[Scorer]) -> list[ValidationSet]:
-        """Batch each validation set; if there are several, each has scores of its own, too."""
+        """Build the validation sets; if there are several, each also has its own scores."""
         size = self.config.eval_batch_size
         workers = self.config.num_workers
         sets = []

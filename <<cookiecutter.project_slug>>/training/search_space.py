@@ -1,4 +1,4 @@
-"""Arguments of train.py, and the values of each that sweep.py tries."""
+"""Parse `--search` of sweep.py: arguments of train.py, and the values to try."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ FORMS = "expected NAME=A,B,C or NAME=LOW..HIGH or NAME=log:LOW..HIGH"
 
 
 def parse_space(texts: list[str]) -> dict[str, BaseDistribution]:
-    """Parse arguments and their values.
+    """Parse the values of `--search`; return the distribution of each argument.
 
     Args:
         texts: `NAME=A,B,C` for a choice; `NAME=LOW..HIGH` for a range, of integers if both bounds
-            are integers; `NAME=log:LOW..HIGH` for a range that is sampled in its logarithm.
+            are integers; `NAME=log:LOW..HIGH` for a range sampled on a log scale.
 
     Raises:
-        RunError: A text has another form, or a range is empty.
+        RunError: A text does not have one of these forms, or a range is empty.
     """
     space: dict[str, BaseDistribution] = {}
     for text in texts:
@@ -60,7 +60,7 @@ def grid(space: dict[str, BaseDistribution]) -> Iterator[dict[str, str]]:
     """Yield all combinations of the choices.
 
     Raises:
-        RunError: There is a range.
+        RunError: An argument has a range.
     """
     choices = []
     for name, values in space.items():

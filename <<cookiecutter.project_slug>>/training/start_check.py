@@ -90,10 +90,10 @@ def check_scores(
     """Score the first examples of the validation data, and save the files of the scores.
 
     Args:
-        names: Scores that the validation should compute.
+        names: Names of the scores that validations report.
 
     Raises:
-        RunError: Scores fails, or returns no number for one of the names.
+        RunError: Scores fails, lacks one of the names, or returns a value that is not a number.
     """
     if getattr(scores, "generates", False) and not _is_small(model):
         return
@@ -136,10 +136,10 @@ def check_prediction(
     """Predict the first row of a file, as predict.py does.
 
     Returns:
-        A line for the screen if the file has no columns for that.
+        A line to print if the file lacks the columns of a prediction.
 
     Raises:
-        RunError: Predictor fails, or returns something else than a prediction.
+        RunError: Predictor fails, or does not return a prediction.
     """
     if task.predictor_class is None or not _is_small(model):
         return []
@@ -211,7 +211,8 @@ def _check_round_trip(task: Task, model: torch.nn.Module) -> None:
         except RunError as error:
             reason = str(error).removeprefix(f"{folder}: ")
             raise RunError(
-                f"model/modeling.py: what Model.save_pretrained writes cannot be loaded: {reason}"
+                "model/modeling.py: the checkpoint of Model.save_pretrained cannot be loaded: "
+                f"{reason}"
             ) from None
     for name, tensor in model.state_dict().items():
         if name not in loaded or not torch.equal(loaded[name].cpu(), tensor.cpu()):

@@ -21,7 +21,7 @@ class TrainState:
 
     Attributes:
         global_batch_size: Examples in a step, over all ranks; fixed when the run starts.
-        total_steps: Optimizer steps in the whole run.
+        total_steps: Optimizer steps of the full run.
         current_epoch: Index of the current epoch, which is the number of completed epochs.
         examples: Examples of the current epoch that have been used: the position in it.
         step: Optimizer steps since the start.
@@ -34,8 +34,8 @@ class TrainState:
         train_loss: This rank's sum of the losses of the current epoch.
         named_losses: The same for further losses that the model returns.
         train_items: Target items of the current epoch, over all ranks.
-        grad_norms: Sum of the gradient norms of the current epoch, and their number. In float16,
-            steps that overflow are left out.
+        grad_norms: Sum and number of the gradient norms of the current epoch, without float16
+            steps that overflow.
         scaler: State of the gradient scaler in float16.
         curve: Step, loss, learning rate and gradient norm of logged steps, for loss.png.
         run_id: Name of the run for trackers, kept on resume.
@@ -68,7 +68,7 @@ class TrainState:
 
     @property
     def best_scores(self) -> dict[str, float]:
-        """Losses and scores of `best`."""
+        """Losses and scores in `best`."""
         counts = ("epoch", "count")
         return {n: v for n, v in self.best.items() if n.rpartition("/")[2] not in counts}
 
@@ -105,7 +105,7 @@ class TrainState:
         self.scheduler_steps += not was_skipped
 
     def add_grad_norms(self, norms: Iterable[float]) -> None:
-        """Add gradient norms of the current epoch, one by one: the same sum after a resume."""
+        """Add gradient norms one by one, so that the sum is the same after a resume."""
         total, count = self.grad_norms
         for norm in norms:
             total += norm
@@ -134,7 +134,7 @@ class TrainState:
 
         Args:
             metric: Name of the score that `best/` is chosen by.
-            speed: What `Throughput` has measured; like `seconds`, other in each run.
+            speed: Rates from `Throughput`; like `seconds`, they differ between runs.
             epoch_size: Examples in the epoch.
 
         Returns:
@@ -183,7 +183,7 @@ class SavedRun:
         data: Number of training examples and fingerprints of the data.
         state: The state, as rank 0 saved it.
         train_losses, named_losses: `train_loss` and `named_losses` of each rank.
-        base: Hash of the base model's weights if an adapter is trained.
+        base: Hash of the base model's weights; None without an adapter.
     """
 
     args: dict[str, Any]
@@ -207,7 +207,7 @@ class SavedRun:
             known = {field.name for field in fields(TrainState)} & content.keys()
             state = TrainState(**{name: content[name] for name in known})
             state.best = _with_nan(state.best)
-            # Earlier versions had no gradient norm, and a single validation set.
+            # Earlier versions saved no gradient norm, and a single validation set.
             state.curve = [(*point, None)[:4] for point in state.curve]
             if not isinstance(valid := content["data"].get("valid", {}), dict):
                 content["data"]["valid"] = {"": valid}

@@ -49,10 +49,10 @@ class Strategy:
 
     @contextmanager
     def gradient_sync(self, model: nn.Module, enabled: bool) -> Iterator[None]:
-        """Reduce gradients over the ranks in this backward pass, or only accumulate them.
+        """Reduce gradients over the ranks in this backward pass if enabled; else accumulate.
 
         Raises:
-            RankError: A parameter has no gradient, and DistributedDataParallel expected one.
+            RankError: A parameter lacks a gradient that DistributedDataParallel expected.
         """
         self.accelerator.sync_gradients = enabled
         with nullcontext() if enabled else self.accelerator.no_sync(model):
@@ -72,10 +72,10 @@ class Strategy:
         return {name: tensor for name, tensor in weights.items() if name not in copies}
 
     def trained_weights(self, model: nn.Module) -> dict[str, Tensor]:
-        """Gather the weights that are trained on one rank; every rank has to call this."""
+        """Gather the trained weights on the main rank; every rank has to call this."""
         for module in model.modules():
             if isinstance(module, FSDPModule):
-                module.reshard()  # the last forward pass has left the outermost one gathered
+                module.reshard()  # the outermost module stays gathered after the forward pass
         weights = {}
         for name, parameter in named_parameters(model):
             if not parameter.requires_grad:
@@ -119,8 +119,8 @@ class Strategy:
 def _check_reduced(model: DistributedDataParallel) -> None:
     """Check that the gradients of all parameters were reduced.
 
-    torch itself reports a parameter without gradient at the next forward pass, after a step with
-    gradients that differ between the ranks.
+    torch itself only reports a missing gradient at the next forward pass, when the optimizer step
+    has already used gradients that differ between the ranks.
     """
     try:
         model._check_reducer_finalized()
@@ -129,8 +129,8 @@ def _check_reduced(model: DistributedDataParallel) -> None:
         names = [name for name, p in parameters if p.requires_grad and p.grad is None]
         which = names[0] if names else "a parameter"
         raise RankError(
-            f"model/modeling.py: {which} gets no gradient, as it did before the first step; "
-            "expected `leaves_parameters_unused = True` in Model"
+            f"model/modeling.py: {which} gets no gradient in this step, but did in the check at "
+            "the start; expected `leaves_parameters_unused = True` in Model"
         ) from None
 
 

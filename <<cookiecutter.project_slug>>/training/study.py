@@ -1,4 +1,4 @@
-"""The trials of sweep.py: which there are, and which are left. Optuna keeps them in SQLite."""
+"""Store the trials of sweep.py with Optuna in SQLite; yield the remaining ones."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ STUDY_FILE = "study.db"
 
 
 class Study:
-    """A study of Optuna that continues where it was interrupted.
+    """An Optuna study that continues after an interruption.
 
     Args:
-        outdir: Holds study.db.
-        about: All that must be the same when the study is continued, by name.
+        outdir: Folder of study.db.
+        about: Settings that must not change when the study continues, by name.
         space: Arguments and their values.
         count: Number of trials; None for all combinations of the values.
 
     Raises:
-        RunError: The file holds a study of something else.
+        RunError: study.db holds a study with other settings.
     """
 
     def __init__(
@@ -54,7 +54,8 @@ class Study:
         for name, value in about.items():
             if before[name] != value:
                 raise RunError(
-                    f"{outdir}: holds a sweep with {name} {before[name]}; expected another --outdir"
+                    f"{outdir}: contains a sweep with {name} {before[name]}; expected another "
+                    "--outdir"
                 )
         self._study.set_user_attr("about", about)
         for values in combinations:
@@ -62,26 +63,26 @@ class Study:
         self._count = count or len(combinations)
 
     def to_train(self) -> Iterator[tuple[int, dict[str, Any]]]:
-        """Yield number and values: of a trial that was interrupted, then of those that are left."""
+        """Yield number and values of an interrupted trial, then those of the remaining trials."""
         for trial in self._with_state(self._states.RUNNING):
             yield trial.number, trial.params
         while (started := self._started()) < self._count:
-            # Seeded by the position: a continued study chooses what an uninterrupted one does.
+            # Seeded by the index, so that an interruption does not change the chosen values.
             self._study.sampler = self._sampler(seed=started)
             new = self._study.ask(self._space)
             yield new.number, new.params
 
     def record(self, number: int, value: float | None) -> None:
-        """Keep the value of a trial; None if it failed."""
+        """Save the value of a trial; None if it failed."""
         state = self._states.FAIL if value is None else None
         self._study.tell(number, value, state=state)
 
     def finished(self) -> list[tuple[int, dict[str, Any]]]:
-        """Number and values of the trials that have a value."""
+        """Return number and values of each trial that finished."""
         return [(trial.number, trial.params) for trial in self._with_state(self._states.COMPLETE)]
 
     def failed(self) -> list[tuple[int, dict[str, Any]]]:
-        """Number and values of the trials that failed."""
+        """Return number and values of each trial that failed."""
         return [(trial.number, trial.params) for trial in self._with_state(self._states.FAIL)]
 
     def _started(self) -> int:

@@ -20,14 +20,14 @@ GIB = 2**30
 
 @dataclass
 class Counts:
-    """What the steps of a period had.
+    """Totals of the training steps of a period.
 
     Attributes:
-        steps, examples, items, tokens: Over all ranks; `items` are target items, and `tokens` are
-            counted without padding.
-        flops: Operations that the steps needed, over all ranks.
-        positions: Tokens that this rank has computed, with padding.
-        start: When the period began.
+        steps, examples, items, tokens: Numbers over all ranks; `items` are target items, and
+            `tokens` exclude padding.
+        flops: Floating-point operations of the steps, over all ranks.
+        positions: Tokens processed by this rank, including padding.
+        start: Time at the start of the period.
     """
 
     steps: int = 0
@@ -40,12 +40,12 @@ class Counts:
 
 
 class Throughput:
-    """Counts what the steps of this process have had, over two periods.
+    """Measure training steps since the last restart, and since the last log entry.
 
-    Nothing here is saved in a checkpoint: after a resume, the counts begin anew.
+    Checkpoints do not include the counts: after a resume they start from zero.
 
     Args:
-        tf32: Whether matrix products in float32 are computed in TF32.
+        tf32: Whether float32 matrix products use TF32.
     """
 
     def __init__(self, accelerator: Accelerator, model: torch.nn.Module, tf32: bool):
@@ -64,20 +64,20 @@ class Throughput:
         self.restart()
 
     def restart(self) -> None:
-        """Start both periods, and the peak of the memory of a GPU."""
+        """Start both periods, and reset the peak memory of a GPU."""
         if self._device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self._device)
         self._since_restart = Counts()
         self._since_log = Counts()
 
     def add_batch(self, batch: dict[str, Any]) -> None:
-        """Count the positions of a micro-batch of this rank."""
+        """Add the positions of a micro-batch of this rank."""
         positions = count_positions(batch, self._has_decoder)
         self._since_restart.positions += positions
         self._since_log.positions += positions
 
     def add_step(self, step: Step, examples: ExampleSet) -> None:
-        """Count a step of all ranks."""
+        """Add the counts of a step, over all ranks."""
         lengths = examples.lengths[step.examples]
         for counts in (self._since_restart, self._since_log):
             counts.steps += 1
@@ -88,17 +88,17 @@ class Throughput:
                 counts.flops += self._flops.of(lengths) if self._flops else 0.0
 
     def since_restart(self, group: RankGroup) -> dict[str, float]:
-        """Return what the steps since the restart reached; every rank has to call this."""
+        """Return the rates since the last restart; every rank has to call this."""
         return self._measure(self._since_restart, group)
 
     def since_log(self, group: RankGroup) -> dict[str, float]:
-        """Return what the steps since the last call reached; every rank has to call this."""
+        """Return the rates since the last call; every rank has to call this."""
         counts = self._since_log
         self._since_log = Counts()
         return self._measure(counts, group)
 
     def _measure(self, counts: Counts, group: RankGroup) -> dict[str, float]:
-        """Compute rates from the counts of all ranks and the time of the slowest one."""
+        """Compute rates from the counts of all ranks and the time of the slowest rank."""
         seconds = time.perf_counter() - counts.start
         gathered = group.gather((seconds, counts.positions, peak_memory(self._device)))
         if counts.steps == 0:
@@ -125,17 +125,17 @@ def is_encoder_decoder(model: torch.nn.Module) -> bool:
 
 
 def count_positions(batch: dict[str, Any], has_decoder: bool) -> int:
-    """Count the tokens of a batch, with padding: 0 if it has no `input_ids`.
+    """Count the tokens of a batch, including padding; 0 without `input_ids`.
 
     Args:
-        has_decoder: Whether the labels are a sequence of their own, which a decoder computes.
+        has_decoder: Whether the labels are a separate sequence, processed by a decoder.
     """
     sequences = ("input_ids", "labels") if has_decoder else ("input_ids",)
     return sum(batch[key].numel() for key in sequences if key in batch)
 
 
 def peak_memory(device: torch.device) -> int:
-    """Return the peak memory of this process, in bytes: on its GPU, or on the CPU."""
+    """Return the peak memory of this process, in bytes: of its GPU, or of the CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     if sys.platform == "win32":

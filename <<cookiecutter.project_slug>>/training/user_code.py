@@ -13,7 +13,7 @@ from errors import RankError, RunError, UserError
 from .distributed import is_lost_connection
 
 FOLDER = Path(model.__file__).parent
-SHOWN = 8  # examples in a sentence
+SHOWN = 8  # examples listed in a message
 
 
 @contextmanager
@@ -32,11 +32,11 @@ def user_code(what: str) -> Iterator[None]:
 
 @contextmanager
 def at_place(place: str, examples: Sequence[int] = ()) -> Iterator[None]:
-    """Raise what the user's code raises inside the loop as a RankError that begins with `place`.
+    """Convert an exception of the user's code inside the loop to a RankError.
 
     Args:
-        place: Epoch and step, or validation.
-        examples: Those of the micro-batch.
+        place: Epoch and step, or validation: the beginning of the message.
+        examples: Indices of the examples of the micro-batch.
     """
     try:
         yield

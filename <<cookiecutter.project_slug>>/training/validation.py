@@ -1,4 +1,4 @@
-"""The validation sets of a run, each with a name if `--valid_input` gives one."""
+"""Validation sets of a run, optionally named by `--valid_input`."""
 
 import math
 import re
@@ -22,10 +22,10 @@ class ValidationSet:
     """A validation set.
 
     Attributes:
-        name: "" for the only one without a name.
+        name: "" for a single set without a name.
         batches: Its examples.
-        scorers: Those that its batches are added to: that of all sets together, and its own one,
-            which comes last. With a single set, the two are the same.
+        scorers: Objects to which each batch is added: the one for all sets together, and last
+            the one for this set. With a single set, the two are the same object.
     """
 
     name: str
@@ -34,11 +34,11 @@ class ValidationSet:
 
 
 class SetResult(NamedTuple):
-    """What a validation set gave.
+    """Result of a validation set.
 
     Attributes:
-        sums: Sums of its losses over all ranks, by name.
-        log: Its mean losses, scores, and number of target items.
+        sums: Sums of the losses over all ranks, by name.
+        log: Mean losses, scores, and number of target items.
     """
 
     name: str
@@ -47,12 +47,12 @@ class SetResult(NamedTuple):
 
 
 def named_sources(value: str | Sequence[str]) -> dict[str, str | list[str]]:
-    """Sort the values of `--valid_input` by their names: `news=a.jsonl news=b.jsonl web=c.jsonl`.
+    """Group the values of `--valid_input` by name: `news=a.jsonl news=b.jsonl web=c.jsonl`.
 
-    A path that exists is no name with a path. Files without names are one set, named "".
+    An existing path is never split at "=". Files without names are one set, named "".
 
     Raises:
-        RunError: Some have a name and some have not.
+        RunError: Only some of the values have a name.
     """
     parts = [value] if isinstance(value, str) else list(value)
     matches = {part: NAMED.fullmatch(part) for part in parts if not _exists(part)}
@@ -72,15 +72,15 @@ def named_sources(value: str | Sequence[str]) -> dict[str, str | list[str]]:
 
 
 def named_scores(name: str, scores: dict[str, Any]) -> dict[str, Any]:
-    """Name the scores of a set `news`: `news/loss`; none of the set without a name."""
+    """Prefix scores with the name of a set, as in `news/loss`; {} for a set without a name."""
     return {f"{name}/{score}": value for score, value in scores.items() if name}
 
 
 def combine(results: list[SetResult], scores: Scorer) -> dict[str, float]:
-    """Return the log of all sets together, and after it the logs of the named ones.
+    """Return the log of all sets together, followed by the logs of the named sets.
 
     Args:
-        scores: Those of all sets together.
+        scores: Scores of all sets together.
     """
     first = results[0]
     log = first.log

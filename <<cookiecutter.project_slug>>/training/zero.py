@@ -46,7 +46,7 @@ class ZeroStrategy(Strategy):
             raise RunError("DeepSpeed: offloading is not supported; expected the device none")
         plugin.deepspeed_config.update(
             train_micro_batch_size_per_gpu=1,  # required; only used to count samples
-            gradient_accumulation_steps=1,  # the engine would divide the loss by it once more
+            gradient_accumulation_steps=1,  # otherwise the engine would divide the loss again
             gradient_clipping=max_grad_norm,
             # DeepSpeed's own bf16 mode has no autocast: the loss would be computed in bf16 as
             # well. Weights communicated in bf16 would also be saved in bf16.

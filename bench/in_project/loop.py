@@ -1,4 +1,4 @@
-"""Time the loop of train.py beside two bare loops, in the same process.
+"""Compare the time of the loop of train.py with two bare loops, in the same process.
 
 python loop.py ARGUMENTS OF train.py      (called by scale.py, in the folder of a project)
 

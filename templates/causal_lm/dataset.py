@@ -32,8 +32,7 @@ class Dataset(torch.utils.data.Dataset):
     Attributes:
         lengths: Tokens of each block, shape (n,); blocks of similar length are batched together.
         num_items: Tokens to predict in each block, shape (n,); the loss is averaged over these.
-        schema: How the file was read: arguments with which `generate_dataset` reads another file
-            in the same way.
+        schema: Keyword arguments for `generate_dataset` to read another file in the same way.
         fingerprint: Hash of the tokens, the same on every machine.
     """
 
@@ -108,9 +107,9 @@ class Dataset(torch.utils.data.Dataset):
         """Yield lines about texts that may be wrong.
 
         Args:
-            train: The training data, if these are validation data.
+            train: Training data, if this is validation data.
         """
-        if is_plain_text(self.origin.source):  # its rows are lines
+        if is_plain_text(self.origin.source):  # a row is a line, not a document
             return
         yield from self.origin.empty(self.schema["text_column"])
         yield from self.origin.doubled("input_ids", self.tokenizer)
@@ -140,7 +139,7 @@ def generate_dataset(
             one document without end-of-sequence.
         tokenizer: Default: that of the default base model.
         max_len: Tokens in a block, at least 2.
-        text_column: The column that holds the text.
+        text_column: Column of the texts.
         separate_documents: Whether attention is masked across documents. The first token of each
             document is then not a target.
 

@@ -42,7 +42,7 @@ class Model(Wrapper, WrapperGenerationMixin):
             labels: The same token ids, shape (batch, length), or -100 where no loss is computed.
                 They are shifted by one here, so the first column is never a target.
             num_items_in_batch: Divisor of the summed loss: the targets of the global batch.
-                Defaults to those of this batch, which makes the loss their mean.
+                Defaults to the targets of this batch, which makes the loss their mean.
             return_logits: Whether to return the logits of a batch with labels as well.
 
         Returns:
@@ -103,7 +103,7 @@ class Model(Wrapper, WrapperGenerationMixin):
             )
 
     def check_documents(self) -> None:
-        """Check that attention does not cross documents in a row; see `base.check_documents`."""
+        """Check that attention does not cross documents; see `base.check_documents`."""
         check_documents(self.lm, "separate_documents")
 
 

@@ -78,7 +78,7 @@ class Predictor:
         return [{"prediction": predictions[index]} for index in range(len(texts))]
 
     def _room(self, max_len: int, max_new_tokens: int) -> int:
-        """Return the maximum tokens of a prompt, so that the new tokens also have positions."""
+        """Return the maximum length of a prompt that leaves positions for the new tokens."""
         positions = getattr(self.model.config, "max_position_embeddings", None)
         room = max_len if positions is None else min(max_len, positions - max_new_tokens)
         if room < 1:

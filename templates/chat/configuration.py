@@ -9,8 +9,8 @@ class ModelConfig(WrapperConfig):
     """A base decoder: see `WrapperConfig`.
 
     Args:
-        end_ids: Tokens that end an answer. Generation stops at these and at those of the base
-            model.
+        end_ids: Ids of the end-of-turn tokens. Generation also stops at these, in addition to the
+            end tokens of the base model.
     """
 
     model_type = "custom_chat"

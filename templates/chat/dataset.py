@@ -47,7 +47,7 @@ OPTIONS: dict[str, dict] = {
     },
     "drop_without_target": {
         "action": "store_true",
-        "help": "leave out conversations whose answers are all truncated",
+        "help": "omit conversations without a target after truncation",
     },
 }
 MESSAGES = "messages"
@@ -55,18 +55,18 @@ MESSAGES = "messages"
 
 @dataclasses.dataclass(frozen=True)
 class Schema:
-    """How a file is read.
+    """Options for reading a file.
 
     Attributes:
-        messages_column: The column that holds lists of messages. Default: `messages`, if the file
-            has this column; otherwise the file has prompts and completions.
-        prompt_column: The column that holds the prompt: a text, or a list of messages.
-        completion_column: The column that holds the completion: a text, or a list of messages.
-        targets: The answers that are targets: "all", or the "last" one of each conversation.
-            Answers in a prompt are not targets.
-        packing: Whether conversations are packed into rows of up to `max_len` tokens.
-        drop_without_target: Whether conversations whose targets are all truncated are left out.
-        end_ids: Tokens that end an answer. Default: those in the file.
+        messages_column: Column of the lists of messages. Default: `messages`, if the file has this
+            column; otherwise the file has prompts and completions.
+        prompt_column: Column of the prompts: texts, or lists of messages.
+        completion_column: Column of the completions: texts, or lists of messages.
+        targets: Which answers are targets: "all", or the "last" one of each conversation. Answers
+            in a prompt are never targets.
+        packing: Whether to pack conversations into rows of up to `max_len` tokens.
+        drop_without_target: Whether to omit conversations without a target after truncation.
+        end_ids: Ids of the end-of-turn tokens. Default: those found in the file.
     """
 
     messages_column: str | None = None
@@ -81,7 +81,7 @@ class Schema:
         """Return the columns to read: the messages, or prompt and completion.
 
         Raises:
-            DataError: The file has both kinds of columns, or neither.
+            DataError: The file has all of these columns, or neither kind.
         """
         if self.messages_column is not None:
             return [self.messages_column]
@@ -106,10 +106,10 @@ class Dataset(torch.utils.data.Dataset):
     """Tokenized conversations or, with `packing`, rows of several conversations.
 
     Attributes:
-        lengths: Tokens of each example, shape (n,); those of similar length are batched together.
-        num_items: Target tokens of each example, shape (n,); the loss is averaged over these.
-        schema: How the file was read: arguments with which `generate_dataset` reads another file
-            in the same way.
+        lengths: Tokens of each example, shape (n,). Examples of similar length are batched
+            together.
+        num_items: Target tokens of each example, shape (n,); the loss is averaged over all of them.
+        schema: Keyword arguments for `generate_dataset` to read another file in the same way.
         checksums: Checksum of each example, shape (n,), which decides whether it is held out.
         fingerprint: Hash of the tokens, the same on every machine.
         notes: Lines to print about the chat template and omitted conversations.
@@ -179,7 +179,7 @@ class Dataset(torch.utils.data.Dataset):
 def pack(lengths: np.ndarray, room: int) -> list[list[int]]:
     """Distribute items among packs of at most `room` tokens by best-fit decreasing."""
     packs: list[list[int]] = []
-    by_room: dict[int, list[int]] = {}  # numbers of packs, by the room left in them
+    by_room: dict[int, list[int]] = {}  # indices of packs, by their free room
     rooms: list[int] = []  # the keys of by_room, sorted
     for item in np.argsort(-lengths, kind="stable").tolist():
         length = int(lengths[item])
@@ -206,7 +206,7 @@ def pack(lengths: np.ndarray, room: int) -> list[list[int]]:
 def render_row(
     row: dict[str, Any], tokenizer: PreTrainedTokenizerBase, targets: str
 ) -> tuple[str, list[Span], str]:
-    """Return the text of a row, the spans of its targets, and its error or an empty text."""
+    """Return the text of a row, the spans of its targets, and its error ("" if none)."""
     try:
         messages, answers = as_conversation(row)
         answers = answers[-1:] if targets == "last" else answers
@@ -218,7 +218,7 @@ def render_row(
 def encode_rows(
     rows: list[dict[str, Any]], tokenizer: PreTrainedTokenizerBase, targets: str, max_len: int
 ) -> Iterator[dict[str, Any]]:
-    """Tokenize rows of the file. `fault` is the error of a row, or an empty text."""
+    """Tokenize rows of the file. `fault` is the error of a row ("" if none)."""
     texts, spans, faults = zip(*(render_row(row, tokenizer, targets) for row in rows), strict=True)
     options = {"add_special_tokens": False, "return_offsets_mapping": True, "verbose": False}
     tokens = tokenizer(list(texts), **options)
@@ -254,13 +254,13 @@ def generate_dataset(
 
     Args:
         path: A JSON, CSV, TSV or Parquet file, or another source: see `read_table`.
-        tokenizer: Default: that of the default base model. If it has no chat template, it is given
-            `DEFAULT_TEMPLATE`.
-        max_len: Longer conversations are truncated to this many tokens, at the end.
+        tokenizer: Default: the tokenizer of the default base model. Without a chat template,
+            `DEFAULT_TEMPLATE` is set.
+        max_len: Maximum number of tokens. Longer conversations are truncated at the end.
         schema: Attributes of `Schema`.
 
     Raises:
-        DataError: The file cannot be read, a row is malformed, the chat template cannot be used for
+        DataError: The file cannot be read, a row is malformed, the chat template rejects or changes
             it, or truncation removes all targets of a conversation.
     """
     tokenizer = tokenizer or AutoTokenizer.from_pretrained(BASE_MODEL)
@@ -292,10 +292,10 @@ def generate_dataset(
 def _check_targets(
     path: Source, rows: datasets.Dataset, schema: Schema, max_len: int
 ) -> Iterator[str]:
-    """Yield a line about conversations without targets.
+    """Yield a line about conversations without a target after truncation.
 
     Raises:
-        DataError: They may not be left out, or no other conversations remain.
+        DataError: `drop_without_target` is not set, or no conversation has a target.
     """
     empty = np.flatnonzero(rows.data.column("num_items").to_numpy() == 0)
     if len(empty) == 0:
@@ -308,7 +308,7 @@ def _check_targets(
         raise DataError(f"{path}: {found}; expected a larger --max_len")
     if not schema.drop_without_target:
         raise DataError(f"{path}: {found}; expected a larger --max_len, or --drop_without_target")
-    yield f"{path}: {found}; they are left out"
+    yield f"{path}: {found}; they are omitted"
 
 
 def _end_ids(
@@ -317,10 +317,10 @@ def _end_ids(
     known: list[int],
     tokenizer: PreTrainedTokenizerBase,
 ) -> list[int]:
-    """Return the tokens that end the answers.
+    """Return the ids of the end-of-turn tokens.
 
     Raises:
-        DataError: One is not in `known`: generation would not stop there.
+        DataError: A token is not in `known`: generation would not stop at it.
     """
     ends = pc.list_flatten(rows.data.column("ends"))
     found = pc.unique(ends).to_pylist()

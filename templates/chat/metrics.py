@@ -17,14 +17,14 @@ OPTIONS: dict[str, dict] = {
     "max_new_tokens": {
         "type": int,
         "default": 64,
-        "help": "tokens to generate for each answer of samples.txt; 0 for none",
+        "help": "maximum tokens per answer in samples.txt (0: no answers)",
     },
 }
 SAMPLES = 4  # conversations in samples.txt
 
 
 class Scores:
-    """Perplexity (the exponential of the loss per target token), and a few greedy answers."""
+    """Compute perplexity (the exponential of the loss per target token) and a few answers."""
 
     def __init__(
         self,
@@ -75,16 +75,16 @@ class Scores:
         return {"perplexity": torch.tensor(loss, dtype=torch.float64).exp().item()}
 
     def save(self, folder: Path) -> None:
-        """Write conversations, their last answers and the generated ones to samples.txt."""
+        """Write samples.txt: conversations with expected and generated last answers."""
         lines = [f"{p.rstrip()}\n  expected:  {a}\n  generated: {g}\n" for p, a, g in self.samples]
         (folder / "samples.txt").write_text("\n".join(lines), encoding="utf-8")
 
 
 def last_answers(example: dict[str, torch.Tensor]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Yield the tokens before the last answer, and the answer, for each conversation of an example.
+    """Yield the prompt and the tokens of the last answer of each conversation in an example.
 
     Args:
-        example: Values of shape (length,). A conversation begins where `position_ids` are 0.
+        example: Tensors of shape (length,). Each 0 in `position_ids` starts a conversation.
     """
     ids = example["input_ids"]
     is_target = example["labels"] != -100
@@ -93,6 +93,6 @@ def last_answers(example: dict[str, torch.Tensor]) -> Iterator[tuple[torch.Tenso
         starts = (example["position_ids"] == 0).nonzero().flatten().tolist()
     for start, stop in zip(starts, [*starts[1:], len(ids)], strict=True):
         targets = is_target[start:stop].nonzero().flatten().tolist()
-        if targets:  # padding has none
+        if targets:  # none in padding, where position_ids are also 0
             first = next(n for n in reversed(targets) if n - 1 not in targets)
             yield ids[start : start + first], ids[start + first : start + targets[-1] + 1]

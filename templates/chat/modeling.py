@@ -40,10 +40,10 @@ class Model(Wrapper, WrapperGenerationMixin):
         Args:
             input_ids: Token ids, shape (batch, length).
             attention_mask: 1 for tokens, 0 for padding, shape (batch, length).
-            labels: The token ids of the answers, shape (batch, length), or -100 elsewhere.
+            labels: Token ids of the answers, -100 elsewhere, shape (batch, length).
                 They are shifted by one here, so the first column is never a target.
             num_items_in_batch: Divisor of the summed loss: the targets of the global batch.
-                Defaults to those of this batch, which makes the loss their mean.
+                Defaults to the targets of this batch, which makes the loss their mean.
             return_logits: Whether to return the logits of a batch with labels as well.
 
         Returns:
@@ -73,7 +73,7 @@ class Model(Wrapper, WrapperGenerationMixin):
         return outputs
 
     def stop_at(self, end_ids: list[int]) -> None:
-        """Add the tokens that end an answer to those at which generation stops."""
+        """Add end-of-turn tokens to the tokens at which generation stops."""
         settings = self.lm.generation_config
         if not end_ids or settings is None:
             return
@@ -114,7 +114,7 @@ class Model(Wrapper, WrapperGenerationMixin):
             )
 
     def check_documents(self) -> None:
-        """Check the attention between conversations in a row; see `base.check_documents`."""
+        """Check that attention does not cross conversations; see `base.check_documents`."""
         check_documents(self.lm, "packing")
 
 

@@ -39,12 +39,13 @@ class Predictor:
     """Answer conversations.
 
     Args:
-        max_len: The oldest messages of longer conversations are left out.
+        max_len: Maximum number of tokens of a prompt. The oldest messages of longer conversations
+            are omitted.
         schema: How the training data were read.
         options: Arguments of `generate`; None if not given.
 
     Attributes:
-        columns: The column of the messages or of the prompt in the training data.
+        columns: Name of the column of the messages or prompts, as in the training data.
         notes: Lines to print about the chat template.
     """
 
@@ -88,10 +89,10 @@ class Predictor:
             yield {column: value}
 
     def __call__(self, texts: Sequence[Any]) -> list[dict]:
-        """Return the `prediction` for each conversation or prompt: the next answer.
+        """Generate the next answer for each conversation or prompt; return it as `prediction`.
 
-        An answer at the end of a conversation is ignored. If a conversation exceeds `max_len`, its
-        oldest messages are left out, and `messages_left_out` is their number.
+        Answers at the end of a conversation are ignored. If a conversation exceeds `max_len`, its
+        oldest messages are omitted, and `messages_left_out` is their number.
         """
         found = [self._prompt(to_answer(self.columns[0], text)) for text in texts]
         together: dict[int, list[int]] = defaultdict(list)
@@ -107,20 +108,20 @@ class Predictor:
         return rows
 
     def start_conversation(self) -> "Conversation":
-        """Return a conversation without messages."""
+        """Return an empty conversation."""
         return Conversation(self)
 
     def answer(self, messages: list[Message], show: Callable[[str], object]) -> str:
-        """Return the answer to messages; pass it to `show` while it is generated."""
+        """Generate and return an answer; stream its text to `show`."""
         prompt, left_out = self._prompt(messages)
         if left_out:
-            show(f"({left_out} messages no longer fit, and are left out) ")
+            show(f"({left_out} messages no longer fit and are omitted) ")
         beams = self.options.get("num_beams", self.model.generation_config.num_beams) or 1
         streamer = _Streamer(self._decode, show)
         outputs = self._generate(
             [prompt],
             [[1] * len(prompt)],
-            streamer=None if beams > 1 else streamer,  # the best beam is chosen at the end
+            streamer=None if beams > 1 else streamer,  # the best beam is only known at the end
             **self.options,
         )
         (answer,) = self._decode(outputs[:, len(prompt) :])
@@ -128,7 +129,7 @@ class Predictor:
         return answer
 
     def _room(self, max_len: int, max_new_tokens: int) -> int:
-        """Return the maximum tokens of a prompt, so that the new tokens also have positions."""
+        """Return the maximum length of a prompt that leaves positions for the new tokens."""
         positions = getattr(self.model.config, "max_position_embeddings", None)
         room = max_len if positions is None else min(max_len, positions - max_new_tokens)
         if room < 1:
@@ -138,13 +139,13 @@ class Predictor:
         return room
 
     def _prompt(self, messages: list[Message]) -> tuple[list[int], int]:
-        """Render and tokenize messages as in training, with the beginning of an answer.
+        """Render and tokenize messages with the generation prompt; omit the oldest if needed.
 
         Returns:
-            Token ids, and the number of the oldest messages that are left out to fit.
+            Token ids, and the number of omitted messages.
 
         Raises:
-            DataError: The chat template does not accept them, or the last of them is too long.
+            DataError: The chat template rejects the messages, or the last message is too long.
         """
         begin = 1 if messages[0]["role"] == "system" else 0
         starts = [n for n in range(begin, len(messages)) if messages[n]["role"] == "user"]
@@ -155,7 +156,7 @@ class Predictor:
             if len(ids) <= self.room:
                 return ids, start - begin
         raise DataError(
-            f"the last message alone makes {len(ids):,} tokens; expected at most {self.room:,}"
+            f"the last message alone has {len(ids):,} tokens; expected at most {self.room:,}"
         )
 
     def _answer(self, prompts: list[list[int]]) -> list[str]:
@@ -167,7 +168,7 @@ class Predictor:
         return self._decode(outputs[:, length:])
 
     def _decode(self, rows: torch.Tensor) -> list[str]:
-        """Decode each row up to the token that ends an answer."""
+        """Decode each row up to its first end token."""
         texts = []
         for row in rows.tolist():
             stop = next((n for n, token in enumerate(row) if token in self.ends), len(row))
@@ -194,14 +195,14 @@ class Predictor:
 
 
 class Conversation:
-    """A conversation in the terminal, with all its messages."""
+    """A conversation in the terminal; keeps all messages."""
 
     def __init__(self, predictor: Predictor):
         self.predictor = predictor
         self.messages: list[Message] = []
 
     def answer(self, line: str, show: Callable[[str], object]) -> None:
-        """Answer a line after the previous messages; pass the answer to `show`."""
+        """Add a line to the conversation, and stream the answer to `show`."""
         asked = [*self.messages, {"role": "user", "content": line}]
         try:
             answer = self.predictor.answer(asked, show)
@@ -212,10 +213,10 @@ class Conversation:
 
 
 def to_answer(name: str, value: Any) -> list[Message]:
-    """Check the messages or the prompt in a cell; remove answers at the end.
+    """Check and return the messages or the prompt in a cell, without answers at the end.
 
     Raises:
-        DataError: They are malformed, or all of them are answers.
+        DataError: The cell is malformed, or contains only answers.
     """
     messages = as_messages(name, value, "user")
     while messages and messages[-1]["role"] == ANSWERS:
@@ -226,7 +227,7 @@ def to_answer(name: str, value: Any) -> list[Message]:
 
 
 class _Streamer(BaseStreamer):
-    """Pass the text of generated tokens to `show`, without incomplete characters."""
+    """Pass generated text to `show`, holding back incomplete characters."""
 
     def __init__(self, decode: Callable[[torch.Tensor], list[str]], show: Callable[[str], object]):
         self.decode = decode
@@ -247,4 +248,4 @@ class _Streamer(BaseStreamer):
             self.shown = text
 
     def end(self) -> None:
-        """Do nothing: `Predictor.answer` passes the remaining text."""
+        """Do nothing: `Predictor.answer` shows the remaining text."""

@@ -34,8 +34,8 @@ class Dataset(torch.utils.data.Dataset):
     Attributes:
         lengths: Tokens of each example, shape (n,); similar lengths are batched together.
         num_items: 1 for each example, shape (n,); the loss is averaged over the examples.
-        schema: How the file was read: arguments with which `generate_dataset` reads another file
-            in the same way. Its labels are passed to `ModelConfig`.
+        schema: Keyword arguments for `generate_dataset` to read another file in the same way.
+            Its labels are passed to `ModelConfig`.
         checksums: Checksum of each example, shape (n,), which decides whether it is held out.
         fingerprint: Hash of the tokens and labels, the same on every machine.
     """
@@ -94,7 +94,7 @@ class Dataset(torch.utils.data.Dataset):
         """Yield lines about rows that may be wrong.
 
         Args:
-            train: The training data, if these are validation data.
+            train: Training data, if this is validation data.
         """
         columns = [self.schema["text_column"], self.schema["pair_column"]]
         texts = [name for name in columns if name is not None]
@@ -152,8 +152,8 @@ class Schema:
 
     Attributes:
         text_column: The column that holds the text.
-        pair_column: The column that holds the second text of a pair.
-        label_column: The column that holds the label: text or number, or a list of them. Numbers
+        pair_column: Column of the second text of a pair.
+        label_column: Column of the labels: texts or numbers, or lists of them. Numbers
             with fractions are values to predict.
         labels: The label names in the order of their ids. Default: those in the file, sorted.
         problem_type: The type of labels: see `problem_of`. Default: inferred from the file.

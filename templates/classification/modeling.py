@@ -24,8 +24,8 @@ class Model(Wrapper):
         super().__init__(config)
         if hasattr(config, "classifier_dropout"):
             raise ValueError(
-                "it was saved by an earlier version, with mean pooling, which is another model; "
-                "expected model/modeling.py of the recipe `pooling` of the template"
+                "saved by an earlier version, whose model used mean pooling; expected "
+                "model/modeling.py of the recipe `pooling` of the template"
             )
         if config.base_has_weights and torch.get_default_device().type != "meta":
             self.classifier = self._load_classifier(config)

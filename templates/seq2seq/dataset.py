@@ -32,8 +32,7 @@ class Dataset(torch.utils.data.Dataset):
         sort_keys: Shape (n,), similar for similar lengths of sources and targets: examples with
             similar keys are batched together.
         num_items: Target tokens of each example, shape (n,); the loss is averaged over these.
-        schema: How the file was read: arguments with which `generate_dataset` reads another file
-            in the same way.
+        schema: Keyword arguments for `generate_dataset` to read another file in the same way.
         checksums: Checksum of each example, shape (n,), which decides whether it is held out.
         fingerprint: Hash of the tokens, the same on every machine.
     """
@@ -88,10 +87,10 @@ class Dataset(torch.utils.data.Dataset):
         yield from describe_examples(self, self._decode)
 
     def faults(self, train: "Dataset | None" = None) -> Iterator[str]:
-        """Yield lines about rows that may be wrong; an empty target has nothing to learn.
+        """Yield lines about rows that may be wrong, such as rows with an empty target.
 
         Args:
-            train: The training data, if these are validation data.
+            train: Training data, if this is validation data.
         """
         origin = self.origin
         source = self.schema["source_column"]
@@ -121,7 +120,7 @@ class Dataset(torch.utils.data.Dataset):
 
 
 def end_token_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """Return the end-of-sequence token, or the separator of a tokenizer without one."""
+    """Return the id of the EOS token, or of the separator if there is no EOS token."""
     return tokenizer.sep_token_id if tokenizer.eos_token_id is None else tokenizer.eos_token_id
 
 
@@ -150,8 +149,8 @@ def generate_dataset(
         path: A JSON, CSV, TSV or Parquet file, or another source: see `read_table`.
         tokenizer: Default: that of the default base model.
         max_len: Maximum tokens of a source or target, with end-of-sequence; the rest is cut off.
-        source_column: The column that holds the source text.
-        target_column: The column that holds the target text.
+        source_column: Column of the source texts.
+        target_column: Column of the target texts.
 
     Raises:
         DataError: The file cannot be read, a source has no tokens, or the tokenizer has no

@@ -59,7 +59,7 @@ class Scores:
         """Add a batch, and the model's outputs for it."""
         if not self.generates:
             return
-        if "generated_text" not in batch:  # another object may have scored it before
+        if "generated_text" not in batch:  # another Scores object may have added it
             generated = generate_greedily(
                 self.model, batch["input_ids"], batch["attention_mask"], self.max_new_tokens
             )

@@ -1,4 +1,4 @@
-"""Conversations of `chat` are the same from each format, and hold the very texts of the file."""
+"""All formats give the same conversations of `chat`, with unchanged texts."""
 
 import json
 from pathlib import Path
@@ -48,7 +48,7 @@ names = {"prompt_column": "asked", "completion_column": "answered"}
 for source in save("lists", lists):
     assert ids_of(source, **names) == list(map(expected, whole)), source
 
-# The answers in a prompt are no targets.
+# Answers in a prompt are not targets.
 asked = [turn("user", "A?"), turn("assistant", "B."), turn("user", "C?")]
 Path("turns.jsonl").write_text(json.dumps({"prompt": asked, "completion": "D."}))
 dataset = generate_dataset("turns.jsonl", tokenizer, 500)

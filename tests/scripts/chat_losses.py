@@ -1,8 +1,8 @@
-"""The loss of `chat` is that of an independent computation in float64, for templates of each style.
+"""Compare the loss of `chat` with an independent computation in float64, for all styles.
 
 python chat_losses.py FOLDER_WITH_TEMPLATES
 
-The computation knows nothing of templates: it joins the parts of each conversation by hand.
+The computation does not use templates: it concatenates the parts of each conversation.
 """
 
 import json
@@ -19,8 +19,8 @@ from model.dataset import Dataset, generate_dataset
 from model.modeling import Model
 
 STYLES = Path(sys.argv[1])
-# For the parts below: what stands before and behind a message of the role. The last is the mark
-# that ends an answer: it is learned, the line break behind it is not.
+# For each role: text before a message, text after its end-of-turn token, and this token. In an
+# answer, the end-of-turn token is a target, but the line break after it is not.
 CHATML = {
     role: (f"<|im_start|>{role}\n", "\n", "<|im_end|>") for role in ("system", "user", "assistant")
 }
@@ -34,7 +34,7 @@ TURNS = {
 INST = {"user": ("[INST] ", "", " [/INST]"), "assistant": (" ", "", "<|im_end|>")}
 FRAMES = {"chatml": CHATML, "marked": CHATML, "reasoning": CHATML, "header": HEADER}
 FRAMES |= {"no_system": TURNS, "inst": INST}
-BEGINS = ("inst", "header", "no_system")  # with the tokenizer's beginning mark
+BEGINS = ("inst", "header", "no_system")  # with the BOS token of the tokenizer
 ASKED = ["What is a dog?", "Und was ist ein Eichhörnchen 🐿?", "And a cat, say?"]
 ANSWERED = ["An animal that barks.\n\n- loyal\n- “good”", "Ein Nagetier.", "It purrs 5.0 times."]
 
@@ -50,7 +50,7 @@ def conversation(turns: int, system: str = "", thought: str = "") -> list[dict[s
 def tokenizer_of(style: str) -> PreTrainedTokenizerBase:
     tokenizer = AutoTokenizer.from_pretrained("tiny")
     tokenizer.add_tokens(["\n\n\n"])
-    tokenizer.pad_token = tokenizer.eos_token  # padding hides no target
+    tokenizer.pad_token = tokenizer.eos_token  # a padding token that is also a target
     more = ["<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
     more += ["<start_of_turn>", "<end_of_turn>"]
     tokenizer.add_special_tokens({"extra_special_tokens": more})
@@ -59,7 +59,7 @@ def tokenizer_of(style: str) -> PreTrainedTokenizerBase:
 
 
 def parts_of(style: str, messages: list[dict[str, str]], only_last: bool) -> list[tuple[str, bool]]:
-    """Return the parts of a rendered conversation, and whether each is learned."""
+    """Return the parts of a rendered conversation, and whether each is a target."""
     parts = [("<|im_start|>", False)] if style in BEGINS else []
     if style == "inst" and messages[0]["role"] == "system":
         asked = messages[0]["content"] + "\n\n" + messages[1]["content"]
@@ -71,7 +71,7 @@ def parts_of(style: str, messages: list[dict[str, str]], only_last: bool) -> lis
         if style == "reasoning" and message["role"] == "assistant" and not is_last:
             content = content.rpartition("</think>")[2].lstrip("\n")
         is_target = message["role"] == "assistant" and (is_last or not only_last)
-        if style == "inst" and is_target:  # the space is a part of the answer
+        if style == "inst" and is_target:  # the space belongs to the answer
             parts += [(before + content + mark, True)]
         else:
             parts += [(before, False), (content + mark, is_target), (behind, False)]
@@ -83,7 +83,7 @@ def expected_loss(
     tokenizer: PreTrainedTokenizerBase,
     conversations: list[list[tuple[str, bool]]],
 ) -> tuple[float, int]:
-    """Sum over targets of -log p, in float64, one conversation at a time; and count them."""
+    """Return the sum of -log p over the targets, in float64, and the number of targets."""
     total = 0.0
     count = 0
     for parts in conversations:
@@ -124,7 +124,7 @@ def compare(rows: list[list[dict[str, str]]], style: str, targets: str = "all") 
     first = next(n for n in reversed(range(len(labels))) if labels[n] != -100)
     while labels[first - 1] != -100:
         first -= 1
-    assert dataset[0]["input_ids"][:first].tolist() == prompt  # as it will be asked
+    assert dataset[0]["input_ids"][:first].tolist() == prompt  # equal to the prompt of predict.py
 
 
 def refused(rows: list[list[dict[str, str]]], style: str, words: str) -> None:

@@ -1,6 +1,6 @@
-"""The gradient of `chat` is the same with and without packing.
+"""Check that packing does not change the gradient of `chat`.
 
-And a base model that does not keep the conversations in a row apart is refused.
+Also check that a base model without a mask between conversations is refused.
 """
 
 import torch
@@ -36,7 +36,7 @@ expected = gradient(alone)
 for name, found in gradient(packed).items():
     assert (found - expected[name]).norm() < 1e-5 * expected[name].norm(), name
 
-# Each conversation is in one row, in one piece.
+# No conversation is split over rows.
 found = [tuple(ids.tolist()) for row in packed for ids, _ in last_answers(row)]
 single = [tuple(ids.tolist()) for row in alone for ids, _ in last_answers(row)]
 assert sorted(found) == sorted(single)
@@ -51,6 +51,6 @@ AutoConfig.for_model("bloom", **sizes).save_pretrained("bloom")
 try:
     Model(ModelConfig("bloom", **packed.schema))
 except ValueError as error:
-    assert str(error) == "packing: BloomForCausalLM takes no position_ids"
+    assert str(error) == "packing: BloomForCausalLM does not accept position_ids"
 else:
     raise AssertionError("bloom cannot keep conversations apart")

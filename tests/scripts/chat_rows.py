@@ -1,4 +1,4 @@
-"""Print what `chat` says of files, a line for each: its error, or the number of its examples.
+"""Print one line per file that `chat` reads: the error, or the number of examples.
 
 python chat_rows.py JSON_OPTIONS FILE ...
 """

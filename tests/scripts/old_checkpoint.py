@@ -1,6 +1,6 @@
-"""Rewrite a checkpoint in the layout of earlier versions: with code, and tensors with a prefix.
+"""Convert a checkpoint to the layout of earlier versions: with code and prefixed tensors.
 
-python old_checkpoint.py FOLDER NEW_FOLDER FIELDS      (JSON: further ones of config.json)
+python old_checkpoint.py FOLDER NEW_FOLDER FIELDS      (JSON: further fields of config.json)
 """
 
 import json

@@ -1,4 +1,4 @@
-"""CTranslate2 gives the log probabilities and the greedy tokens of transformers."""
+"""Check that CTranslate2 gives the log probabilities and greedy tokens of transformers."""
 
 import sys
 

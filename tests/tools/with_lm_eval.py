@@ -1,4 +1,4 @@
-"""lm-evaluation-harness gives the byte perplexity that follows from the logits of transformers."""
+"""Check the byte perplexity of lm-evaluation-harness against the logits of transformers."""
 
 import json
 import math

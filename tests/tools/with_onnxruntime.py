@@ -1,4 +1,4 @@
-"""ONNX Runtime gives the logits of transformers, for several lengths in a batch."""
+"""Check that ONNX Runtime gives the logits of transformers, with several lengths in a batch."""
 
 import sys
 

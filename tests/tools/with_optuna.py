@@ -1,6 +1,6 @@
-"""Three trials of optuna in one process; one of them, run alone, ends in the same loss.
+"""Run three Optuna trials in one process; check that one of them, run alone, has the same loss.
 
-To be run in the folder of a project.
+Run it in the folder of a project.
 """
 
 import json

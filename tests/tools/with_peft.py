@@ -1,4 +1,4 @@
-"""PEFT adds an adapter to a checkpoint, saves it, loads it again, and merges it."""
+"""Add a PEFT adapter to a checkpoint, save it, load it again, and merge it."""
 
 import importlib
 import json
@@ -22,7 +22,7 @@ inputs = {"input_ids": torch.tensor([[1, 5, 6, 7]])}
 if config.get("is_encoder_decoder"):
     inputs["decoder_input_ids"] = inputs["input_ids"]
 
-auto.from_pretrained(checkpoint, **trust)  # once made another model of the second one below
+auto.from_pretrained(checkpoint, **trust)  # once changed the class of the second model below
 model = auto.from_pretrained(checkpoint, **trust).eval()
 before = model(**inputs).logits
 lora = peft.LoraConfig(

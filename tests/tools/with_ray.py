@@ -1,6 +1,6 @@
-"""Ray Train with two workers ends in the loss of `accelerate launch` with two processes.
+"""Check that Ray Train with two workers gives the loss of `accelerate launch` on two processes.
 
-To be run in the folder of a project.
+Run it in the folder of a project.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""sentence-transformers takes the body of a classifier, with mean pooling."""
+"""Check that sentence-transformers loads the body of a classifier, with mean pooling."""
 
 import sys
 

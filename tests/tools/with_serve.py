@@ -1,4 +1,4 @@
-"""`transformers serve` continues a text with the greedy tokens of `generate`."""
+"""Check that `transformers serve` continues a text with the greedy tokens of `generate`."""
 
 import json
 import shlex
@@ -21,7 +21,7 @@ request = urllib.request.Request(
     json.dumps(body).encode(),
     {"Content-Type": "application/json"},
 )
-# The program of the environment that runs this file, whichever one is first on the path.
+# The program of this environment, not the first one on the PATH.
 main = "from transformers.cli.transformers import main; main()"
 words = [sys.executable, "-c", main, *shlex.split(command)[1:], "--port", str(port)]
 with subprocess.Popen([*words, "--device", "cpu"]) as server:

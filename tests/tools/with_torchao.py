@@ -1,4 +1,4 @@
-"""torchao loads a checkpoint in int8: other logits, and near those in float32."""
+"""Check that torchao loads a checkpoint in int8, with logits close to those in float32."""
 
 import sys
 

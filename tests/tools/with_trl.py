@@ -1,4 +1,4 @@
-"""TRL trains a checkpoint further, whole and with LoRA, and what it saves opens again."""
+"""Train a checkpoint with TRL, fully and with LoRA; check that its checkpoints load."""
 
 import sys
 

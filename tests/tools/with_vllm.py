@@ -1,4 +1,4 @@
-"""vLLM gives the greedy tokens of `generate`."""
+"""Check that vLLM gives the greedy tokens of `generate`."""
 
 import os
 import sys

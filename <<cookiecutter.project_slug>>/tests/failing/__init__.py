@@ -1,1 +1,1 @@
-"""A model/ that fails in the middle of a run, at rows whose label says where."""
+"""A model/ that fails during the run, at the place given by the label of a row."""

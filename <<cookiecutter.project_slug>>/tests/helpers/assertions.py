@@ -34,7 +34,7 @@ def read_log(outdir: Path) -> dict[str, Any]:
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:
-    """Read the weights of a checkpoint: all of them, or those of an adapter."""
+    """Read the weights of a checkpoint or an adapter."""
     adapter = folder / ADAPTER_FILE
     return load_file(adapter if adapter.exists() else folder / WEIGHTS_FILE)
 

@@ -1,4 +1,4 @@
-"""Let everything in reporting/ fail."""
+"""Make all code of reporting/ fail."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -17,14 +17,14 @@ def _fail(*_: Any, **__: Any) -> None:
 
 @contextmanager
 def reporting_fails() -> Iterator[None]:
-    """Let curves, card and trackers fail, and the files of the scores after the first step."""
+    """Make curves, card and trackers fail, and Scores.save after the first step."""
     save = Scores.save
     calls = 0
 
     def fail_later(self: Scores, folder: Any) -> None:
         nonlocal calls
         calls += 1
-        if calls > 1:  # the first one is that of the check at the start
+        if calls > 1:  # the first call is the check at the start
             _fail()
         save(self, folder)
 

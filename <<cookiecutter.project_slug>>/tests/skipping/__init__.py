@@ -1,1 +1,1 @@
-"""Models with an expert that some steps leave out."""
+"""Models with a part that some steps do not use."""

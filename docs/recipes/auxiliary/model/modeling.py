@@ -36,7 +36,7 @@ class Model(Wrapper):
         """Classify a batch of texts.
 
         Returns:
-            `loss`, and in `losses` its parts, which are logged beside it. All of them are sums
+            `loss`, and its parts in `losses`, which are logged too. All of them are sums
             over the examples, divided by `num_items_in_batch`.
         """
         inputs = {"input_ids": input_ids, "attention_mask": attention_mask, **kwargs}

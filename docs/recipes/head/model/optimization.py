@@ -10,7 +10,7 @@ FACTOR = 10.0
 
 
 def build_optimizer(model: Any, lr: float, weight_decay: float) -> Optimizer:
-    """Build an optimizer: `--lr` for the body, and FACTOR times that for the head and a pooler."""
+    """Build AdamW with `--lr` for the body, and FACTOR * `--lr` for the head and the pooler."""
     classifier = model.base_model
     body = f"{classifier.base_model_prefix}."
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = defaultdict(list)

@@ -1,4 +1,4 @@
-"""The scores of a validation: bits per byte; and a generated text."""
+"""Compute bits per byte, and write a generated text."""
 
 import math
 from pathlib import Path

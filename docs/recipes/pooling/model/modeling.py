@@ -1,4 +1,4 @@
-"""A classifier of sequences by the mean of their hidden states."""
+"""Sequence classification by mean pooling."""
 
 import torch
 from torch import Tensor, nn
