@@ -246,7 +246,7 @@ def main() -> None:
         }
     about = environment()
     kept = args.write / "speed.json" if args.write else Path()
-    if args.task and kept.is_file():  # measured separately, and shown together
+    if args.task and kept.is_file():  # keep the results of tasks measured earlier
         results = json.loads(kept.read_text(encoding="utf-8"))["tasks"] | results
         results = {task: results[task] for task in TASKS if task in results}
     text = markdown(results, args, about)

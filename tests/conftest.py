@@ -1,4 +1,4 @@
-"""Fixtures that render projects, in this process or by the command, without user settings."""
+"""Fixtures that render projects, in this process or by `cookiecutter`, without user settings."""
 
 from __future__ import annotations
 

@@ -160,7 +160,7 @@ def set_up(model: PreTrainedModel, config: RunConfig) -> None:
     if config.tf32:
         torch.set_float32_matmul_precision("high")
     if config.compile:
-        # In place, which keeps the names of the weights; one graph for all lengths.
+        # In place, so that weights keep their names; dynamic: one graph for all lengths.
         model.compile(dynamic=True)
 
 

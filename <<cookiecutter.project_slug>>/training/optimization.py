@@ -16,7 +16,7 @@ from transformers import SchedulerType, get_scheduler
 
 from errors import RunError
 
-# Schedules that depend only on the step; the other two of transformers depend on a metric.
+# Schedules that depend only on the step; transformers' other two depend on a metric.
 SCHEDULERS = sorted({s.value for s in SchedulerType} - {"reduce_lr_on_plateau", "greedy"})
 
 NO_SCALER = GradScaler(enabled=False)  # its step() only calls optimizer.step()

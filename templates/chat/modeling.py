@@ -49,7 +49,7 @@ class Model(Wrapper, WrapperGenerationMixin):
         Returns:
             `loss`, a scalar if `labels` were given, and `logits`, shape (batch, length,
             vocabulary), with the other outputs of the base model. With labels, no logits are
-            returned if the head is linear: those of all tokens would not fit in memory.
+            returned if the head is linear: the logits of all tokens would not fit in memory.
         """
         kwargs.update(input_ids=input_ids, attention_mask=attention_mask)
         if labels is None:

@@ -19,8 +19,8 @@ from reading.tables import read_table
 
 from .dataset import MESSAGES, Schema
 
-# Arguments of Predictor that predict.py offers on its command line. The others are those of the
-# checkpoint's generation_config.json.
+# Arguments of Predictor that predict.py offers on its command line. All other settings come from
+# the checkpoint's generation_config.json.
 OPTIONS: dict[str, dict] = {
     "max_new_tokens": {"type": int, "default": 64, "help": "maximum number of tokens to generate"},
     "num_beams": {"type": int, "help": "number of beams"},

@@ -148,7 +148,7 @@ def _count(labels: pa.ChunkedArray, count: int) -> list[int]:
 
 @dataclasses.dataclass(frozen=True)
 class Schema:
-    """How a file is read.
+    """Settings with which a data file is read.
 
     Attributes:
         text_column: The column that holds the text.
