@@ -202,7 +202,7 @@ PARTS = {
         "come from the cache. Pages of mapped files fill free memory; the system can reclaim them.",
         [
             "examples",
-            "peak memory of its own at the first start, MiB",
+            "peak memory without mapped files at the first start, MiB",
             "at the second",
             "with mapped files at the first",
             "at the second",

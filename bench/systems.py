@@ -144,7 +144,7 @@ class Ours(System):
         from training.contract import Task
         from training.run import open_run
 
-        outdir = self.sample / "outdir"  # not used for saves
+        outdir = self.sample / "outdir"  # nothing is saved here
         options = {**self.data("tiny"), "outdir": outdir, "batch_size": batch_size}
         with open_run(Task(), as_arguments(options)) as run:
             run.accelerator.unwrap_model(run.model).load_state_dict(weights)

@@ -85,7 +85,7 @@ def _select(rows: datasets.Dataset, split: str, name: str | None = None) -> data
     """Select a part of the rows.
 
     Args:
-        split: For example `train[:10%]`.
+        split: The part to select, for example `train[:10%]`.
         name: Name of the split that `rows` are. Default: the name in `split`.
     """
     counts = {name or split.partition("[")[0]: len(rows)}

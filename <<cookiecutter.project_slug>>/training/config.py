@@ -236,7 +236,7 @@ class RunConfig:
 
         Returns:
             The configuration, with the path of an intact checkpoint as `restore_dir`; and lines to
-            print about arguments that differ from those of the resumed run.
+            print about arguments that differ from the arguments of the resumed run.
 
         Raises:
             RunError: A value is out of range, `restore_dir` is not a checkpoint to resume from,

@@ -191,7 +191,7 @@ class GradientGuard:
         norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
         norm = torch.as_tensor(norm, dtype=torch.float32, device=self._poison.device)
         seen = loss if self._has_scaler else loss + norm
-        self._poison += seen - seen  # 0 if finite; NaN - NaN and inf - inf are NaN, which remains
+        self._poison += seen - seen  # 0 if finite, else NaN, which remains
         self._found_inf.copy_(self._poison.isnan())
         return loss + self._poison, norm
 

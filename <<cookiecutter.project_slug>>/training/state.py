@@ -179,7 +179,7 @@ class SavedRun:
 
     Attributes:
         args: Arguments of the run, by name.
-        schema: How its data were read: see `TaskDataset.schema`.
+        schema: Settings with which its data were read: see `TaskDataset.schema`.
         data: Number of training examples and fingerprints of the data.
         state: The state, as rank 0 saved it.
         train_losses, named_losses: `train_loss` and `named_losses` of each rank.

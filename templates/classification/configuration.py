@@ -17,7 +17,7 @@ class ModelConfig(WrapperConfig):
 
     Args:
         base_model_id: See `WrapperConfig`, also for all other arguments.
-        labels: The label names in the order of the logits. Default: those of the base model.
+        labels: The label names in the order of the logits. Default: the labels of the base model.
         problem_type: The type of labels: see `problem_of`.
     """
 

@@ -75,7 +75,7 @@ class Dataset(torch.utils.data.Dataset):
         batch = {"labels": torch.stack([example["labels"] for example in examples])}
         if "token_type_ids" in examples[0]:
             batch["token_type_ids"], _ = pad(examples, "token_type_ids", 0)
-        pad_id = self.tokenizer.pad_token_id or 0  # any id: it is masked
+        pad_id = self.tokenizer.pad_token_id or 0  # any id: padding is masked
         batch["input_ids"], batch["attention_mask"] = pad(examples, "input_ids", pad_id)
         return batch
 

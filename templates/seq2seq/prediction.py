@@ -28,7 +28,7 @@ class Predictor:
 
     Args:
         max_len: Longer sources are truncated.
-        schema: How the training data were read.
+        schema: Settings with which the training data were read.
         options: Arguments of `generate`; None if not given.
 
     Attributes:
