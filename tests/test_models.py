@@ -153,7 +153,7 @@ def test_any_architecture_works_or_is_rejected_in_one_sentence(
 
 
 # Functions for SCRIPT. They save a base model with weights (for a classifier: without the head),
-# and train an adapter for it.
+# and an adapter with random weights for it.
 ADAPTERS = """
 import peft
 from safetensors.torch import load_file, save_file
