@@ -230,7 +230,7 @@ def draw(results: dict[str, Any], path: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Compare speed with that of the peers.")
+    parser = argparse.ArgumentParser(description="Compare speed with other trainers.")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--task", choices=TASKS, action="append", help="only this one")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")

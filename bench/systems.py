@@ -87,7 +87,7 @@ class System:
     Args:
         task: The task of the project and the sample.
         project: The project rendered for the task; all systems read their data with its code.
-        sample: Folder with train.jsonl, valid.jsonl and the base model, without and with dropout.
+        sample: Folder with train.jsonl, valid.jsonl and two base models, without and with dropout.
     """
 
     name: str

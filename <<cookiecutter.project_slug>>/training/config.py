@@ -462,7 +462,7 @@ def _outdir_of(restore_dir: Path, defaults: dict[str, Any]) -> str:
 
 
 def _changes(saved: dict[str, Any], given: dict[str, Any]) -> list[str]:
-    """Return one line for each argument that differs from that of the resumed run."""
+    """Return one line for each argument whose value in the resumed run differs."""
     ignored = ("restore_dir", "config", "outdir", "dry_run")
     return [
         f"--{name} is now {value}; it was {saved[name]}"

@@ -205,7 +205,7 @@ def _load_adapter(
     """Load an adapter, and its base model in the dtype of the run.
 
     Raises:
-        RunError: The base model is missing or differs from that of the run.
+        RunError: The base model is missing or differs from the base model of the run.
     """
     require("peft", "lora", f"{folder}: an adapter, which")
     if not hasattr(model_class, "add_lora"):

@@ -93,9 +93,9 @@ def build_scheduler(
     at a tenth of the peak rate.
 
     Raises:
-        RunError: The schedule has no value at some step, as `polynomial` without steps to decay.
+        RunError: The schedule is undefined at a step, for example `polynomial` without decay steps.
     """
-    lr = optimizer.param_groups[0]["lr"]  # a schedule replaces it by that of step 0
+    lr = optimizer.param_groups[0]["lr"]  # read before a schedule replaces it
     options: dict[str, dict] = {
         "warmup_stable_decay": {"num_decay_steps": total_steps // 10},
         "cosine_with_min_lr": {"min_lr_rate": 0.1},

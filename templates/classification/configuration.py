@@ -45,7 +45,7 @@ class ModelConfig(WrapperConfig):
         self.base_config.problem_type = self.problem_type
 
     def use_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Set the padding token to that of the tokenizer if the base model has none.
+        """Copy the padding token of the tokenizer if the base model has none.
 
         Decoders classify by the last token that is not padding, so they must recognize it.
         """

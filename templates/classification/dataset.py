@@ -198,7 +198,7 @@ def generate_dataset(
 
     Args:
         path: A JSON, CSV, TSV or Parquet file, or another source: see `read_table`.
-        tokenizer: Default: that of the default base model.
+        tokenizer: Default: the tokenizer of the default base model.
         max_len: Longer texts, or pairs of texts, are truncated to this number of tokens.
         schema: Attributes of `Schema`.
 

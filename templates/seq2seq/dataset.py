@@ -147,7 +147,7 @@ def generate_dataset(
 
     Args:
         path: A JSON, CSV, TSV or Parquet file, or another source: see `read_table`.
-        tokenizer: Default: that of the default base model.
+        tokenizer: Default: the tokenizer of the default base model.
         max_len: Maximum tokens of a source or target, with end-of-sequence; the rest is cut off.
         source_column: Column of the source texts.
         target_column: Column of the target texts.
