@@ -182,7 +182,7 @@ class HFExtension(Extension):
         super().__init__(environment)
         filters = (check, description_of, lit, usable_slug)
         environment.filters.update({function.__name__: function for function in filters})
-        # Import this module again next time: cruft update renders two versions in one process.
+        # So that the next render imports its own version: cruft update renders two in one process.
         sys.modules.pop(__name__, None)
 
     def preprocess(self, source: str, name: str | None, filename: str | None = None) -> str:

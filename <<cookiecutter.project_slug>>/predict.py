@@ -42,7 +42,7 @@ def build_parser(task: Task) -> argparse.ArgumentParser:
     files: dict = {"nargs": "+", "action": OneOrMore, "metavar": "FILE"}
     parser.add_argument("--input", help="input file(s); interactive if omitted", **files)
     parser.add_argument("--output", default="predictions.jsonl", help="output file")
-    parser.add_argument("--column", nargs="+", help="columns to read (default: those of training)")
+    parser.add_argument("--column", nargs="+", help="columns to read (default: as in training)")
     parser.add_argument("--batch_size", type=int, default=32, help="examples per process and batch")
     parser.add_argument("--max_len", type=int, help="maximum sequence length in tokens")
     for name, option in task.predict_options.items():

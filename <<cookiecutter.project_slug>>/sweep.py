@@ -188,7 +188,7 @@ class Sweep:
 
     Attributes:
         arguments: Arguments of train.py for all runs.
-        runs: Further arguments of each run of a trial, by the name of its folder.
+        runs: The runs of each trial: a dict from the folder name of a run to its further arguments.
         metric: Name of the score to compare.
         direction: "minimize" or "maximize".
     """

@@ -226,7 +226,7 @@ relative to the smallest. The weights are random, not trained.
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Compare exactness with that of the peers.")
+    parser = argparse.ArgumentParser(description="Compare exactness with other trainers.")
     parser.add_argument("--json", type=Path, help="write all numbers here")
     parser.add_argument("--markdown", type=Path, help="write the tables here")
     args = parser.parse_args()

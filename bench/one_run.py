@@ -39,7 +39,7 @@ class Meter:
     """Records the start time of each forward pass in training, and its tokens.
 
     Args:
-        has_targets: Whether labels are separate texts, whose tokens also count.
+        has_targets: Whether labels are separate texts; then their tokens are counted as well.
     """
 
     def __init__(self, has_targets: bool) -> None:

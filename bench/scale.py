@@ -202,7 +202,7 @@ PARTS = {
         "come from the cache. Pages of mapped files fill free memory; the system can reclaim them.",
         [
             "examples",
-            "peak memory of its own at the first start, MiB",
+            "peak memory without mapped files at the first start, MiB",
             "at the second",
             "with mapped files at the first",
             "at the second",
@@ -273,7 +273,7 @@ def main() -> None:
     args = parser.parse_args()
     kept = args.write / "scale.json" if args.write else Path()
     results = {}
-    if args.part and kept.is_file():  # measured separately, and shown together
+    if args.part and kept.is_file():  # keep the results of parts measured earlier
         results = json.loads(kept.read_text(encoding="utf-8"))
     for name in args.part or PARTS:
         with tempfile.TemporaryDirectory() as folder:

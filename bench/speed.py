@@ -230,7 +230,7 @@ def draw(results: dict[str, Any], path: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Compare speed with that of the peers.")
+    parser = argparse.ArgumentParser(description="Compare speed with other trainers.")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--task", choices=TASKS, action="append", help="only this one")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
@@ -246,7 +246,7 @@ def main() -> None:
         }
     about = environment()
     kept = args.write / "speed.json" if args.write else Path()
-    if args.task and kept.is_file():  # measured separately, and shown together
+    if args.task and kept.is_file():  # keep the results of tasks measured earlier
         results = json.loads(kept.read_text(encoding="utf-8"))["tasks"] | results
         results = {task: results[task] for task in TASKS if task in results}
     text = markdown(results, args, about)

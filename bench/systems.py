@@ -87,7 +87,7 @@ class System:
     Args:
         task: The task of the project and the sample.
         project: The project rendered for the task; all systems read their data with its code.
-        sample: Folder with train.jsonl, valid.jsonl and the base model, without and with dropout.
+        sample: Folder with train.jsonl, valid.jsonl and two base models, without and with dropout.
     """
 
     name: str
@@ -144,7 +144,7 @@ class Ours(System):
         from training.contract import Task
         from training.run import open_run
 
-        outdir = self.sample / "outdir"  # not used for saves
+        outdir = self.sample / "outdir"  # nothing is saved here
         options = {**self.data("tiny"), "outdir": outdir, "batch_size": batch_size}
         with open_run(Task(), as_arguments(options)) as run:
             run.accelerator.unwrap_model(run.model).load_state_dict(weights)

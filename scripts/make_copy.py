@@ -39,7 +39,7 @@ MARKS = {
 
 def copied(token: str, text: str) -> str:
     """Return one token of a template, translated for the usual marks."""
-    if token in MARKS:  # the token can also contain a sign, and the newline that it trims
+    if token in MARKS:  # the token can include + or -, and the newline that it trims
         return text.replace(*MARKS[token])
     if token == "data":  # also at the end: the brace of {<< x >>} would become part of the mark
         return re.sub(r"\{(?=[{%#]|\Z)", "{{ '{' }}", text)

@@ -1,4 +1,4 @@
-"""Fixtures that render projects, in this process or by the command, without user settings."""
+"""Fixtures that render projects, in this process or by `cookiecutter`, without user settings."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def task(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def project(task: str, render: Render, tmp_path: Path) -> Path:
-    """A project for the task that only this test uses."""
+    """A copy of the project for the task, used by this test only."""
     return Path(shutil.copytree(render(task=task), tmp_path / SLUG))
 
 

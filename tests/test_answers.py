@@ -348,7 +348,7 @@ def test_good_answers_pass() -> None:
         assert check(slug, "project_slug") == slug
     for base_model in GOOD_BASE_MODELS:
         assert check(base_model, "base_model") == base_model
-        assert ast.literal_eval(f'"{base_model}"') == base_model  # as configuration.py has it
+        assert ast.literal_eval(f'"{base_model}"') == base_model  # as in configuration.py
     for task in TASKS:
         assert check(task, "task") == task
 

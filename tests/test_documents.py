@@ -26,7 +26,7 @@ def read(file: Path) -> str:
 
 
 def documents() -> list[Path]:
-    """Return the documents of the template itself, without those of projects."""
+    """Return the documents of the template itself, without the documents of projects."""
     return [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")]
 
 

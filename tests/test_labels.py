@@ -92,7 +92,7 @@ def test_each_type_of_label_is_trained_and_predicted(
         assert (row["text"], row["more"]) == (answer["text"], answer["more"])
         if isinstance(row["label"], float):
             points += abs(answer["prediction"] - row["label"])
-        elif isinstance(row["label"], list):  # predicted in the order of the labels, not of the row
+        elif isinstance(row["label"], list):  # the order may differ
             points += sorted(answer["prediction"]) == sorted(row["label"])
         else:
             points += answer["prediction"] == row["label"]

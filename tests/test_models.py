@@ -152,7 +152,8 @@ def test_any_architecture_works_or_is_rejected_in_one_sentence(
     assert found.keys() == set(kinds)
 
 
-# Functions for SCRIPT: a base model with weights; for a classifier, without the head.
+# Functions for SCRIPT. They save a base model with weights (for a classifier: without the head),
+# and an adapter with random weights for it.
 ADAPTERS = """
 import peft
 from safetensors.torch import load_file, save_file

@@ -25,7 +25,7 @@ ENVIRONMENT = {
 }
 ENVIRONMENT["PYTHONPATH"] = "."
 DATA = ["--train_input", "rows.jsonl", "--valid_input", "rows.jsonl"]
-FIELDS = {"classification": {"classifier_dropout": 0.1}}  # in addition to those of all tasks
+FIELDS = {"classification": {"classifier_dropout": 0.1}}  # in addition to the fields of all tasks
 FROM_PRETRAINED = "from model.modeling import Model; Model.from_pretrained('old/last')"
 
 

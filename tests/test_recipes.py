@@ -197,7 +197,7 @@ def test_the_contrastive_gradient_is_the_same_for_each_chunk_and_process_count(
     output = run(rewritten, sys.executable, SCRIPTS / "split_of_a_step.py")
     *same, accumulated = map(float, output.split())
     assert max(same) < 1e-5
-    assert accumulated > 1e-3  # fewer negatives: this comparison can fail
+    assert accumulated > 1e-3  # accumulation has fewer negatives: so the comparison can fail
 
 
 @pytest.mark.parametrize(

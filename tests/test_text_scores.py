@@ -1,4 +1,4 @@
-"""Scores of generated texts are those of sacrebleu on the texts of the file itself."""
+"""Scores of generated texts equal what sacrebleu computes on the texts of the file itself."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Other tools load checkpoints with the commands of the README, and compute the same.
 
-Tools that are not installed are skipped. `pip install -e '.[dev]'` installs those of `make test`.
+Missing tools are skipped. `pip install -e '.[dev]'` installs the tools that `make test` uses.
 The others need much disk space or other versions; `make test-all` runs them if they are installed.
 Each script in tests/tools/ runs in an empty folder.
 """

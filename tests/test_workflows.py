@@ -50,7 +50,7 @@ def commands_of(folder: Path) -> list[list[str]]:
 
 
 def pythons_of(job: dict[str, Any]) -> list[str]:
-    """Return the Python versions of a job: those of its matrix, or its only one."""
+    """Return the Python versions of a job, from its matrix or its only version."""
     matrix = job.get("strategy", {}).get("matrix", {})
     named = [step.get("with", {}).get("python-version") for step in job["steps"]]
     return [*matrix.get("python", []), *(name for name in named if name and "$" not in name)]

@@ -226,7 +226,7 @@ def _trained_whole(base: PreTrainedModel, new_weights: Iterable[str]) -> set[str
 
 
 def _head(base: PreTrainedModel) -> set[str]:
-    """Return the names of all modules but the body: the name of the head varies."""
+    """Return the names of all modules except the body: the name of a head depends on the model."""
     body = base.base_model
     if body is base:
         raise ValueError(f"{type(base).__name__} has no module {base.base_model_prefix!r}")

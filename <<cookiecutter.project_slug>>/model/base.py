@@ -40,7 +40,7 @@ WEIGHT_FILES = (
     *("*.safetensors", "*.bin", "*.pt", "*.pth", "*.ckpt*", "*.h5", "*.msgpack"),
     *("*.gguf", "*.npz", "*.onnx", "*.index.json"),
 )
-# Keys of a configuration that other tools read; in the custom form they are in `base_config`.
+# Keys that other tools read in config.json; a custom configuration copies them from `base_config`.
 SHARED = ("is_encoder_decoder", "id2label", "label2id", "problem_type")
 DELEGATED = (
     *("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads"),
@@ -463,7 +463,7 @@ class WrapperGenerationMixin(GenerationMixin):
 def generate_greedily(
     model: Any, input_ids: Tensor, attention_mask: Tensor, max_new_tokens: int
 ) -> Tensor:
-    """Generate by greedy search, regardless of the search set in `model.generation_config`."""
+    """Generate by greedy search, even if `model.generation_config` selects another method."""
     own = model.generation_config
     tokens = {name: getattr(own, name, None) for name in TOKEN_SETTINGS}
     model.generation_config = GenerationConfig(**tokens, do_sample=False, num_beams=1)

@@ -65,8 +65,8 @@ class TaskDataset(Protocol):
             Default: 1.
         sort_keys: Shape (n,). Examples with similar keys are batched together. Default: `lengths`.
         schema: Keyword arguments, of JSON types, for `generate_dataset` to read another file
-            in the same way. Those that the constructor of
-            `ModelConfig` accepts are passed to it. Default: empty.
+            in the same way. Arguments that `ModelConfig` also accepts are passed to it. Default:
+            empty.
         fingerprint: Integer that changes when the data change. Default: a hash of up to 256
             examples.
         checksums: Checksum of the content of each example, shape (n,), which decides whether it
@@ -98,8 +98,8 @@ class Scorer(Protocol):
     def update(self, outputs: Any, batch: dict[str, Any]) -> None:
         """Add a batch of this rank: the model's output, and the collated examples.
 
-        With several named validation sets, each batch is added to two objects, one after the
-        other: that for all sets, and that for its own set.
+        With several named validation sets, each batch is added to two `Scores`, one after the
+        other: the `Scores` of all sets together, and the `Scores` of its own set.
         """
 
     def compute(self, loss: float) -> dict[str, float]:

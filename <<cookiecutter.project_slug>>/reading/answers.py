@@ -92,7 +92,7 @@ def find_answers(
     including it. Both texts must be prefixes of the full text; the answer is their difference.
 
     Raises:
-        DataError: A text is not a prefix, as with templates that shorten earlier answers.
+        DataError: A rendered text is not a prefix: the template changes earlier answers.
     """
     if MARKS.search(tokenizer.get_chat_template()):
         return _marked_answers(tokenizer, messages, answers)

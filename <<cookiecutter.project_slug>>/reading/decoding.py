@@ -7,8 +7,8 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 class Decoder:
     """Decode token ids, without the special tokens around a text: BOS, EOS, padding, language.
 
-    Other special tokens are kept, unlike with `skip_special_tokens=True`: those that were added to
-    the tokenizer are part of the texts.
+    Other special tokens are kept, unlike with `skip_special_tokens=True`: special tokens that a
+    user added to the tokenizer are part of the texts.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, settings: GenerationConfig | None):

@@ -1,4 +1,4 @@
-"""Describe examples in words."""
+"""Format examples and label counts as lines of text."""
 
 from collections.abc import Callable, Iterator
 from typing import Any

@@ -85,8 +85,8 @@ def _select(rows: datasets.Dataset, split: str, name: str | None = None) -> data
     """Select a part of the rows.
 
     Args:
-        split: For example `train[:10%]`.
-        name: Name of the split that `rows` are. Default: the name in `split`.
+        split: The part to select, for example `train[:10%]`.
+        name: Name of the split in `rows`. Default: the name in `split`.
     """
     counts = {name or split.partition("[")[0]: len(rows)}
     (part,) = datasets.ReadInstruction.from_spec(split).to_absolute(counts)

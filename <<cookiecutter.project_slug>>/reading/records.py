@@ -34,7 +34,7 @@ Records = Iterator[tuple[int, dict[str, Any]]]
 def read_records(file: str, columns: Collection[str] = ()) -> Records:
     """Yield the line number and the values of each row; None for a missing value.
 
-    - JSON: a string is its value, a number its literal text.
+    - JSON: strings are decoded; numbers keep their literal text.
     - CSV: an empty cell is missing; an empty text is written `""`.
     - TSV: cells are taken as they are, without quoting; an empty cell is missing.
     - Plain text: each line, with its line break, is a row with a column `text`.

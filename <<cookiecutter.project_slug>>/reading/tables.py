@@ -65,7 +65,7 @@ def read_table(
 
 
 def column_names(source: Source) -> list[str]:
-    """Return the names of all columns; in text formats, those of the first row.
+    """Return the names of all columns; in text formats, of the columns of the first row.
 
     Raises:
         DataError: The source cannot be read.

@@ -57,7 +57,7 @@ model = {auto_class}.from_pretrained("path/to/this"{arguments})
 tokenizer = AutoTokenizer.from_pretrained("path/to/this")
 {generation}```
 
-This also loads the base model. base_config.json is its configuration during training."""
+This also loads the base model, whose configuration during training is base_config.json."""
 
 GENERATION = """model.generation_config = GenerationConfig.from_pretrained("path/to/this")
 """

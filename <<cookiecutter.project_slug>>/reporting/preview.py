@@ -29,7 +29,7 @@ def preview(run: Run, train_step: Callable[[Run, Step], Any]) -> None:
     """
     batches = run.train_batches
     memory = _memory_of_a_step(run, train_step)
-    # The main rank removes the output directory again; the other ranks wait for this.
+    # The main rank prints; the other ranks wait, and also end if it raises an error.
     run.group.on_main(lambda: print(*_lines(run, batches, memory), sep="\n"))
 
 

@@ -69,7 +69,7 @@ def test_an_error_in_a_loader_process_names_step_and_examples(failing_arguments)
         for step in steps:
             done += len(list(step.micro_batches))
     batches.close()
-    assert done == 7  # examples loaded before the error are used
+    assert done == 7  # micro-batches loaded before the error are yielded
 
 
 @pytest.mark.proof

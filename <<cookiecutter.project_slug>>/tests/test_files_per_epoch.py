@@ -30,7 +30,7 @@ def many(arguments, sample, tmp_path, monkeypatch) -> list[str]:
 
 @pytest.fixture
 def files_read(monkeypatch, tmp_path) -> list[list[str]]:
-    """The training files that were read, by epoch; check that the cache has those of one epoch."""
+    """The training files that were read, by epoch; check that the cache has only one epoch."""
     read = Task.read
     epochs = []
 

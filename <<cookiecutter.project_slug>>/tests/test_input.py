@@ -1,4 +1,4 @@
-"""Invalid input ends in one sentence (what, where, what was expected); nothing is written."""
+"""Invalid input gives a one-sentence error (what, where, what was expected); nothing is written."""
 
 import gzip
 import json

@@ -1,4 +1,4 @@
-"""The loop follows the settings of Accelerate, or ends in one sentence with exit code 2."""
+"""The loop follows settings of Accelerate, or ends with a one-sentence error and exit code 2."""
 
 import os
 import subprocess

@@ -50,7 +50,7 @@ pytestmark = pytest.mark.proof
 RANK = 2
 GENERATES = Model.can_generate()
 TEXT = "Do you see it?"
-# Run in an empty folder: load with PEFT's Auto class and with that of transformers.
+# Run in an empty folder: load with the Auto class of PEFT and with the Auto class of transformers.
 OPEN = """
 import sys
 import peft, torch, transformers

@@ -1,4 +1,4 @@
-"""Two machines, one with a missing or different file: both end in one sentence."""
+"""Two machines, one with a missing or different file: both end with a one-sentence error."""
 
 import os
 import shutil
@@ -88,7 +88,7 @@ def test_different_data_are_reported_before_the_first_step(change, name, machine
 
 
 def test_different_base_models_are_reported_or_do_not_matter(machines):
-    """Weights are those of rank 0 (DDP broadcasts them); another architecture is refused."""
+    """DDP broadcasts the weights of rank 0; another architecture is refused."""
     config = machines / "machine1" / "base" / "config.json"
     text = config.read_text(encoding="utf-8")
     config.write_text(text.replace('"dropout": 0.1', '"dropout": 0.2'), encoding="utf-8")

@@ -62,7 +62,7 @@ def test_base_model_in_bfloat16_is_trained_in_float32(arguments, sample, tmp_pat
     base_weights = load_file(base / WEIGHTS_FILE)
     changes = [(learned[name] - base_weights[name].float()).abs().max() for name in trained]
     assert min(changes) > 0
-    assert max(changes) < 1e-4  # they are those of the base model, changed by small steps
+    assert max(changes) < 1e-4  # the weights of the base model, changed by small steps
 
 
 @pytest.mark.parametrize(("flag", "precision"), [([], "highest"), (["--tf32"], "high")])

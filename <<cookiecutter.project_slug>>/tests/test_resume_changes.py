@@ -72,7 +72,7 @@ def test_changed_rows_between_epochs_are_trained_on_completely(own_arguments, tm
 
 
 def train_lr_after(run: Path) -> float:
-    """Return the learning rate of a linear schedule after its steps."""
+    """Return the final learning rate of a linear schedule, as a fraction of `--lr`."""
     state = read_state(run / "last")
     return 1 - state["scheduler_steps"] / state["total_steps"]
 

@@ -25,7 +25,7 @@ Save = Callable[[], None]
 
 
 class Failing:
-    """Makes one operation fail; after a kill of the process, also all later ones."""
+    """Makes one operation fail; after a kill of the process, all later operations fail as well."""
 
     def __init__(self, number: int, error: BaseException):
         self.number = number

@@ -82,7 +82,7 @@ def check_form(model: Any, line: str, config: RunConfig) -> None:
 
 
 def moved_base(config: RunConfig) -> str | None:
-    """Return `--model_id` if it differs from that of the resumed run, else None."""
+    """Return `--model_id` if the resumed run had another one, else None."""
     assert config.resumed is not None
     return None if config.model_id == config.resumed.args["model_id"] else config.model_id
 

@@ -34,7 +34,7 @@ AHEAD = 8
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """One rank's share of a micro-batch.
+    """One rank's part of a micro-batch.
 
     Attributes:
         indices: Examples to load.

@@ -236,7 +236,7 @@ class RunConfig:
 
         Returns:
             The configuration, with the path of an intact checkpoint as `restore_dir`; and lines to
-            print about arguments that differ from those of the resumed run.
+            print about arguments that differ from the arguments of the resumed run.
 
         Raises:
             RunError: A value is out of range, `restore_dir` is not a checkpoint to resume from,
@@ -462,7 +462,7 @@ def _outdir_of(restore_dir: Path, defaults: dict[str, Any]) -> str:
 
 
 def _changes(saved: dict[str, Any], given: dict[str, Any]) -> list[str]:
-    """Return one line for each argument that differs from that of the resumed run."""
+    """Return one line for each argument whose value in the resumed run differs."""
     ignored = ("restore_dir", "config", "outdir", "dry_run")
     return [
         f"--{name} is now {value}; it was {saved[name]}"

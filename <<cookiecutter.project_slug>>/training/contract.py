@@ -59,7 +59,7 @@ class ExampleSet:
 
     Attributes:
         lengths, num_items, sort_keys: Shape (n,).
-        schema: How the file was read.
+        schema: Settings with which the file was read.
         fingerprint: Integer that changes when the data change.
         notes: Lines to print.
         is_divisible: Whether a micro-batch may be made smaller than `--batch_size`: not if the

@@ -26,7 +26,7 @@ class Flops(NamedTuple):
 def training_flops(model: nn.Module) -> Flops | None:
     """Estimate the floating-point operations of a model from its size.
 
-    The formula is that of appendix B of PaLM (Chowdhery et al., 2022,
+    The formula is from appendix B of PaLM (Chowdhery et al., 2022,
     https://arxiv.org/abs/2204.02311): 6 N + 12 L H Q T per token, with N parameters, L layers,
     H heads of size Q, and T tokens in the sequence. Recomputed activations are not counted. N is
     the number of weights in matrix products: an embedding table counts only if it is also the

@@ -48,7 +48,7 @@ def hold_out(
 ) -> tuple[ExampleSet, ExampleSet]:
     """Split examples by a hash of their content and the seed.
 
-    The split is the same on every machine and after a resume, and equal examples are on one side.
+    The split is the same on every machine and after a resume. Equal examples are in the same part.
 
     Args:
         share: Expected fraction of the examples in the second part.

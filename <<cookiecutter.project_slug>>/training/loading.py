@@ -160,7 +160,7 @@ def set_up(model: PreTrainedModel, config: RunConfig) -> None:
     if config.tf32:
         torch.set_float32_matmul_precision("high")
     if config.compile:
-        # In place, which keeps the names of the weights; one graph for all lengths.
+        # In place, so that weights keep their names; dynamic: one graph for all lengths.
         model.compile(dynamic=True)
 
 
@@ -205,7 +205,7 @@ def _load_adapter(
     """Load an adapter, and its base model in the dtype of the run.
 
     Raises:
-        RunError: The base model is missing or differs from that of the run.
+        RunError: The base model is missing or differs from the base model of the run.
     """
     require("peft", "lora", f"{folder}: an adapter, which")
     if not hasattr(model_class, "add_lora"):

@@ -128,8 +128,9 @@ def _check_vocabulary(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> N
     embeddings = _embeddings(model)
     if embeddings is not None and len(tokenizer) > embeddings.num_embeddings:
         raise RunError(
-            f"the tokenizer has {len(tokenizer):,} tokens, the model embeddings for "
-            f"{embeddings.num_embeddings:,}; add rows by resize_token_embeddings, and save it"
+            f"the tokenizer has {len(tokenizer):,} tokens, but the model has embeddings "
+            f"for only {embeddings.num_embeddings:,}; add rows by "
+            "resize_token_embeddings, and save the model"
         )
 
 

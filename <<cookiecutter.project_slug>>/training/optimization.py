@@ -16,7 +16,7 @@ from transformers import SchedulerType, get_scheduler
 
 from errors import RunError
 
-# Schedules that depend only on the step; the other two of transformers depend on a metric.
+# Schedules that depend only on the step; transformers' other two depend on a metric.
 SCHEDULERS = sorted({s.value for s in SchedulerType} - {"reduce_lr_on_plateau", "greedy"})
 
 NO_SCALER = GradScaler(enabled=False)  # its step() only calls optimizer.step()
@@ -93,9 +93,9 @@ def build_scheduler(
     at a tenth of the peak rate.
 
     Raises:
-        RunError: The schedule has no value at some step, as `polynomial` without steps to decay.
+        RunError: The schedule is undefined at a step, for example `polynomial` without decay steps.
     """
-    lr = optimizer.param_groups[0]["lr"]  # a schedule replaces it by that of step 0
+    lr = optimizer.param_groups[0]["lr"]  # read before a schedule replaces it
     options: dict[str, dict] = {
         "warmup_stable_decay": {"num_decay_steps": total_steps // 10},
         "cosine_with_min_lr": {"min_lr_rate": 0.1},
@@ -191,7 +191,7 @@ class GradientGuard:
         norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
         norm = torch.as_tensor(norm, dtype=torch.float32, device=self._poison.device)
         seen = loss if self._has_scaler else loss + norm
-        self._poison += seen - seen  # 0 if finite; NaN - NaN and inf - inf are NaN, which remains
+        self._poison += seen - seen  # 0 if finite, else NaN, which remains
         self._found_inf.copy_(self._poison.isnan())
         return loss + self._poison, norm
 

@@ -349,7 +349,7 @@ class _Opening:
         return unused
 
     def open_state(self) -> TrainState:
-        """Create the state of a new run, or read that of the checkpoint.
+        """Create the state of a new run, or read the state in the checkpoint.
 
         A resumed run keeps its global batch size, for any number of ranks.
 

@@ -100,8 +100,8 @@ def blocked_signals() -> Iterator[None]:
 def ended_children() -> Iterator[None]:
     """Kill the child processes that are started in this block and still run at its end.
 
-    At exit Python sends SIGTERM to its children and waits for them. Loader processes block SIGTERM,
-    so the wait would not end.
+    At exit Python sends SIGTERM to its children and waits for them. The workers of a
+    data loader block SIGTERM, so Python would wait forever.
     """
     before = set(multiprocessing.active_children())
     try:

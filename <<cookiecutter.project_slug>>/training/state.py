@@ -29,8 +29,8 @@ class TrainState:
         validated_step: Step of the latest validation.
         greater_is_better: Whether larger values of the metric for `best/` are better.
         min_valid_loss: Lowest validation loss so far.
-        best: Scores of the validation at which `best/` was saved, and its key in the log. After
-            `forget_best` there are no scores, and the key is that of the latest validation.
+        best: Scores of the validation at which `best/` was saved, and the log key of that
+            validation. After `forget_best`: no scores, and the log key of the latest validation.
         train_loss: This rank's sum of the losses of the current epoch.
         named_losses: The same for further losses that the model returns.
         train_items: Target items of the current epoch, over all ranks.
@@ -179,7 +179,7 @@ class SavedRun:
 
     Attributes:
         args: Arguments of the run, by name.
-        schema: How its data were read: see `TaskDataset.schema`.
+        schema: Settings with which its data were read: see `TaskDataset.schema`.
         data: Number of training examples and fingerprints of the data.
         state: The state, as rank 0 saved it.
         train_losses, named_losses: `train_loss` and `named_losses` of each rank.

@@ -17,7 +17,7 @@ from .optimizer_state import OptimizerState, gather, named_parameters, scatter
 
 
 class Strategy:
-    """One device, DDP or FSDP2, as Accelerate was configured.
+    """Train on one device, with DDP or with FSDP2, as configured in Accelerate.
 
     Attributes:
         can_probe_memory: Whether a backward pass is possible before the first step.

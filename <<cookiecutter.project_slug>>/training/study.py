@@ -63,7 +63,7 @@ class Study:
         self._count = count or len(combinations)
 
     def to_train(self) -> Iterator[tuple[int, dict[str, Any]]]:
-        """Yield number and values of an interrupted trial, then those of the remaining trials."""
+        """Yield number and values of each trial to train, starting with an interrupted one."""
         for trial in self._with_state(self._states.RUNNING):
             yield trial.number, trial.params
         while (started := self._started()) < self._count:

@@ -137,7 +137,7 @@ def generate_dataset(
     Args:
         path: A source that `read_table` reads, with a document per row; or plain text, which is
             one document without end-of-sequence.
-        tokenizer: Default: that of the default base model.
+        tokenizer: Default: the tokenizer of the default base model.
         max_len: Tokens in a block, at least 2.
         text_column: Column of the texts.
         separate_documents: Whether attention is masked across documents. The first token of each

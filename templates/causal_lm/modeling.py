@@ -41,14 +41,14 @@ class Model(Wrapper, WrapperGenerationMixin):
             attention_mask: 1 for tokens, 0 for padding, shape (batch, length).
             labels: The same token ids, shape (batch, length), or -100 where no loss is computed.
                 They are shifted by one here, so the first column is never a target.
-            num_items_in_batch: Divisor of the summed loss: the targets of the global batch.
-                Defaults to the targets of this batch, which makes the loss their mean.
+            num_items_in_batch: Number of targets in the global batch, which divides the summed
+                loss. Default: the number of targets in this batch; the loss is then a mean.
             return_logits: Whether to return the logits of a batch with labels as well.
 
         Returns:
             `loss`, a scalar if `labels` were given, and `logits`, shape (batch, length,
             vocabulary), with the other outputs of the base model. With labels, no logits are
-            returned if the head is linear: those of all tokens would not fit in memory.
+            returned if the head is linear: the logits of all tokens would not fit in memory.
         """
         kwargs.update(input_ids=input_ids, attention_mask=attention_mask)
         if labels is None:

@@ -10,8 +10,8 @@ from reading.decoding import Decoder
 
 from .dataset import OPTIONS as DATA_OPTIONS
 
-# Arguments of Predictor that predict.py offers on its command line. The others are those of the
-# checkpoint's generation_config.json.
+# Arguments of Predictor that predict.py offers on its command line. All other settings come from
+# the checkpoint's generation_config.json.
 OPTIONS: dict[str, dict] = {
     "max_new_tokens": {"type": int, "default": 64, "help": "maximum number of tokens to generate"},
     "num_beams": {"type": int, "help": "number of beams"},
@@ -31,7 +31,7 @@ class Predictor:
 
     Args:
         max_len: Longer prompts are truncated on the left.
-        schema: How the training data were read.
+        schema: Settings with which the training data were read.
         options: Arguments of `generate`; None if not given.
 
     Attributes:
@@ -58,7 +58,7 @@ class Predictor:
         self.room = self._room(max_len, self.options.get("max_new_tokens", 0))
         end = tokenizer.sep_token_id if tokenizer.eos_token_id is None else tokenizer.eos_token_id
         start = tokenizer.bos_token_id
-        self.pad_token_id = tokenizer.pad_token_id or 0  # any token: it is masked
+        self.pad_token_id = tokenizer.pad_token_id or 0  # any token: padding is masked
         self.default = end if start is None else start
         marks = tokenizer("").input_ids  # special tokens that the tokenizer adds to any text
         self.added_end = marks[-1:] == [end]

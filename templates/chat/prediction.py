@@ -19,8 +19,8 @@ from reading.tables import read_table
 
 from .dataset import MESSAGES, Schema
 
-# Arguments of Predictor that predict.py offers on its command line. The others are those of the
-# checkpoint's generation_config.json.
+# Arguments of Predictor that predict.py offers on its command line. All other settings come from
+# the checkpoint's generation_config.json.
 OPTIONS: dict[str, dict] = {
     "max_new_tokens": {"type": int, "default": 64, "help": "maximum number of tokens to generate"},
     "num_beams": {"type": int, "help": "number of beams"},
@@ -41,7 +41,7 @@ class Predictor:
     Args:
         max_len: Maximum number of tokens of a prompt. The oldest messages of longer conversations
             are omitted.
-        schema: How the training data were read.
+        schema: Settings with which the training data were read.
         options: Arguments of `generate`; None if not given.
 
     Attributes:
@@ -68,7 +68,7 @@ class Predictor:
         self.notes = use_template(tokenizer)
         self.decode = Decoder(tokenizer, model.generation_config)
         self.room = self._room(max_len, self.options.get("max_new_tokens", 0))
-        self.pad_token_id = tokenizer.pad_token_id or 0  # any token: it is masked
+        self.pad_token_id = tokenizer.pad_token_id or 0  # any token: padding is masked
         ends = model.generation_config.eos_token_id
         self.ends = {*ends} if isinstance(ends, list) else {ends}
         self.pads = self._ignores_padding()

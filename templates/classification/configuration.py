@@ -17,7 +17,7 @@ class ModelConfig(WrapperConfig):
 
     Args:
         base_model_id: See `WrapperConfig`, also for all other arguments.
-        labels: The label names in the order of the logits. Default: those of the base model.
+        labels: The label names in the order of the logits. Default: the labels of the base model.
         problem_type: The type of labels: see `problem_of`.
     """
 
@@ -45,7 +45,7 @@ class ModelConfig(WrapperConfig):
         self.base_config.problem_type = self.problem_type
 
     def use_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        """Set the padding token to that of the tokenizer if the base model has none.
+        """Copy the padding token of the tokenizer if the base model has none.
 
         Decoders classify by the last token that is not padding, so they must recognize it.
         """

@@ -75,7 +75,7 @@ class Dataset(torch.utils.data.Dataset):
         batch = {"labels": torch.stack([example["labels"] for example in examples])}
         if "token_type_ids" in examples[0]:
             batch["token_type_ids"], _ = pad(examples, "token_type_ids", 0)
-        pad_id = self.tokenizer.pad_token_id or 0  # any id: it is masked
+        pad_id = self.tokenizer.pad_token_id or 0  # any id: padding is masked
         batch["input_ids"], batch["attention_mask"] = pad(examples, "input_ids", pad_id)
         return batch
 
@@ -148,7 +148,7 @@ def _count(labels: pa.ChunkedArray, count: int) -> list[int]:
 
 @dataclasses.dataclass(frozen=True)
 class Schema:
-    """How a file is read.
+    """Settings with which a data file is read.
 
     Attributes:
         text_column: The column that holds the text.
@@ -198,7 +198,7 @@ def generate_dataset(
 
     Args:
         path: A JSON, CSV, TSV or Parquet file, or another source: see `read_table`.
-        tokenizer: Default: that of the default base model.
+        tokenizer: Default: the tokenizer of the default base model.
         max_len: Longer texts, or pairs of texts, are truncated to this number of tokens.
         schema: Attributes of `Schema`.
 

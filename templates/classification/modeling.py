@@ -48,8 +48,8 @@ class Model(Wrapper):
             input_ids: Token ids, shape (batch, length).
             attention_mask: 1 for tokens, 0 for padding, shape (batch, length).
             labels: See `compute_loss`.
-            num_items_in_batch: Divisor of the summed loss: the labels of the global batch.
-                Defaults to those of this batch, which makes the loss their mean.
+            num_items_in_batch: Number of labels in the global batch, which divides the summed
+                loss. Default: the number of labels in this batch; the loss is then a mean.
 
         Returns:
             `loss`, a scalar if `labels` were given, and `logits`, shape (batch, labels), with the

@@ -16,7 +16,7 @@ class Predictor:
 
     Args:
         max_len: Longer texts are truncated.
-        schema: How the training data were read.
+        schema: Settings with which the training data were read.
 
     Attributes:
         columns: The columns of the text, or of the pair of texts, in the training data.

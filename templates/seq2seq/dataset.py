@@ -75,7 +75,7 @@ class Dataset(torch.utils.data.Dataset):
 
     def collate(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
         """Pad sources and targets to the longest of each, (batch, length); list the texts."""
-        pad_id = self.tokenizer.pad_token_id or 0  # any id: it is masked
+        pad_id = self.tokenizer.pad_token_id or 0  # any id: padding is masked
         input_ids, attention_mask = pad(examples, "input_ids", pad_id)
         labels, _ = pad(examples, "labels", -100)
         batch = {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
@@ -147,7 +147,7 @@ def generate_dataset(
 
     Args:
         path: A JSON, CSV, TSV or Parquet file, or another source: see `read_table`.
-        tokenizer: Default: that of the default base model.
+        tokenizer: Default: the tokenizer of the default base model.
         max_len: Maximum tokens of a source or target, with end-of-sequence; the rest is cut off.
         source_column: Column of the source texts.
         target_column: Column of the target texts.

@@ -37,8 +37,8 @@ class Model(Wrapper, WrapperGenerationMixin):
             input_ids: Source token ids, shape (batch, source length).
             attention_mask: 1 for tokens, 0 for padding, shape (batch, source length).
             labels: Target token ids, shape (batch, target length); -100 is ignored.
-            num_items_in_batch: Divisor of the summed loss: the target tokens of the global batch.
-                Defaults to those of this batch, which makes the loss their mean.
+            num_items_in_batch: Number of target tokens of the global batch; divides the summed
+                loss. Default: the number of target tokens in this batch; the loss is then a mean.
 
         Returns:
             `loss`, a scalar if `labels` were given, and `logits`, shape (batch, target length,

@@ -8,8 +8,8 @@ from reading.tokens import fill_empty, pad
 
 from .dataset import OPTIONS as DATA_OPTIONS
 
-# Arguments of Predictor that predict.py offers on its command line. The others are those of the
-# checkpoint's generation_config.json.
+# Arguments of Predictor that predict.py offers on its command line. All other settings come from
+# the checkpoint's generation_config.json.
 OPTIONS: dict[str, dict] = {
     "max_new_tokens": {"type": int, "default": 64, "help": "maximum number of tokens to generate"},
     "num_beams": {"type": int, "help": "number of beams"},
@@ -28,7 +28,7 @@ class Predictor:
 
     Args:
         max_len: Longer sources are truncated.
-        schema: How the training data were read.
+        schema: Settings with which the training data were read.
         options: Arguments of `generate`; None if not given.
 
     Attributes:

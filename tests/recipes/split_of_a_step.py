@@ -1,7 +1,8 @@
 """Print the differences of the weights after one step that was split in several ways.
 
 Run it in the folder of a project with the recipe contrastive. model/optimization.py is replaced by
-gradient descent, so that the difference of the weights is proportional to that of the gradients.
+gradient descent, so that differences of the weights are proportional to differences of the
+gradients.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ class Launch:
     Args:
         output: Folder for these files.
         processes: Number of processes, which form one group.
-        patch: Importable function; its context manager is entered in each process before the run.
+        patch: Importable function that returns a context manager, in which each process runs.
         module: Module whose `main` is called.
     """
 

@@ -11,7 +11,7 @@ from .configuration import ModelConfig
 
 
 class Model(Wrapper):
-    """The student. Its checkpoints are those of the stock architecture, without the teacher."""
+    """The student. Its checkpoints have the stock architecture, without the teacher."""
 
     config_class = ModelConfig
     auto_class = AutoModelForSequenceClassification

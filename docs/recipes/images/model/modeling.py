@@ -12,7 +12,7 @@ class Model(PreTrainedModel):
     """Two convolutions, the mean over the image, and a linear layer."""
 
     config_class = ModelConfig
-    loss_couples_examples = True  # by batch normalization
+    loss_couples_examples = True  # because of batch normalization
 
     def __init__(self, config: ModelConfig):
         super().__init__(config)

@@ -42,7 +42,7 @@ class Model(Wrapper):
         Args:
             text, target: Tokens; numbers to predict, shape (batch,). The loss is the squared error.
             chosen, rejected: Tokens of the better and the worse text of each pair. The loss is
-                that of Bradley-Terry.
+                the Bradley-Terry loss.
             num_items_in_batch: Examples of the global batch.
         """
         errors = None

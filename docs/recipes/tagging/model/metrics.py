@@ -1,4 +1,4 @@
-"""The scores of a validation: F0.5 of the detection, and the accuracy of the tags."""
+"""The scores of a validation: F0.5 of error detection, and accuracy of the tags."""
 
 from pathlib import Path
 from typing import Any
