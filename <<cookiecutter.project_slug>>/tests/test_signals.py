@@ -36,8 +36,13 @@ def start_endless(arguments: list[str], tmp_path: Path, processes: int) -> Launc
     return run
 
 
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2"])
-@pytest.mark.parametrize(("processes", "rank"), [(1, 0), (2, 0), (2, 1)])
+@pytest.mark.parametrize(
+    ("name", "processes", "rank"),
+    [
+        *(("SIGTERM", processes, rank) for processes, rank in ((1, 0), (2, 0), (2, 1))),
+        *((name, 1, 0) for name in ("SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2")),
+    ],
+)
 def test_signal_to_one_process_stops_all(
     name, processes, rank, arguments, steps, tmp_path, uninterrupted
 ):
@@ -67,8 +72,7 @@ def test_signal_in_validation_stops_before_its_end(
     assert_bit_identical(tmp_path / "run", uninterrupted(arguments, processes))
 
 
-@pytest.mark.parametrize("processes", [1, 2])
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGHUP"])
+@pytest.mark.parametrize(("name", "processes"), [("SIGTERM", 2), ("SIGINT", 1), ("SIGHUP", 1)])
 def test_signal_to_all_processes_and_loader_workers_stops_and_saves(
     name, processes, arguments, tmp_path
 ):
