@@ -198,7 +198,7 @@ def test_other_folder_is_left_alone(copy: Path, tmp_path: Path) -> None:
     (tmp_path / "templates" / "mine").touch()
     command = [sys.executable, str(ROOT / "scripts" / "make_copy.py"), str(tmp_path)]
     done = run(*command, cwd=tmp_path)
-    assert done.returncode == 2 and "holds something else" in done.stderr
+    assert done.returncode == 2 and "contains files that are not a copy" in done.stderr
     assert files_of(tmp_path) == ["templates/mine"]
 
 

@@ -430,6 +430,8 @@ def test_text_without_tokens_gets_one(text, tmp_path):
     path = tmp_path / "t.jsonl"
     good = [dict.fromkeys(NAMES, word) for word in "ab"]
     path.write_text(lines(*good, {**good[0], NAMES[0]: text}))
+    if "messages_column" in OPTIONS:
+        pytest.skip("a conversation has tokens of its chat template")
     dataset = generate_dataset(path, word_tokenizer(eos_token="</s>"), 16)
     assert dataset.lengths.min() > 0
     assert dataset[len(dataset) - 1]["input_ids"][-1] == 1

@@ -214,7 +214,7 @@ def tokenizing_announced(cache):
     call = PreTrainedTokenizerBase.__call__
 
     def announcing(self, texts=None, *args, **kwargs):
-        if isinstance(texts, list):  # excludes the probe text of load_tokenizer
+        if isinstance(texts, list) and len(texts) > 1:  # not the probes of a start
             print("TOKENIZING", flush=True)
         return call(self, texts, *args, **kwargs)
 

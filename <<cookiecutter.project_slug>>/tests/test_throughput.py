@@ -39,7 +39,7 @@ def tiny_llama(**settings) -> torch.nn.Module:
     sizes = {"hidden_size": 64, "intermediate_size": 128, "vocab_size": 200}
     heads = {"num_hidden_layers": 3, "num_attention_heads": 4, "num_key_value_heads": 4}
     config = LlamaConfig(**sizes, **heads, **settings)
-    return LlamaForCausalLM(config, attn_implementation="eager")
+    return LlamaForCausalLM._from_config(config, attn_implementation="eager")
 
 
 def counted_flops(model: torch.nn.Module, length: int) -> int:

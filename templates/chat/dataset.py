@@ -23,6 +23,7 @@ from reading.answers import (
     use_template,
 )
 from reading.examples import describe_examples
+from reading.faults import Rows
 from reading.locate import locate_row
 from reading.messages import as_conversation
 from reading.sources import Source
@@ -117,17 +118,19 @@ class Dataset(torch.utils.data.Dataset):
 
     def __init__(
         self,
-        rows: datasets.Dataset,
+        origin: Rows,
         schema: Schema,
         tokenizer: PreTrainedTokenizerBase,
         max_len: int,
         notes: Iterable[str] = (),
     ):
+        rows = origin.tokens
         lengths, num_items, checksums, is_cut = (
             rows.data.column(name).to_numpy()
             for name in ("length", "num_items", CHECKSUM, "is_cut")
         )
         self.rows = rows
+        self.origin = origin
         self.input_ids = column(rows, "input_ids")
         self.labels = column(rows, "labels")
         # Example i consists of the conversations order[bounds[i]:bounds[i + 1]].
@@ -169,6 +172,18 @@ class Dataset(torch.utils.data.Dataset):
         """Yield a line about truncation, and a few examples."""
         yield f"  {self.cut}"
         yield from describe_examples(self, self._decode)
+
+    def faults(self, train: "Dataset | None" = None) -> Iterator[str]:
+        """Yield lines about conversations that may be wrong.
+
+        Args:
+            train: The training data, if these are validation data.
+        """
+        own, *others = (
+            data.rows.data.column(CHECKSUM).to_numpy() for data in (self, train) if data is not None
+        )
+        yield from self.origin.doubled("input_ids", self.tokenizer)
+        yield from self.origin.repeated(own, others[0] if others else None)
 
     def _decode(self, example: dict[str, torch.Tensor]) -> tuple[str, str]:
         labels = example["labels"]
@@ -286,7 +301,7 @@ def generate_dataset(
         messages_column=columns[0] if len(columns) == 1 else None,
         end_ids=_end_ids(path, rows, given.end_ids, tokenizer),
     )
-    return Dataset(rows, complete, tokenizer, max_len, notes)
+    return Dataset(Rows(path, table, rows), complete, tokenizer, max_len, notes)
 
 
 def _check_targets(
