@@ -88,6 +88,7 @@ def test_folds_hold_out_each_example_once(tmp_path, sample, tokenizer, train_arg
     assert count == len(generate_dataset(sample / "train.jsonl", tokenizer, 48))
 
 
+@pytest.mark.proof
 def test_arguments_refused_by_train_py_end_the_sweep_with_its_error(tmp_path):
     text = sweep(tmp_path / "s", "--seeds", "1", "--", "--train_input", "missing.jsonl", code=2)
     assert "missing.jsonl" in text.splitlines()[-1]
