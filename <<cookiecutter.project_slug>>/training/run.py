@@ -183,7 +183,8 @@ class _Opening:
             with user_code("model/modeling.py: Model cannot be built"):
                 model = self.build_model()
             scores = self.build_scores(model)
-            own_scores = [self.build_scores(model) for _ in self.valid_examples]
+            named = self.valid_examples if len(self.valid_examples) > 1 else {}
+            own_scores = {name: self.build_scores(model) for name in named}
             self.check(model, scores, directions)
         state = self.open_state()
         optimizer = self.build_optimizer(model)
@@ -457,13 +458,13 @@ class _Opening:
                 f"the global batch size stays {state.global_batch_size}"
             )
 
-    def valid_sets(self, scores: Scorer, own_scores: list[Scorer]) -> list[ValidationSet]:
+    def valid_sets(self, scores: Scorer, own_scores: dict[str, Scorer]) -> list[ValidationSet]:
         """Build the validation sets; if there are several, each also has its own scores."""
         size = self.config.eval_batch_size
         workers = self.config.num_workers
         sets = []
-        for (name, examples), own in zip(self.valid_examples.items(), own_scores, strict=True):
+        for name, examples in self.valid_examples.items():
             batches = Batches(examples, self.accelerator, size, num_workers=workers)
-            scorers = [scores, own] if len(own_scores) > 1 else [scores]
+            scorers = [scores, own_scores[name]] if name in own_scores else [scores]
             sets.append(ValidationSet(name, batches, scorers))
         return sets
