@@ -1,9 +1,11 @@
 """Report a run in progress: terminal, trackers and pictures."""
 
+import copy
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from tqdm import tqdm
@@ -13,6 +15,7 @@ from training.atomic import write_file
 from training.flops import full_size
 from training.losses import LOSS
 from training.run import Run
+from training.state import TrainState
 from training.user_code import describe
 
 from .card import write_card
@@ -66,7 +69,7 @@ class Report:
         )
         if self.run.group.is_main:
             with tempfile.TemporaryDirectory() as folder:
-                self._attempt("README.md", lambda: self._write_card(Path(folder)))
+                self._attempt("README.md", lambda: self._write_card(Path(folder), state))
 
     def progress_bar(self, phase: str, total: int, initial: int = 0) -> tqdm:
         """`[Epoch 0] [TRAIN]:  12%|█▏        | 520/4387 [02:31<20:56,  3.08it/s, loss=2.56]`"""
@@ -119,14 +122,22 @@ class Report:
 
         self.run.group.on_main(write)
 
-    def describe(self, folder: Path) -> None:
-        """Write the model card and its picture into a `best/` that is being saved."""
+    def describe(self) -> Callable[[Path], None]:
+        """Return a function that writes the model card and its picture into a `best/`.
 
-        def draw() -> None:
-            (folder / "loss.png").write_bytes(self._draw())
+        It uses copies, since training goes on while `best/` is written.
+        """
+        state = copy.deepcopy(self.state)
+        picture: list[bytes] = []
+        if self.run.group.is_main:
+            self._attempt("loss.png", lambda: picture.append(self._draw()))
 
-        self._attempt("README.md", lambda: self._write_card(folder))
-        self._attempt("loss.png", draw)
+        def write(folder: Path) -> None:
+            self._attempt("README.md", lambda: self._write_card(folder, state))
+            for content in picture:
+                self._attempt("loss.png", partial(write_file, folder / "loss.png", content))
+
+        return write
 
     def finish(self) -> None:
         """Print the best scores and the paths; upload `best/` if `--push_to_hub` is given.
@@ -134,6 +145,7 @@ class Report:
         Raises:
             RunError: The upload failed.
         """
+        self.run.checkpoints.join()
         self._attempt("trackers", self.run.accelerator.end_training)
         state = self.state
         outdir = self.outdir
@@ -179,9 +191,9 @@ class Report:
         with self.run.group.in_agreement():
             init()
 
-    def _write_card(self, folder: Path) -> None:
+    def _write_card(self, folder: Path, state: TrainState) -> None:
         model = self.run.accelerator.unwrap_model(self.run.model)
-        write_card(folder, self.state, self.config.to_args(), model)
+        write_card(folder, state, self.config.to_args(), model)
 
     def _log(self, values: dict[str, float]) -> None:
         self._attempt("trackers", lambda: self.run.accelerator.log(values, step=self.state.step))

@@ -184,13 +184,19 @@ def before_save(
     """Call `action(save)` before each save whose state meets the condition.
 
     Args:
-        action: Called with a function without arguments, which saves, also `best/`.
+        action: Called when the save before is published, with a function without arguments that
+            saves, also `best/`, and waits until that is published.
     """
     save = Checkpointer.save
 
     def saving(self: Checkpointer, model: Any, optimizer: Any, state: Any, *more: Any) -> None:
+        def attempt() -> None:
+            save(self, model, optimizer, state, lambda folder: None)
+            self.join()
+
         if condition(state):
-            action(lambda: save(self, model, optimizer, state, lambda folder: None))
+            self.join()
+            action(attempt)
         save(self, model, optimizer, state, *more)
 
     with mock.patch.object(Checkpointer, "save", saving):
