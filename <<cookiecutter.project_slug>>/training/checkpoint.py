@@ -124,9 +124,10 @@ class Checkpointer:
                 if describe is not None:
                     describe(folder)
 
-            writers = {"last": write_last}
+            writers: dict[str, Callable[[Path], None]] = {}
             if describe is not None:
-                writers = {"best": write_best, **writers}
+                writers["best"] = write_best
+            writers["last"] = write_last
             size = _size(weights) * len(writers) + moments.nbytes
             self._pending = self._thread.submit(self._write, writers, log, size)
             if not is_copy:
