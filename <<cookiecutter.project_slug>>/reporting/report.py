@@ -20,7 +20,7 @@ from training.user_code import describe
 
 from .card import write_card
 from .curves import draw_curves
-from .hub import push
+from .hub import Uploads
 
 # init_kwargs that let a tracker resume its run by id.
 RESUME: dict[str, Callable[[str], dict]] = {
@@ -45,6 +45,10 @@ class Report:
         self.print = run.accelerator.on_main_process(print)  # not once per machine
         self._curves: tuple[int, bytes] = (-1, b"")
         self._failed: set[str] = set()
+        self.uploads: Uploads | None = None
+        if (repository := run.config.push_to_hub) is not None:
+            self.uploads = Uploads(run.config, repository, tqdm.write)
+            run.checkpoints.on_published = self.uploads.add
         if run.config.report_to and not run.config.dry_run:
             self._start_trackers()
 
@@ -167,9 +171,9 @@ class Report:
             f"  {outdir}/loss.png   the curves of {outdir}/log.json",
             sep="\n",
         )
-        if (repository := self.config.push_to_hub) is not None:
-            self.run.group.on_main(lambda: push(outdir / "best", repository))
-            self.print(f"Uploaded to {repository}")
+        if self.uploads is not None:
+            self.run.group.on_main(self.uploads.finish)
+            self.print(f"Uploaded to {self.uploads.repository}")
 
     def _start_trackers(self) -> None:
         state = self.state

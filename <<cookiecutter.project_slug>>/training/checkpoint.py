@@ -4,7 +4,7 @@ import inspect
 import json
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
@@ -38,6 +38,10 @@ class Checkpointer:
     A save is written by a thread while training goes on. As a context manager, wait for it, also
     when the run fails: a process exits only after its last save is published.
 
+    Attributes:
+        on_published: Called on the main rank, in the thread, with the names of the folders that
+            have been published: "last", and perhaps "best".
+
     Args:
         about: Returns the fields of `SavedRun` other than the state. It is called at each save,
             since the data may have changed with the epoch.
@@ -61,6 +65,7 @@ class Checkpointer:
         self._thread = ThreadPoolExecutor(1)
         self._pending: Future[None] | None = None
         self._is_noted = False
+        self.on_published: Callable[[Collection[str]], None] = lambda names: None
 
         def remove_remains() -> None:
             with saving(self.outdir, 0):
@@ -159,6 +164,7 @@ class Checkpointer:
         with saving(self.outdir, size):
             publish(self.outdir, writers)
             write_file(self.outdir / LOG_FILE, log)
+        self.on_published(writers.keys())
 
     def _stage(
         self, model: torch.nn.Module, optimizer: torch.optim.Optimizer, parts: list[dict]
