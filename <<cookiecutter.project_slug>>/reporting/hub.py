@@ -59,7 +59,9 @@ class Uploads:
             outdated, self._queued = self._queued, folder
             self._newest = folder
             if self._thread is None:
-                self._thread = threading.Thread(target=self._upload_queued, daemon=True)
+                self._thread = threading.Thread(
+                    target=self._upload_queued, name="upload", daemon=True
+                )
                 self._thread.start()
         if outdated is not None:
             shutil.rmtree(outdated, ignore_errors=True)

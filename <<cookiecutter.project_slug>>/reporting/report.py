@@ -197,7 +197,10 @@ class Report:
 
     def _write_card(self, folder: Path, state: TrainState) -> None:
         model = self.run.accelerator.unwrap_model(self.run.model)
-        write_card(folder, state, self.config.to_args(), model)
+        args = self.config.to_args()
+        if self.run.commit is not None:
+            args["commit of model_id"] = self.run.commit
+        write_card(folder, state, args, model)
 
     def _log(self, values: dict[str, float]) -> None:
         self._attempt("trackers", lambda: self.run.accelerator.log(values, step=self.state.step))

@@ -93,7 +93,7 @@ class RunConfig:
     valid_fold: int = option(
         0, "index of the held-out part, of 1 / VALID_SIZE parts", group=DATA, at_least=0
     )
-    model_id: str = option("tiny", "base model: Hub id or folder", group=DATA)
+    model_id: str = option("tiny", "base model: Hub id, also NAME@REVISION, or folder", group=DATA)
     max_len: int = option(
         128, "maximum sequence length in tokens", "max_length", group=DATA, at_least=2
     )

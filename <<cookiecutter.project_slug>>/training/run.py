@@ -27,7 +27,7 @@ from .contract import ExampleSet, Task
 from .data import TrainData
 from .distributed import RankGroup
 from .launch import start
-from .loading import build_config, build_model, load_model, load_tokenizer, set_up
+from .loading import build_config, build_model, commit_of, load_model, load_tokenizer, set_up
 from .lock import lock_folder
 from .losses import LOSS, LossMeter
 from .memory import largest_batch_size
@@ -58,6 +58,7 @@ class Run:
     """The parts of a run that the loop uses.
 
     Attributes:
+        commit: Commit of `--model_id` on the Hub; None for a folder.
         notes: Lines to print about settings that were chosen or changed.
     """
 
@@ -79,6 +80,7 @@ class Run:
     throughput: Throughput
     signals: StopSignals
     checkpoints: Checkpointer
+    commit: str | None
     notes: list[str]
 
     @property
@@ -169,6 +171,7 @@ class _Opening:
         self.group = group
         self.notes = notes
         self.base_hash: str | None = None
+        self.commit = None if config.resumed is None else config.resumed.commit
 
     def open(self) -> Run:
         """Build everything."""
@@ -223,6 +226,7 @@ class _Opening:
             throughput=Throughput(self.accelerator, model, self.config.tf32),
             signals=StopSignals(self.group),
             checkpoints=checkpoints,
+            commit=self.commit,
             notes=self.notes,
         )
 
@@ -284,12 +288,13 @@ class _Opening:
         if config.restore_dir is None:
             arguments = {**self.train_data.examples.schema, **config.model_options}
             made = build_config(self.task, config.model_id, arguments, self.tokenizer)
+            self.commit = commit_of(config.model_id)
             if config.lora_rank:
                 prepare_base(made, config)
             model, notes = build_model(self.task.model_class, made, config.model_id)
             self.notes += notes
             if config.lora_rank:
-                add_adapter(model, config)
+                add_adapter(model, config, self.commit)
             if config.lr is None:
                 self.config = replace(config, lr=self._default_lr(made))
         else:
@@ -423,8 +428,13 @@ class _Opening:
             "train": examples.fingerprint,
             "valid": {n: examples.fingerprint for n, examples in self.valid_examples.items()},
         }
-        args = self.config.to_args()
-        return {"args": args, "schema": examples.schema, "data": data, "base": self.base_hash}
+        return {
+            "args": self.config.to_args(),
+            "schema": examples.schema,
+            "data": data,
+            "base": self.base_hash,
+            "commit": self.commit,
+        }
 
     def build_optimizer(self, model: Any) -> Optimizer:
         """Build the task's optimizer, or AdamW."""
