@@ -19,6 +19,7 @@ ACCELERATE = Path(sys.executable).with_name("accelerate")
 TWO_PROCESSES: list[str | Path] = [ACCELERATE, "launch", "--config_file", "configs/cpus.yaml"]
 # The slow proofs test code that is the same for every task: run them for one task by default.
 WITH_PROOFS = "classification"
+PARTS = 4  # the files of these tests are divided among the workers
 
 
 def run(project: Path, *command: str | Path, **variables: str) -> subprocess.CompletedProcess[str]:
@@ -43,10 +44,15 @@ def write_rows(path: Path, rows: list[dict]) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-def test_own_tests_pass(project: Path, task: str) -> None:
-    command = [sys.executable, "-m", "pytest", "tests", "-q", "-p", "no:cacheprovider"]
-    if task == WITH_PROOFS or "TEST_ALL" in os.environ:
-        command += ["-m", ""]
+@pytest.mark.parametrize("part", range(PARTS))
+def test_own_tests_pass(part: int, project: Path, task: str) -> None:
+    has_proofs = task == WITH_PROOFS or "TEST_ALL" in os.environ
+    if part and not has_proofs:
+        pytest.skip("without the proofs, the first part runs all tests")
+    files = sorted(path.name for path in (project / "tests").glob("test_*.py"))
+    chosen = files[part::PARTS] if has_proofs else files
+    command = [sys.executable, "-m", "pytest", *(f"tests/{name}" for name in chosen)]
+    command += ["-q", "-p", "no:cacheprovider", *(["-m", ""] if has_proofs else [])]
     done = run(project, *command)
     assert done.returncode == 0, done.stdout[-5000:]
 
