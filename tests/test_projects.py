@@ -12,14 +12,20 @@ from pathlib import Path
 import pytest
 from safetensors import safe_open
 
-from conftest import SCRIPTS
+from conftest import SCRIPTS, TASKS
 
 ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
 ACCELERATE = Path(sys.executable).with_name("accelerate")
 TWO_PROCESSES: list[str | Path] = [ACCELERATE, "launch", "--config_file", "configs/cpus.yaml"]
 # The slow proofs test code that is the same for every task: run them for one task by default.
 WITH_PROOFS = "classification"
-PARTS = 4  # the files of these tests are divided among the workers
+# Task, part and number of parts: the files of the proofs are divided among the workers.
+OWN_TESTS = [
+    (task, part, parts)
+    for task in TASKS
+    for parts in [4 if task == WITH_PROOFS or "TEST_ALL" in os.environ else 1]
+    for part in range(parts)
+]
 
 
 def run(project: Path, *command: str | Path, **variables: str) -> subprocess.CompletedProcess[str]:
@@ -44,15 +50,13 @@ def write_rows(path: Path, rows: list[dict]) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-@pytest.mark.parametrize("part", range(PARTS))
-def test_own_tests_pass(part: int, project: Path, task: str) -> None:
-    has_proofs = task == WITH_PROOFS or "TEST_ALL" in os.environ
-    if part and not has_proofs:
-        pytest.skip("without the proofs, the first part runs all tests")
+@pytest.mark.parametrize(("task", "part", "parts"), OWN_TESTS)
+def test_own_tests_pass(task: str, part: int, parts: int, project: Path) -> None:
     files = sorted(path.name for path in (project / "tests").glob("test_*.py"))
-    chosen = files[part::PARTS] if has_proofs else files
-    command = [sys.executable, "-m", "pytest", *(f"tests/{name}" for name in chosen)]
-    command += ["-q", "-p", "no:cacheprovider", *(["-m", ""] if has_proofs else [])]
+    chosen = [f"tests/{name}" for name in files[part::parts]]
+    command = [sys.executable, "-m", "pytest", *chosen, "-q", "-p", "no:cacheprovider"]
+    if parts > 1:
+        command += ["-m", ""]
     done = run(project, *command)
     assert done.returncode == 0, done.stdout[-5000:]
 
