@@ -16,7 +16,9 @@ OPTIONS: dict[str, dict] = {}
 DIRECTIONS = {
     "single_label_classification": {"accuracy": True, "macro_f1": True, "ece": False},
     "multi_label_classification": {
-        **{"exact_match": True, "micro_f1": True, "macro_f1": True},
+        "exact_match": True,
+        "micro_f1": True,
+        "macro_f1": True,
         "tuned_macro_f1": True,
     },
     "regression": {"mean_absolute_error": False, "pearson": True},
@@ -59,11 +61,11 @@ def build_metrics(problem_type: str, count: int):
 
 
 class Calibration:
-    """Expected calibration error (ECE): Guo et al., "On Calibration of Modern Neural Networks" (2017).
+    """Compute the expected calibration error (ECE).
 
     The examples are divided into `BINS` bins of equal width by the probability of the predicted
     label. ECE is the absolute difference between accuracy and mean probability in a bin, averaged
-    over the examples.
+    over the examples: Guo et al., "On Calibration of Modern Neural Networks" (2017).
     """
 
     def __init__(self) -> None:
@@ -192,7 +194,7 @@ class Scores:
     def _fill_table(self, counts: np.ndarray, **more: np.ndarray) -> None:
         """Fill `rows` from the counts of each label, and further columns."""
         scores = zip(("precision", "recall", "f1"), precision_recall_f1(*counts), strict=True)
-        columns = {**dict(scores), "examples": counts[2], **more}
+        columns = {**dict(scores), "support": counts[2], **more}
         self.rows = {
             self.config.id2label[index]: {
                 name: round(values[index].item(), 6) for name, values in columns.items()
@@ -201,7 +203,7 @@ class Scores:
         }
 
     def table(self) -> dict[str, dict[str, float]]:
-        """Return precision, recall, F1, number of examples (and threshold) of each label."""
+        """Return precision, recall, F1 and number of examples (support) of each label."""
         return self.rows
 
     def predict_options(self) -> dict[str, Any]:
