@@ -20,8 +20,9 @@ inputs = {name: value for name, value in batch.items() if isinstance(value, torc
 named = {"end_ids"} & dataset.schema.keys()
 model = Model(ModelConfig(label_smoothing=0.2, **{name: dataset.schema[name] for name in named}))
 for module in model.modules():
-    if isinstance(module, torch.nn.Dropout):
-        module.p = 0.0
+    for name in ("p", "dropout", "activation_dropout", "attention_dropout"):
+        if isinstance(getattr(module, name, None), float):
+            setattr(module, name, 0.0)
 found = []
 for mode, smoothing in ((True, 0.2), (False, 0.0)):
     outputs = model.train(mode)(**inputs)
