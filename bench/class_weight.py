@@ -70,10 +70,10 @@ def markdown(
 Made by `python bench/class_weight.py`. {"; ".join(f"{k} {v}" for k, v in environment().items())}.
 
 Base model: {args.model_id.name}. Training data: the first rows of each class of
-{args.data.name}: {counts}. Validation data: all rows. `--max_len 64 --epochs {args.epochs} --lr {args.lr}`;
-scores after the last epoch. Each cell has the mean over the seeds, with the smallest and the largest
-value in brackets. The losses of the two rows are not comparable: the second is weighted, also in
-validation.
+{args.data.name}: {counts}. Validation data: all rows.
+`--max_len 64 --epochs {args.epochs} --lr {args.lr}`; scores after the last epoch.
+Each cell has the mean over the seeds, with the smallest and the largest value in brackets.
+The losses of the two rows are not comparable: the second is weighted, also in validation.
 
 {table("class weight", "seeds", *SCORES, rows=rows)}"""
 
