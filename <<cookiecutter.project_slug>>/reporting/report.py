@@ -10,6 +10,7 @@ from tqdm import tqdm
 
 from errors import RunError
 from training.atomic import write_file
+from training.contract import scores_table
 from training.flops import full_size
 from training.losses import LOSS
 from training.run import Run
@@ -66,7 +67,7 @@ class Report:
         )
         if self.run.group.is_main:
             with tempfile.TemporaryDirectory() as folder:
-                self._attempt("README.md", lambda: self._write_card(Path(folder)))
+                self._attempt("README.md", lambda: self._write_card(Path(folder), {}))
 
     def progress_bar(self, phase: str, total: int, initial: int = 0) -> tqdm:
         """`[Epoch 0] [TRAIN]:  12%|█▏        | 520/4387 [02:31<20:56,  3.08it/s, loss=2.56]`"""
@@ -125,7 +126,10 @@ class Report:
         def draw() -> None:
             (folder / "loss.png").write_bytes(self._draw())
 
-        self._attempt("README.md", lambda: self._write_card(folder))
+        def write() -> None:
+            self._write_card(folder, scores_table(self.run.scores))
+
+        self._attempt("README.md", write)
         self._attempt("loss.png", draw)
 
     def finish(self) -> None:
@@ -179,9 +183,9 @@ class Report:
         with self.run.group.in_agreement():
             init()
 
-    def _write_card(self, folder: Path) -> None:
+    def _write_card(self, folder: Path, table: dict[str, dict[str, float]]) -> None:
         model = self.run.accelerator.unwrap_model(self.run.model)
-        write_card(folder, self.state, self.config.to_args(), model)
+        write_card(folder, self.state, self.config.to_args(), model, table)
 
     def _log(self, values: dict[str, float]) -> None:
         self._attempt("trackers", lambda: self.run.accelerator.log(values, step=self.state.step))
