@@ -127,8 +127,8 @@ kept between runs.
 
 The data are the template's samples. Base models: {bases or "none"}; seq2seq: a 2 + 2-layer BART
 (width 256) with random weights. One epoch of batches of 32 (causal LM: 16 steps of 4 blocks of 256
-tokens); then a validation, seq2seq with 32 generated tokens at most, and a save. `first step` is the
-time from the command to the end of the first step; the columns after it add up to the total.
+tokens); then a validation, seq2seq with 32 generated tokens at most, and a save. `first step` is
+the time from the command to the end of the first step; the columns after it add up to the total.
 Trainer, tuned: fused AdamW, `group_by_length`, one worker, `predict_with_generate`.
 
 {table(*columns, rows=rows)}"""
