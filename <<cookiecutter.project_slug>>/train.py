@@ -21,7 +21,7 @@ from model.interface import Scorer
 from reporting.preview import preview
 from reporting.report import Report
 from training.batches import MicroBatch, Step
-from training.contract import Task
+from training.contract import Task, chosen_options
 from training.launch import run as exit_code_of
 from training.losses import LOSS, LossMeter, add_losses, loss_factor
 from training.optimization import optimizer_step, sum_over_ranks
@@ -128,7 +128,7 @@ def mean_losses(run: Run) -> dict[str, float]:
     bad = [step for _, step in gathered if step is not None]
     if bad:
         raise_not_finite(run, min(bad, key=lambda step: (step.epoch, step.index)))
-    items = max(1, run.state.train_items)
+    items = run.state.train_items or 1
     names = [LOSS, *run.state.named_losses]
     return {name: math.fsum(part.get(name, 0.0) for part, _ in gathered) / items for name in names}
 
@@ -158,7 +158,7 @@ def validate_step(run: Run, step: Step, losses: LossMeter, scorers: list[Scorer]
 def validate_set(run: Run, report: Report, part: ValidationSet) -> SetResult:
     """Compute the losses and scores of a validation set over all ranks."""
     losses = LossMeter(run.accelerator)
-    count = int(part.batches.examples.num_items.sum())
+    count = part.batches.examples.num_items.sum().item()
     part.scorers[-1].reset()
     bar = report.progress_bar(f"VALID {part.name}".strip(), len(part.batches))
     with bar, closing(part.batches.steps()) as steps:
@@ -182,6 +182,7 @@ def validate(run: Run, report: Report) -> dict[str, float]:
     with run.strategy.full_parameters(run.model, generates):
         results = [validate_set(run, report, part) for part in run.valid_sets]
         log = combine(results, run.scores)
+    run.state.predict_options = chosen_options(run.scores)
     report.after_sets(log, len(results))
     # Ranks that disagree on a score would disagree on best/ and on early stopping, too.
     run.group.expect_equal({f"{name} (Scores.compute has to reduce it)": log[name] for name in log})

@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from errors import RunError
 from training.atomic import write_file
+from training.contract import scores_table
 from training.flops import full_size
 from training.losses import LOSS
 from training.run import Run
@@ -22,6 +23,7 @@ from .card import write_card
 from .curves import draw_curves
 from .hub import Uploads
 
+Table = dict[str, dict[str, float]]  # scores of each class
 # init_kwargs that let a tracker resume its run by id.
 RESUME: dict[str, Callable[[str], dict]] = {
     "wandb": lambda run_id: {"id": run_id, "resume": "allow"},
@@ -73,7 +75,7 @@ class Report:
         )
         if self.run.group.is_main:
             with tempfile.TemporaryDirectory() as folder:
-                self._attempt("README.md", lambda: self._write_card(Path(folder), state))
+                self._attempt("README.md", lambda: self._write_card(Path(folder), state, {}))
 
     def progress_bar(self, phase: str, total: int, initial: int = 0) -> tqdm:
         """`[Epoch 0] [TRAIN]:  12%|█▏        | 520/4387 [02:31<20:56,  3.08it/s, loss=2.56]`"""
@@ -133,11 +135,13 @@ class Report:
         """
         state = copy.deepcopy(self.state)
         picture: list[bytes] = []
+        table: Table = {}
         if self.run.group.is_main:
             self._attempt("loss.png", lambda: picture.append(self._draw()))
+            self._attempt("README.md", lambda: table.update(scores_table(self.run.scores)))
 
         def write(folder: Path) -> None:
-            self._attempt("README.md", lambda: self._write_card(folder, state))
+            self._attempt("README.md", lambda: self._write_card(folder, state, table))
             for content in picture:
                 self._attempt("loss.png", partial(write_file, folder / "loss.png", content))
 
@@ -195,12 +199,12 @@ class Report:
         with self.run.group.in_agreement():
             init()
 
-    def _write_card(self, folder: Path, state: TrainState) -> None:
+    def _write_card(self, folder: Path, state: TrainState, table: Table) -> None:
         model = self.run.accelerator.unwrap_model(self.run.model)
         args = self.config.to_args()
         if self.run.commit is not None:
             args["commit of model_id"] = self.run.commit
-        write_card(folder, state, args, model)
+        write_card(folder, state, args, model, table)
 
     def _log(self, values: dict[str, float]) -> None:
         self._attempt("trackers", lambda: self.run.accelerator.log(values, step=self.state.step))

@@ -278,7 +278,7 @@ def memory_for(most: int, ranks: tuple[int, ...]) -> Iterator[None]:
         is_limited = int(os.environ.get("RANK", 0)) in ranks
         return probe(*args)
 
-    def bounded(task: Task, model: Any, batch: dict[str, Any], num_items: int) -> Any:
+    def bounded(task: Task, model: Any, batch: dict[str, Any], num_items: float) -> Any:
         size = len(next(value for value in batch.values() if isinstance(value, torch.Tensor)))
         if is_limited and model.training and size > most:
             raise torch.OutOfMemoryError("CUDA out of memory")
