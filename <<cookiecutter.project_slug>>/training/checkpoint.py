@@ -155,7 +155,8 @@ class Checkpointer:
         self.group.on_main(self._wait)
 
     def _wait(self) -> None:
-        pending, self._pending = self._pending, None
+        pending = self._pending
+        self._pending = None
         if pending is not None:
             pending.result()
 
