@@ -240,8 +240,13 @@ class RunConfig:
     resumed: SavedRun | None = None
 
     @classmethod
-    def from_command_line(cls, task: Task, argv: list[str]) -> tuple["RunConfig", list[str]]:
+    def from_command_line(
+        cls, task: Task, argv: list[str], intact: str | None = None
+    ) -> tuple["RunConfig", list[str]]:
         """Combine defaults, the arguments of a checkpoint, the YAML file and the command line.
+
+        Args:
+            intact: Path of a checkpoint whose checksums have been compared already.
 
         Returns:
             The configuration, with the path of an intact checkpoint as `restore_dir`; and lines to
@@ -259,7 +264,7 @@ class RunConfig:
         given = {name: value for name, value in given.items() if value is not UNSET}
         for values in (defaults, given):
             values.update({name: _expanded(values[name]) for name in PATHS if name in values})
-        checkpoint, notes = _find_checkpoint({**defaults, **given})
+        checkpoint, notes = _find_checkpoint({**defaults, **given}, intact)
         saved: dict[str, Any] = {}
         resumed = None
         if checkpoint is not None:
@@ -430,7 +435,7 @@ def _as_arguments(path: str, name: str, value: Any, is_flag: bool) -> list[str]:
     return [] if value is None else [f"--{name}={value}"]
 
 
-def _find_checkpoint(values: dict[str, Any]) -> tuple[Path | None, list[str]]:
+def _find_checkpoint(values: dict[str, Any], intact: str | None) -> tuple[Path | None, list[str]]:
     """Return the folder to resume from, and lines to print."""
     outdir = Path(values["outdir"])
     name = values["restore_dir"]
@@ -444,7 +449,8 @@ def _find_checkpoint(values: dict[str, Any]) -> tuple[Path | None, list[str]]:
         name = str(outdir / "last") if is_published(outdir / "last") else None
     if name is None:
         return None, []
-    folder, fault = find_intact(download_checkpoint(name) if is_remote(name) else Path(name))
+    place = download_checkpoint(name) if is_remote(name) else Path(name)
+    folder, fault = (place, None) if str(place) == intact else find_intact(place)
     if not (folder / OPTIMIZER_FILE).is_file():
         raise RunError(f"{folder}: has no optimizer state; expected a last/, not a best/")
     if fault is None:

@@ -130,6 +130,7 @@ def load_model(
     folder: str,
     options: dict | None = None,
     base_model_id: str | None = None,
+    compares_base: bool = True,
 ) -> PreTrainedModel:
     """Load a model to resume from or to predict with, in float32.
 
@@ -137,6 +138,7 @@ def load_model(
         options: Arguments of `ModelConfig` from the command line. They take precedence over those
             of the checkpoint; a stock checkpoint has none.
         base_model_id: New path or Hub id of the base model of an adapter, if it was moved.
+        compares_base: Hash the base model of an adapter, and compare it with that of the run.
 
     Raises:
         RunError: A file cannot be read, or the weights do not match `model_class`.
@@ -146,6 +148,8 @@ def load_model(
     try:
         if is_adapter(Path(folder)):
             model = _load_adapter(model_class, Path(folder), options or {}, base_model_id)
+            if compares_base:
+                compare_base(model, Path(folder))
         else:
             model = _load(model_class, folder, options=options or {})
     except RunError:
@@ -238,7 +242,6 @@ def _load_adapter(
         raise RunError(f"{folder}: its base model {error}") from None
     options = {**options, **load_options(folder, base_model_id)}
     model, info = model_class.from_pretrained(str(folder), output_loading_info=True, **options)
-    compare_base(model, folder)
     _check_weights(model, info, str(folder))
     return model
 

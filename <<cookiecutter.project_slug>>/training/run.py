@@ -148,7 +148,7 @@ def _check_unchanged(group: RankGroup, task: Task, argv: list[str], config: RunC
     have different folders.
     """
     with group.in_agreement():
-        again, _ = RunConfig.from_command_line(task, argv)
+        again, _ = RunConfig.from_command_line(task, argv, config.restore_dir)
         if again != config:
             raise RunError(f"{config.outdir}: changed while this run started; start it again")
     group.expect_equal({f"--{name}": value for name, value in config.to_args().items()})
@@ -170,7 +170,7 @@ class _Opening:
         self.accelerator = accelerator
         self.group = group
         self.notes = notes
-        self.base_hash: str | None = None
+        self.base_hash = None if config.resumed is None else config.resumed.base
         self.commit = None if config.resumed is None else config.resumed.commit
 
     def open(self) -> Run:
@@ -295,14 +295,18 @@ class _Opening:
             self.notes += notes
             if config.lora_rank:
                 add_adapter(model, config, self.commit)
+                if self.group.is_main:  # which saves it
+                    self.base_hash = hash_base(model.base_model)
             if config.lr is None:
                 self.config = replace(config, lr=self._default_lr(made))
         else:
             options = config.model_options
             place = moved_base(config)
-            model = load_model(self.task.model_class, config.restore_dir, options, place)
-        if config.lora_rank:
-            self.base_hash = hash_base(model.base_model)
+            # The ranks of a machine have the same files: one of them compares the base model.
+            compares_base = self.group.is_local_main
+            model = load_model(
+                self.task.model_class, config.restore_dir, options, place, compares_base
+            )
         set_up(model, self.config)
         return model
 
