@@ -98,13 +98,15 @@ def save_point(run: Run, is_due: bool = False) -> None:
 
     Raises:
         Stopped: A rank received a signal, and the run has been saved.
-        RunError: A loss or gradient was not finite, or the save failed.
+        RunError: A loss or gradient was not finite, or a save failed.
     """
-    must_stop = run.signals.stop_requested(run.losses.first_bad_step is not None)
+    is_broken = run.losses.first_bad_step is not None or run.checkpoints.has_failed
+    must_stop = run.signals.stop_requested(is_broken)
     if must_stop or is_due:
         mean_losses(run)  # raises if a loss was not finite, so that such a step is never saved
         run.checkpoints.save(run.model, run.optimizer, run.state)
     if must_stop:
+        run.checkpoints.join()
         raise run.signals.stopped(run.config.outdir)
 
 
@@ -199,6 +201,7 @@ def main(argv: list[str] | None = None) -> None:
             start = time.perf_counter()
             train_log = train_until_validation(run, report)
             speed = run.throughput.since_restart(run.group)
+            save_point(run, is_due=not run.state.log)  # the first validation may fail
             valid_log = validate(run, report)
             is_best = run.state.record(
                 train_log,
@@ -208,7 +211,7 @@ def main(argv: list[str] | None = None) -> None:
                 speed=speed,
                 epoch_size=len(run.train_data.examples),
             )
-            describe = report.describe if is_best else None
+            describe = report.describe() if is_best else None
             run.checkpoints.save(run.model, run.optimizer, run.state, describe)
             report.after_validation()
         report.finish()

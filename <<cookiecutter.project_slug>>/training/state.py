@@ -227,7 +227,7 @@ class SavedRun:
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise RunError(f"{path}: not the state of a run ({error})") from None
 
-    def write(self, folder: Path) -> None:
+    def to_text(self) -> str:
         content = {
             "args": self.args,
             "schema": self.schema,
@@ -237,7 +237,7 @@ class SavedRun:
             "train_loss": self.train_losses,
             "named_losses": self.named_losses,
         }
-        (folder / STATE_FILE).write_text(to_json(content, indent=2), encoding="utf-8")
+        return to_json(content, indent=2)
 
     def state_of(self, rank: int, num_ranks: int) -> TrainState:
         """Return the state for one of any number of ranks.
