@@ -19,6 +19,11 @@ from inspect import getfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from training.command_line import check_early, parse_predict_args
+
+if __name__ == "__main__":
+    check_early(parse_predict_args)
+
 import torch
 import transformers
 from accelerate import Accelerator
@@ -31,7 +36,6 @@ from reading.identity import hash_source, hash_tokenizer, hash_values
 from reporting.predictions import hash_rows, open_rows, predict_rows
 from training.contract import Task
 from training.distributed import RankGroup
-from training.help import HelpFormatter, OneOrMore
 from training.launch import run, start
 from training.loading import load_model, load_tokenizer
 from training.lock import lock_file
@@ -42,38 +46,6 @@ from training.user_code import at_place
 
 MAX_LEN = 128  # for a checkpoint without training_state.json
 PLACES = ("input", "output", "checkpoint")  # predictions depend on their content
-
-
-def build_parser(task: Task) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(usage="predict.py [arguments]", formatter_class=HelpFormatter)
-    parser.add_argument("--checkpoint", default="outputs/best", help="folder of a trained model")
-    files: dict = {"nargs": "+", "action": OneOrMore, "metavar": "FILE"}
-    parser.add_argument("--input", help="input file(s); interactive if omitted", **files)
-    parser.add_argument("--output", default="predictions.jsonl", help="output file")
-    parser.add_argument("--column", nargs="+", help="columns to read (default: as in training)")
-    parser.add_argument("--batch_size", type=int, default=32, help="examples per process and batch")
-    parser.add_argument("--max_len", type=int, help="maximum sequence length in tokens")
-    for name, option in task.predict_options.items():
-        parser.add_argument(f"--{name}", **option)
-    return parser
-
-
-def parse_args(task: Task, argv: list[str] | None) -> argparse.Namespace:
-    """Parse and check the arguments.
-
-    Raises:
-        RunError: A number is not positive, or the output folder does not exist.
-    """
-    args = build_parser(task).parse_args(argv)
-    for name in ("batch_size", "max_len", *task.predict_options):
-        value = getattr(args, name)
-        if isinstance(value, (int, float)) and value <= 0:
-            raise RunError(f"--{name} {value}: expected more than 0")
-    args.checkpoint = str(Path(args.checkpoint).expanduser())
-    args.output = Path(args.output).expanduser()
-    if not args.output.parent.is_dir():
-        raise RunError(f"--output {args.output}: there is no folder {args.output.parent}")
-    return args
 
 
 class Trained(NamedTuple):
@@ -231,7 +203,7 @@ def standard_input() -> Iterable[str]:
 
 def main(argv: list[str] | None = None) -> None:
     task = Task()
-    args = parse_args(task, argv)
+    args = parse_predict_args(sys.argv[1:] if argv is None else argv)
     accelerator = start()
     if args.input is None and accelerator.num_processes > 1:
         raise RunError("several processes cannot share the terminal; expected --input")

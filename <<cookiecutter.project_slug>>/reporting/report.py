@@ -10,8 +10,8 @@ from tqdm import tqdm
 
 from errors import RunError
 from training.atomic import write_file
+from training.config import LOSS
 from training.flops import full_size
-from training.losses import LOSS
 from training.run import Run
 from training.user_code import describe
 

@@ -15,9 +15,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from errors import RunError
-
-from .user_code import describe
+from errors import RunError, describe
 
 MANIFEST = "manifest.json"
 STORE = ".checkpoints"

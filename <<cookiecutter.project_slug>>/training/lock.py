@@ -1,14 +1,18 @@
 """Lock an output folder or file for one run."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from filelock import FileLock, Timeout
 
 from errors import RunError
 
-from .distributed import RankGroup
+if TYPE_CHECKING:  # it imports torch, which sweep.py does not need
+    from .distributed import RankGroup
 
 LOCK_FILE = ".lock"
 
