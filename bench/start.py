@@ -29,7 +29,7 @@ import train
 step = train.optimizer_step
 def stop(*arguments):
     step(*arguments)
-    {TIMES.replace(chr(10), chr(10) + "    ")}
+    {TIMES}
     sys.stdout.flush()
     os._exit(0)
 train.optimizer_step = stop

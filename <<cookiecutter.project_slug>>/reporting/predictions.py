@@ -14,10 +14,11 @@ from model.interface import TaskPredictor
 from reading.tables import read_table
 from training.contract import predictor_input
 from training.distributed import RankGroup
-from training.user_code import at_place
+from training.user_code import at_place, user_code
 
 BATCHES = 64  # batches in a block; its rows are sorted by length
 PORTION = 1000  # rows of a table read at a time
+SHORTEST = 0.75  # of a batch, relative to its longest
 Row = dict[str, Any]
 Rows = Callable[[], Iterator[Row]]  # reads the rows from the beginning
 
@@ -92,15 +93,37 @@ def predict_rows(
     remaining = islice(rows(), first, None)
     while block := list(islice(remaining, BATCHES * batch_size)):
         texts = [predictor_input(row) for row in block]
-        order = np.argsort([-len(str(text)) for text in texts], kind="stable")
-        batches = [order[begin : begin + batch_size] for begin in range(0, len(order), batch_size)]
+        batches = list(batch_by_length(_lengths(predictor, texts), batch_size))
         found: list[tuple[int, Row]] = []
         for batch in batches[group.rank :: group.size]:
-            with at_place("--input", (first + batch).tolist()):
+            with at_place("--input", [first + index for index in batch]):
                 predictions = predictor([texts[index] for index in batch])
-                found += zip(batch.tolist(), predictions, strict=True)
+                found += zip(batch, predictions, strict=True)
             bar.update(len(batch))
         by_index = dict(chain.from_iterable(group.gather(found)))
         bar.update(len(block) - len(found))  # of the other ranks
         first += len(block)
         yield [{**row, **by_index[index]} for index, row in enumerate(block)]
+
+
+def batch_by_length(lengths: list[int], size: int) -> Iterator[list[int]]:
+    """Yield the indices of batches, the longest first.
+
+    A batch holds at most `size` examples of similar length: otherwise the longest examples of a
+    small file would be padded most.
+    """
+    batch: list[int] = []
+    for index in np.argsort(np.negative(lengths), kind="stable").tolist():
+        if len(batch) == size or (batch and lengths[index] < SHORTEST * lengths[batch[0]]):
+            yield batch
+            batch = []
+        batch.append(index)
+    if batch:
+        yield batch
+
+
+def _lengths(predictor: Any, texts: list) -> list[int]:
+    if hasattr(predictor, "lengths"):
+        with user_code("model/prediction.py: Predictor.lengths fails"):
+            return predictor.lengths(texts)
+    return [len(str(text)) for text in texts]

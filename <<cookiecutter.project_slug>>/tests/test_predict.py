@@ -17,7 +17,7 @@ from helpers import seams
 from helpers.processes import Launch
 from model.modeling import Model
 from model.prediction import OPTIONS, Predictor
-from reporting.predictions import hash_rows, open_rows, predict_rows
+from reporting.predictions import batch_by_length, hash_rows, open_rows, predict_rows
 from training.distributed import RankGroup
 from training.launch import start
 from training.loading import load_model, load_tokenizer
@@ -80,6 +80,13 @@ def test_a_killed_prediction_is_continued_with_the_same_bytes(checkpoint, sample
     other = run("with another length", "--max_len", "24")
     assert "has another input, checkpoint or arguments; starting again" in other
     assert sorted(path.name for path in tmp_path.glob("out*")) == ["out.jsonl"]
+
+
+def test_each_row_is_in_one_batch_of_similar_lengths():
+    lengths = [1, 90, 3, 100, 80, 70, 3, 95, 4, 100]
+    batches = list(batch_by_length(lengths, 4))
+    assert batches == [[3, 9, 7, 1], [4, 5], [8, 2, 6], [0]]
+    assert list(batch_by_length([], 4)) == []
 
 
 @pytest.mark.proof
