@@ -49,12 +49,17 @@ PLACES = ("input", "output", "checkpoint")  # predictions depend on their conten
 
 
 class Trained(NamedTuple):
-    """A checkpoint, and the arguments of its training that a predictor needs."""
+    """A checkpoint, and what its training saved for a predictor.
+
+    Attributes:
+        chosen: Arguments of `Predictor` that were chosen on the validation data.
+    """
 
     model: Any
     tokenizer: PreTrainedTokenizerBase | None
     max_len: int
     schema: dict[str, Any]
+    chosen: dict[str, Any]
 
 
 def load_trained(task: Task, args: argparse.Namespace, accelerator: Accelerator) -> Trained:
@@ -69,11 +74,13 @@ def load_trained(task: Task, args: argparse.Namespace, accelerator: Accelerator)
     tokenizer = load_tokenizer(args.checkpoint) if task.needs_tokenizer else None
     schema: dict = {}
     model_options: dict = {}
+    chosen: dict = {}
     max_len = MAX_LEN
     if (checkpoint / STATE_FILE).is_file():
         saved = SavedRun.read(checkpoint)
         schema = saved.schema
         max_len = saved.args["max_len"]
+        chosen = saved.state.predict_options
         model_options = {name: v for name, v in saved.args.items() if name in task.model_options}
     elif args.max_len is None:
         accelerator.print(f"{checkpoint} has no {STATE_FILE}: using --max_len {max_len}")
@@ -81,7 +88,7 @@ def load_trained(task: Task, args: argparse.Namespace, accelerator: Accelerator)
     model.to(accelerator.device).eval()
     max_len = args.max_len or max_len
     check_length(model, max_len)
-    return Trained(model, tokenizer, max_len, schema)
+    return Trained(model, tokenizer, max_len, schema, chosen)
 
 
 def build_predictor(
@@ -92,8 +99,10 @@ def build_predictor(
     Raises:
         RunError: The constructor fails.
     """
-    options = {name: getattr(args, name) for name in task.predict_options}
-    predictor = task.build_predictor(*trained, options)
+    model, tokenizer, max_len, schema, chosen = trained
+    given = {name: getattr(args, name) for name in task.predict_options}
+    options = {name: chosen.get(name) if v is None else v for name, v in given.items()}
+    predictor = task.build_predictor(model, tokenizer, max_len, schema, options)
     for note in getattr(predictor, "notes", []):
         accelerator.print(note)
     return predictor

@@ -15,8 +15,8 @@ DEFINITIONS = (ast.FunctionDef, ast.ClassDef)
 class TaskOptions:
     """`BASE_MODEL` and `OPTIONS` of the modules of `model/`.
 
-    A module that is not imported yet is not imported for them if its source assigns the value in a
-    single statement: importing it would import torch and transformers, which takes seconds.
+    Importing these modules would import torch and transformers, which takes seconds. If a module is
+    not imported yet, only those of its statements are executed that the constant depends on.
 
     Attributes:
         base_model: `BASE_MODEL` of configuration.py: default of `--model_id`.
@@ -40,40 +40,38 @@ def _read_constant(module: str, name: str, default: Any) -> Any:
     if module not in sys.modules and spec.origin is not None:
         try:
             return evaluate(Path(spec.origin), name, default)
-        except Exception:  # its value depends on other statements of the module
+        except Exception:  # it depends on more; the import raises the user's own errors
             pass
     return getattr(importlib.import_module(module), name, default)
 
 
 def evaluate(file: Path, name: str, default: Any) -> Any:
-    """Evaluate a constant from the only statement that contains its name.
+    """Return a constant of a module of `model/`, or `default`, without executing all of it.
 
-    Functions and classes may contain it, too.
-
-    Raises:
-        Exception: Another statement contains the name, or the value refers to other names.
+    Executed are the statements that contain the name, and those that they depend on. A function or
+    class is only executed if one of these statements uses it.
     """
     tree = ast.parse(file.read_text(encoding="utf-8"))
-    found = [node for node in tree.body if not isinstance(node, DEFINITIONS)]
-    found = [node for node in found if {name, "*"} & set(_names_in(node))]
-    if not found:
-        return default
-    (statement,) = found
-    targets: list[ast.expr] = []
-    if isinstance(statement, ast.AnnAssign):
-        targets = [statement.target]
-    elif isinstance(statement, ast.Assign):
-        targets = statement.targets
-    value = getattr(statement, "value", None)
-    if value is None or [getattr(target, "id", None) for target in targets] != [name]:
-        raise ValueError(f"{name} is not assigned alone")
-    return eval(compile(ast.Expression(value), str(file), "eval"), {})
+    needed = {name, "*"}
+    chosen: set[ast.stmt] = set()
+    while found := {node for node in tree.body if needed & _names_in(node)} - chosen:
+        chosen |= found
+        needed = needed.union(*(_uses(node) for node in found))
+    statements = [node for node in tree.body if node in chosen]
+    values = {"__name__": f"model.{file.stem}", "__package__": "model"}
+    exec(compile(ast.Module(statements, []), str(file), "exec"), values)
+    return values.get(name, default)
 
 
-def _names_in(statement: ast.stmt) -> Iterator[str]:
+def _names_in(statement: ast.stmt) -> set[str]:
+    """Return the name of a definition, or all names in another statement."""
+    return {statement.name} if isinstance(statement, DEFINITIONS) else set(_uses(statement))
+
+
+def _uses(statement: ast.stmt) -> Iterator[str]:
     """Yield the names of variables and imports in a statement."""
     for node in ast.walk(statement):
         if isinstance(node, ast.Name):
             yield node.id
         elif isinstance(node, ast.alias):
-            yield node.asname or node.name
+            yield node.asname or node.name.partition(".")[0]
