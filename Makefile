@@ -52,6 +52,8 @@ bench: $(STAMP)
 	"$(BIN)/python" bench/speed.py --write bench/results
 	"$(BIN)/python" bench/scale.py --write bench/results
 	"$(BIN)/python" bench/lora.py --write bench/results
+	"$(BIN)/python" bench/start.py --write bench/results
+	"$(BIN)/python" bench/prediction.py --write bench/results
 
 # --config: the settings of <<cookiecutter.project_slug>>/pyproject.toml are for rendered projects.
 lint: $(STAMP)

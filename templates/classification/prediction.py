@@ -72,6 +72,11 @@ class Predictor:
         else:
             self.thresholds = torch.full((len(names),), threshold or 0.5)
 
+    def lengths(self, texts: list) -> list[int]:
+        """Return the number of tokens of each text or pair."""
+        tokens = self.tokenizer(texts, truncation=True, max_length=self.max_len)
+        return [len(ids) for ids in tokens["input_ids"]]
+
     @torch.no_grad()
     def __call__(self, texts: list) -> list[dict]:
         """Return the `prediction` for each text or pair, and the probabilities as `scores`.
