@@ -27,6 +27,9 @@ prediction.py
 optimization.py
     build_optimizer: see `OptimizerBuilder`. Default: AdamW.
     build_scheduler: see `SchedulerBuilder`. Default: `--lr_scheduler_type`.
+
+For `--help`, the modules with BASE_MODEL and OPTIONS are not imported: only the statements are
+executed that these constants depend on.
 """
 
 from collections.abc import Callable, Sequence
@@ -140,6 +143,8 @@ class TaskPredictor(Protocol):
     Optional attributes and methods:
         takes_lists: Whether a column may hold lists of texts. Default: False.
         notes: Lines to print. Default: none.
+        lengths(texts): Returns the size of each row, such as its number of tokens. Rows of similar
+            size are batched together. Default: the number of characters.
         read(source): Returns the rows of a file, as dicts with values of any type. Default: the
             columns as text.
         start_conversation(): Returns a `Conversation` for the lines of the terminal. Default: each

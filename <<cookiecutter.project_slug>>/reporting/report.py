@@ -10,14 +10,13 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from errors import RunError
+from errors import RunError, describe
 from training.atomic import write_file
+from training.config import LOSS
 from training.contract import scores_table
 from training.flops import full_size
-from training.losses import LOSS
 from training.run import Run
 from training.state import TrainState
-from training.user_code import describe
 
 from .card import write_card
 from .curves import draw_curves

@@ -9,10 +9,10 @@ from functools import partial
 import pytest
 
 import train
+from errors import REFUSED
 from helpers.assertions import assert_bit_identical, read_log
 from helpers.model_folder import TESTS, files_of_model_in
 from helpers.processes import TIMEOUT, Launch
-from training.launch import REFUSED
 
 LEAST = partial(files_of_model_in, "least_contract")
 

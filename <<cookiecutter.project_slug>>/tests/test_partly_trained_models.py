@@ -6,11 +6,11 @@ from functools import partial
 
 import pytest
 
+from errors import REFUSED
 from helpers.assertions import assert_equal_tensors, read_result, read_state
 from helpers.model_folder import files_of_model_in
 from helpers.processes import Launch
 from skipping.modeling import LAST_USE
-from training.launch import REFUSED
 
 pytestmark = pytest.mark.proof
 

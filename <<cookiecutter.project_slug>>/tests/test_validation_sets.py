@@ -7,7 +7,7 @@ import train
 from errors import RunError
 from helpers.assertions import read_log, read_state
 from helpers.processes import Launch
-from training.validation import named_sources
+from training.set_names import named_sources
 
 PROOF = pytest.mark.proof
 

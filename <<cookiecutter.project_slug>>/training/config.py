@@ -1,4 +1,7 @@
-"""The configuration of a run: command line, `--config` file, and the arguments of a checkpoint."""
+"""The configuration of a run: command line, `--config` file, and the arguments of a checkpoint.
+
+This module does not import torch, so that `--help` and invalid arguments are answered at once.
+"""
 
 import argparse
 import difflib
@@ -8,28 +11,36 @@ from pathlib import Path
 from typing import Any, get_args
 
 import yaml
-from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
-from huggingface_hub.utils import HFValidationError, validate_repo_id
 
 from errors import RunError
-from model.adapter import ALL_LINEAR, CONFIG_FILE
 
 from .atomic import STORE, find_intact, is_published
-from .contract import Task
 from .help import HelpFormatter, OneOrMore
-from .optimization import SCHEDULERS
+from .options import TaskOptions
 from .packages import require
 from .remote import download_checkpoint, is_remote
+from .set_names import named_sources
 from .state import OPTIMIZER_FILE, SavedRun
-from .validation import named_sources
 
 AUTO = "auto"
+LOSS = "loss"  # name of the loss among the scores
 RESULTS = ("last", "best", "log.json")
 BASE_DTYPES = ("float32", "bfloat16")
 HUB_STRATEGIES = ("end", "every_save", "checkpoint")  # as in transformers
 # Arguments that a resumed run cannot change: its adapter depends on them.
 OF_THE_ADAPTER = ("lora_rank", "lora_alpha", "lora_targets", "lora_dora", "base_dtype")
-TRACKERS = sorted(map(str, LOGGER_TYPE_TO_CLASS))
+TRACKERS = (  # of accelerate
+    *("aim", "clearml", "comet_ml", "dvclive", "mlflow", "swanlab"),
+    *("tensorboard", "trackio", "wandb"),
+)
+SCHEDULERS = (  # of transformers, except two that depend on a metric
+    *("constant", "constant_with_warmup", "cosine", "cosine_warmup_with_min_lr"),
+    *("cosine_with_min_lr", "cosine_with_restarts", "inverse_sqrt", "linear"),
+    *("polynomial", "warmup_stable_decay"),
+)
+# Names of PEFT: all linear layers except the head; and the configuration file of an adapter.
+ALL_LINEAR = "all-linear"
+ADAPTER_FILE = "adapter_config.json"
 PATHS = ("train_input", "valid_input", "model_id", "outdir", "restore_dir", "config")
 UNSET = object()
 
@@ -169,7 +180,7 @@ class RunConfig:
         group=VALIDATION,
         at_least=1,
     )
-    metric_for_best_model: str = option("loss", "score that best/ is chosen by", group=VALIDATION)
+    metric_for_best_model: str = option(LOSS, "score that best/ is chosen by", group=VALIDATION)
     patience: int | None = option(
         None,
         "stop after N validations without improvement",
@@ -241,7 +252,7 @@ class RunConfig:
 
     @classmethod
     def from_command_line(
-        cls, task: Task, argv: list[str], intact: str | None = None
+        cls, task: TaskOptions, argv: list[str], intact: str | None = None
     ) -> tuple["RunConfig", list[str]]:
         """Combine defaults, the arguments of a checkpoint, the YAML file and the command line.
 
@@ -305,23 +316,15 @@ class RunConfig:
         Raises:
             RunError: A value is out of range, or a tracker or repository is not available.
         """
-        for spec in option_fields():
-            value = getattr(self, spec.name)
-            least = spec.metadata["at_least"]
-            is_number = isinstance(value, (int, float)) and least is not None
-            if is_number and not (value >= least and math.isfinite(value)):
-                raise RunError(f"--{spec.name} {value}: expected at least {least}")
+        _check_ranges(vars(self))
         _ = self.valid_sources
         if (self.valid_fold + 0.5) * self.valid_size >= 1:
             raise RunError(
                 f"--valid_fold {self.valid_fold}: expected less than 1 / --valid_size "
                 f"{self.valid_size}, the number of parts"
             )
-        available = set(map(str, get_available_trackers()))
-        if missing := sorted(set(self.report_to) - available):
-            names = " ".join(missing)
-            raise RunError(f"--report_to {names}: not installed; expected `pip install {names}`")
         self._check_lora()
+        self._check_report()
         if self.files_per_epoch is not None and self.max_steps is None:
             raise RunError(
                 f"--files_per_epoch {self.files_per_epoch}: expected --max_steps, too, since the "
@@ -331,14 +334,26 @@ class RunConfig:
             raise RunError(f"--files_per_epoch {self.files_per_epoch}: expected --valid_input, too")
         if self.push_to_hub is None and self.hub_strategy != "end":
             raise RunError(f"--hub_strategy {self.hub_strategy}: expected --push_to_hub, too")
+
+    def _check_report(self) -> None:
+        # Imported here because both import much: accelerate.tracking imports torch.
+        if self.report_to:
+            from accelerate.tracking import get_available_trackers
+
+            if missing := sorted(set(self.report_to) - set(map(str, get_available_trackers()))):
+                names = " ".join(missing)
+                sentence = f"not installed; expected `pip install {names}`"
+                raise RunError(f"--report_to {names}: {sentence}")
         if self.push_to_hub is not None:
+            from huggingface_hub.utils import HFValidationError, validate_repo_id
+
             try:
                 validate_repo_id(self.push_to_hub)
             except HFValidationError as error:
                 raise RunError(f"--push_to_hub {self.push_to_hub}: {error}") from None
 
     def _check_lora(self) -> None:
-        if self.resumed is None and (Path(self.model_id) / CONFIG_FILE).is_file():
+        if self.resumed is None and (Path(self.model_id) / ADAPTER_FILE).is_file():
             raise RunError(
                 f"--model_id {self.model_id}: a PEFT adapter; expected a full model (merge it by "
                 f"`python export.py --checkpoint {self.model_id} --output FOLDER`)"
@@ -368,7 +383,27 @@ def option_fields() -> list[Any]:
     return [spec for spec in fields(RunConfig) if spec.metadata]
 
 
-def build_parser(task: Task) -> argparse.ArgumentParser:
+def check_form(argv: list[str]) -> None:
+    """Check names, types and ranges of arguments; print the help of `--help`.
+
+    Raises:
+        RunError: A value is out of range, or the YAML file cannot be read.
+        SystemExit: By argparse.
+    """
+    parser = build_parser(TaskOptions())
+    _check_ranges(vars(parser.parse_args(insert_yaml(parser, argv))))
+
+
+def _check_ranges(values: dict[str, Any]) -> None:
+    for spec in option_fields():
+        value = values[spec.name]
+        least = spec.metadata["at_least"]
+        is_number = isinstance(value, (int, float)) and least is not None
+        if is_number and not (value >= least and math.isfinite(value)):
+            raise RunError(f"--{spec.name} {value}: expected at least {least}")
+
+
+def build_parser(task: TaskOptions) -> argparse.ArgumentParser:
     """Build the parser from the fields of `RunConfig` and the options of the task."""
     parser = argparse.ArgumentParser(
         usage="train.py [arguments]",
@@ -504,7 +539,7 @@ def _check_adapter(saved: dict[str, Any], given: dict[str, Any]) -> None:
             )
 
 
-def _by_field(values: dict[str, Any], task: Task) -> dict[str, Any]:
+def _by_field(values: dict[str, Any], task: TaskOptions) -> dict[str, Any]:
     """Group values by the fields of `RunConfig`; options of the task go into three dicts."""
     result = {spec.name: values[spec.name] for spec in option_fields()}
     for kind in ("data_options", "model_options", "score_options"):
@@ -512,7 +547,7 @@ def _by_field(values: dict[str, Any], task: Task) -> dict[str, Any]:
     return result
 
 
-def _task_options(task: Task) -> dict[str, dict]:
+def _task_options(task: TaskOptions) -> dict[str, dict]:
     return {**task.data_options, **task.model_options, **task.score_options}
 
 

@@ -23,10 +23,10 @@ from model.interface import (
 )
 from reading.faults import repeats
 
+from .options import TaskOptions
 from .user_code import user_code
 
 SAMPLED = 256  # examples that are hashed for the fingerprint of a data set that does not define one
-TINY = "tiny"
 
 
 class LossOnly:
@@ -159,13 +159,10 @@ class ExampleSet:
         return digest
 
 
-class Task:
+class Task(TaskOptions):
     """The modules of `model/`.
 
     Attributes:
-        base_model: `BASE_MODEL` of configuration.py: default of `--model_id`.
-        data_options, model_options, score_options, predict_options: `OPTIONS` of the modules:
-            command line arguments, by name.
         divides_by_items: Whether `forward` has a parameter `num_items_in_batch`. If not, its loss
             is treated as a mean, and weighted by the micro-batch's share of target items.
         couples_examples: `Model.loss_couples_examples`: whether the loss depends on which examples
@@ -182,14 +179,10 @@ class Task:
         metrics = _optional("model.metrics")
         prediction = _optional("model.prediction")
         optimization = _optional("model.optimization")
+        super().__init__()
         self.config_class = configuration.ModelConfig
         self.model_class = modeling.Model
         self.generate_dataset = dataset.generate_dataset
-        self.base_model: str = getattr(configuration, "BASE_MODEL", TINY)
-        self.model_options: dict[str, dict] = getattr(configuration, "OPTIONS", {})
-        self.data_options: dict[str, dict] = getattr(dataset, "OPTIONS", {})
-        self.score_options: dict[str, dict] = getattr(metrics, "OPTIONS", {})
-        self.predict_options: dict[str, dict] = getattr(prediction, "OPTIONS", {})
         self.scores_class = getattr(metrics, "Scores", LossOnly)
         self.predictor_class = getattr(prediction, "Predictor", None)
         self.build_optimizer: OptimizerBuilder | None = getattr(

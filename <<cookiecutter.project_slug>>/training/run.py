@@ -41,13 +41,14 @@ from .optimization import (
     fast_forward,
 )
 from .randomness import seed_all
+from .set_names import named_scores
 from .signals import StopSignals, ended_children
 from .start_check import check_contract, check_inputs, check_prediction, check_scores
 from .state import TrainState
 from .strategy import Strategy
 from .throughput import Throughput
 from .user_code import user_code
-from .validation import ValidationSet, named_scores
+from .validation import ValidationSet
 
 SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED)
 PROBES = 4  # examples checked for parameters without a gradient

@@ -14,8 +14,7 @@ from .dataset import OPTIONS as DATA_OPTIONS
 OPTIONS: dict[str, dict] = {
     "threshold": {
         "type": float,
-        "help": "predict labels with a higher probability, if there are several per example "
-        "(default: chosen for each label in validation, or 0.5)",
+        "help": "probability above which each of several labels is predicted",
     },
 }
 
@@ -72,6 +71,11 @@ class Predictor:
             self.thresholds = torch.tensor([threshold[name] for name in names])
         else:
             self.thresholds = torch.full((len(names),), threshold or 0.5)
+
+    def lengths(self, texts: list) -> list[int]:
+        """Return the number of tokens of each text or pair."""
+        tokens = self.tokenizer(texts, truncation=True, max_length=self.max_len)
+        return [len(ids) for ids in tokens["input_ids"]]
 
     @torch.no_grad()
     def __call__(self, texts: list) -> list[dict]:

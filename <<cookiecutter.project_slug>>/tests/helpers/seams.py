@@ -6,6 +6,7 @@ Strategy.gradient_sync              called once per micro-batch of training
 Strategy.prepare                    called once, with the bare model
 Task.forward                        called with each batch; the run uses its losses
 Checkpointer.save                   called once per save, with the state that it saves
+OutputFile.append                   called once per block of predictions
 training.checkpoint.publish         called in a thread, once per save; writes it
 training.checkpoint.free_memory     called before each copy
 atomic._seal                        called in a thread, for each folder that has been written
@@ -38,6 +39,7 @@ from training import atomic, losses, memory, signals
 from training.batches import Step
 from training.checkpoint import Checkpointer
 from training.contract import Task
+from training.output_file import OutputFile
 from training.run import Run
 from training.state import TrainState
 from training.strategy import Strategy
@@ -77,6 +79,25 @@ def killed_before_micro_batch(number: int) -> Iterator[None]:
         return gradient_sync(*args, **named)
 
     with mock.patch.object(Strategy, "gradient_sync", counting):
+        yield
+
+
+@contextmanager
+def killed_in_block(number: int) -> Iterator[None]:
+    """Kill the process while it writes a block of predictions (0-based)."""
+    append = OutputFile.append
+    done = 0
+
+    def counting(output: OutputFile, rows: list[dict]) -> None:
+        nonlocal done
+        if done == number:
+            with output.partial.open("a") as file:
+                file.write('{"incomplete')
+            os.kill(os.getpid(), signal.SIGKILL)
+        done += 1
+        append(output, rows)
+
+    with mock.patch.object(OutputFile, "append", counting):
         yield
 
 
