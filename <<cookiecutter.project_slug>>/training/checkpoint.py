@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
@@ -16,6 +15,7 @@ from errors import RunError
 
 from .adapter import holds_adapter
 from .atomic import clean, publish, saving, write_file
+from .averaging import WeightAverage
 from .batches import Step
 from .contract import ExampleSet
 from .distributed import RankGroup
@@ -36,16 +36,17 @@ class Checkpointer:
 
     def __init__(
         self,
-        accelerator: Accelerator,
         group: RankGroup,
         strategy: Strategy,
+        average: WeightAverage,
         tokenizer: PreTrainedTokenizerBase | None,
         outdir: Path,
         about: Callable[[], dict[str, Any]],
     ):
-        self.accelerator = accelerator
+        self.accelerator = strategy.accelerator
         self.group = group
         self.strategy = strategy
+        self.average = average
         self.tokenizer = tokenizer
         self.about = about
         self.outdir = outdir
@@ -65,6 +66,7 @@ class Checkpointer:
     ) -> None:
         """Save `last/` and log.json; with `describe`, also save `best/`.
 
+        `last/` has the raw weights, `best/` their average if there is one.
         `best/` is published first, so that `last/` never refers to a missing `best/`.
 
         Args:
@@ -82,8 +84,10 @@ class Checkpointer:
             train_losses=[loss for loss, _ in losses],
             named_losses=[named for _, named in losses],
         )
-        weights = self._gather(model)
-        moments = self.strategy.optimizer_state(model, optimizer)
+        with self.average.applied(False):
+            weights = self._gather(model)
+            moments = self.strategy.optimizer_state(model, optimizer)
+        best_weights = self._gather_average(model) or weights if describe is not None else {}
 
         def write_last(folder: Path) -> None:
             self._write_model(folder, model, weights)
@@ -91,7 +95,7 @@ class Checkpointer:
             moments.save(folder / OPTIMIZER_FILE)
 
         def write_best(folder: Path) -> None:
-            self._write_model(folder, model, weights)
+            self._write_model(folder, model, best_weights)
             saved.write(folder)
             if describe is not None:
                 describe(folder)
@@ -102,7 +106,7 @@ class Checkpointer:
         writers["last"] = write_last
 
         def write() -> None:
-            size = _size(weights) * len(writers) + moments.nbytes
+            size = _size(weights) + _size(best_weights) + moments.nbytes
             with saving(self.outdir, size):
                 publish(self.outdir, writers)
                 self.write_log(state)
@@ -170,6 +174,14 @@ class Checkpointer:
         if holds_adapter(self.accelerator.unwrap_model(model)):
             return self.strategy.trained_weights(model)
         return self.strategy.full_state_dict(model)
+
+    def _gather_average(self, model: torch.nn.Module) -> dict[str, Tensor]:
+        """Gather the average of the weights on the main rank; empty if there is none."""
+        if not self.average.exists:
+            return {}
+        with self.average.applied():
+            # Copies: the weights of a single process are those of the model itself.
+            return {k: tensor.to("cpu", copy=True) for k, tensor in self._gather(model).items()}
 
     def _write_model(
         self, folder: Path, model: torch.nn.Module, weights: dict[str, Tensor]

@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 from errors import RunError
 
 # Entries of a parameter group that this run's own arguments determine.
-OWN = {"params", "lr", "initial_lr", "weight_decay"}
+OWN = {"params", "lr", "initial_lr", "lr_factor", "weight_decay", "eps", "momentum"}
 METADATA = "optimizer"
 # Parts of a name that DDP, torch.compile and activation checkpointing insert.
 WRAPPERS = {"module", "_orig_mod", "_checkpoint_wrapped_module"}
@@ -106,7 +106,7 @@ def scatter(model: nn.Module, optimizer: Optimizer, state: OptimizerState) -> No
             f"parameter groups; expected {len(state.groups)}, as in the checkpoint"
         )
     for group, saved in zip(optimizer.param_groups, state.groups, strict=False):
-        group.update(saved)
+        group.update({key: value for key, value in saved.items() if key not in OWN})
 
 
 def named_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
