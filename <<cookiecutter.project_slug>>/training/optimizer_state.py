@@ -76,7 +76,9 @@ def gather(model: nn.Module, optimizer: Optimizer, is_main: bool) -> OptimizerSt
             if isinstance(value, DTensor):
                 value = value.full_tensor()
             if isinstance(value, Tensor) and is_main:
-                state.tensors[f"{name}/{key}"] = value.detach().cpu().contiguous()
+                # A copy: some optimizers share a tensor between parameters; safetensors refuses that.
+                full = value.detach().to("cpu", copy=True)
+                state.tensors[f"{name}/{key}"] = full.contiguous()
             elif isinstance(value, (int, float)):
                 state.numbers[f"{name}/{key}"] = value
     return state
