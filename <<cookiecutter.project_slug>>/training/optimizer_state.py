@@ -76,7 +76,7 @@ def gather(model: nn.Module, optimizer: Optimizer, is_main: bool) -> OptimizerSt
             if isinstance(value, DTensor):
                 value = value.full_tensor()
             if isinstance(value, Tensor) and is_main:
-                # A copy: some optimizers share a tensor between parameters; safetensors refuses that.
+                # A copy: safetensors refuses tensors that an optimizer shares between parameters.
                 full = value.detach().to("cpu", copy=True)
                 state.tensors[f"{name}/{key}"] = full.contiguous()
             elif isinstance(value, (int, float)):
