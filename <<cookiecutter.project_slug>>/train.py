@@ -104,7 +104,8 @@ def save_point(run: Run, is_due: bool = False) -> None:
     must_stop = run.signals.stop_requested(run.losses.first_bad_step is not None)
     if must_stop or is_due:
         mean_losses(run)  # raises if a loss was not finite, so that such a step is never saved
-        run.checkpoints.save(run.model, run.optimizer, run.state)
+        with run.average.applied(False):  # last/ has the raw weights, also during a validation
+            run.checkpoints.save(run.model, run.optimizer, run.state)
     if must_stop:
         raise run.signals.stopped(run.config.outdir)
 

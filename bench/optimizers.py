@@ -27,7 +27,7 @@ STEPS = 72  # an epoch of the sample data
 SEEDS = (1, 2)
 RATES = {
     "adamw": (1e-3, 2e-3, 4e-3, 8e-3),
-    "muon": (2e-3, 4e-3, 8e-3, 1.6e-2),
+    "muon": (4e-3, 8e-3, 1.6e-2, 3.2e-2),
     "schedule_free": (4e-3, 8e-3, 1.6e-2),
     "adamw_8bit": (2e-3, 4e-3, 8e-3),
     "sgd": (0.1, 0.3, 1.0),

@@ -55,6 +55,7 @@ RUNS = [
     ["--ema", "0.9"],
     "averaging",  # model/optimization.py
 ]
+IDS = ["muon", "sgd", "schedule_free", "adamw_8bit", "ema", "own"]
 NEEDS = {"schedule_free": "schedulefree", "adamw_8bit": "bitsandbytes"}
 
 
@@ -65,9 +66,7 @@ def skip_if_missing(flags: list[str]) -> None:
 
 
 @pytest.mark.proof
-@pytest.mark.parametrize(
-    "kind", RUNS, ids=["muon", "sgd", "schedule_free", "adamw_8bit", "ema", "own"]
-)
+@pytest.mark.parametrize("kind", RUNS, ids=IDS)
 def test_killed_and_resumed_run_is_bit_identical(kind, arguments, tmp_path):
     is_own = isinstance(kind, str)
     flags = ["--lr_scheduler_type", "constant"] if is_own else kind

@@ -66,7 +66,8 @@ class Checkpointer:
     ) -> None:
         """Save `last/` and log.json; with `describe`, also save `best/`.
 
-        `last/` has the raw weights, `best/` their average if there is one.
+        Call this with the raw weights in the model: they are saved in `last/`. If there is an
+        average of the weights, it is saved in `best/`.
         `best/` is published first, so that `last/` never refers to a missing `best/`.
 
         Args:
@@ -84,10 +85,11 @@ class Checkpointer:
             train_losses=[loss for loss, _ in losses],
             named_losses=[named for _, named in losses],
         )
-        with self.average.applied(False):
-            weights = self._gather(model)
-            moments = self.strategy.optimizer_state(model, optimizer)
-        best_weights = self._gather_average(model) or weights if describe is not None else {}
+        weights = self._gather(model)
+        moments = self.strategy.optimizer_state(model, optimizer)
+        best_weights = weights
+        if describe is not None and self.average.exists:
+            best_weights = self._gather_average(model)
 
         def write_last(folder: Path) -> None:
             self._write_model(folder, model, weights)
@@ -106,7 +108,7 @@ class Checkpointer:
         writers["last"] = write_last
 
         def write() -> None:
-            size = _size(weights) + _size(best_weights) + moments.nbytes
+            size = _size(weights) * len(writers) + moments.nbytes
             with saving(self.outdir, size):
                 publish(self.outdir, writers)
                 self.write_log(state)
@@ -176,11 +178,12 @@ class Checkpointer:
         return self.strategy.full_state_dict(model)
 
     def _gather_average(self, model: torch.nn.Module) -> dict[str, Tensor]:
-        """Gather the average of the weights on the main rank; empty if there is none."""
-        if not self.average.exists:
-            return {}
+        """Gather the average of the weights on the main rank; every rank has to call this.
+
+        The tensors are copies: `_gather` may return the parameters themselves, whose values change
+        when the raw weights are restored.
+        """
         with self.average.applied():
-            # Copies: the weights of a single process are those of the model itself.
             return {k: tensor.to("cpu", copy=True) for k, tensor in self._gather(model).items()}
 
     def _write_model(
