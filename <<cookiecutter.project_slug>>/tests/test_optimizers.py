@@ -295,6 +295,15 @@ def test_each_parameter_has_the_learning_rate_of_its_layer(name):
     assert all(g["lr"] == pytest.approx(1e-3 * g[LR_FACTOR]) for g in groups)
 
 
+def test_average_of_a_model_that_saves_only_its_own_weights_is_refused():
+    optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.ones(1))])
+    WeightAverage(torch.nn.Linear(1, 1), optimizer, 0.0, 0).check_save(lambda folder: None)
+    average = WeightAverage(torch.nn.Linear(1, 1), optimizer, 0.9, 0)
+    average.check_save(Model.save_pretrained)
+    with pytest.raises(RunError, match="save_pretrained has no parameter state_dict"):
+        average.check_save(lambda folder: None)
+
+
 def test_average_follows_its_formula_and_the_raw_weights_come_back():
     torch.manual_seed(0)
     model = torch.nn.Linear(3, 3)

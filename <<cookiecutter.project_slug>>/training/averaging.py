@@ -3,13 +3,16 @@
 Training continues from the raw weights, which are saved as last/ together with the average.
 """
 
-from collections.abc import Iterator
+import inspect
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+from errors import RunError
 
 from .optimization import innermost
 from .strategy import reshard
@@ -43,6 +46,18 @@ class WeightAverage:
         self._raw: dict[nn.Parameter, Tensor] = {}
         if self.is_of_optimizer:
             self.optimizer.train()  # type: ignore[attr-defined]
+
+    def check_save(self, save_pretrained: Callable) -> None:
+        """Check that other weights than those in the model can be saved.
+
+        Raises:
+            RunError: `save_pretrained` has no such parameter.
+        """
+        if self.exists and "state_dict" not in inspect.signature(save_pretrained).parameters:
+            raise RunError(
+                "model/modeling.py: save_pretrained has no parameter state_dict; expected one, to "
+                "save the average of the weights as best/"
+            )
 
     @property
     def exists(self) -> bool:

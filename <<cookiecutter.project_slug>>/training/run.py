@@ -195,6 +195,7 @@ class _Opening:
         may_leave_unused = bool(self.unused_parameters(model)) or self.task.leaves_unused
         model, optimizer = strategy.prepare(model, optimizer, may_leave_unused)
         average = WeightAverage(model, optimizer, self.config.ema, state.scheduler_steps)
+        average.check_save(self.accelerator.unwrap_model(model).save_pretrained)
         checkpoints = Checkpointer(
             self.group,
             strategy,
