@@ -288,7 +288,7 @@ def test_each_parameter_has_the_learning_rate_of_its_layer(name):
     groups = build_optimizer(model, 1e-3, 0.1, options).param_groups
     rates = {p: group["lr"] for group in groups for p in group["params"]}
     assert rates.keys() == set(model.parameters())
-    expected = {"classifier.weight": 10, "bert.pooler.dense.bias": 1}
+    expected = {"classifier.weight": 10.0, "bert.pooler.dense.bias": 1.0}
     expected |= {"bert.encoder.layer.0.output.dense.weight": 1 / 8}
     for parameter, factor in expected.items():
         assert rates[model.get_parameter(parameter)] == pytest.approx(1e-3 * factor)
