@@ -182,8 +182,22 @@ def build_optimizer(
     factors = learning_rate_factors(model, options.layer_decay, options.head_lr_factor)
     group = partial(parameter_groups, factors=factors, lr=lr, weight_decay=weight_decay)
     kind = OPTIMIZERS[options.optimizer]
-    if not kind.for_matrices:
-        return kind.build(group(trained), options)
+    if kind.for_matrices:
+        optimizer = _build_combined(kind, model, group, options)
+    else:
+        optimizer = kind.build(group(trained), options)
+    optimizer.defaults["lr"] = lr  # read by the polynomial schedule of transformers
+    return optimizer
+
+
+def _build_combined(
+    kind: Kind,
+    model: nn.Module,
+    group: Callable[[Iterable[nn.Parameter]], Groups],
+    options: OptimizerOptions,
+) -> Optimizer:
+    """Build an optimizer of the matrices of hidden layers, and AdamW for the rest."""
+    trained = [p for p in model.parameters() if p.requires_grad]
     matrices = hidden_matrices(model)
     if not matrices:
         raise RunError(
