@@ -80,17 +80,20 @@ def load_predictor(task: Task, args: argparse.Namespace, accelerator: Accelerato
     tokenizer = load_tokenizer(args.checkpoint) if task.needs_tokenizer else None
     schema: dict = {}
     model_options: dict = {}
+    chosen: dict = {}
     max_len = MAX_LEN
     if (checkpoint / STATE_FILE).is_file():
         saved = SavedRun.read(checkpoint)
         schema = saved.schema
         max_len = saved.args["max_len"]
+        chosen = saved.state.predict_options
         model_options = {name: v for name, v in saved.args.items() if name in task.model_options}
     model = load_model(task.model_class, args.checkpoint, model_options)
     model.to(accelerator.device).eval()
     max_len = args.max_len or max_len
     check_length(model, max_len)
-    options = {name: getattr(args, name) for name in task.predict_options}
+    given = {name: getattr(args, name) for name in task.predict_options}
+    options = {name: chosen.get(name) if v is None else v for name, v in given.items()}
     if not (checkpoint / STATE_FILE).is_file() and args.max_len is None:
         accelerator.print(f"{checkpoint} has no {STATE_FILE}: using --max_len {max_len}")
     predictor = task.build_predictor(model, tokenizer, max_len, schema, options)

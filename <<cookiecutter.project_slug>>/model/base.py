@@ -48,6 +48,7 @@ DELEGATED = (
     "decoder_start_token_id",
 )
 HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
+LOSS_INPUTS = ("labels", "class_weights")  # arguments of `forward` that only the loss depends on
 TOLERANCE = 1e-5  # relative to the largest logit
 CODE_MARK = "# sha256 of the code beside this file: "
 # Generation settings that restrict the possible tokens; the others configure the search.
@@ -373,8 +374,8 @@ class Wrapper(PreTrainedModel):
         return None
 
     def without_labels(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Return the inputs for computing logits: a batch without labels."""
-        inputs = {name: value for name, value in batch.items() if name != "labels"}
+        """Return the inputs for computing logits: a batch without labels and their weights."""
+        inputs = {name: value for name, value in batch.items() if name not in LOSS_INPUTS}
         if self.config.is_encoder_decoder and self.can_generate():
             inputs["decoder_input_ids"] = batch["labels"].clamp(min=0)
         return inputs

@@ -44,7 +44,8 @@ class Output(Protocol):
 
     Attributes:
         loss: A scalar. If `forward` has a parameter `num_items_in_batch`, the sum over the target
-            items of the batch divided by that number; otherwise the mean over the batch.
+            items of the batch divided by that number; otherwise the mean over the batch. In a
+            weighted mean, that number is the sum of the weights.
 
     An optional attribute `losses` holds further scalars by name, normalised in the same way, which
     are logged together with the loss.
@@ -61,8 +62,8 @@ class TaskDataset(Protocol):
     Optional attributes and methods:
         lengths: Size of each example in tokens, shape (n,). Examples of similar length are batched
             together. Default: 1.
-        num_items: Target items of each example, shape (n,), by which the loss is averaged.
-            Default: 1.
+        num_items: Target items of each example, or the sum of their weights, shape (n,), by which
+            the loss is averaged. Default: 1.
         sort_keys: Shape (n,). Examples with similar keys are batched together. Default: `lengths`.
         schema: Keyword arguments, of JSON types, for `generate_dataset` to read another file
             in the same way. Arguments that `ModelConfig` also accepts are passed to it. Default:
@@ -89,7 +90,15 @@ class Scorer(Protocol):
     """`Scores` of metrics.py, constructed as `Scores(model, tokenizer, device, **options)`.
 
     A static method `directions(schema, **options)` returns for each score whether larger is
-    better. An optional attribute `generates` is True if a method calls `model.generate`.
+    better.
+
+    Optional attributes and methods:
+        generates: True if a method calls `model.generate`. Default: False.
+        predict_options(): Arguments of `Predictor`, of JSON types, chosen in the latest validation.
+            Called on every rank after `compute`; saved with the checkpoint. predict.py uses them
+            unless its command line has others. Default: none.
+        table(): Scores of the latest validation by row and column, for the model card. Called on
+            the main rank after `compute`. Default: none.
     """
 
     def reset(self) -> None:

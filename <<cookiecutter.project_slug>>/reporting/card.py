@@ -33,7 +33,7 @@ On `{valid_input}`, after {epoch}:
 | score | value |
 |---|---|
 {scores}
-
+{table}
 ![losses and learning rate](loss.png)
 
 ## Arguments
@@ -63,12 +63,19 @@ GENERATION = """model.generation_config = GenerationConfig.from_pretrained("path
 """
 
 
-def write_card(folder: Path, state: TrainState, args: dict, model: PreTrainedModel) -> None:
+def write_card(
+    folder: Path,
+    state: TrainState,
+    args: dict,
+    model: PreTrainedModel,
+    table: dict[str, dict[str, float]],
+) -> None:
     """Write README.md into the folder of a saved model.
 
     Args:
         args: Arguments of the run.
         model: The model that was saved. `config.pipeline_tag` is the name of the task on the Hub.
+        table: See `Scorer`.
     """
     file = folder / "config.json"
     config = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
@@ -110,6 +117,7 @@ def write_card(folder: Path, state: TrainState, args: dict, model: PreTrainedMod
         load=_load_adapter(model) if is_adapter else _load_whole(config, model),
         epoch=best.get("epoch", "no validation"),
         scores=_rows({name: f"{value:.4g}" for name, value in scores.items()}),
+        table=_table(table),
         arguments=_rows({name: v for name, v in args.items() if name not in PLACES}),
     )
     (folder / "README.md").write_text(card, encoding="utf-8")
@@ -162,5 +170,20 @@ def _names(source: str | list[str] | None) -> str:
 
 
 def _rows(values: dict) -> str:
-    cells = ((name, str(value).replace("|", r"\|")) for name, value in values.items())
-    return "\n".join(f"| {name} | {value} |" for name, value in cells)
+    return "\n".join(_row([name, value]) for name, value in values.items())
+
+
+def _table(rows: dict[str, dict[str, float]]) -> str:
+    """Format scores by row and column; empty without rows."""
+    if not rows:
+        return ""
+    columns = list(next(iter(rows.values())))
+    lines = [_row(["", *columns]), "|---" * (1 + len(columns)) + "|"]
+    for name, row in rows.items():
+        cells = [f"{v:.3f}" if isinstance(v, float) else v for v in row.values()]
+        lines.append(_row([name, *cells]))
+    return "\n" + "\n".join(lines) + "\n"
+
+
+def _row(cells: list) -> str:
+    return "| " + " | ".join(str(cell).replace("|", r"\|") for cell in cells) + " |"

@@ -62,12 +62,12 @@ def project(rows) -> SimpleNamespace:
         model=model.eval(),
         indices=indices,
         batch=examples.batch(indices),
-        items=int(examples.num_items[indices].sum()),
+        items=examples.num_items[indices].sum().item(),
         score_options={n: option.get("default") for n, option in task.score_options.items()},
     )
 
 
-def loss_of(project: SimpleNamespace, indices: list[int], num_items: int) -> Tensor:
+def loss_of(project: SimpleNamespace, indices: list[int], num_items: float) -> Tensor:
     """Compute the contribution of examples to the loss of a batch with `num_items` items."""
     batch = project.examples.batch(indices)
     loss = project.task.forward(project.model, batch, num_items)[1]["loss"]

@@ -33,8 +33,8 @@ def partly_arguments(tmp_path) -> list[str]:
     ]
 
 
-@pytest.mark.parametrize("stop", [3, 12])  # before and after the first use of the expert
-@pytest.mark.parametrize("processes", [1, 2])
+# The run stops before and after the first use of the expert.
+@pytest.mark.parametrize(("processes", "stop"), [(1, 3), (2, 12)])
 def test_partly_trained_model_resumes_bit_identically(processes, stop, partly_arguments, tmp_path):
     arguments = [*partly_arguments, "--batch_size", str(8 // processes)]
     runs = [

@@ -20,12 +20,14 @@ from .help import HelpFormatter, OneOrMore
 from .optimization import SCHEDULERS
 from .optimizers import OPTIMIZERS, OptimizerOptions
 from .packages import require
+from .remote import download_checkpoint, is_remote
 from .state import OPTIMIZER_FILE, SavedRun
 from .validation import named_sources
 
 AUTO = "auto"
 RESULTS = ("last", "best", "log.json")
 BASE_DTYPES = ("float32", "bfloat16")
+HUB_STRATEGIES = ("end", "every_save", "checkpoint")  # as in transformers
 # Arguments that a resumed run cannot change: its adapter or optimizer state depends on them.
 FIXED = (
     *("lora_rank", "lora_alpha", "lora_targets", "lora_dora", "base_dtype"),
@@ -110,7 +112,7 @@ class RunConfig:
     outdir: str = option("outputs", "output directory", "output_dir", group=RUN)
     restore_dir: str | None = option(
         None,
-        'checkpoint to resume from; "auto": OUTDIR/last if it exists',
+        'checkpoint to resume from; "auto": OUTDIR/last if it exists; or hf://REPOSITORY',
         "resume_from_checkpoint",
         group=RUN,
     )
@@ -265,7 +267,14 @@ class RunConfig:
     )
     logging_steps: int = option(10, "log every N optimizer steps", group=REPORT, at_least=1)
     push_to_hub: str | None = option(
-        None, "repository to upload best/ to at the end", "hub_model_id", group=REPORT
+        None, "repository to upload best/ to", "hub_model_id", group=REPORT
+    )
+    hub_strategy: str = option(
+        "end",
+        "when to upload: at the end; every_save: each new best/; checkpoint: also each last/",
+        group=REPORT,
+        choices=HUB_STRATEGIES,
+        metavar="NAME",
     )
 
     data_options: dict[str, Any] = field(default_factory=dict)
@@ -301,7 +310,7 @@ class RunConfig:
             saved = {name: v for name, v in resumed.args.items() if name in defaults}
             _check_fixed({**defaults, **saved}, given)
             if "outdir" not in given:
-                saved["outdir"] = _outdir_of(Path({**defaults, **given}["restore_dir"]), defaults)
+                saved["outdir"] = _outdir_of({**defaults, **given}["restore_dir"], defaults)
             notes += _changes(saved, given)
             if "epochs" in given and "max_steps" not in given and saved.get("max_steps"):
                 notes.append(f"--max_steps {saved.pop('max_steps')} no longer applies")
@@ -367,6 +376,8 @@ class RunConfig:
             )
         if self.files_per_epoch is not None and self.valid_input is None:
             raise RunError(f"--files_per_epoch {self.files_per_epoch}: expected --valid_input, too")
+        if self.push_to_hub is None and self.hub_strategy != "end":
+            raise RunError(f"--hub_strategy {self.hub_strategy}: expected --push_to_hub, too")
         if self.push_to_hub is not None:
             try:
                 validate_repo_id(self.push_to_hub)
@@ -494,7 +505,8 @@ def _find_checkpoint(values: dict[str, Any]) -> tuple[Path | None, list[str]]:
     """Return the folder to resume from, and lines to print."""
     outdir = Path(values["outdir"])
     name = values["restore_dir"]
-    if name is None and any((outdir / result).exists() for result in RESULTS):
+    is_new_here = name is None or is_remote(name)
+    if is_new_here and any((outdir / result).exists() for result in RESULTS):
         raise RunError(
             f"{outdir}: already contains a run; resume it with --restore_dir {AUTO}, or choose "
             "another --outdir"
@@ -503,7 +515,7 @@ def _find_checkpoint(values: dict[str, Any]) -> tuple[Path | None, list[str]]:
         name = str(outdir / "last") if is_published(outdir / "last") else None
     if name is None:
         return None, []
-    folder, fault = find_intact(Path(name))
+    folder, fault = find_intact(download_checkpoint(name) if is_remote(name) else Path(name))
     if not (folder / OPTIMIZER_FILE).is_file():
         raise RunError(f"{folder}: has no optimizer state; expected a last/, not a best/")
     if fault is None:
@@ -511,13 +523,14 @@ def _find_checkpoint(values: dict[str, Any]) -> tuple[Path | None, list[str]]:
     return folder, [f"{name} is damaged ({fault}); resuming from the previous one, {folder}"]
 
 
-def _outdir_of(restore_dir: Path, defaults: dict[str, Any]) -> str:
+def _outdir_of(place: str, defaults: dict[str, Any]) -> str:
     """Return the output directory of a run, given the path of its last/ or of the link's target.
 
     Raises:
         RunError: The folder has another name.
     """
-    if str(restore_dir) == AUTO:
+    restore_dir = Path(place)
+    if place == AUTO or is_remote(place):
         return defaults["outdir"]
     if restore_dir.name == "last":
         return str(restore_dir.parent)

@@ -153,7 +153,7 @@ class ExampleSet:
         return values
 
     def _hash_sample(self) -> int:
-        digest = zlib.crc32(np.ascontiguousarray(self.num_items, dtype=np.int64).tobytes())
+        digest = zlib.crc32(np.ascontiguousarray(self.num_items, dtype=np.float64).tobytes())
         for index in np.linspace(0, len(self) - 1, min(SAMPLED, len(self))).astype(int):
             digest = hash_example(self.dataset[int(index)], digest)
         return digest
@@ -259,7 +259,7 @@ class Task:
             return self.predictor_class(model, tokenizer, max_len, schema, **options)
 
     def forward(
-        self, model: torch.nn.Module, batch: dict[str, Any], num_items: int
+        self, model: torch.nn.Module, batch: dict[str, Any], num_items: float
     ) -> tuple[Any, dict[str, torch.Tensor]]:
         """Run the model on the tensors of a batch.
 
@@ -271,6 +271,16 @@ class Task:
             inputs["num_items_in_batch"] = num_items
         outputs = model(**inputs)
         return outputs, {**(getattr(outputs, "losses", None) or {}), "loss": outputs.loss}
+
+
+def chosen_options(scores: Scorer) -> dict[str, Any]:
+    """Return `Scorer.predict_options()`. Default: empty."""
+    return getattr(scores, "predict_options", dict)()
+
+
+def scores_table(scores: Scorer) -> dict[str, dict[str, float]]:
+    """Return `Scorer.table()`. Default: empty."""
+    return getattr(scores, "table", dict)()
 
 
 def model_inputs(batch: dict[str, Any]) -> dict[str, Any]:

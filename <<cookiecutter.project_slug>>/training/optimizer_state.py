@@ -71,14 +71,16 @@ def gather(model: nn.Module, optimizer: Optimizer, is_main: bool) -> OptimizerSt
     Parameters that have never had a gradient have no state.
     """
     state = OptimizerState({}, groups=[_numbers(group) for group in optimizer.param_groups])
+    seen: set[int] = set()
     for name, parameter in named_parameters(model):
         for key, value in optimizer.state.get(parameter, {}).items():
             if isinstance(value, DTensor):
                 value = value.full_tensor()
             if isinstance(value, Tensor) and is_main:
-                # A copy: safetensors refuses tensors that an optimizer shares between parameters.
-                full = value.detach().to("cpu", copy=True)
-                state.tensors[f"{name}/{key}"] = full.contiguous()
+                full = value.detach().cpu().contiguous()
+                # safetensors refuses tensors that an optimizer shares between parameters.
+                state.tensors[f"{name}/{key}"] = full.clone() if full.data_ptr() in seen else full
+                seen.add(full.data_ptr())
             elif isinstance(value, (int, float)):
                 state.numbers[f"{name}/{key}"] = value
     return state

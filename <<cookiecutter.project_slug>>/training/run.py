@@ -102,7 +102,7 @@ def open_run(task: Task, argv: list[str]) -> Iterator[Run]:
     with ended_children(), lock_folder(group, Path(config.outdir)):
         _check_unchanged(group, task, argv, config)
         run = _Opening(task, config, accelerator, group, notes).open()
-        with run.signals:
+        with run.signals, run.checkpoints:
             yield run
         run.train_data.remove_files()
 

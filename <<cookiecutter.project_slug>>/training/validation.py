@@ -86,19 +86,20 @@ def combine(results: list[SetResult], scores: Scorer) -> dict[str, float]:
     log = first.log
     if len(results) > 1:
         sums = {name: math.fsum(result.sums[name] for result in results) for name in first.sums}
-        log = summarize(sums, sum(int(result.log["count"]) for result in results), scores)
+        log = summarize(sums, sum(result.log["count"] for result in results), scores)
     for result in results:
         log = log | named_scores(result.name, result.log)
     return log
 
 
-def summarize(sums: dict[str, float], count: int, scores: Scorer) -> dict[str, float]:
+def summarize(sums: dict[str, float], count: float, scores: Scorer) -> dict[str, float]:
     """Return mean losses, scores, and the number of target items.
 
     Args:
         sums: Sums of the losses over all ranks, by name.
+        count: Target items, or the sum of their weights.
     """
-    means = {name: value / max(1, count) for name, value in sums.items()}
+    means = {name: value / (count or 1) for name, value in sums.items()}
     with at_place("validation"):
         scored = scores.compute(means[LOSS])
     return {LOSS: means.pop(LOSS), **means, **scored, "count": count}
