@@ -35,6 +35,9 @@ LOG_FILE = "log.json"
 class Checkpointer:
     """The output directory of a run. Every rank calls the same methods; the main one writes.
 
+    `last/` has the raw weights, which have to be in the model when it is saved. `best/` has the
+    average of the weights, if there is one.
+
     A save is written by a thread while training goes on. As a context manager, wait for it, also
     when the run fails: a process exits only after its last save is published.
 
@@ -90,9 +93,6 @@ class Checkpointer:
         describe: Callable[[Path], None] | None = None,
     ) -> None:
         """Copy `last/` and log.json into memory and start to write them; with `describe`, `best/`.
-
-        Call this with the raw weights in the model. They are saved in `last/`; if there is an
-        average of the weights, it is saved in `best/`.
 
         `best/` is published first, so that `last/` never refers to a missing `best/`. Wait for the
         save before this one. Training goes on while this one is written, unless there is too
