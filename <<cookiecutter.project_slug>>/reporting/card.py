@@ -9,6 +9,7 @@ from huggingface_hub import EvalResult, ModelCardData
 from transformers import AutoConfig, PreTrainedModel
 
 from model.adapter import adapter_config
+from model.revision import split_revision
 from training.adapter import holds_adapter
 from training.state import TrainState
 
@@ -89,7 +90,7 @@ def write_card(
     shown = Path(base).name if is_local else base
     pipeline_tag = getattr(getattr(model, "config", None), "pipeline_tag", None)
     metadata = ModelCardData(
-        base_model=None if is_local else base,
+        base_model=None if is_local else split_revision(base)[0],
         pipeline_tag=pipeline_tag,
         library_name="peft" if is_adapter else "transformers",
         tags=["lora"] if is_adapter else ["custom_code"] if is_custom else None,
@@ -142,8 +143,11 @@ def _load_adapter(model: Any) -> str:
     PEFT does not save the number of labels, the padding token or generation_config.json.
     """
     trained = model.base_model.config
-    place = adapter_config(model.base_model).base_model_name_or_path
-    before = AutoConfig.from_pretrained(place, trust_remote_code=False)
+    adapter = adapter_config(model.base_model)
+    hub = {} if adapter.revision is None else {"revision": adapter.revision}
+    before = AutoConfig.from_pretrained(
+        adapter.base_model_name_or_path, trust_remote_code=False, **hub
+    )
     names = ("num_labels", "pad_token_id")
     values = {name: getattr(trained, name) for name in names}
     changed = {name: v for name, v in values.items() if v != getattr(before, name)}

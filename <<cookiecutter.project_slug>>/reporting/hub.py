@@ -56,10 +56,13 @@ class Uploads:
         except Exception as error:
             return self.report(f"{self.outdir}: cannot be uploaded ({_reason(error)})")
         with self._lock:
-            outdated, self._queued = self._queued, folder
+            outdated = self._queued
+            self._queued = folder
             self._newest = folder
             if self._thread is None:
-                self._thread = threading.Thread(target=self._upload_queued, daemon=True)
+                self._thread = threading.Thread(
+                    target=self._upload_queued, name="upload", daemon=True
+                )
                 self._thread.start()
         if outdated is not None:
             shutil.rmtree(outdated, ignore_errors=True)
@@ -88,7 +91,8 @@ class Uploads:
     def _upload_queued(self) -> None:
         while True:
             with self._lock:
-                folder, self._queued = self._queued, None
+                folder = self._queued
+                self._queued = None
                 if folder is None:
                     self._thread = None
                     return

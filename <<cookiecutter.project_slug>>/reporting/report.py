@@ -200,7 +200,10 @@ class Report:
 
     def _write_card(self, folder: Path, state: TrainState, table: Table) -> None:
         model = self.run.accelerator.unwrap_model(self.run.model)
-        write_card(folder, state, self.config.to_args(), model, table)
+        args = self.config.to_args()
+        if self.run.commit is not None:
+            args["commit of model_id"] = self.run.commit
+        write_card(folder, state, args, model, table)
 
     def _log(self, values: dict[str, float]) -> None:
         self._attempt("trackers", lambda: self.run.accelerator.log(values, step=self.state.step))

@@ -2,6 +2,7 @@
 
 import signal
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -106,3 +107,17 @@ def test_staged_tensors_share_no_memory_with_the_training_state():
     model(torch.ones(2, 2)).sum().backward()
     optimizer.step()
     assert_equal_tensors(tensors, before)
+
+
+def test_checksums_of_a_checkpoint_are_compared_once(arguments, tmp_path, monkeypatch):
+    train.main([*arguments, "--max_steps", "1"])
+    compared: list[Path] = []
+    find_fault = atomic.find_fault
+
+    def counting(folder: Path) -> str | None:
+        compared.append(folder)
+        return find_fault(folder)
+
+    monkeypatch.setattr(atomic, "find_fault", counting)
+    train.main([*arguments, "--restore_dir", "auto", "--max_steps", "2"])
+    assert compared == [tmp_path / "run" / "last"]

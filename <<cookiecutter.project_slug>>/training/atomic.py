@@ -180,8 +180,9 @@ def clean(outdir: Path) -> None:
         else:
             shutil.rmtree(leftover)
     for name in {path.stem for path in store.glob("*.*")}:
-        versions = [path for _, path in _versions(outdir / name) if find_fault(path) is None]
-        if versions and not (outdir / name).exists():
+        if (outdir / name).exists():
+            continue
+        if versions := [path for _, path in _versions(outdir / name) if find_fault(path) is None]:
             _repoint(outdir / name, versions[-1])
 
 

@@ -21,10 +21,9 @@ def download_checkpoint(place: str) -> Path:
     Raises:
         RunError: The repository cannot be read, or has no `last/`.
     """
-    name, options = split_revision(place.removeprefix(PREFIX))
+    name, hub = split_revision(place.removeprefix(PREFIX))
     try:
-        revision = options.get("revision")
-        folder = snapshot_download(name, revision=revision, allow_patterns=f"{LAST}/*")
+        folder = snapshot_download(name, revision=hub.get("revision"), allow_patterns=f"{LAST}/*")
     except Exception as error:  # of the name, the network, the client, the Hub
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise RunError(f"--restore_dir {place}: cannot be downloaded ({reason})") from None

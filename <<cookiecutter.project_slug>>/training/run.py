@@ -20,6 +20,7 @@ from model.interface import Scorer
 
 from .adapter import add_adapter, check_form, moved_base, prepare_base
 from .atomic import is_published, supports_links
+from .averaging import WeightAverage
 from .batches import Batches
 from .checkpoint import Checkpointer
 from .config import RunConfig
@@ -27,19 +28,19 @@ from .contract import ExampleSet, Task
 from .data import TrainData
 from .distributed import RankGroup
 from .launch import start
-from .loading import build_config, build_model, load_model, load_tokenizer, set_up
+from .loading import build_config, build_model, commit_of, load_model, load_tokenizer, set_up
 from .lock import lock_folder
 from .losses import LOSS, LossMeter
 from .memory import largest_batch_size
 from .model_check import check_model, unused_parameters
 from .optimization import (
     GradientGuard,
-    build_optimizer,
     build_scheduler,
     check_optimizer,
     check_scheduler,
     fast_forward,
 )
+from .optimizers import build_optimizer, describe_optimizer
 from .randomness import seed_all
 from .set_names import named_scores
 from .signals import StopSignals, ended_children
@@ -59,6 +60,7 @@ class Run:
     """The parts of a run that the loop uses.
 
     Attributes:
+        commit: Commit of `--model_id` on the Hub; None for a folder.
         notes: Lines to print about settings that were chosen or changed.
     """
 
@@ -71,6 +73,7 @@ class Run:
     optimizer: Optimizer
     scheduler: LRScheduler
     guard: GradientGuard
+    average: WeightAverage
     tokenizer: PreTrainedTokenizerBase | None
     train_data: TrainData
     valid_sets: list[ValidationSet]
@@ -80,6 +83,7 @@ class Run:
     throughput: Throughput
     signals: StopSignals
     checkpoints: Checkpointer
+    commit: str | None
     notes: list[str]
 
     @property
@@ -112,12 +116,13 @@ def _build_strategy(accelerator: Accelerator, config: RunConfig) -> Strategy:
     Raises:
         RunError: DeepSpeed was configured for something that is not supported.
     """
+    if accelerator.distributed_type == DistributedType.FSDP:
+        config.optimizer_options.check_sharding()
     if accelerator.distributed_type != DistributedType.DEEPSPEED:
         return Strategy(accelerator)
-    if config.lora_rank:
-        raise RunError(
-            f"--lora_rank {config.lora_rank}: not supported with DeepSpeed; expected FSDP2"
-        )
+    for name in ("lora_rank", "ema"):
+        if value := getattr(config, name):
+            raise RunError(f"--{name} {value}: not supported with DeepSpeed; expected FSDP2")
     from .zero import ZeroStrategy  # imports DeepSpeed, which is optional
 
     return ZeroStrategy(accelerator, config.max_grad_norm)
@@ -147,7 +152,7 @@ def _check_unchanged(group: RankGroup, task: Task, argv: list[str], config: RunC
     have different folders.
     """
     with group.in_agreement():
-        again, _ = RunConfig.from_command_line(task, argv)
+        again, _ = RunConfig.from_command_line(task, argv, config.restore_dir)
         if again != config:
             raise RunError(f"{config.outdir}: changed while this run started; start it again")
     group.expect_equal({f"--{name}": value for name, value in config.to_args().items()})
@@ -169,7 +174,8 @@ class _Opening:
         self.accelerator = accelerator
         self.group = group
         self.notes = notes
-        self.base_hash: str | None = None
+        self.base_hash = None if config.resumed is None else config.resumed.base
+        self.commit = None if config.resumed is None else config.resumed.commit
 
     def open(self) -> Run:
         """Build everything."""
@@ -192,10 +198,12 @@ class _Opening:
         strategy = _build_strategy(self.accelerator, self.config)
         may_leave_unused = bool(self.unused_parameters(model)) or self.task.leaves_unused
         model, optimizer = strategy.prepare(model, optimizer, may_leave_unused)
+        average = WeightAverage(model, optimizer, self.config.ema, state.scheduler_steps)
+        average.check_save(self.accelerator.unwrap_model(model).save_pretrained)
         checkpoints = Checkpointer(
-            self.accelerator,
             self.group,
             strategy,
+            average,
             self.tokenizer,
             outdir=Path(self.config.outdir),
             about=self.about,
@@ -215,6 +223,7 @@ class _Opening:
             optimizer=optimizer,
             scheduler=scheduler,
             guard=GradientGuard(self.accelerator, model, optimizer, self.config.max_grad_norm),
+            average=average,
             tokenizer=self.tokenizer,
             train_data=self.train_data,
             valid_sets=self.valid_sets(scores, own_scores),
@@ -224,6 +233,7 @@ class _Opening:
             throughput=Throughput(self.accelerator, model, self.config.tf32),
             signals=StopSignals(self.group),
             checkpoints=checkpoints,
+            commit=self.commit,
             notes=self.notes,
         )
 
@@ -285,20 +295,25 @@ class _Opening:
         if config.restore_dir is None:
             arguments = {**self.train_data.examples.schema, **config.model_options}
             made = build_config(self.task, config.model_id, arguments, self.tokenizer)
+            self.commit = commit_of(config.model_id)
             if config.lora_rank:
                 prepare_base(made, config)
             model, notes = build_model(self.task.model_class, made, config.model_id)
             self.notes += notes
             if config.lora_rank:
-                add_adapter(model, config)
+                add_adapter(model, config, self.commit)
+                if self.group.is_main:  # which saves it
+                    self.base_hash = hash_base(model.base_model)
             if config.lr is None:
                 self.config = replace(config, lr=self._default_lr(made))
         else:
             options = config.model_options
             place = moved_base(config)
-            model = load_model(self.task.model_class, config.restore_dir, options, place)
-        if config.lora_rank:
-            self.base_hash = hash_base(model.base_model)
+            # The ranks of a machine have the same files: one of them compares the base model.
+            compares_base = self.group.is_local_main
+            model = load_model(
+                self.task.model_class, config.restore_dir, options, place, compares_base
+            )
         set_up(model, self.config)
         return model
 
@@ -424,15 +439,40 @@ class _Opening:
             "train": examples.fingerprint,
             "valid": {n: examples.fingerprint for n, examples in self.valid_examples.items()},
         }
-        args = self.config.to_args()
-        return {"args": args, "schema": examples.schema, "data": data, "base": self.base_hash}
+        return {
+            "args": self.config.to_args(),
+            "schema": examples.schema,
+            "data": data,
+            "base": self.base_hash,
+            "commit": self.commit,
+        }
 
     def build_optimizer(self, model: Any) -> Optimizer:
-        """Build the task's optimizer, or AdamW."""
-        build = self.task.build_optimizer or build_optimizer
+        """Build the task's optimizer, or that of `--optimizer`.
+
+        Raises:
+            RunError: An argument does not apply to it, or to the model.
+        """
+        lr = self.config.peak_lr
+        weight_decay = self.config.weight_decay
+        options = self.config.optimizer_options
+        if self.task.build_optimizer is None:
+            optimizer = build_optimizer(model, lr, weight_decay, options)
+            self.notes += describe_optimizer(optimizer, model)
+            return optimizer
+        for name, value in options.changed().items():
+            raise RunError(
+                f"--{name} {value}: model/optimization.py has a build_optimizer; expected one of "
+                "the two"
+            )
         with user_code("model/optimization.py: build_optimizer fails"):
-            optimizer = build(model, self.config.peak_lr, self.config.weight_decay)
+            optimizer = self.task.build_optimizer(model, lr, weight_decay)
         check_optimizer(optimizer, model)
+        if self.config.ema and hasattr(optimizer, "eval"):
+            raise RunError(
+                f"--ema {self.config.ema}: {type(optimizer).__name__} averages the weights itself; "
+                "expected one of the two"
+            )
         return optimizer
 
     def build_scheduler(self, optimizer: Optimizer, state: TrainState) -> LRScheduler:

@@ -186,6 +186,7 @@ class SavedRun:
         state: The state, as rank 0 saved it.
         train_losses, named_losses: `train_loss` and `named_losses` of each rank.
         base: Hash of the base model's weights; None without an adapter.
+        commit: Commit of `--model_id` on the Hub when the run started; None for a folder.
     """
 
     args: dict[str, Any]
@@ -195,6 +196,7 @@ class SavedRun:
     train_losses: list[float]
     named_losses: list[dict[str, float]]
     base: str | None = None
+    commit: str | None = None
 
     @classmethod
     def read(cls, folder: Path) -> "SavedRun":
@@ -223,6 +225,7 @@ class SavedRun:
                 train_losses=losses,
                 named_losses=named,
                 base=content.get("base"),
+                commit=content.get("commit"),
             )
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise RunError(f"{path}: not the state of a run ({error})") from None
@@ -233,6 +236,7 @@ class SavedRun:
             "schema": self.schema,
             "data": self.data,
             "base": self.base,
+            "commit": self.commit,
             **asdict(self.state),
             "train_loss": self.train_losses,
             "named_losses": self.named_losses,

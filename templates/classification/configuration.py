@@ -26,7 +26,7 @@ OPTIONS: dict[str, dict] = {
         "type": fraction,
         "default": 0.0,
         "metavar": "X",
-        "help": "fraction of each target spread evenly over all labels, in training only",
+        "help": "fraction of each training target spread over all labels",
     },
 }
 

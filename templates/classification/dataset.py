@@ -29,7 +29,7 @@ OPTIONS: dict[str, dict] = {
     "class_weight": {
         "choices": ["balanced"],
         "metavar": "NAME",
-        "help": "balanced: weights inverse to the frequency of each label, also in validation",
+        "help": "balanced: weight labels by inverse frequency, also in validation",
     },
 }
 SHOWN = 20  # labels in the line about their weights

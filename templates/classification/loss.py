@@ -28,6 +28,7 @@ def compute_loss(
     """
     if num_items_in_batch is None:
         num_items_in_batch = count_items(labels, class_weights)
+    logits = logits.float()
     if problem_type == "single_label_classification":
         total = F.cross_entropy(
             logits, labels, class_weights, reduction="sum", label_smoothing=label_smoothing

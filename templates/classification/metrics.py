@@ -135,8 +135,7 @@ class Scores:
     """The scores of `DIRECTIONS` for the model's labels, over all processes.
 
     With several labels per example, a label is predicted if its probability is above 0.5. In
-    `tuned_macro_f1` and in the table the thresholds are chosen for each label on the same data, by
-    F1.
+    `tuned_macro_f1` and in the table, the threshold of each label is chosen on the same data.
     """
 
     def __init__(
@@ -155,7 +154,8 @@ class Scores:
         metrics = build_metrics(self.config.problem_type, self.config.num_labels)
         self.metrics = metrics.to(self.device)
         self.calibration = Calibration()
-        self.thresholds = ThresholdCounts(self.config.num_labels, self.device)
+        several = self.config.problem_type == "multi_label_classification"
+        self.thresholds = ThresholdCounts(self.config.num_labels if several else 0, self.device)
         self.chosen: dict[str, float] = {}
         self.rows: dict[str, dict[str, float]] = {}
 

@@ -14,8 +14,7 @@ from .dataset import OPTIONS as DATA_OPTIONS
 OPTIONS: dict[str, dict] = {
     "threshold": {
         "type": float,
-        "help": "predict labels with a higher probability, if there are several per example "
-        "(default: chosen for each label in validation, or 0.5)",
+        "help": "probability above which each of several labels is predicted",
     },
 }
 

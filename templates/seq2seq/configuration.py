@@ -20,7 +20,7 @@ OPTIONS: dict[str, dict] = {
         "type": fraction,
         "default": 0.0,
         "metavar": "X",
-        "help": "fraction of each target spread evenly over the vocabulary, in training only",
+        "help": "fraction of each training target spread over the vocabulary",
     },
 }
 

@@ -18,6 +18,7 @@ class Hub(BaseHTTPRequestHandler):
     """
 
     files: dict[str, bytes] = {}
+    blobs: dict[str, bytes] = {}  # by checksum
     commits: list[set[str]] = []
     refuses = False
 
@@ -62,14 +63,14 @@ class Hub(BaseHTTPRequestHandler):
                 if line["key"] == "file":
                     self.files[value["path"]] = base64.b64decode(value["content"])
                 elif line["key"] == "lfsFile":
-                    self.files[value["path"]] = self.files.pop(value["oid"])
+                    self.files[value["path"]] = self.blobs[value["oid"]]
             done = {"commitUrl": f"{address}/someone/mine/commit/1", "commitOid": "1" * 40}
             self.answer({**done, "success": True, "hookOutput": ""})
         else:
             self.answer({})
 
     def do_PUT(self) -> None:
-        self.files[self.path.rpartition("/")[2]] = self.body()
+        self.blobs[self.path.rpartition("/")[2]] = self.body()
         self.answer({})
 
     def do_GET(self) -> None:
