@@ -16,7 +16,7 @@ from training.command_line import check_early
 from training.config import check_form
 
 if __name__ == "__main__":
-    check_early(check_form)  # `--help` needs none of the following imports, which take seconds
+    check_early(check_form)  # before the imports below, which take seconds
 
 import torch
 from accelerate.utils import send_to_device
