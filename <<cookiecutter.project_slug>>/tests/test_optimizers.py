@@ -182,7 +182,7 @@ def test_optimizer_and_average_of_a_resumed_run_cannot_change(averaged):
     ],
 )
 def test_option_that_would_have_no_effect_is_refused(flags, sentence, monkeypatch, tmp_path):
-    monkeypatch.setattr("training.optimizers.require", lambda *_: None)
+    monkeypatch.setattr("training.optimizer_options.require", lambda *_: None)
     with pytest.raises(RunError, match=sentence):
         RunConfig.from_command_line(Task(), ["--outdir", str(tmp_path / "run"), *flags.split()])
 
