@@ -10,9 +10,11 @@ import pytest
 import torch
 from transformers import (
     AutoConfig,
-    AutoModelForCausalLM,
-    AutoModelForSeq2SeqLM,
-    AutoModelForSequenceClassification,
+    BartForConditionalGeneration,
+    BertForSequenceClassification,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    T5ForConditionalGeneration,
 )
 
 import train
@@ -208,16 +210,16 @@ def test_no_layers_and_no_head_are_refused():
         learning_rate_factors(model, 1.0, 2.0)
 
 
-def tiny_model(auto_class, model_type: str, **settings):
-    return auto_class.from_config(AutoConfig.for_model(model_type, **SIZES, **settings))
+def tiny_model(kind: type[PreTrainedModel], **settings) -> PreTrainedModel:
+    model_type = kind.config_class.model_type
+    return kind(AutoConfig.for_model(model_type, **SIZES, **settings))
 
 
 @pytest.mark.parametrize(
-    ("auto_class", "model_type", "expected"),
+    ("kind", "expected"),
     [
         (
-            AutoModelForSequenceClassification,
-            "bert",
+            BertForSequenceClassification,
             {
                 "bert.embeddings.LayerNorm.weight": 4,
                 "bert.embeddings.position_embeddings.weight": 4,
@@ -228,8 +230,7 @@ def tiny_model(auto_class, model_type: str, **settings):
             },
         ),
         (
-            AutoModelForCausalLM,
-            "llama",
+            LlamaForCausalLM,
             {
                 "model.embed_tokens.weight": 4,
                 "model.layers.0.mlp.up_proj.weight": 3,
@@ -238,8 +239,7 @@ def tiny_model(auto_class, model_type: str, **settings):
             },
         ),
         (
-            AutoModelForSeq2SeqLM,
-            "bart",
+            BartForConditionalGeneration,
             {
                 "model.shared.weight": 4,
                 "model.encoder.layernorm_embedding.weight": 4,
@@ -250,8 +250,7 @@ def tiny_model(auto_class, model_type: str, **settings):
             },
         ),
         (
-            AutoModelForSeq2SeqLM,
-            "t5",
+            T5ForConditionalGeneration,
             {
                 "shared.weight": 4,
                 "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight": 3,
@@ -260,30 +259,30 @@ def tiny_model(auto_class, model_type: str, **settings):
             },
         ),
     ],
-    ids=lambda value: value if isinstance(value, str) else "",
+    ids=["bert", "llama", "bart", "t5"],
 )
-def test_layers_are_counted_from_the_head(auto_class, model_type, expected):
-    model = tiny_model(auto_class, model_type)
+def test_layers_are_counted_from_the_head(kind, expected):
+    model = tiny_model(kind)
     distances = distances_from_head(model)
     assert {name: distances[model.get_parameter(name)] for name in expected} == expected
 
 
 def test_head_and_hidden_matrices_are_found():
-    model = tiny_model(AutoModelForSequenceClassification, "bert")
+    model = tiny_model(BertForSequenceClassification)
     names = {parameter: name for name, parameter in model.named_parameters()}
     assert {names[p] for p in head_parameters(model)} == {"classifier.weight", "classifier.bias"}
     matrices = {names[p] for p in hidden_matrices(model)}
     assert len(matrices) == 3 * 6 + 1  # and the pooler
     assert not any("embeddings" in name or "classifier" in name for name in matrices)
-    tied = tiny_model(AutoModelForCausalLM, "llama", tie_word_embeddings=True)
+    tied = tiny_model(LlamaForCausalLM, tie_word_embeddings=True)
     assert not head_parameters(tied)
-    untied = tiny_model(AutoModelForCausalLM, "llama", tie_word_embeddings=False)
+    untied = tiny_model(LlamaForCausalLM, tie_word_embeddings=False)
     assert head_parameters(untied) == {untied.lm_head.weight}
 
 
 @pytest.mark.parametrize("name", ["adamw", "muon", "sgd"])
 def test_each_parameter_has_the_learning_rate_of_its_layer(name):
-    model = tiny_model(AutoModelForSequenceClassification, "bert")
+    model = tiny_model(BertForSequenceClassification)
     options = OptimizerOptions(optimizer=name, layer_decay=0.5, head_lr_factor=10.0)
     groups = build_optimizer(model, 1e-3, 0.1, options).param_groups
     rates = {p: group["lr"] for group in groups for p in group["params"]}
