@@ -12,7 +12,7 @@ tokenizer, no weights). The same sources and the same transformers give the same
 import argparse
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -101,9 +101,17 @@ def save_data(train: Iterable[Row], valid: Iterable[Row], task: Path) -> list[Ro
 
 
 def train_tokenizer(
-    rows: list[Row], size: int, template: str, **special: str
+    rows: list[Row],
+    size: int,
+    template: str,
+    splits: Sequence[pre_tokenizers.PreTokenizer] = (),
+    **special: str,
 ) -> PreTrainedTokenizerFast:
-    """Train a byte-level BPE. CTranslate2 requires that it never returns UNK."""
+    """Train a byte-level BPE. CTranslate2 requires that it never returns UNK.
+
+    Args:
+        splits: Further rules that divide a text.
+    """
     trainer = trainers.BpeTrainer(
         vocab_size=size,
         special_tokens=list(dict.fromkeys(special.values())),
@@ -112,6 +120,8 @@ def train_tokenizer(
     )
     core = Tokenizer(models.BPE())
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    if splits:
+        core.pre_tokenizer = pre_tokenizers.Sequence([*splits, core.pre_tokenizer])
     core.decoder = decoders.ByteLevel()
     core.train_from_iterator((row[key] for row in rows for key in row if key != "label"), trainer)
     core.post_processor = processors.TemplateProcessing(
@@ -195,10 +205,25 @@ def token_classification(source: Path, task: Path) -> None:
     is_valid = [number % 10 == 9 for number in range(len(found))]
     train = [row for row, is_held_out in zip(found, is_valid, strict=True) if not is_held_out]
     valid = [row for row, is_held_out in zip(found, is_valid, strict=True) if is_held_out]
-    rows = save_data(train, valid, task)
+    save_tagger(save_data(first_with_each_label(train), valid, task), task)
+
+
+def first_with_each_label(rows: list[Row]) -> list[Row]:
+    """Move the first row with each label to the front: a few rows then have all labels."""
+    firsts: dict[str, int] = {}
+    for number, row in enumerate(rows):
+        for entity in row["entities"]:
+            firsts.setdefault(entity["label"], number)
+    return sorted(rows, key=lambda row: rows.index(row) not in firsts.values())
+
+
+def save_tagger(rows: list[Row], task: Path) -> None:
     special = {"bos_token": "<s>", "eos_token": "</s>", "cls_token": "<s>", "sep_token": "</s>"}
     texts = [{"text": row["text"]} for row in rows]
-    tokenizer = train_tokenizer(texts, 1024, "<s> $A </s>", pad_token="<pad>", **special)
+    # An entity may end before a punctuation mark.
+    splits = [pre_tokenizers.Punctuation("isolated"), pre_tokenizers.Digits(individual_digits=True)]
+    form = "<s> $A </s>"
+    tokenizer = train_tokenizer(texts, 1024, form, splits, pad_token="<pad>", **special)
     # Offsets without the space before a word.
     core = tokenizer.backend_tokenizer
     trim = processors.ByteLevel(trim_offsets=True, add_prefix_space=False)

@@ -107,7 +107,7 @@ class Schema:
         if unknown := sorted(name for name in found if not is_known(name, labels)):
             having = (unknown[0] in json.loads(cell) for cell in rows["names"])
             where = locate_row(path, next(row for row, has in enumerate(having) if has))
-            expected = ", ".join(labels)
+            expected = ", ".join(name for name in labels if not name.startswith("I-"))
             raise DataError(f"{where}: unknown label {unknown[0]!r}; expected one of {expected}")
         return dataclasses.replace(self, labels=labels)
 
@@ -193,7 +193,7 @@ class Dataset(torch.utils.data.Dataset):
         names = self.schema["labels"]
         counts: Counter[str] = Counter()
         for index, count in Counter(self._all_labels().tolist()).items():
-            if index >= 0 and not names[index].startswith("I-"):
+            if index >= 0 and names[index] != OUTSIDE and not names[index].startswith("I-"):
                 counts[names[index].removeprefix("B-")] += count
         yield describe_counts(dict(sorted(counts.items())))
         yield from describe_examples(self, self._decode)

@@ -81,9 +81,7 @@ class Predictor:
     @torch.no_grad()
     def _probabilities(self, tokenized: list[Tokens]) -> list[Tensor]:
         """Return the probabilities of the labels for each text, shape (tokens, labels)."""
-        windows = [
-            (row, *part) for row, tokens in enumerate(tokenized) for part in tokens.bounds()
-        ]
+        windows = [(row, *part) for row, tokens in enumerate(tokenized) for part in tokens.bounds()]
         parts: list[list[Tensor]] = [[torch.zeros(0, len(self.names))] for _ in tokenized]
         for first in range(0, len(windows), BATCH):
             batch = windows[first : first + BATCH]
