@@ -1,4 +1,4 @@
-"""A new task is one folder and one word: add a task with a name of its own, and test its project."""
+"""A new task is one folder and one word: add one with a name of its own, and test its project."""
 
 from __future__ import annotations
 
