@@ -52,10 +52,12 @@ def test_tokens_windows_and_scores(project: Path, tmp_path: Path) -> None:
 
 
 def test_the_sample_is_learned(best: Path) -> None:
-    logs = [entry["valid_log"] for entry in json.loads((best / "../log.json").read_text()).values()]
+    logs = [
+        entry["valid_log"] for entry in json.loads((best.parent / "log.json").read_text()).values()
+    ]
     assert logs[-1]["loss"] < logs[0]["loss"]
     assert logs[-1]["f1"] > 0.5
-    assert "AddressNumber" in (best / "../scores.txt").read_text()
+    assert "AddressNumber" in (best.parent / "scores.txt").read_text()
 
 
 def test_predicted_entities_have_the_scores_of_the_validation(
@@ -81,7 +83,7 @@ def test_predicted_entities_have_the_scores_of_the_validation(
         for start, end, label, text in (entity.values() for entity in answer["prediction"]):
             assert text == answer["text"][start:end] == text.strip()
             found.add((number, start, end, label))
-    log = json.loads((best / "../log.json").read_text())
+    log = json.loads((best.parent / "log.json").read_text())
     scores = [entry["valid_log"] for entry in log.values()]
     expected = min(scores, key=lambda entry: entry["loss"])
     assert 2 * len(true & found) / len(true | found) > 0

@@ -308,7 +308,7 @@ def rows_of(batch: dict[str, list], columns: list[str]) -> list[tuple]:
 
 
 def check_row(cells: tuple, spans_column: str | None) -> tuple[list[str], str]:
-    """Return the distinct labels of a row, with a prefix if it has entities; and its error or ""."""
+    """Return the distinct labels of a row, with a prefix if they are entities; and its error."""
     try:
         row = parse_row(cells, spans_column, has_prefixes=False)
     except DataError as error:
