@@ -52,6 +52,9 @@ bench: $(STAMP)
 	"$(BIN)/python" bench/speed.py --write bench/results
 	"$(BIN)/python" bench/scale.py --write bench/results
 	"$(BIN)/python" bench/lora.py --write bench/results
+	"$(BIN)/python" bench/saving.py --markdown bench/results/saving.md
+	"$(BIN)/python" bench/start.py --write bench/results
+	"$(BIN)/python" bench/prediction.py --write bench/results
 
 # --config: the settings of <<cookiecutter.project_slug>>/pyproject.toml are for rendered projects.
 lint: $(STAMP)

@@ -1,5 +1,12 @@
 """Errors that end a program in one sentence: what, where, and what was expected."""
 
+import traceback
+from pathlib import Path
+
+REFUSED = 2  # exit code after a UserError
+STOPPED = 75  # exit code after Stopped; EX_TEMPFAIL of sysexits.h: try again
+MODEL = Path(__file__).parent / "model"
+
 
 class UserError(ValueError):
     """A request that cannot be met. Ends the program with exit code 2."""
@@ -19,3 +26,17 @@ class RankError(RunError):
 
 class Stopped(Exception):
     """A run that was asked to stop and has saved. Ends the program with exit code 75."""
+
+
+def describe(error: Exception) -> str:
+    """Return the type of an error, its first line, and the last line of model/ in its traceback."""
+    lines = str(error).strip().splitlines()
+    if isinstance(error, UserError):
+        return lines[0]
+    reason = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+    frames = traceback.extract_tb(error.__traceback__)
+    places = [frame for frame in frames if Path(frame.filename).parent == MODEL]
+    if not places:
+        return reason
+    place = f"model/{Path(places[-1].filename).name}:{places[-1].lineno}"
+    return f"{reason}; at {place}"

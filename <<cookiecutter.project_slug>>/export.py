@@ -4,40 +4,32 @@ python export.py --output exported --dtype bfloat16
 python export.py --output exported --onnx                pip install -e '.[onnx]'
 """
 
-import argparse
 import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from training.command_line import build_export_parser, check_early
+
+if __name__ == "__main__":
+    check_early(build_export_parser().parse_args)
+
 import torch
 import transformers
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from errors import RunError
+from errors import RunError, describe
 from training.adapter import holds_adapter
 from training.contract import Task
-from training.help import HelpFormatter
 from training.launch import run as exit_code_of
 from training.loading import load_model, load_tokenizer
 from training.packages import require
-from training.user_code import describe
 
-DTYPES = ("float32", "bfloat16", "float16")
 ONNX_PACKAGES = ("onnx", "onnxruntime", "onnxscript")
 SAMPLES = ("Do you see it?", "No.")
 TOLERANCE = 1e-4  # relative to the largest logit
-
-
-def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(usage="export.py [arguments]", formatter_class=HelpFormatter)
-    parser.add_argument("--checkpoint", default="outputs/best", help="checkpoint to export")
-    parser.add_argument("--output", required=True, help="output folder, new or empty")
-    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="dtype of the weights")
-    parser.add_argument("--onnx", action="store_true", help="also write model.onnx (classifiers)")
-    return parser
 
 
 class Logits(nn.Module):
@@ -166,7 +158,7 @@ def next_commands(model: Any, output: Path) -> Iterator[str]:
 
 
 def main(argv: list[str] | None = None) -> None:
-    args = build_parser().parse_args(argv)
+    args = build_export_parser().parse_args(argv)
     task = Task()
     output = Path(args.output).expanduser()
     if output.exists() and any(output.iterdir()):

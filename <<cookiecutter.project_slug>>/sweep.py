@@ -23,15 +23,14 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from errors import RunError, Stopped
+from errors import REFUSED, STOPPED, RunError, Stopped
 from reporting.sweep_results import Trial, draw, table
 from training.atomic import write_file
-from training.config import build_parser as build_train_parser, insert_yaml
-from training.contract import Task
+from training.command_line import exit_code_of
+from training.config import LOSS, build_parser as build_train_parser, insert_yaml
 from training.help import HelpFormatter
-from training.launch import REFUSED, STOPPED, run as exit_code_of
 from training.lock import LOCK_FILE
-from training.losses import LOSS
+from training.options import TaskOptions
 from training.packages import require
 from training.search_space import parse_space
 from training.study import Study
@@ -102,7 +101,7 @@ def check_train_arguments(args: argparse.Namespace, arguments: list[str]) -> str
     Raises:
         RunError: An argument does not exist, is set by this script, or is both fixed and varied.
     """
-    parser = build_train_parser(Task())
+    parser = build_train_parser(TaskOptions())
     values = parser.parse_args(insert_yaml(parser, arguments))
     given = {text[2:].partition("=")[0] for text in arguments if text.startswith("--")}
     varied = {text.partition("=")[0] for text in args.search}

@@ -12,6 +12,12 @@ import time
 from contextlib import closing
 from itertools import islice
 
+from training.command_line import check_early
+from training.config import check_form
+
+if __name__ == "__main__":
+    check_early(check_form)  # `--help` needs none of the following imports, which take seconds
+
 import torch
 from accelerate.utils import send_to_device
 from torch import Tensor
@@ -21,7 +27,7 @@ from model.interface import Scorer
 from reporting.preview import preview
 from reporting.report import Report
 from training.batches import MicroBatch, Step
-from training.contract import Task
+from training.contract import Task, chosen_options
 from training.launch import run as exit_code_of
 from training.losses import LOSS, LossMeter, add_losses, loss_factor
 from training.optimization import optimizer_step, sum_over_ranks
@@ -98,13 +104,15 @@ def save_point(run: Run, is_due: bool = False) -> None:
 
     Raises:
         Stopped: A rank received a signal, and the run has been saved.
-        RunError: A loss or gradient was not finite, or the save failed.
+        RunError: A loss or gradient was not finite, or a save failed.
     """
-    must_stop = run.signals.stop_requested(run.losses.first_bad_step is not None)
+    is_broken = run.losses.first_bad_step is not None or run.checkpoints.has_failed
+    must_stop = run.signals.stop_requested(is_broken)
     if must_stop or is_due:
         mean_losses(run)  # raises if a loss was not finite, so that such a step is never saved
         run.checkpoints.save(run.model, run.optimizer, run.state)
     if must_stop:
+        run.checkpoints.join()
         raise run.signals.stopped(run.config.outdir)
 
 
@@ -126,7 +134,7 @@ def mean_losses(run: Run) -> dict[str, float]:
     bad = [step for _, step in gathered if step is not None]
     if bad:
         raise_not_finite(run, min(bad, key=lambda step: (step.epoch, step.index)))
-    items = max(1, run.state.train_items)
+    items = run.state.train_items or 1
     names = [LOSS, *run.state.named_losses]
     return {name: math.fsum(part.get(name, 0.0) for part, _ in gathered) / items for name in names}
 
@@ -156,7 +164,7 @@ def validate_step(run: Run, step: Step, losses: LossMeter, scorers: list[Scorer]
 def validate_set(run: Run, report: Report, part: ValidationSet) -> SetResult:
     """Compute the losses and scores of a validation set over all ranks."""
     losses = LossMeter(run.accelerator)
-    count = int(part.batches.examples.num_items.sum())
+    count = part.batches.examples.num_items.sum().item()
     part.scorers[-1].reset()
     bar = report.progress_bar(f"VALID {part.name}".strip(), len(part.batches))
     with bar, closing(part.batches.steps()) as steps:
@@ -180,6 +188,7 @@ def validate(run: Run, report: Report) -> dict[str, float]:
     with run.strategy.full_parameters(run.model, generates):
         results = [validate_set(run, report, part) for part in run.valid_sets]
         log = combine(results, run.scores)
+    run.state.predict_options = chosen_options(run.scores)
     report.after_sets(log, len(results))
     # Ranks that disagree on a score would disagree on best/ and on early stopping, too.
     run.group.expect_equal({f"{name} (Scores.compute has to reduce it)": log[name] for name in log})
@@ -198,6 +207,7 @@ def main(argv: list[str] | None = None) -> None:
             start = time.perf_counter()
             train_log = train_until_validation(run, report)
             speed = run.throughput.since_restart(run.group)
+            save_point(run, is_due=not run.state.log)  # the first validation may fail
             valid_log = validate(run, report)
             is_best = run.state.record(
                 train_log,
@@ -207,7 +217,7 @@ def main(argv: list[str] | None = None) -> None:
                 speed=speed,
                 epoch_size=len(run.train_data.examples),
             )
-            describe = report.describe if is_best else None
+            describe = report.describe() if is_best else None
             run.checkpoints.save(run.model, run.optimizer, run.state, describe)
             report.after_validation()
         report.finish()

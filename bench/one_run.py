@@ -148,54 +148,14 @@ def limit(spec: dict, meter: Meter) -> None:
             optimizer.zero_grad()
 
 
-def stock(spec: dict) -> tuple[Any, Any, Any, Any]:
-    """Return model, tokenizer, data and collator as in the documentation of transformers."""
-    import transformers as hf
-    from datasets import load_dataset
-
-    tokenizer = hf.AutoTokenizer.from_pretrained(spec["base"])
-    config = hf.AutoConfig.from_pretrained(spec["base"])
-    hf.set_seed(spec["seed"])
-    rows = load_dataset("json", data_files=spec["train_input"], split="train")
-    size = spec["max_len"]
-    options = {"truncation": True, "max_length": size}
-
-    def labelled(batch: dict) -> dict:
-        return {**tokenizer(batch["text"], **options), "labels": batch["label"]}
-
-    def paired(batch: dict) -> dict:
-        return tokenizer(batch["source"], text_target=batch["target"], **options)
-
-    def joined(batch: dict) -> dict:
-        """Join texts as examples/pytorch/language-modeling/run_clm.py does."""
-        ids = sum(tokenizer(batch["text"])["input_ids"], [])
-        blocks = [ids[i : i + size] for i in range(0, len(ids) - size + 1, size)]
-        masks = [[1] * size for _ in blocks]
-        return {"input_ids": blocks, "labels": blocks, "attention_mask": masks}
-
-    encode, auto, collator = {
-        "classification": (
-            labelled,
-            hf.AutoModelForSequenceClassification,
-            lambda _: hf.DataCollatorWithPadding(tokenizer),
-        ),
-        "seq2seq": (
-            paired,
-            hf.AutoModelForSeq2SeqLM,
-            lambda model: hf.DataCollatorForSeq2Seq(tokenizer, model),
-        ),
-        "causal_lm": (joined, hf.AutoModelForCausalLM, lambda _: hf.default_data_collator),
-    }[spec["task"]]
-    data = rows.map(encode, batched=True, remove_columns=rows.column_names)
-    model = auto.from_config(config)
-    return model, tokenizer, data, collator(model)
-
-
 def trainer(spec: dict, meter: Meter, **options: Any) -> None:
     """Run transformers.Trainer as documented."""
     import transformers as hf
+    from stock import Stock
 
-    model, tokenizer, data, collate = stock(spec)
+    peer = Stock(spec)
+    data = peer.data(spec["train_input"])
+    model = peer.model()
     arguments = hf.TrainingArguments(
         output_dir=spec["outdir"],
         per_device_train_batch_size=spec["batch_size"],
@@ -208,7 +168,11 @@ def trainer(spec: dict, meter: Meter, **options: Any) -> None:
     )
     meter.attach(model)
     hf.Trainer(
-        model, arguments, train_dataset=data, data_collator=collate, processing_class=tokenizer
+        model,
+        arguments,
+        train_dataset=data,
+        data_collator=peer.collator(model),
+        processing_class=peer.tokenizer,
     ).train()
 
 
@@ -228,13 +192,16 @@ def accelerate_example(spec: dict, meter: Meter) -> None:
     """Run the loop of Accelerate's examples/complete_nlp_example.py."""
     import torch
     from accelerate import Accelerator
+    from stock import Stock
     from torch.utils.data import DataLoader
     from transformers import get_linear_schedule_with_warmup
 
     accelerator = Accelerator()
-    model, _, data, collate = stock(spec)
+    peer = Stock(spec)
+    data = peer.data(spec["train_input"])
+    model = peer.model().to(accelerator.device)
+    collate = peer.collator(model)
     loader = DataLoader(data, shuffle=True, collate_fn=collate, batch_size=spec["batch_size"])
-    model = model.to(accelerator.device)
     optimizer = torch.optim.AdamW(params=model.parameters(), lr=spec["lr"])
     schedule = get_linear_schedule_with_warmup(
         optimizer=optimizer, num_warmup_steps=0, num_training_steps=len(loader)

@@ -54,8 +54,13 @@ def run(project: Path, *command: str) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize(
     ("label", "scores", "reached", "of_predictions"),
     [
-        (single, {"accuracy", "macro_f1"}, ("accuracy", 0.9), "accuracy"),
-        (several, {"exact_match", "micro_f1", "macro_f1"}, ("micro_f1", 0.9), "exact_match"),
+        (single, {"accuracy", "macro_f1", "ece"}, ("accuracy", 0.9), "accuracy"),
+        (
+            several,
+            {"exact_match", "micro_f1", "macro_f1", "tuned_macro_f1"},
+            ("micro_f1", 0.9),
+            "exact_match",
+        ),
         (value, {"mean_absolute_error", "pearson"}, ("pearson", 0.9), "mean_absolute_error"),
     ],
 )
@@ -83,6 +88,8 @@ def test_each_type_of_label_is_trained_and_predicted(
     assert run(project, "train.py", *data, "--pair_column=more", "--dry_run").returncode == 0
     output = tmp_path / "out.jsonl"
     arguments = ["--checkpoint", str(outdir / "best"), "--input", str(tmp_path / "valid.jsonl")]
+    if label is several:  # the threshold of exact_match
+        arguments += ["--threshold", "0.5"]
     done = run(project, "predict.py", *arguments, "--output", str(output))
     assert done.returncode == 0, done.stderr[-2000:]
     rows = [json.loads(line) for line in (tmp_path / "valid.jsonl").read_text().splitlines()]

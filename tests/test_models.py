@@ -276,7 +276,8 @@ for module in model.modules():
     if isinstance(module, torch.nn.Dropout):
         module.p = 0.0
 
-def results(**options):
+def results(smoothing, **options):
+    model.config.label_smoothing = smoothing
     model.zero_grad()
     outputs = model(**batch, num_items_in_batch=100, **options)
     outputs.loss.backward()
@@ -285,15 +286,48 @@ def results(**options):
 
 for is_trained in (True, False):  # under LoRA the head is frozen
     model.get_output_embeddings().requires_grad_(is_trained)
-    (with_head, head_grads), (whole, grads) = results(), results(return_logits=True)
-    torch.testing.assert_close(with_head, whole)
-    torch.testing.assert_close(head_grads, grads, rtol=1e-4, atol=1e-7)
+    for smoothing in (0.2, 0.0):
+        with_head, head_grads = results(smoothing)
+        whole, grads = results(smoothing, return_logits=True)
+        torch.testing.assert_close(with_head, whole)
+        torch.testing.assert_close(head_grads, grads, rtol=1e-4, atol=1e-7)
 is_linear = isinstance(model.get_output_embeddings(), loss.LinearHead)
 assert (model(**batch).logits is None) == is_linear
 with torch.no_grad():
     torch.testing.assert_close(model(**batch, num_items_in_batch=100).loss, whole)
+model.config.label_smoothing = 0.2  # in training mode only
+torch.testing.assert_close(model.eval()(**batch, num_items_in_batch=100).loss, whole)
 print(is_linear)
 """
+
+
+HEAD_IN_FLOAT64 = """
+import torch
+from model import loss
+loss.LOGITS_AT_ONCE = 150  # several parts
+torch.manual_seed(0)
+labels = torch.randint(0, 50, (2, 9))
+labels[0, 3:5] = -100
+for smoothing in (0.0, 0.2):
+    for has_bias in (True, False):
+        head = loss.LinearHead(16, 50, has_bias)
+        hidden = torch.randn(2, 9, 16, requires_grad=True)
+        exact = [t.detach().double().requires_grad_() for t in (hidden, *head.parameters())]
+        logits = torch.nn.functional.linear(exact[0][:, :-1].flatten(0, 1), *exact[1:])
+        targets = labels[:, 1:].flatten()
+        expected = torch.nn.functional.cross_entropy(logits, targets, label_smoothing=smoothing)
+        found = head(hidden, labels, None, smoothing)
+        torch.testing.assert_close(found.double(), expected, rtol=1e-6, atol=0)
+        expected.backward()
+        found.backward()
+        for tensor, other in zip((hidden, *head.parameters()), exact, strict=True):
+            difference = (tensor.grad - other.grad).norm() / other.grad.norm()
+            assert difference < 1e-6, difference
+"""
+
+
+def test_gradients_without_all_logits_equal_those_of_torch_in_float64(render: Render) -> None:
+    run(HEAD_IN_FLOAT64, render(task="causal_lm"), [])
 
 
 @pytest.mark.parametrize(

@@ -12,13 +12,20 @@ from pathlib import Path
 import pytest
 from safetensors import safe_open
 
-from conftest import SCRIPTS
+from conftest import SCRIPTS, TASKS
 
 ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
 ACCELERATE = Path(sys.executable).with_name("accelerate")
 TWO_PROCESSES: list[str | Path] = [ACCELERATE, "launch", "--config_file", "configs/cpus.yaml"]
 # The slow proofs test code that is the same for every task: run them for one task by default.
 WITH_PROOFS = "classification"
+# Task, part and number of parts: the files of the proofs are divided among the workers.
+OWN_TESTS = [
+    (task, part, parts)
+    for task in TASKS
+    for parts in [4 if task == WITH_PROOFS or "TEST_ALL" in os.environ else 1]
+    for part in range(parts)
+]
 
 
 def run(project: Path, *command: str | Path, **variables: str) -> subprocess.CompletedProcess[str]:
@@ -43,9 +50,12 @@ def write_rows(path: Path, rows: list[dict]) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-def test_own_tests_pass(project: Path, task: str) -> None:
-    command = [sys.executable, "-m", "pytest", "tests", "-q", "-p", "no:cacheprovider"]
-    if task == WITH_PROOFS or "TEST_ALL" in os.environ:
+@pytest.mark.parametrize(("task", "part", "parts"), OWN_TESTS)
+def test_own_tests_pass(task: str, part: int, parts: int, project: Path) -> None:
+    files = sorted(path.name for path in (project / "tests").glob("test_*.py"))
+    chosen = [f"tests/{name}" for name in files[part::parts]]
+    command = [sys.executable, "-m", "pytest", *chosen, "-q", "-p", "no:cacheprovider"]
+    if parts > 1:
         command += ["-m", ""]
     done = run(project, *command)
     assert done.returncode == 0, done.stdout[-5000:]

@@ -34,6 +34,7 @@ from .adapter import (
     save_adapter,
     task_type,
 )
+from .revision import join_revision, split_revision
 
 # Weight files of any format: a folder that holds one of these is not trained from scratch.
 WEIGHT_FILES = (
@@ -48,6 +49,7 @@ DELEGATED = (
     "decoder_start_token_id",
 )
 HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
+LOSS_INPUTS = ("labels", "class_weights")  # arguments of `forward` that only the loss depends on
 TOLERANCE = 1e-5  # relative to the largest logit
 CODE_MARK = "# sha256 of the code beside this file: "
 # Generation settings that restrict the possible tokens; the others configure the search.
@@ -62,8 +64,8 @@ class WrapperConfig(PreTrainedConfig):
     """The configuration of a base model, and where its weights come from.
 
     Args:
-        base_model_id: A Hub id or a local folder. A folder with a configuration but without
-            weights gives random weights. Not saved.
+        base_model_id: A Hub id, also `NAME@REVISION`, or a local folder. A folder with a
+            configuration but without weights gives random weights. Not saved.
         base_config: The configuration of the base model. Read from `base_model_id` by default.
         load_options: Arguments of the base model's `from_pretrained`. Not saved.
     """
@@ -87,7 +89,8 @@ class WrapperConfig(PreTrainedConfig):
     ):
         if base_config is None:
             base_model_id = os.path.expanduser(base_model_id or self.default_base_model)
-            base_config = AutoConfig.from_pretrained(base_model_id, trust_remote_code=False)
+            name, hub = split_revision(base_model_id)
+            base_config = AutoConfig.from_pretrained(name, trust_remote_code=False, **hub)
         elif isinstance(base_config, dict):
             base_config = AutoConfig.for_model(**base_config)
         self.base_model_id = base_model_id
@@ -161,9 +164,10 @@ class Wrapper(PreTrainedModel):
                 config.base_config, dtype=torch.get_default_dtype(), trust_remote_code=False
             )
         else:
-            options = {"dtype": torch.float32, **config.load_options, **options}
+            name, hub = split_revision(str(config.base_model_id))
+            options = {"dtype": torch.float32, **hub, **config.load_options, **options}
             base, self.loading_info = self.auto_class.from_pretrained(
-                config.base_model_id,
+                name,
                 config=config.base_config,
                 output_loading_info=True,
                 trust_remote_code=False,
@@ -211,7 +215,8 @@ class Wrapper(PreTrainedModel):
 
         For an adapter, `base_model_id` replaces the saved path or Hub id of the base model.
         """
-        path = os.path.expanduser(pretrained_model_name_or_path)
+        path, revision = split_revision(os.path.expanduser(pretrained_model_name_or_path))
+        kwargs = {**revision, **kwargs}
         hub = {name: kwargs[name] for name in HUB_OPTIONS if name in kwargs}
         if config is None and (adapter := find_adapter(path, **hub)) is not None:
             model, info = cls._from_adapter(adapter, kwargs)
@@ -230,16 +235,21 @@ class Wrapper(PreTrainedModel):
 
     @classmethod
     def _from_adapter(cls, folder: Path, options: dict) -> tuple["Wrapper", dict]:
-        options = {k: v for k, v in options.items() if k not in ("use_safetensors", "subfolder")}
+        own = ("use_safetensors", "subfolder", "revision")  # of the adapter, not of its base model
+        options = {name: value for name, value in options.items() if name not in own}
         saved = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
-        base = options.pop("base_model_id", None) or saved["base_model_name_or_path"]
+        base = options.pop("base_model_id", None) or join_revision(
+            saved["base_model_name_or_path"], saved.get("revision")
+        )
         file = folder / BASE_CONFIG_FILE
         config = None
         if file.is_file():
             config = AutoConfig.for_model(**json.loads(file.read_text(encoding="utf-8")))
         model, info = cls._from_stock(base, {}, options, config)
         load_adapter(model.base_model, folder)
-        adapter_config(model.base_model).base_model_name_or_path = base
+        name, hub = split_revision(base)
+        adapter_config(model.base_model).base_model_name_or_path = name
+        adapter_config(model.base_model).revision = hub.get("revision")
         return model, info
 
     @classmethod
@@ -247,7 +257,9 @@ class Wrapper(PreTrainedModel):
         cls, path: str, hub: dict, options: dict, base_config: PreTrainedConfig | None = None
     ) -> tuple["Wrapper", dict]:
         if base_config is None:
-            base_config = AutoConfig.from_pretrained(path, trust_remote_code=False, **hub)
+            name, revision = split_revision(path)
+            hub = {**revision, **hub}
+            base_config = AutoConfig.from_pretrained(name, trust_remote_code=False, **hub)
         # A stock checkpoint has none of the fields of `config_class`; arguments may supply them.
         fields = inspect.signature(cls.config_class.__init__).parameters.keys() & options.keys()
         own = {name: options[name] for name in fields}
@@ -373,8 +385,8 @@ class Wrapper(PreTrainedModel):
         return None
 
     def without_labels(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Return the inputs for computing logits: a batch without labels."""
-        inputs = {name: value for name, value in batch.items() if name != "labels"}
+        """Return the inputs for computing logits: a batch without labels and their weights."""
+        inputs = {name: value for name, value in batch.items() if name not in LOSS_INPUTS}
         if self.config.is_encoder_decoder and self.can_generate():
             inputs["decoder_input_ids"] = batch["labels"].clamp(min=0)
         return inputs

@@ -27,6 +27,9 @@ prediction.py
 optimization.py
     build_optimizer: see `OptimizerBuilder`. Default: AdamW.
     build_scheduler: see `SchedulerBuilder`. Default: `--lr_scheduler_type`.
+
+For `--help`, the modules with BASE_MODEL and OPTIONS are not imported: only the statements are
+executed that these constants depend on.
 """
 
 from collections.abc import Callable, Sequence
@@ -44,7 +47,8 @@ class Output(Protocol):
 
     Attributes:
         loss: A scalar. If `forward` has a parameter `num_items_in_batch`, the sum over the target
-            items of the batch divided by that number; otherwise the mean over the batch.
+            items of the batch divided by that number; otherwise the mean over the batch. In a
+            weighted mean, that number is the sum of the weights.
 
     An optional attribute `losses` holds further scalars by name, normalised in the same way, which
     are logged together with the loss.
@@ -61,8 +65,8 @@ class TaskDataset(Protocol):
     Optional attributes and methods:
         lengths: Size of each example in tokens, shape (n,). Examples of similar length are batched
             together. Default: 1.
-        num_items: Target items of each example, shape (n,), by which the loss is averaged.
-            Default: 1.
+        num_items: Target items of each example, or the sum of their weights, shape (n,), by which
+            the loss is averaged. Default: 1.
         sort_keys: Shape (n,). Examples with similar keys are batched together. Default: `lengths`.
         schema: Keyword arguments, of JSON types, for `generate_dataset` to read another file
             in the same way. Arguments that `ModelConfig` also accepts are passed to it. Default:
@@ -89,7 +93,15 @@ class Scorer(Protocol):
     """`Scores` of metrics.py, constructed as `Scores(model, tokenizer, device, **options)`.
 
     A static method `directions(schema, **options)` returns for each score whether larger is
-    better. An optional attribute `generates` is True if a method calls `model.generate`.
+    better.
+
+    Optional attributes and methods:
+        generates: True if a method calls `model.generate`. Default: False.
+        predict_options(): Arguments of `Predictor`, of JSON types, chosen in the latest validation.
+            Called on every rank after `compute`; saved with the checkpoint. predict.py uses them
+            unless its command line has others. Default: none.
+        table(): Scores of the latest validation by row and column, for the model card. Called on
+            the main rank after `compute`. Default: none.
     """
 
     def reset(self) -> None:
@@ -131,6 +143,8 @@ class TaskPredictor(Protocol):
     Optional attributes and methods:
         takes_lists: Whether a column may hold lists of texts. Default: False.
         notes: Lines to print. Default: none.
+        lengths(texts): Returns the size of each row, such as its number of tokens. Rows of similar
+            size are batched together. Default: the number of characters.
         read(source): Returns the rows of a file, as dicts with values of any type. Default: the
             columns as text.
         start_conversation(): Returns a `Conversation` for the lines of the terminal. Default: each

@@ -11,6 +11,7 @@ import tempfile
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -49,15 +50,17 @@ def hash_source(file: str, package: str) -> str:
     return hash_values(sorted((Path(path).name, source) for path, source in sources.items()))
 
 
-def _imported_names(source: str, package: str) -> Iterator[str]:
+@cache  # the same files are hashed for each input
+def _imported_names(source: str, package: str) -> list[str]:
+    names: list[str] = []
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            names += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             with suppress(ImportError):  # more dots than packages: not a module of the project
                 base = importlib.util.resolve_name("." * node.level + (node.module or ""), package)
-                yield base
-                yield from (f"{base}.{alias.name}" for alias in node.names)
+                names += [base, *(f"{base}.{alias.name}" for alias in node.names)]
+    return names
 
 
 def _project_files(name: str) -> Iterator[tuple[Path, str]]:

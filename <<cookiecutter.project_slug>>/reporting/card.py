@@ -9,6 +9,7 @@ from huggingface_hub import EvalResult, ModelCardData
 from transformers import AutoConfig, PreTrainedModel
 
 from model.adapter import adapter_config
+from model.revision import split_revision
 from training.adapter import holds_adapter
 from training.state import TrainState
 
@@ -33,7 +34,7 @@ On `{valid_input}`, after {epoch}:
 | score | value |
 |---|---|
 {scores}
-
+{table}
 ![losses and learning rate](loss.png)
 
 ## Arguments
@@ -63,12 +64,19 @@ GENERATION = """model.generation_config = GenerationConfig.from_pretrained("path
 """
 
 
-def write_card(folder: Path, state: TrainState, args: dict, model: PreTrainedModel) -> None:
+def write_card(
+    folder: Path,
+    state: TrainState,
+    args: dict,
+    model: PreTrainedModel,
+    table: dict[str, dict[str, float]],
+) -> None:
     """Write README.md into the folder of a saved model.
 
     Args:
         args: Arguments of the run.
         model: The model that was saved. `config.pipeline_tag` is the name of the task on the Hub.
+        table: See `Scorer`.
     """
     file = folder / "config.json"
     config = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
@@ -82,7 +90,7 @@ def write_card(folder: Path, state: TrainState, args: dict, model: PreTrainedMod
     shown = Path(base).name if is_local else base
     pipeline_tag = getattr(getattr(model, "config", None), "pipeline_tag", None)
     metadata = ModelCardData(
-        base_model=None if is_local else base,
+        base_model=None if is_local else split_revision(base)[0],
         pipeline_tag=pipeline_tag,
         library_name="peft" if is_adapter else "transformers",
         tags=["lora"] if is_adapter else ["custom_code"] if is_custom else None,
@@ -110,6 +118,7 @@ def write_card(folder: Path, state: TrainState, args: dict, model: PreTrainedMod
         load=_load_adapter(model) if is_adapter else _load_whole(config, model),
         epoch=best.get("epoch", "no validation"),
         scores=_rows({name: f"{value:.4g}" for name, value in scores.items()}),
+        table=_table(table),
         arguments=_rows({name: v for name, v in args.items() if name not in PLACES}),
     )
     (folder / "README.md").write_text(card, encoding="utf-8")
@@ -134,8 +143,11 @@ def _load_adapter(model: Any) -> str:
     PEFT does not save the number of labels, the padding token or generation_config.json.
     """
     trained = model.base_model.config
-    place = adapter_config(model.base_model).base_model_name_or_path
-    before = AutoConfig.from_pretrained(place, trust_remote_code=False)
+    adapter = adapter_config(model.base_model)
+    hub = {} if adapter.revision is None else {"revision": adapter.revision}
+    before = AutoConfig.from_pretrained(
+        adapter.base_model_name_or_path, trust_remote_code=False, **hub
+    )
     names = ("num_labels", "pad_token_id")
     values = {name: getattr(trained, name) for name in names}
     changed = {name: v for name, v in values.items() if v != getattr(before, name)}
@@ -162,5 +174,20 @@ def _names(source: str | list[str] | None) -> str:
 
 
 def _rows(values: dict) -> str:
-    cells = ((name, str(value).replace("|", r"\|")) for name, value in values.items())
-    return "\n".join(f"| {name} | {value} |" for name, value in cells)
+    return "\n".join(_row([name, value]) for name, value in values.items())
+
+
+def _table(rows: dict[str, dict[str, float]]) -> str:
+    """Format scores by row and column; empty without rows."""
+    if not rows:
+        return ""
+    columns = list(next(iter(rows.values())))
+    lines = [_row(["", *columns]), "|---" * (1 + len(columns)) + "|"]
+    for name, row in rows.items():
+        cells = [f"{v:.3f}" if isinstance(v, float) else v for v in row.values()]
+        lines.append(_row([name, *cells]))
+    return "\n" + "\n".join(lines) + "\n"
+
+
+def _row(cells: list) -> str:
+    return "| " + " | ".join(str(cell).replace("|", r"\|") for cell in cells) + " |"

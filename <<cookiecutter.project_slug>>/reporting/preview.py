@@ -48,7 +48,7 @@ def _lines(run: Run, batches: Batches, memory: int) -> Iterator[str]:
 
 
 def _about_data(name: str, examples: ExampleSet, max_len: int) -> Iterator[str]:
-    items = f"{int(examples.num_items.sum()):,} target items"
+    items = f"{examples.num_items.sum():,.0f} target items"
     if not examples.has_lengths:
         yield f"{name}: {len(examples):,} examples; {items}"
         return

@@ -1,24 +1,28 @@
 """Report a run in progress: terminal, trackers and pictures."""
 
+import copy
 import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from tqdm import tqdm
 
-from errors import RunError
+from errors import RunError, describe
 from training.atomic import write_file
+from training.config import LOSS
+from training.contract import scores_table
 from training.flops import full_size
-from training.losses import LOSS
 from training.run import Run
-from training.user_code import describe
+from training.state import TrainState
 
 from .card import write_card
 from .curves import draw_curves
-from .hub import push
+from .hub import Uploads
 
+Table = dict[str, dict[str, float]]  # scores of each class
 # init_kwargs that let a tracker resume its run by id.
 RESUME: dict[str, Callable[[str], dict]] = {
     "wandb": lambda run_id: {"id": run_id, "resume": "allow"},
@@ -42,6 +46,10 @@ class Report:
         self.print = run.accelerator.on_main_process(print)  # not once per machine
         self._curves: tuple[int, bytes] = (-1, b"")
         self._failed: set[str] = set()
+        self.uploads: Uploads | None = None
+        if (repository := run.config.push_to_hub) is not None:
+            self.uploads = Uploads(run.config, repository, tqdm.write)
+            run.checkpoints.on_published = self.uploads.add
         if run.config.report_to and not run.config.dry_run:
             self._start_trackers()
 
@@ -66,7 +74,7 @@ class Report:
         )
         if self.run.group.is_main:
             with tempfile.TemporaryDirectory() as folder:
-                self._attempt("README.md", lambda: self._write_card(Path(folder)))
+                self._attempt("README.md", lambda: self._write_card(Path(folder), state, {}))
 
     def progress_bar(self, phase: str, total: int, initial: int = 0) -> tqdm:
         """`[Epoch 0] [TRAIN]:  12%|█▏        | 520/4387 [02:31<20:56,  3.08it/s, loss=2.56]`"""
@@ -119,14 +127,24 @@ class Report:
 
         self.run.group.on_main(write)
 
-    def describe(self, folder: Path) -> None:
-        """Write the model card and its picture into a `best/` that is being saved."""
+    def describe(self) -> Callable[[Path], None]:
+        """Return a function that writes the model card and its picture into a `best/`.
 
-        def draw() -> None:
-            (folder / "loss.png").write_bytes(self._draw())
+        It uses copies, since training goes on while `best/` is written.
+        """
+        state = copy.deepcopy(self.state)
+        picture: list[bytes] = []
+        table: Table = {}
+        if self.run.group.is_main:
+            self._attempt("loss.png", lambda: picture.append(self._draw()))
+            self._attempt("README.md", lambda: table.update(scores_table(self.run.scores)))
 
-        self._attempt("README.md", lambda: self._write_card(folder))
-        self._attempt("loss.png", draw)
+        def write(folder: Path) -> None:
+            self._attempt("README.md", lambda: self._write_card(folder, state, table))
+            for content in picture:
+                self._attempt("loss.png", partial(write_file, folder / "loss.png", content))
+
+        return write
 
     def finish(self) -> None:
         """Print the best scores and the paths; upload `best/` if `--push_to_hub` is given.
@@ -134,6 +152,7 @@ class Report:
         Raises:
             RunError: The upload failed.
         """
+        self.run.checkpoints.join()
         self._attempt("trackers", self.run.accelerator.end_training)
         state = self.state
         outdir = self.outdir
@@ -155,9 +174,9 @@ class Report:
             f"  {outdir}/loss.png   the curves of {outdir}/log.json",
             sep="\n",
         )
-        if (repository := self.config.push_to_hub) is not None:
-            self.run.group.on_main(lambda: push(outdir / "best", repository))
-            self.print(f"Uploaded to {repository}")
+        if self.uploads is not None:
+            self.run.group.on_main(self.uploads.finish)
+            self.print(f"Uploaded to {self.uploads.repository}")
 
     def _start_trackers(self) -> None:
         state = self.state
@@ -179,9 +198,12 @@ class Report:
         with self.run.group.in_agreement():
             init()
 
-    def _write_card(self, folder: Path) -> None:
+    def _write_card(self, folder: Path, state: TrainState, table: Table) -> None:
         model = self.run.accelerator.unwrap_model(self.run.model)
-        write_card(folder, self.state, self.config.to_args(), model)
+        args = self.config.to_args()
+        if self.run.commit is not None:
+            args["commit of model_id"] = self.run.commit
+        write_card(folder, state, args, model, table)
 
     def _log(self, values: dict[str, float]) -> None:
         self._attempt("trackers", lambda: self.run.accelerator.log(values, step=self.state.step))

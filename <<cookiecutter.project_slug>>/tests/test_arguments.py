@@ -1,14 +1,102 @@
 """Arguments from the command line, from a YAML file, and with the names of transformers."""
 
+import importlib
+import importlib.util
 import json
+import re
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS
+from transformers import SchedulerType
 
 import train
+from conftest import ROOT
 from errors import RunError
 from helpers.assertions import read_state
-from training.config import RunConfig
+from training.config import SCHEDULERS, TRACKERS, RunConfig
 from training.contract import Task
+from training.options import evaluate
+
+RUN_SCRIPT = """
+import runpy, sys
+try:
+    runpy.run_path(sys.argv[0], run_name="__main__")
+finally:
+    print({"torch", "transformers", "numpy"} & sys.modules.keys(), file=sys.stderr)
+"""
+
+
+@pytest.mark.parametrize(
+    ("command", "code", "words"),
+    [
+        ("train.py --help", 0, "--train_input"),
+        ("predict.py --help", 0, "--checkpoint"),
+        ("export.py --help", 0, "--dtype"),
+        ("sweep.py --help", 0, "--search"),
+        ("train.py --nothing", 2, "--nothing"),
+        ("train.py --lr -1", 2, "--lr -1.0: expected at least 0"),
+        ("train.py --config none.yaml", 2, "--config none.yaml: cannot be read"),
+        ("predict.py --output none/out.jsonl", 2, "there is no folder none"),
+    ],
+)
+def test_help_and_invalid_arguments_are_answered_before_torch_is_imported(command, code, words):
+    script = f"import sys; sys.argv[:] = {command.split()}\n{RUN_SCRIPT}"
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == code, done.stderr
+    assert words in done.stdout + done.stderr
+    assert done.stderr.splitlines()[-1] == "set()"
+
+
+@pytest.mark.parametrize(
+    ("name", "constant"),
+    [
+        ("configuration", "BASE_MODEL"),
+        *((name, "OPTIONS") for name in ("configuration", "dataset", "metrics", "prediction")),
+    ],
+)
+def test_options_are_found_without_importing_the_module(name, constant):
+    if importlib.util.find_spec(f"model.{name}") is None:
+        pytest.skip(f"no model/{name}.py")
+    module = importlib.import_module(f"model.{name}")
+    found = evaluate(Path(str(module.__file__)), constant, None)
+    # A function is another object with the same name.
+    assert re.sub(" at 0x\\w+", "", f"{found}") == re.sub(
+        " at 0x\\w+", "", f"{getattr(module, constant, None)}"
+    )
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "OPTIONS: dict[str, dict] = {'n': {'type': int}}",
+        "OPTIONS = {}\nOPTIONS['a'] = {}",
+        "OPTIONS = {}\nOPTIONS.update(a={})",
+        "OPTIONS = {}\nif True:\n    OPTIONS = {'a': {}}",
+        "OTHERS = {'a': {}}\nOTHERS['b'] = {}\nOPTIONS = dict(OTHERS)",
+        "def made():\n    return {sep: {}}\nfrom os import sep\nOPTIONS = made()",
+        "from string import digits as OPTIONS",
+        "import os.path\nOPTIONS = {os.path.sep: {}}",
+        "from string import *\nOPTIONS = {digits: {}}",
+        "COUNT, OPTIONS = 1, {}",
+        "COUNT = OPTIONS = {}\nCOUNT['a'] = {}",
+        "for OPTIONS in [{'a': {}}]:\n    pass",
+        "class Dataset:\n    OPTIONS = {'a': {}}",
+    ],
+)
+def test_options_equal_those_of_the_imported_module(source, tmp_path):
+    (tmp_path / "dataset.py").write_text(f"import none_such\n{source}", encoding="utf-8")
+    values: dict = {}
+    exec(source, values)
+    assert evaluate(tmp_path / "dataset.py", "OPTIONS", None) == values.get("OPTIONS")
+
+
+def test_names_of_trackers_and_schedules_are_those_of_the_libraries():
+    assert sorted(map(str, LOGGER_TYPE_TO_CLASS)) == sorted(TRACKERS)
+    others = {"reduce_lr_on_plateau", "greedy"}
+    assert {schedule.value for schedule in SchedulerType} - others == {*SCHEDULERS}
 
 
 def test_arguments_come_from_a_yaml_file_and_the_command_line(arguments, tmp_path):

@@ -14,12 +14,12 @@ import pytest
 import torch
 from torch import Tensor
 
-import predict
 import train
 from conftest import ROOT
 from helpers.assertions import assert_bit_identical
 from helpers.seams import Killed, killed_before_micro_batch
-from training.contract import Task, model_inputs
+from reporting.predictions import open_rows
+from training.contract import Task, model_inputs, predictor_input
 from training.loading import build_config, build_model, load_model, load_tokenizer
 
 DATA = ROOT / "data" / "train.jsonl"
@@ -62,12 +62,12 @@ def project(rows) -> SimpleNamespace:
         model=model.eval(),
         indices=indices,
         batch=examples.batch(indices),
-        items=int(examples.num_items[indices].sum()),
+        items=examples.num_items[indices].sum().item(),
         score_options={n: option.get("default") for n, option in task.score_options.items()},
     )
 
 
-def loss_of(project: SimpleNamespace, indices: list[int], num_items: int) -> Tensor:
+def loss_of(project: SimpleNamespace, indices: list[int], num_items: float) -> Tensor:
     """Compute the contribution of examples to the loss of a batch with `num_items` items."""
     batch = project.examples.batch(indices)
     loss = project.task.forward(project.model, batch, num_items)[1]["loss"]
@@ -200,8 +200,7 @@ def test_each_row_gets_a_prediction(project, rows):
     predictor = task.predictor_class(
         project.model, project.tokenizer, MAX_LEN, project.examples.schema, **options
     )
-    args = predict.build_parser(task).parse_args(["--input", rows])
-    given = predict.read_rows(args, predictor)[1][:3]
+    given = [predictor_input(row) for row in islice(open_rows(rows, None, predictor)(), 3)]
     predictions = predictor(given)
     assert len(predictions) == len(given) and all("prediction" in row for row in predictions), (
         "model/prediction.py: Predictor has to return a dict with `prediction` for each row"

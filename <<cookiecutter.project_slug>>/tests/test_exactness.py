@@ -54,6 +54,7 @@ def test_gradients_and_losses_do_not_depend_on_the_split(split, measured):
         difference = (gradients[name] - gradient).norm() / torch.maximum(gradient.norm(), least)
         assert difference < 1e-5, name
     assert report["loss"] == pytest.approx(expected["loss"], rel=1e-5)
+    assert report["chosen"] == expected["chosen"]
     assert report["valid"] == pytest.approx(expected["valid"], rel=1e-6)  # the scores, too
 
 

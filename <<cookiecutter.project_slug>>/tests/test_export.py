@@ -14,6 +14,7 @@ from errors import RunError
 from model.configuration import ModelConfig
 from model.dataset import generate_dataset
 from model.modeling import Model
+from training.command_line import DTYPES
 from training.contract import Task
 from training.loading import load_model
 
@@ -30,7 +31,7 @@ def checkpoint(sample, tokenizer, tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("dtype", export.DTYPES)
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_exported_weights_equal_the_checkpoint_in_another_precision(dtype, checkpoint, tmp_path):
     output = tmp_path / "exported"
     export.main(["--checkpoint", str(checkpoint), "--output", str(output), "--dtype", dtype])

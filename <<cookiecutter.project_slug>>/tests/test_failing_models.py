@@ -9,7 +9,7 @@ import torch
 from accelerate import Accelerator
 
 import train
-from errors import RankError
+from errors import REFUSED, RankError
 from failing.dataset import generate_dataset
 from failing.labels import IN_COMPUTE, IN_FORWARD, IN_LOADING, IN_UPDATE
 from helpers.assertions import read_state
@@ -17,7 +17,7 @@ from helpers.model_folder import files_of_model_in
 from helpers.processes import Launch
 from training.batches import Batches
 from training.contract import ExampleSet
-from training.launch import REFUSED, run
+from training.launch import run
 
 FAILING = partial(files_of_model_in, "failing", "least_contract")
 ROW = 30

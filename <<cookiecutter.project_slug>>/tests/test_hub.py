@@ -1,28 +1,38 @@
-"""`--push_to_hub`: uploaded files, and failed uploads."""
+"""The Hub: uploads at the end and in the background, failed uploads, and resumed downloads."""
 
+import json
 import threading
 from http.server import ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
 from huggingface_hub import constants
 
 import train
 from errors import RunError
+from helpers import seams
+from helpers.assertions import assert_equal_tensors, read_weights
 from helpers.hub_server import Hub
+from reporting.hub import Uploads
+from training.atomic import STORE
 
 pytestmark = pytest.mark.proof
 
 
 @pytest.fixture
-def hub(monkeypatch):
+def hub(monkeypatch, tmp_path):
     server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     monkeypatch.setattr(Hub, "files", {})
+    monkeypatch.setattr(Hub, "commits", [])
     monkeypatch.setattr(Hub, "refuses", False)
     address = f"http://127.0.0.1:{server.server_port}"
     monkeypatch.setattr(constants, "ENDPOINT", address)
+    template = address + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("HF_TOKEN", "hf_test")
     yield Hub
     server.shutdown()
@@ -47,6 +57,94 @@ def test_failed_upload_keeps_best(failure, arguments, tmp_path, hub, monkeypatch
     with pytest.raises(RunError, match="--push_to_hub mine: not uploaded"):
         train.main([*arguments, "--max_steps", "1", "--push_to_hub", "mine"])
     assert (tmp_path / "run" / "best" / "model.safetensors").is_file()
+
+
+IN_BACKGROUND = ["--push_to_hub", "mine", "--hub_strategy"]
+
+
+def test_each_new_best_is_uploaded_while_training_goes_on(arguments, tmp_path, hub, monkeypatch):
+    """The second one is held back: `best/` is replaced while the first one is uploaded."""
+    push = Uploads._push
+    contents: list[dict] = []
+    is_replaced = threading.Event()
+
+    def pushing(self: Uploads, folder: Path) -> None:
+        if not contents:
+            assert is_replaced.wait(60)
+        contents.append({file.name: file.read_bytes() for file in folder.iterdir()})
+        push(self, folder)
+
+    def note(state) -> bool:
+        if len(state.log) == 2:
+            is_replaced.set()  # called before a save; the one before is published
+        return False
+
+    monkeypatch.setattr(Uploads, "_push", pushing)
+    improving = [{"loss": 1 / number} for number in range(1, 4)]
+    with seams.scores_replaced_by(improving), seams.before_save(print, note):
+        train.main([*arguments, "--epochs", "3", *IN_BACKGROUND, "every_save"])
+    assert 2 <= len(hub.commits) <= 3
+    assert contents[0]["model.safetensors"] != contents[-1]["model.safetensors"]
+    assert "0.3333" in contents[-1]["README.md"].decode() and "| loss | 1 |" in (
+        contents[0]["README.md"].decode()
+    )
+    for name, content in contents[-1].items():
+        assert content == (tmp_path / "run" / "best" / name).read_bytes() == hub.files[name]
+    assert not hub.files.keys() & {"training_state.json", "manifest.json"}
+    assert not list((tmp_path / "run" / STORE).glob("*.tmp"))
+
+
+def test_failed_upload_in_the_background_is_reported_and_repeated(
+    arguments, hub, monkeypatch, capsys
+):
+    monkeypatch.setattr(hub, "refuses", True)
+
+    def allow(state) -> bool:
+        if len(state.log) == 2:
+            monkeypatch.setattr(hub, "refuses", False)
+        return False
+
+    worse = [{"loss": 1.0}, {"loss": 2.0}]
+    with seams.scores_replaced_by(worse), seams.before_save(print, allow):
+        train.main([*arguments, *IN_BACKGROUND, "every_save"])
+    assert len(hub.commits) == 1 and "model.safetensors" in hub.files
+    assert capsys.readouterr().out.count("--push_to_hub mine: not uploaded (") == 1
+
+
+def test_run_resumes_from_the_hub(arguments, steps, tmp_path, hub, uninterrupted):
+    with seams.killed_before_micro_batch(steps + 3), pytest.raises(seams.Killed):
+        train.main([*arguments, "--save_steps", "1", *IN_BACKGROUND, "checkpoint"])
+    for thread in threading.enumerate():
+        if thread.name == "upload":
+            thread.join()
+    state = json.loads(hub.files["last-checkpoint/training_state.json"])
+    assert state["args"]["train_input"] == "train.jsonl"
+    assert str(tmp_path).encode() not in hub.files["last-checkpoint/training_state.json"]
+    again = ["--restore_dir", "hf://someone/mine", "--outdir", str(tmp_path / "again")]
+    inputs = arguments[:4]
+    train.main([*inputs, *again, "--hub_strategy", "end"])
+    weights = read_weights(tmp_path / "again" / "last")
+    expected = uninterrupted([*arguments])
+    assert_equal_tensors(weights, read_weights(expected / "last"))
+    with pytest.raises(RunError, match="already contains a run"):
+        train.main([*inputs, *again])
+
+
+def test_repository_that_cannot_be_resumed_is_refused(arguments, tmp_path, hub):
+    resumed = ["--outdir", str(tmp_path / "again"), "--restore_dir"]
+    for place, reason in (
+        ("hf://someone/mine", r"has no last-checkpoint/ .* --hub_strategy checkpoint"),
+        ("hf://someone/mine@unknown", r"hf://someone/mine@unknown: cannot be downloaded \("),
+    ):
+        hub.files = {"model.safetensors": b""}
+        with pytest.raises(RunError, match=reason) as raised:
+            train.main([*resumed, place])
+        assert "\n" not in str(raised.value)
+
+
+def test_hub_strategy_without_a_repository_is_refused(arguments):
+    with pytest.raises(RunError, match="--hub_strategy every_save: expected --push_to_hub, too"):
+        train.main([*arguments, "--hub_strategy", "every_save"])
 
 
 def test_invalid_name_on_the_hub_is_refused_at_the_start(arguments, tmp_path):

@@ -9,10 +9,10 @@ from functools import partial
 import pytest
 
 import train
+from errors import REFUSED
 from helpers.assertions import assert_bit_identical, read_log
 from helpers.model_folder import TESTS, files_of_model_in
 from helpers.processes import TIMEOUT, Launch
-from training.launch import REFUSED
 
 LEAST = partial(files_of_model_in, "least_contract")
 
@@ -53,7 +53,7 @@ def test_least_contract_trains(least_arguments, tmp_path, capsys):
 def test_least_contract_resumes_bit_identically_after_sigkill(
     processes, least_arguments, tmp_path, uninterrupted
 ):
-    arguments = [*least_arguments, "--restore_dir", "auto", "--epochs", "20"]
+    arguments = [*least_arguments, "--restore_dir", "auto", "--epochs", "5"]
     run = Launch(arguments, tmp_path / "killed", processes, LEAST)
     until = time.monotonic() + TIMEOUT
     while not (tmp_path / "run" / "last").exists():

@@ -11,8 +11,8 @@ import datasets
 import pytest
 
 from conftest import ROOT
+from errors import REFUSED
 from helpers.processes import Launch
-from training.launch import REFUSED
 
 pytestmark = pytest.mark.proof
 

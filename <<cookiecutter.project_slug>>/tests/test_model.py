@@ -34,7 +34,7 @@ def test_the_loss_is_a_mean_that_backward_accepts(dataset, model):
 def test_the_loss_is_the_sum_over_num_items_in_batch(dataset, model):
     indices = [0, 1, 2]
     batch = dataset.collate([dataset[i] for i in indices])
-    items = int(dataset.num_items[indices].sum())
+    items = dataset.num_items[indices].sum().item()
     mean, share = model(**batch).loss, model(**batch, num_items_in_batch=10 * items).loss
     torch.testing.assert_close(share, mean / 10)
 

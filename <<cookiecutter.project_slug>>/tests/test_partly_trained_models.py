@@ -6,11 +6,11 @@ from functools import partial
 
 import pytest
 
+from errors import REFUSED
 from helpers.assertions import assert_equal_tensors, read_result, read_state
 from helpers.model_folder import files_of_model_in
 from helpers.processes import Launch
 from skipping.modeling import LAST_USE
-from training.launch import REFUSED
 
 pytestmark = pytest.mark.proof
 
@@ -33,8 +33,8 @@ def partly_arguments(tmp_path) -> list[str]:
     ]
 
 
-@pytest.mark.parametrize("stop", [3, 12])  # before and after the first use of the expert
-@pytest.mark.parametrize("processes", [1, 2])
+# The run stops before and after the first use of the expert.
+@pytest.mark.parametrize(("processes", "stop"), [(1, 3), (2, 12)])
 def test_partly_trained_model_resumes_bit_identically(processes, stop, partly_arguments, tmp_path):
     arguments = [*partly_arguments, "--batch_size", str(8 // processes)]
     runs = [

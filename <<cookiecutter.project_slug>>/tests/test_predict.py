@@ -3,16 +3,25 @@
 import io
 import json
 import os
+import tracemalloc
+from functools import partial
+from signal import SIGKILL
 from typing import Any
 
 import pytest
+from tqdm import tqdm
 
 import predict
 from errors import DataError, RunError
+from helpers import seams
 from helpers.processes import Launch
 from model.modeling import Model
 from model.prediction import OPTIONS, Predictor
+from reporting.predictions import batch_by_length, hash_rows, open_rows, predict_rows
+from training.distributed import RankGroup
+from training.launch import start
 from training.loading import load_model, load_tokenizer
+from training.output_file import OutputFile
 
 SHORT = ["--max_new_tokens", "5"] if "max_new_tokens" in OPTIONS else []
 
@@ -46,6 +55,68 @@ def test_predictions_do_not_depend_on_batches_or_processes(checkpoint, sample, t
         assert row["prediction"] == other["prediction"] == third["prediction"]
         if "scores" in row:
             assert row["scores"] == pytest.approx(other["scores"], abs=1e-5)
+
+
+@pytest.mark.proof
+def test_a_killed_prediction_is_continued_with_the_same_bytes(checkpoint, sample, tmp_path):
+    rows = (sample / "valid.jsonl").read_text(encoding="utf-8").splitlines()
+    file = tmp_path / "new.jsonl"
+    file.write_text("\n".join(rows[index % len(rows)] for index in range(150)), encoding="utf-8")
+    output = tmp_path / "out.jsonl"
+    arguments = ["--checkpoint", checkpoint, "--input", str(file), "--batch_size", "1", *SHORT]
+
+    def run(name: str, *more: str, code: int = 0, **options: Any) -> str:
+        command = [*arguments, "--output", str(output), *more]
+        return Launch(command, tmp_path / name, module="predict", **options).expect(code)
+
+    run("whole")
+    whole = output.read_bytes()
+    output.write_text("an older file", encoding="utf-8")
+    run("killed", patch=partial(seams.killed_in_block, 1), code=-SIGKILL)
+    assert output.read_text(encoding="utf-8") == "an older file"
+    assert "continues after 64 rows" in run("continued")
+    assert output.read_bytes() == whole
+    run("killed again", patch=partial(seams.killed_in_block, 2), code=-SIGKILL)
+    other = run("with another length", "--max_len", "24")
+    assert "has another input, checkpoint or arguments; starting again" in other
+    assert sorted(path.name for path in tmp_path.glob("out*")) == ["out.jsonl"]
+
+
+def test_each_row_is_in_one_batch_of_similar_lengths():
+    lengths = [1, 90, 3, 100, 80, 70, 3, 95, 4, 100]
+    batches = list(batch_by_length(lengths, 4))
+    assert batches == [[3, 9, 7, 1], [4, 5], [8, 2, 6], [0]]
+    assert list(batch_by_length([], 4)) == []
+
+
+@pytest.mark.proof
+def test_memory_does_not_grow_with_the_input(tmp_path):
+    class Counter:
+        columns = ["text"]
+
+        def __call__(self, texts) -> list[dict]:
+            return [{"prediction": len(text)} for text in texts]
+
+    def peak(count: int) -> int:
+        path = tmp_path / f"{count}.jsonl"
+        with path.open("w", encoding="utf-8") as file:
+            for number in range(count):
+                file.write(json.dumps({"text": f"{number} " * 20}) + "\n")
+        tracemalloc.start()
+        rows = open_rows(str(path), None, Counter())
+        assert hash_rows(rows())[0] == count
+        output = OutputFile(tmp_path / "out.jsonl", "identity")
+        output.open()
+        group = RankGroup(start())
+        for block in predict_rows(group, Counter(), rows, 0, 4, tqdm(disable=True)):
+            output.append(block)
+        output.publish()
+        size = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return size
+
+    peak(500)  # imports
+    assert peak(10_000) < 1.5 * peak(1000)
 
 
 def test_several_files_are_predicted_in_their_order(checkpoint, sample, tmp_path):

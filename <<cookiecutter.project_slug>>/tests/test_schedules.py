@@ -7,7 +7,8 @@ import torch
 
 import train
 from errors import RunError
-from training.optimization import SCHEDULERS, build_optimizer, build_scheduler
+from training.config import SCHEDULERS
+from training.optimization import build_optimizer, build_scheduler
 
 TOTALS = (1, 2, 5, 9, 10, 37)
 

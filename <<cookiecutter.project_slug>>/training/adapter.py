@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 
 from errors import RunError
 from model.adapter import CONFIG_FILE, adapter_config, has_adapter, hash_base
+from model.revision import split_revision
 
 from .config import RunConfig
 from .state import STATE_FILE, SavedRun
@@ -44,20 +45,25 @@ def prepare_base(model_config: Any, config: RunConfig) -> None:
     model_config.load_options["dtype"] = getattr(torch, config.base_dtype)
 
 
-def add_adapter(model: Any, config: RunConfig) -> None:
+def add_adapter(model: Any, config: RunConfig, commit: str | None) -> None:
     """Add an adapter with new weights to the base model of a new run.
+
+    Args:
+        commit: Commit of the base model, if it comes from the Hub; saved with the adapter.
 
     Raises:
         RunError: `--lora_targets` has a name that matches no module supported by LoRA.
     """
-    place = Path(config.model_id)
+    name, _ = split_revision(config.model_id)
+    place = Path(name)
     try:
         model.add_lora(
             r=config.lora_rank,
             lora_alpha=config.lora_alpha,
             target_modules=list(config.lora_targets),
             use_dora=config.lora_dora,
-            base_model_name_or_path=str(place.resolve()) if place.is_dir() else config.model_id,
+            base_model_name_or_path=str(place.resolve()) if place.is_dir() else name,
+            revision=commit,
         )
     except (ValueError, TypeError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]

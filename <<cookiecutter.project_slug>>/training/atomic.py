@@ -15,9 +15,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from errors import RunError
-
-from .user_code import describe
+from errors import RunError, describe
 
 MANIFEST = "manifest.json"
 STORE = ".checkpoints"
@@ -56,9 +54,9 @@ def write_file(path: Path, content: str | bytes) -> None:
     """Replace a file atomically."""
     temporary = path.with_name(f".{path.name}.tmp")
     temporary.write_bytes(content.encode() if isinstance(content, str) else content)
-    _flush(temporary)
+    flush(temporary)
     os.replace(temporary, path)
-    _flush(path.parent)
+    flush(path.parent)
 
 
 def publish(outdir: Path, writers: dict[str, Callable[[Path], None]]) -> None:
@@ -85,7 +83,7 @@ def publish(outdir: Path, writers: dict[str, Callable[[Path], None]]) -> None:
             _seal(temporaries[name])
         for name in writers:
             os.rename(temporaries[name], versions[name])
-            _flush(store)
+            flush(store)
             _repoint(outdir / name, versions[name])
     finally:
         for temporary in temporaries.values():
@@ -128,7 +126,7 @@ def _repoint(name: Path, version: Path) -> None:
             os.rename(name, copied)
         os.replace(temporary, name)
         shutil.rmtree(copied, ignore_errors=True)
-    _flush(name.parent)
+    flush(name.parent)
 
 
 def _replace_by_copy(name: Path, version: Path) -> None:
@@ -161,11 +159,11 @@ def _seal(folder: Path) -> None:
     for file in sorted(folder.rglob("*")):
         if file.is_file() and file != marker:
             file.chmod(mode)
-            _flush(file)
+            flush(file)
             name = file.relative_to(folder).as_posix()
             manifest[name] = {"size": file.stat().st_size, "sha256": _sha256(file)}
         elif file.is_dir():
-            _flush(file)
+            flush(file)
     write_file(marker, json.dumps(manifest, indent=2))
 
 
@@ -182,8 +180,9 @@ def clean(outdir: Path) -> None:
         else:
             shutil.rmtree(leftover)
     for name in {path.stem for path in store.glob("*.*")}:
-        versions = [path for _, path in _versions(outdir / name) if find_fault(path) is None]
-        if versions and not (outdir / name).exists():
+        if (outdir / name).exists():
+            continue
+        if versions := [path for _, path in _versions(outdir / name) if find_fault(path) is None]:
             _repoint(outdir / name, versions[-1])
 
 
@@ -244,7 +243,7 @@ def _sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
     """Flush a file, or the entries of a folder, to the disk."""
     is_folder = path.is_dir()
     if is_folder and os.name == "nt":  # Windows cannot open a folder

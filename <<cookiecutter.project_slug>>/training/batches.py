@@ -62,7 +62,7 @@ class Step:
         epoch: Index of the epoch.
         index: Index of the step inside its epoch.
         examples: Examples of the global batch, over all ranks.
-        num_items: Target items of the global batch, over all ranks.
+        num_items: Target items of the global batch, or the sum of their weights, over all ranks.
         is_training: Whether this is a training step; False for a validation batch.
         micro_batches: Iterator of this rank's micro-batches; each rank has the same number of them.
     """
@@ -70,7 +70,7 @@ class Step:
     epoch: int
     index: int
     examples: list[int]
-    num_items: int
+    num_items: float
     is_training: bool = True
     micro_batches: Iterable[MicroBatch] = ()
 
@@ -186,7 +186,7 @@ class Batches:
         for begin in range(start, len(order), self.global_batch_size):
             index = begin // self.global_batch_size
             batch = order[begin : begin + self.global_batch_size]
-            num_items = max(1, int(examples.num_items[batch].sum()))
+            num_items = examples.num_items[batch].sum().item() or 1
             yield Step(
                 epoch=epoch,
                 index=index,
@@ -196,7 +196,9 @@ class Batches:
                 micro_batches=self._split(batch, epoch, index, num_items),
             )
 
-    def _split(self, batch: np.ndarray, epoch: int, index: int, num_items: int) -> list[MicroBatch]:
+    def _split(
+        self, batch: np.ndarray, epoch: int, index: int, num_items: float
+    ) -> list[MicroBatch]:
         examples = self.examples
         size = self.batch_size
         if self.max_tokens is not None:

@@ -2,7 +2,11 @@
 
 import inspect
 import json
-from collections.abc import Callable
+import sys
+import tempfile
+from collections.abc import Callable, Collection
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +14,7 @@ import torch
 from accelerate import Accelerator
 from safetensors.torch import save_file
 from torch import Tensor
+from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from errors import RunError
@@ -20,7 +25,8 @@ from .batches import Step
 from .contract import ExampleSet
 from .distributed import RankGroup
 from .optimizer_state import OptimizerState
-from .state import OPTIMIZER_FILE, SavedRun, TrainState, to_json
+from .staging import bytes_to_copy, free_memory, live_memory, stage, with_own_configs
+from .state import OPTIMIZER_FILE, STATE_FILE, SavedRun, TrainState, to_json
 from .strategy import Strategy
 
 LOG_FILE = "log.json"
@@ -28,6 +34,13 @@ LOG_FILE = "log.json"
 
 class Checkpointer:
     """The output directory of a run. Every rank calls the same methods; the main one writes.
+
+    A save is written by a thread while training goes on. As a context manager, wait for it, also
+    when the run fails: a process exits only after its last save is published.
+
+    Attributes:
+        on_published: Called on the main rank, in the thread, with the names of the folders that
+            have been published: "last", and perhaps "best".
 
     Args:
         about: Returns the fields of `SavedRun` other than the state. It is called at each save,
@@ -49,12 +62,24 @@ class Checkpointer:
         self.tokenizer = tokenizer
         self.about = about
         self.outdir = outdir
+        self._thread = ThreadPoolExecutor(1)
+        self._pending: Future[None] | None = None
+        self._is_noted = False
+        self.on_published: Callable[[Collection[str]], None] = lambda names: None
 
         def remove_remains() -> None:
             with saving(self.outdir, 0):
                 clean(self.outdir)
 
         group.on_main(remove_remains)
+
+    def __enter__(self) -> "Checkpointer":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._thread.shutdown()
+        if self.has_failed and self._pending is not None:  # the run ends with another error
+            print(self._pending.exception(), file=sys.stderr)
 
     def save(
         self,
@@ -63,16 +88,19 @@ class Checkpointer:
         state: TrainState,
         describe: Callable[[Path], None] | None = None,
     ) -> None:
-        """Save `last/` and log.json; with `describe`, also save `best/`.
+        """Copy `last/` and log.json into memory and start to write them; with `describe`, `best/`.
 
-        `best/` is published first, so that `last/` never refers to a missing `best/`.
+        `best/` is published first, so that `last/` never refers to a missing `best/`. Wait for the
+        save before this one. Training goes on while this one is written, unless there is too
+        little memory for a copy, or the model cannot save a copy.
 
         Args:
-            describe: Writes README.md and loss.png into `best/`.
+            describe: Writes README.md and loss.png into `best/`. It is called in the thread.
 
         Raises:
-            RunError: The disk is full, or another operation failed.
+            RunError: The save before this one failed: the disk is full, for example.
         """
+        self.join()
         scaler = self.accelerator.scaler
         state.scaler = scaler.state_dict() if scaler is not None else None
         losses = self.group.gather((state.train_loss, state.named_losses))
@@ -81,36 +109,84 @@ class Checkpointer:
             state=state,
             train_losses=[loss for loss, _ in losses],
             named_losses=[named for _, named in losses],
-        )
+        ).to_text()
+        log = to_json(state.log, indent=4)
         weights = self._gather(model)
         moments = self.strategy.optimizer_state(model, optimizer)
 
-        def write_last(folder: Path) -> None:
-            self._write_model(folder, model, weights)
-            saved.write(folder)
-            moments.save(folder / OPTIMIZER_FILE)
+        def start() -> None:
+            is_copy = self._stage(model, optimizer, [weights, moments.tensors])
+            write_model = self._model_writer(model, weights)
 
-        def write_best(folder: Path) -> None:
-            self._write_model(folder, model, weights)
-            saved.write(folder)
+            def write_last(folder: Path) -> None:
+                write_model(folder)
+                (folder / STATE_FILE).write_text(saved, encoding="utf-8")
+                moments.save(folder / OPTIMIZER_FILE)
+
+            def write_best(folder: Path) -> None:
+                write_model(folder)
+                (folder / STATE_FILE).write_text(saved, encoding="utf-8")
+                if describe is not None:
+                    describe(folder)
+
+            writers: dict[str, Callable[[Path], None]] = {}
             if describe is not None:
-                describe(folder)
-
-        writers: dict[str, Callable[[Path], None]] = {}
-        if describe is not None:
-            writers["best"] = write_best
-        writers["last"] = write_last
-
-        def write() -> None:
+                writers["best"] = write_best
+            writers["last"] = write_last
             size = _size(weights) * len(writers) + moments.nbytes
-            with saving(self.outdir, size):
-                publish(self.outdir, writers)
-                self.write_log(state)
+            self._pending = self._thread.submit(self._write, writers, log, size)
+            if not is_copy:
+                self._wait()
 
-        self.group.on_main(write)
+        self.group.on_main(start)
 
-    def write_log(self, state: TrainState) -> None:
-        write_file(self.outdir / LOG_FILE, to_json(state.log, indent=4))
+    @property
+    def has_failed(self) -> bool:
+        """Whether the save in progress has failed, on this rank; `join` raises its error."""
+        pending = self._pending
+        return pending is not None and pending.done() and pending.exception() is not None
+
+    def join(self) -> None:
+        """Wait until the latest save is published.
+
+        Raises:
+            RunError: It failed.
+        """
+        self.group.on_main(self._wait)
+
+    def _wait(self) -> None:
+        pending = self._pending
+        self._pending = None
+        if pending is not None:
+            pending.result()
+
+    def _write(self, writers: dict[str, Callable[[Path], None]], log: str, size: int) -> None:
+        """Write and publish a save, in the thread: without collectives, and without the state."""
+        with saving(self.outdir, size):
+            publish(self.outdir, writers)
+            write_file(self.outdir / LOG_FILE, log)
+        self.on_published(writers.keys())
+
+    def _stage(
+        self, model: torch.nn.Module, optimizer: torch.optim.Optimizer, parts: list[dict]
+    ) -> bool:
+        """Copy tensors that training changes; return whether that was possible."""
+        bare = self.accelerator.unwrap_model(model)
+        if not _accepts_weights(bare):
+            return False
+        live = live_memory(model, optimizer)
+        size = sum(bytes_to_copy(tensors.values(), live) for tensors in parts)
+        if (free := free_memory()) < size:
+            if not self._is_noted:
+                tqdm.write(
+                    f"{free:,} bytes of memory are free, and the copy of a save needs {size:,}: "
+                    "training waits while a save is written"
+                )
+            self._is_noted = True
+            return False
+        for tensors in parts:
+            stage(tensors, live)
+        return True
 
     def load(
         self,
@@ -137,7 +213,7 @@ class Checkpointer:
             self.accelerator.scaler.load_state_dict(state.scaler)
         if self.group.is_main:
             with saving(self.outdir, 0):  # the run may have been killed before it wrote its log
-                self.write_log(state)
+                write_file(self.outdir / LOG_FILE, to_json(state.log, indent=4))
 
     def save_bad_batch(self, model: torch.nn.Module, examples: ExampleSet, step: Step) -> str:
         """Save the weights before a step, and its batch, as `bad_batch/`.
@@ -148,7 +224,7 @@ class Checkpointer:
         weights = self._gather(model)
 
         def write_all(folder: Path) -> None:
-            self._write_model(folder, model, weights)
+            self._model_writer(model, weights)(folder)
             batch = examples.batch(step.examples)
             tensors = {key: value for key, value in batch.items() if isinstance(value, Tensor)}
             save_file(tensors, folder / "batch.safetensors")
@@ -160,6 +236,7 @@ class Checkpointer:
                 publish(self.outdir, {"bad_batch": write_all})
 
         try:
+            self.join()
             self.group.on_main(write)
         except RunError as error:
             return str(error)
@@ -171,17 +248,37 @@ class Checkpointer:
             return self.strategy.trained_weights(model)
         return self.strategy.full_state_dict(model)
 
-    def _write_model(
-        self, folder: Path, model: torch.nn.Module, weights: dict[str, Tensor]
-    ) -> None:
-        bare = self.accelerator.unwrap_model(model, keep_torch_compile=False)
-        save = bare.save_pretrained
-        if "state_dict" in inspect.signature(save).parameters:
-            save(folder, state_dict=dict(weights))  # a copy: `save` empties the dict
-        else:
-            save(folder)
-        if self.tokenizer is not None:
+    def _model_writer(
+        self, model: torch.nn.Module, weights: dict[str, Tensor]
+    ) -> Callable[[Path], None]:
+        """Return a function that writes model and tokenizer into a folder."""
+        bare = with_own_configs(self.accelerator.unwrap_model(model, keep_torch_compile=False))
+        files = self._tokenizer_files
+        options = {"state_dict": weights} if _accepts_weights(bare) else {}
+
+        def write(folder: Path) -> None:
+            # `save_pretrained` removes tensors from the dict.
+            bare.save_pretrained(folder, **{name: dict(value) for name, value in options.items()})
+            for name, content in files.items():
+                (folder / name).parent.mkdir(exist_ok=True)
+                (folder / name).write_bytes(content)
+
+        return write
+
+    @cached_property
+    def _tokenizer_files(self) -> dict[str, bytes]:
+        """The files of the tokenizer, which two threads must not use at the same time."""
+        if self.tokenizer is None:
+            return {}
+        with tempfile.TemporaryDirectory() as folder:
             self.tokenizer.save_pretrained(folder)
+            paths = [path for path in Path(folder).rglob("*") if path.is_file()]
+            return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
+
+
+def _accepts_weights(model: torch.nn.Module) -> bool:
+    """Whether the model can save tensors other than its own."""
+    return "state_dict" in inspect.signature(model.save_pretrained).parameters  # type: ignore[arg-type]
 
 
 def _size(tensors: dict[str, Tensor]) -> int:

@@ -1,4 +1,7 @@
-"""The configuration of a run: command line, `--config` file, and the arguments of a checkpoint."""
+"""The configuration of a run: command line, `--config` file, and the arguments of a checkpoint.
+
+This module does not import torch, so that `--help` and invalid arguments are answered at once.
+"""
 
 import argparse
 import difflib
@@ -8,26 +11,36 @@ from pathlib import Path
 from typing import Any, get_args
 
 import yaml
-from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
-from huggingface_hub.utils import HFValidationError, validate_repo_id
 
 from errors import RunError
-from model.adapter import ALL_LINEAR, CONFIG_FILE
 
 from .atomic import STORE, find_intact, is_published
-from .contract import Task
 from .help import HelpFormatter, OneOrMore
-from .optimization import SCHEDULERS
+from .options import TaskOptions
 from .packages import require
+from .remote import download_checkpoint, is_remote
+from .set_names import named_sources
 from .state import OPTIMIZER_FILE, SavedRun
-from .validation import named_sources
 
 AUTO = "auto"
+LOSS = "loss"  # name of the loss among the scores
 RESULTS = ("last", "best", "log.json")
 BASE_DTYPES = ("float32", "bfloat16")
+HUB_STRATEGIES = ("end", "every_save", "checkpoint")  # as in transformers
 # Arguments that a resumed run cannot change: its adapter depends on them.
 OF_THE_ADAPTER = ("lora_rank", "lora_alpha", "lora_targets", "lora_dora", "base_dtype")
-TRACKERS = sorted(map(str, LOGGER_TYPE_TO_CLASS))
+TRACKERS = (  # of accelerate
+    *("aim", "clearml", "comet_ml", "dvclive", "mlflow", "swanlab"),
+    *("tensorboard", "trackio", "wandb"),
+)
+SCHEDULERS = (  # of transformers, except two that depend on a metric
+    *("constant", "constant_with_warmup", "cosine", "cosine_warmup_with_min_lr"),
+    *("cosine_with_min_lr", "cosine_with_restarts", "inverse_sqrt", "linear"),
+    *("polynomial", "warmup_stable_decay"),
+)
+# Names of PEFT: all linear layers except the head; and the configuration file of an adapter.
+ALL_LINEAR = "all-linear"
+ADAPTER_FILE = "adapter_config.json"
 PATHS = ("train_input", "valid_input", "model_id", "outdir", "restore_dir", "config")
 UNSET = object()
 
@@ -91,7 +104,7 @@ class RunConfig:
     valid_fold: int = option(
         0, "index of the held-out part, of 1 / VALID_SIZE parts", group=DATA, at_least=0
     )
-    model_id: str = option("tiny", "base model: Hub id or folder", group=DATA)
+    model_id: str = option("tiny", "base model: Hub id, also NAME@REVISION, or folder", group=DATA)
     max_len: int = option(
         128, "maximum sequence length in tokens", "max_length", group=DATA, at_least=2
     )
@@ -105,7 +118,7 @@ class RunConfig:
     outdir: str = option("outputs", "output directory", "output_dir", group=RUN)
     restore_dir: str | None = option(
         None,
-        'checkpoint to resume from; "auto": OUTDIR/last if it exists',
+        'checkpoint to resume from; "auto": OUTDIR/last if it exists; or hf://REPOSITORY',
         "resume_from_checkpoint",
         group=RUN,
     )
@@ -167,7 +180,7 @@ class RunConfig:
         group=VALIDATION,
         at_least=1,
     )
-    metric_for_best_model: str = option("loss", "score that best/ is chosen by", group=VALIDATION)
+    metric_for_best_model: str = option(LOSS, "score that best/ is chosen by", group=VALIDATION)
     patience: int | None = option(
         None,
         "stop after N validations without improvement",
@@ -222,7 +235,14 @@ class RunConfig:
     )
     logging_steps: int = option(10, "log every N optimizer steps", group=REPORT, at_least=1)
     push_to_hub: str | None = option(
-        None, "repository to upload best/ to at the end", "hub_model_id", group=REPORT
+        None, "repository to upload best/ to", "hub_model_id", group=REPORT
+    )
+    hub_strategy: str = option(
+        "end",
+        "when to upload: at the end; every_save: each new best/; checkpoint: also each last/",
+        group=REPORT,
+        choices=HUB_STRATEGIES,
+        metavar="NAME",
     )
 
     data_options: dict[str, Any] = field(default_factory=dict)
@@ -231,8 +251,13 @@ class RunConfig:
     resumed: SavedRun | None = None
 
     @classmethod
-    def from_command_line(cls, task: Task, argv: list[str]) -> tuple["RunConfig", list[str]]:
+    def from_command_line(
+        cls, task: TaskOptions, argv: list[str], intact: str | None = None
+    ) -> tuple["RunConfig", list[str]]:
         """Combine defaults, the arguments of a checkpoint, the YAML file and the command line.
+
+        Args:
+            intact: Path of a checkpoint whose checksums have been compared already.
 
         Returns:
             The configuration, with the path of an intact checkpoint as `restore_dir`; and lines to
@@ -250,7 +275,7 @@ class RunConfig:
         given = {name: value for name, value in given.items() if value is not UNSET}
         for values in (defaults, given):
             values.update({name: _expanded(values[name]) for name in PATHS if name in values})
-        checkpoint, notes = _find_checkpoint({**defaults, **given})
+        checkpoint, notes = _find_checkpoint({**defaults, **given}, intact)
         saved: dict[str, Any] = {}
         resumed = None
         if checkpoint is not None:
@@ -258,7 +283,7 @@ class RunConfig:
             saved = {name: v for name, v in resumed.args.items() if name in defaults}
             _check_adapter({**defaults, **saved}, given)
             if "outdir" not in given:
-                saved["outdir"] = _outdir_of(Path({**defaults, **given}["restore_dir"]), defaults)
+                saved["outdir"] = _outdir_of({**defaults, **given}["restore_dir"], defaults)
             notes += _changes(saved, given)
             if "epochs" in given and "max_steps" not in given and saved.get("max_steps"):
                 notes.append(f"--max_steps {saved.pop('max_steps')} no longer applies")
@@ -291,23 +316,15 @@ class RunConfig:
         Raises:
             RunError: A value is out of range, or a tracker or repository is not available.
         """
-        for spec in option_fields():
-            value = getattr(self, spec.name)
-            least = spec.metadata["at_least"]
-            is_number = isinstance(value, (int, float)) and least is not None
-            if is_number and not (value >= least and math.isfinite(value)):
-                raise RunError(f"--{spec.name} {value}: expected at least {least}")
+        _check_ranges(vars(self))
         _ = self.valid_sources
         if (self.valid_fold + 0.5) * self.valid_size >= 1:
             raise RunError(
                 f"--valid_fold {self.valid_fold}: expected less than 1 / --valid_size "
                 f"{self.valid_size}, the number of parts"
             )
-        available = set(map(str, get_available_trackers()))
-        if missing := sorted(set(self.report_to) - available):
-            names = " ".join(missing)
-            raise RunError(f"--report_to {names}: not installed; expected `pip install {names}`")
         self._check_lora()
+        self._check_report()
         if self.files_per_epoch is not None and self.max_steps is None:
             raise RunError(
                 f"--files_per_epoch {self.files_per_epoch}: expected --max_steps, too, since the "
@@ -315,14 +332,28 @@ class RunConfig:
             )
         if self.files_per_epoch is not None and self.valid_input is None:
             raise RunError(f"--files_per_epoch {self.files_per_epoch}: expected --valid_input, too")
+        if self.push_to_hub is None and self.hub_strategy != "end":
+            raise RunError(f"--hub_strategy {self.hub_strategy}: expected --push_to_hub, too")
+
+    def _check_report(self) -> None:
+        # Imported here because both import much: accelerate.tracking imports torch.
+        if self.report_to:
+            from accelerate.tracking import get_available_trackers
+
+            if missing := sorted(set(self.report_to) - set(map(str, get_available_trackers()))):
+                names = " ".join(missing)
+                sentence = f"not installed; expected `pip install {names}`"
+                raise RunError(f"--report_to {names}: {sentence}")
         if self.push_to_hub is not None:
+            from huggingface_hub.utils import HFValidationError, validate_repo_id
+
             try:
                 validate_repo_id(self.push_to_hub)
             except HFValidationError as error:
                 raise RunError(f"--push_to_hub {self.push_to_hub}: {error}") from None
 
     def _check_lora(self) -> None:
-        if self.resumed is None and (Path(self.model_id) / CONFIG_FILE).is_file():
+        if self.resumed is None and (Path(self.model_id) / ADAPTER_FILE).is_file():
             raise RunError(
                 f"--model_id {self.model_id}: a PEFT adapter; expected a full model (merge it by "
                 f"`python export.py --checkpoint {self.model_id} --output FOLDER`)"
@@ -352,7 +383,27 @@ def option_fields() -> list[Any]:
     return [spec for spec in fields(RunConfig) if spec.metadata]
 
 
-def build_parser(task: Task) -> argparse.ArgumentParser:
+def check_form(argv: list[str]) -> None:
+    """Check names, types and ranges of arguments; print the help of `--help`.
+
+    Raises:
+        RunError: A value is out of range, or the YAML file cannot be read.
+        SystemExit: By argparse.
+    """
+    parser = build_parser(TaskOptions())
+    _check_ranges(vars(parser.parse_args(insert_yaml(parser, argv))))
+
+
+def _check_ranges(values: dict[str, Any]) -> None:
+    for spec in option_fields():
+        value = values[spec.name]
+        least = spec.metadata["at_least"]
+        is_number = isinstance(value, (int, float)) and least is not None
+        if is_number and not (value >= least and math.isfinite(value)):
+            raise RunError(f"--{spec.name} {value}: expected at least {least}")
+
+
+def build_parser(task: TaskOptions) -> argparse.ArgumentParser:
     """Build the parser from the fields of `RunConfig` and the options of the task."""
     parser = argparse.ArgumentParser(
         usage="train.py [arguments]",
@@ -419,11 +470,12 @@ def _as_arguments(path: str, name: str, value: Any, is_flag: bool) -> list[str]:
     return [] if value is None else [f"--{name}={value}"]
 
 
-def _find_checkpoint(values: dict[str, Any]) -> tuple[Path | None, list[str]]:
+def _find_checkpoint(values: dict[str, Any], intact: str | None) -> tuple[Path | None, list[str]]:
     """Return the folder to resume from, and lines to print."""
     outdir = Path(values["outdir"])
     name = values["restore_dir"]
-    if name is None and any((outdir / result).exists() for result in RESULTS):
+    is_new_here = name is None or is_remote(name)
+    if is_new_here and any((outdir / result).exists() for result in RESULTS):
         raise RunError(
             f"{outdir}: already contains a run; resume it with --restore_dir {AUTO}, or choose "
             "another --outdir"
@@ -432,7 +484,8 @@ def _find_checkpoint(values: dict[str, Any]) -> tuple[Path | None, list[str]]:
         name = str(outdir / "last") if is_published(outdir / "last") else None
     if name is None:
         return None, []
-    folder, fault = find_intact(Path(name))
+    place = download_checkpoint(name) if is_remote(name) else Path(name)
+    folder, fault = (place, None) if str(place) == intact else find_intact(place)
     if not (folder / OPTIMIZER_FILE).is_file():
         raise RunError(f"{folder}: has no optimizer state; expected a last/, not a best/")
     if fault is None:
@@ -440,13 +493,14 @@ def _find_checkpoint(values: dict[str, Any]) -> tuple[Path | None, list[str]]:
     return folder, [f"{name} is damaged ({fault}); resuming from the previous one, {folder}"]
 
 
-def _outdir_of(restore_dir: Path, defaults: dict[str, Any]) -> str:
+def _outdir_of(place: str, defaults: dict[str, Any]) -> str:
     """Return the output directory of a run, given the path of its last/ or of the link's target.
 
     Raises:
         RunError: The folder has another name.
     """
-    if str(restore_dir) == AUTO:
+    restore_dir = Path(place)
+    if place == AUTO or is_remote(place):
         return defaults["outdir"]
     if restore_dir.name == "last":
         return str(restore_dir.parent)
@@ -485,7 +539,7 @@ def _check_adapter(saved: dict[str, Any], given: dict[str, Any]) -> None:
             )
 
 
-def _by_field(values: dict[str, Any], task: Task) -> dict[str, Any]:
+def _by_field(values: dict[str, Any], task: TaskOptions) -> dict[str, Any]:
     """Group values by the fields of `RunConfig`; options of the task go into three dicts."""
     result = {spec.name: values[spec.name] for spec in option_fields()}
     for kind in ("data_options", "model_options", "score_options"):
@@ -493,7 +547,7 @@ def _by_field(values: dict[str, Any], task: Task) -> dict[str, Any]:
     return result
 
 
-def _task_options(task: Task) -> dict[str, dict]:
+def _task_options(task: TaskOptions) -> dict[str, dict]:
     return {**task.data_options, **task.model_options, **task.score_options}
 
 

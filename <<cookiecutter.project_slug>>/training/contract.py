@@ -23,10 +23,10 @@ from model.interface import (
 )
 from reading.faults import repeats
 
+from .options import TaskOptions
 from .user_code import user_code
 
 SAMPLED = 256  # examples that are hashed for the fingerprint of a data set that does not define one
-TINY = "tiny"
 
 
 class LossOnly:
@@ -153,19 +153,16 @@ class ExampleSet:
         return values
 
     def _hash_sample(self) -> int:
-        digest = zlib.crc32(np.ascontiguousarray(self.num_items, dtype=np.int64).tobytes())
+        digest = zlib.crc32(np.ascontiguousarray(self.num_items, dtype=np.float64).tobytes())
         for index in np.linspace(0, len(self) - 1, min(SAMPLED, len(self))).astype(int):
             digest = hash_example(self.dataset[int(index)], digest)
         return digest
 
 
-class Task:
+class Task(TaskOptions):
     """The modules of `model/`.
 
     Attributes:
-        base_model: `BASE_MODEL` of configuration.py: default of `--model_id`.
-        data_options, model_options, score_options, predict_options: `OPTIONS` of the modules:
-            command line arguments, by name.
         divides_by_items: Whether `forward` has a parameter `num_items_in_batch`. If not, its loss
             is treated as a mean, and weighted by the micro-batch's share of target items.
         couples_examples: `Model.loss_couples_examples`: whether the loss depends on which examples
@@ -182,14 +179,10 @@ class Task:
         metrics = _optional("model.metrics")
         prediction = _optional("model.prediction")
         optimization = _optional("model.optimization")
+        super().__init__()
         self.config_class = configuration.ModelConfig
         self.model_class = modeling.Model
         self.generate_dataset = dataset.generate_dataset
-        self.base_model: str = getattr(configuration, "BASE_MODEL", TINY)
-        self.model_options: dict[str, dict] = getattr(configuration, "OPTIONS", {})
-        self.data_options: dict[str, dict] = getattr(dataset, "OPTIONS", {})
-        self.score_options: dict[str, dict] = getattr(metrics, "OPTIONS", {})
-        self.predict_options: dict[str, dict] = getattr(prediction, "OPTIONS", {})
         self.scores_class = getattr(metrics, "Scores", LossOnly)
         self.predictor_class = getattr(prediction, "Predictor", None)
         self.build_optimizer: OptimizerBuilder | None = getattr(
@@ -259,7 +252,7 @@ class Task:
             return self.predictor_class(model, tokenizer, max_len, schema, **options)
 
     def forward(
-        self, model: torch.nn.Module, batch: dict[str, Any], num_items: int
+        self, model: torch.nn.Module, batch: dict[str, Any], num_items: float
     ) -> tuple[Any, dict[str, torch.Tensor]]:
         """Run the model on the tensors of a batch.
 
@@ -271,6 +264,16 @@ class Task:
             inputs["num_items_in_batch"] = num_items
         outputs = model(**inputs)
         return outputs, {**(getattr(outputs, "losses", None) or {}), "loss": outputs.loss}
+
+
+def chosen_options(scores: Scorer) -> dict[str, Any]:
+    """Return `Scorer.predict_options()`. Default: empty."""
+    return getattr(scores, "predict_options", dict)()
+
+
+def scores_table(scores: Scorer) -> dict[str, dict[str, float]]:
+    """Return `Scorer.table()`. Default: empty."""
+    return getattr(scores, "table", dict)()
 
 
 def model_inputs(batch: dict[str, Any]) -> dict[str, Any]:

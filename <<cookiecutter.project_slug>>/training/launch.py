@@ -12,13 +12,11 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType, DynamoBackend
 from transformers.integrations import unset_hf_deepspeed_config
 
-from errors import RankError, RunError, Stopped, UserError
+from errors import REFUSED, STOPPED, RankError, RunError, Stopped, UserError
 
 from .distributed import is_lost_connection
 from .launcher import requested_processes
 
-REFUSED = 2
-STOPPED = 75  # EX_TEMPFAIL of sysexits.h: try again
 PRECISIONS = ("no", "fp16", "bf16")
 
 

@@ -13,8 +13,10 @@ from safetensors import SafetensorError, safe_open
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import cached_file
+from transformers.utils.hub import extract_commit_hash
 
 from errors import RunError
+from model.revision import split_revision
 
 from .adapter import base_of, compare_base, is_adapter, load_options
 from .config import RunConfig
@@ -35,8 +37,9 @@ def load_tokenizer(model_id: str) -> PreTrainedTokenizerBase:
     """
     model_id = os.path.expanduser(model_id)
     _check_folder(model_id)
+    name, hub = split_revision(model_id)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(model_id, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False, **hub)
     except Exception as error:  # each type of file has its own errors
         raise RunError(
             f"{model_id}: cannot load a tokenizer ({_tokenizer_reason(error)})"
@@ -45,6 +48,22 @@ def load_tokenizer(model_id: str) -> PreTrainedTokenizerBase:
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
     return tokenizer
+
+
+def commit_of(model_id: str) -> str | None:
+    """Return the commit of a Hub id whose configuration has been loaded; None for a folder."""
+    name, hub = split_revision(os.path.expanduser(model_id))
+    if Path(name).is_dir():
+        return None
+    file = cached_file(
+        name,
+        "config.json",
+        local_files_only=True,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+        **hub,
+    )
+    return extract_commit_hash(file, None)
 
 
 def build_config(
@@ -66,7 +85,8 @@ def build_config(
     saved: dict = {}
     try:
         if _may_have_config(task, model_id):
-            saved, _ = PreTrainedConfig.get_config_dict(model_id)
+            name, hub = split_revision(model_id)
+            saved, _ = PreTrainedConfig.get_config_dict(name, **hub)
         if not saved or saved.get("model_type") != getattr(task.config_class, "model_type", None):
             config = task.build_config(model_id, arguments)
         else:  # a checkpoint of this model class: keep its own fields
@@ -110,6 +130,7 @@ def load_model(
     folder: str,
     options: dict | None = None,
     base_model_id: str | None = None,
+    compares_base: bool = True,
 ) -> PreTrainedModel:
     """Load a model to resume from or to predict with, in float32.
 
@@ -117,6 +138,7 @@ def load_model(
         options: Arguments of `ModelConfig` from the command line. They take precedence over those
             of the checkpoint; a stock checkpoint has none.
         base_model_id: New path or Hub id of the base model of an adapter, if it was moved.
+        compares_base: Hash the base model of an adapter, and compare it with that of the run.
 
     Raises:
         RunError: A file cannot be read, or the weights do not match `model_class`.
@@ -126,6 +148,8 @@ def load_model(
     try:
         if is_adapter(Path(folder)):
             model = _load_adapter(model_class, Path(folder), options or {}, base_model_id)
+            if compares_base:
+                compare_base(model, Path(folder))
         else:
             model = _load(model_class, folder, options=options or {})
     except RunError:
@@ -173,17 +197,19 @@ def _load(
     """Load all weights of a checkpoint by `from_pretrained`, and leave the rest as constructed."""
     if not issubclass(model_class, PreTrainedModel):
         return model_class.from_pretrained(folder)
+    name, hub = split_revision(folder)
     if options:
-        saved, _ = PreTrainedConfig.get_config_dict(folder)
+        saved, _ = PreTrainedConfig.get_config_dict(name, **hub)
         if saved.get("model_type") == model_class.config_class.model_type:
             config = model_class.config_class.from_dict({**saved, **options})
             options = {}
     model, report = model_class.from_pretrained(
-        folder,
+        name,
         config=config,
         dtype=torch.float32,
         use_safetensors=True,
         output_loading_info=True,
+        **hub,
         **options,
     )
     missing = set(map(str, report["missing_keys"])) | _left_out(model, Path(folder))
@@ -216,7 +242,6 @@ def _load_adapter(
         raise RunError(f"{folder}: its base model {error}") from None
     options = {**options, **load_options(folder, base_model_id)}
     model, info = model_class.from_pretrained(str(folder), output_loading_info=True, **options)
-    compare_base(model, folder)
     _check_weights(model, info, str(folder))
     return model
 
@@ -306,7 +331,7 @@ def _check_folder(model_id: str) -> None:
     Raises:
         RunError: The folder does not exist.
     """
-    folder = Path(model_id)
+    folder = Path(split_revision(model_id)[0])
     if not folder.is_dir():
         if model_id.startswith((".", "/")) or len(folder.parts) > 2:
             raise RunError(f"{model_id}: no such folder; expected a Hub id or a folder")
@@ -321,10 +346,12 @@ def _check_tokens(model_id: str, tokenizer: PreTrainedTokenizerBase) -> None:
     """
     if not tokenizer.is_fast:
         return
+    name, hub = split_revision(model_id)
     file = cached_file(
-        model_id,
+        name,
         "tokenizer.json",
         local_files_only=True,
+        **hub,
         _raise_exceptions_for_missing_entries=False,
         _raise_exceptions_for_connection_errors=False,
     )

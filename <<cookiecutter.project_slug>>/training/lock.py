@@ -1,14 +1,18 @@
-"""Lock an output folder for one run."""
+"""Lock an output folder or file for one run."""
+
+from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from filelock import FileLock, Timeout
 
 from errors import RunError
 
-from .distributed import RankGroup
+if TYPE_CHECKING:  # it imports torch, which sweep.py does not need
+    from .distributed import RankGroup
 
 LOCK_FILE = ".lock"
 
@@ -23,7 +27,7 @@ def lock_folder(group: RankGroup, outdir: Path) -> Iterator[None]:
         RunError: Another run holds the lock, or the folder is not writable.
     """
     lock = FileLock(outdir / LOCK_FILE, timeout=0)
-    group.on_main(lambda: _acquire(lock, outdir))
+    group.on_main(lambda: _acquire(lock, f"{outdir}: another run is using this folder"))
     try:
         yield
     finally:
@@ -34,11 +38,26 @@ def lock_folder(group: RankGroup, outdir: Path) -> Iterator[None]:
             lock.release()
 
 
-def _acquire(lock: FileLock, outdir: Path) -> None:
+@contextmanager
+def lock_file(group: RankGroup, path: Path) -> Iterator[None]:
+    """Hold the lock of an output file; see `lock_folder`."""
+    lock = FileLock(path.with_name(f".{path.name}.lock"), timeout=0)
+    group.on_main(lambda: _acquire(lock, f"{path}: another process is writing this file"))
     try:
-        outdir.mkdir(parents=True, exist_ok=True)
+        yield
+    finally:
+        if lock.is_locked:
+            with suppress(OSError):
+                Path(lock.lock_file).unlink()
+            lock.release()
+
+
+def _acquire(lock: FileLock, message: str) -> None:
+    folder = Path(lock.lock_file).parent
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
         lock.acquire()
     except Timeout:
-        raise RunError(f"{outdir}: another run is using this folder; expected it to end") from None
+        raise RunError(f"{message}; expected it to end") from None
     except OSError as error:
-        raise RunError(f"{outdir}: not writable ({error.strerror})") from None
+        raise RunError(f"{folder}: not writable ({error.strerror})") from None

@@ -10,12 +10,12 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from .batches import MicroBatch, Step
+from .config import LOSS
 from .contract import Task
 
 # On an accelerator, reading a number waits for all work queued before it, so losses are read in
 # groups.
 READ_EVERY = {"cpu": 1, "other": 16}
-LOSS = "loss"
 
 
 class LossMeter:

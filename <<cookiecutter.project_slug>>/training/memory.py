@@ -6,11 +6,10 @@ from accelerate import Accelerator
 from accelerate.utils import send_to_device
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 
-from errors import RankError, RunError
+from errors import RankError, RunError, describe
 
 from .contract import ExampleSet, Task
 from .distributed import RankGroup
-from .user_code import describe
 
 # On a CPU there is no OutOfMemoryError: the kernel kills the process.
 NOT_PROBED = {"cpu"}

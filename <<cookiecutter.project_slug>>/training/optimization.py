@@ -12,12 +12,9 @@ from torch.amp import GradScaler
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, ReduceLROnPlateau
-from transformers import SchedulerType, get_scheduler
+from transformers import get_scheduler
 
 from errors import RunError
-
-# Schedules that depend only on the step; transformers' other two depend on a metric.
-SCHEDULERS = sorted({s.value for s in SchedulerType} - {"reduce_lr_on_plateau", "greedy"})
 
 NO_SCALER = GradScaler(enabled=False)  # its step() only calls optimizer.step()
 

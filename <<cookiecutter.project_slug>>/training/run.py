@@ -27,7 +27,7 @@ from .contract import ExampleSet, Task
 from .data import TrainData
 from .distributed import RankGroup
 from .launch import start
-from .loading import build_config, build_model, load_model, load_tokenizer, set_up
+from .loading import build_config, build_model, commit_of, load_model, load_tokenizer, set_up
 from .lock import lock_folder
 from .losses import LOSS, LossMeter
 from .memory import largest_batch_size
@@ -41,13 +41,14 @@ from .optimization import (
     fast_forward,
 )
 from .randomness import seed_all
+from .set_names import named_scores
 from .signals import StopSignals, ended_children
 from .start_check import check_contract, check_inputs, check_prediction, check_scores
 from .state import TrainState
 from .strategy import Strategy
 from .throughput import Throughput
 from .user_code import user_code
-from .validation import ValidationSet, named_scores
+from .validation import ValidationSet
 
 SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED)
 PROBES = 4  # examples checked for parameters without a gradient
@@ -58,6 +59,7 @@ class Run:
     """The parts of a run that the loop uses.
 
     Attributes:
+        commit: Commit of `--model_id` on the Hub; None for a folder.
         notes: Lines to print about settings that were chosen or changed.
     """
 
@@ -79,6 +81,7 @@ class Run:
     throughput: Throughput
     signals: StopSignals
     checkpoints: Checkpointer
+    commit: str | None
     notes: list[str]
 
     @property
@@ -100,7 +103,7 @@ def open_run(task: Task, argv: list[str]) -> Iterator[Run]:
     with ended_children(), lock_folder(group, Path(config.outdir)):
         _check_unchanged(group, task, argv, config)
         run = _Opening(task, config, accelerator, group, notes).open()
-        with run.signals:
+        with run.signals, run.checkpoints:
             yield run
         run.train_data.remove_files()
 
@@ -146,7 +149,7 @@ def _check_unchanged(group: RankGroup, task: Task, argv: list[str], config: RunC
     have different folders.
     """
     with group.in_agreement():
-        again, _ = RunConfig.from_command_line(task, argv)
+        again, _ = RunConfig.from_command_line(task, argv, config.restore_dir)
         if again != config:
             raise RunError(f"{config.outdir}: changed while this run started; start it again")
     group.expect_equal({f"--{name}": value for name, value in config.to_args().items()})
@@ -168,7 +171,8 @@ class _Opening:
         self.accelerator = accelerator
         self.group = group
         self.notes = notes
-        self.base_hash: str | None = None
+        self.base_hash = None if config.resumed is None else config.resumed.base
+        self.commit = None if config.resumed is None else config.resumed.commit
 
     def open(self) -> Run:
         """Build everything."""
@@ -223,6 +227,7 @@ class _Opening:
             throughput=Throughput(self.accelerator, model, self.config.tf32),
             signals=StopSignals(self.group),
             checkpoints=checkpoints,
+            commit=self.commit,
             notes=self.notes,
         )
 
@@ -284,20 +289,25 @@ class _Opening:
         if config.restore_dir is None:
             arguments = {**self.train_data.examples.schema, **config.model_options}
             made = build_config(self.task, config.model_id, arguments, self.tokenizer)
+            self.commit = commit_of(config.model_id)
             if config.lora_rank:
                 prepare_base(made, config)
             model, notes = build_model(self.task.model_class, made, config.model_id)
             self.notes += notes
             if config.lora_rank:
-                add_adapter(model, config)
+                add_adapter(model, config, self.commit)
+                if self.group.is_main:  # which saves it
+                    self.base_hash = hash_base(model.base_model)
             if config.lr is None:
                 self.config = replace(config, lr=self._default_lr(made))
         else:
             options = config.model_options
             place = moved_base(config)
-            model = load_model(self.task.model_class, config.restore_dir, options, place)
-        if config.lora_rank:
-            self.base_hash = hash_base(model.base_model)
+            # The ranks of a machine have the same files: one of them compares the base model.
+            compares_base = self.group.is_local_main
+            model = load_model(
+                self.task.model_class, config.restore_dir, options, place, compares_base
+            )
         set_up(model, self.config)
         return model
 
@@ -423,8 +433,13 @@ class _Opening:
             "train": examples.fingerprint,
             "valid": {n: examples.fingerprint for n, examples in self.valid_examples.items()},
         }
-        args = self.config.to_args()
-        return {"args": args, "schema": examples.schema, "data": data, "base": self.base_hash}
+        return {
+            "args": self.config.to_args(),
+            "schema": examples.schema,
+            "data": data,
+            "base": self.base_hash,
+            "commit": self.commit,
+        }
 
     def build_optimizer(self, model: Any) -> Optimizer:
         """Build the task's optimizer, or AdamW."""

@@ -19,7 +19,15 @@ from model.interface import Scorer, TaskPredictor
 from reading.identity import unchanged
 from reading.tables import read_first_row
 
-from .contract import ExampleSet, Task, defaults, model_inputs, predictor_input
+from .contract import (
+    ExampleSet,
+    Task,
+    chosen_options,
+    defaults,
+    model_inputs,
+    predictor_input,
+    scores_table,
+)
 from .loading import load_model
 from .model_check import probing
 from .user_code import user_code
@@ -103,7 +111,9 @@ def check_scores(
         scores.reset()
         scores.update(outputs, batch)
         found = dict(scores.compute(loss.item()))
+        json.dumps(chosen_options(scores))
         if is_main:
+            scores_table(scores)
             with tempfile.TemporaryDirectory() as folder:
                 scores.save(Path(folder))
         scores.reset()
@@ -177,7 +187,7 @@ def _first_batch(model: torch.nn.Module, examples: ExampleSet) -> dict[str, Any]
     return send_to_device(batch, next(model.parameters()).device)
 
 
-def _loss(task: Task, model: torch.nn.Module, batch: dict, num_items: int) -> tuple[Any, Tensor]:
+def _loss(task: Task, model: torch.nn.Module, batch: dict, num_items: float) -> tuple[Any, Tensor]:
     with user_code("model/modeling.py: Model.forward fails on the first examples"):
         outputs, losses = task.forward(model, batch, num_items)
     for name, loss in losses.items():

@@ -33,10 +33,11 @@ class TrainState:
             validation. After `forget_best`: no scores, and the log key of the latest validation.
         train_loss: This rank's sum of the losses of the current epoch.
         named_losses: The same for further losses that the model returns.
-        train_items: Target items of the current epoch, over all ranks.
+        train_items: Target items of the current epoch, or the sum of their weights, over all ranks.
         grad_norms: Sum and number of the gradient norms of the current epoch, without float16
             steps that overflow.
         scaler: State of the gradient scaler in float16.
+        predict_options: Arguments of `Predictor` that the latest validation chose: see `Scorer`.
         curve: Step, loss, learning rate and gradient norm of logged steps, for loss.png.
         run_id: Name of the run for trackers, kept on resume.
         log: Content of log.json.
@@ -54,9 +55,10 @@ class TrainState:
     best: dict = field(default_factory=dict)
     train_loss: float = 0.0
     named_losses: dict[str, float] = field(default_factory=dict)
-    train_items: int = 0
+    train_items: float = 0
     grad_norms: tuple[float, int] = (0.0, 0)
     scaler: dict | None = None
+    predict_options: dict[str, Any] = field(default_factory=dict)
     curve: list = field(default_factory=list)
     run_id: str = field(default_factory=lambda: uuid.uuid4().hex)
     log: dict = field(default_factory=dict)
@@ -97,7 +99,7 @@ class TrainState:
             return 0
         return max(0, min(interval - since, self.total_steps - self.step))
 
-    def advance(self, num_examples: int, num_items: int, was_skipped: bool) -> None:
+    def advance(self, num_examples: int, num_items: float, was_skipped: bool) -> None:
         """Count an optimizer step."""
         self.step += 1
         self.examples += num_examples
@@ -184,6 +186,7 @@ class SavedRun:
         state: The state, as rank 0 saved it.
         train_losses, named_losses: `train_loss` and `named_losses` of each rank.
         base: Hash of the base model's weights; None without an adapter.
+        commit: Commit of `--model_id` on the Hub when the run started; None for a folder.
     """
 
     args: dict[str, Any]
@@ -193,6 +196,7 @@ class SavedRun:
     train_losses: list[float]
     named_losses: list[dict[str, float]]
     base: str | None = None
+    commit: str | None = None
 
     @classmethod
     def read(cls, folder: Path) -> "SavedRun":
@@ -221,21 +225,23 @@ class SavedRun:
                 train_losses=losses,
                 named_losses=named,
                 base=content.get("base"),
+                commit=content.get("commit"),
             )
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise RunError(f"{path}: not the state of a run ({error})") from None
 
-    def write(self, folder: Path) -> None:
+    def to_text(self) -> str:
         content = {
             "args": self.args,
             "schema": self.schema,
             "data": self.data,
             "base": self.base,
+            "commit": self.commit,
             **asdict(self.state),
             "train_loss": self.train_losses,
             "named_losses": self.named_losses,
         }
-        (folder / STATE_FILE).write_text(to_json(content, indent=2), encoding="utf-8")
+        return to_json(content, indent=2)
 
     def state_of(self, rank: int, num_ranks: int) -> TrainState:
         """Return the state for one of any number of ranks.

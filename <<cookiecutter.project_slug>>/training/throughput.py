@@ -23,8 +23,8 @@ class Counts:
     """Totals of the training steps of a period.
 
     Attributes:
-        steps, examples, items, tokens: Numbers over all ranks; `items` are target items, and
-            `tokens` exclude padding.
+        steps, examples, items, tokens: Numbers over all ranks; `items` are target items, or the
+            sum of their weights, and `tokens` exclude padding.
         flops: Floating-point operations of the steps, over all ranks.
         positions: Tokens processed by this rank, including padding.
         start: Time at the start of the period.
@@ -32,7 +32,7 @@ class Counts:
 
     steps: int = 0
     examples: int = 0
-    items: int = 0
+    items: float = 0
     tokens: int = 0
     flops: float = 0.0
     positions: int = 0

@@ -1,18 +1,14 @@
 """Report errors raised in model/ as one sentence, with file and line."""
 
-import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 
 import torch
 
-import model
-from errors import RankError, RunError, UserError
+from errors import RankError, RunError, UserError, describe
 
 from .distributed import is_lost_connection
 
-FOLDER = Path(model.__file__).parent
 SHOWN = 8  # examples listed in a message
 
 
@@ -55,17 +51,3 @@ def list_examples(examples: Sequence[int]) -> str:
     shown = ", ".join(map(str, examples[:SHOWN]))
     more = ", ..." if len(examples) > SHOWN else ""
     return f"examples {shown}{more} (0-based)"
-
-
-def describe(error: Exception) -> str:
-    """Return the type of an error, its first line, and the last line of model/ in its traceback."""
-    lines = str(error).strip().splitlines()
-    if isinstance(error, UserError):
-        return lines[0]
-    reason = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
-    frames = traceback.extract_tb(error.__traceback__)
-    places = [frame for frame in frames if Path(frame.filename).parent == FOLDER]
-    if not places:
-        return reason
-    place = f"model/{Path(places[-1].filename).name}:{places[-1].lineno}"
-    return f"{reason}; at {place}"

@@ -54,17 +54,18 @@ class Model(Wrapper, WrapperGenerationMixin):
         if labels is None:
             return self.lm(**kwargs)
         kwargs.setdefault("use_cache", False)  # with a cache, attention would cross documents
+        smoothing = self.config.label_smoothing if self.training else 0.0
         head = self.lm.get_output_embeddings()
         if isinstance(head, LinearHead) and not return_logits:
             outputs = self.lm.base_model(**kwargs)
-            loss = head(outputs.last_hidden_state, labels, num_items_in_batch)
+            loss = head(outputs.last_hidden_state, labels, num_items_in_batch, smoothing)
             hidden_states = outputs.get("hidden_states")
             attentions = outputs.get("attentions")
             return CausalLMOutputWithPast(
                 loss=loss, hidden_states=hidden_states, attentions=attentions
             )
         outputs = self.lm(**kwargs)
-        outputs.loss = cross_entropy(outputs.logits, labels, num_items_in_batch)
+        outputs.loss = cross_entropy(outputs.logits, labels, num_items_in_batch, smoothing)
         if outputs.get("aux_loss") is not None:  # load-balancing loss of a mixture of experts
             here = num_targets(labels)
             share = 1 if num_items_in_batch is None else here / num_items_in_batch

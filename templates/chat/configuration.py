@@ -1,8 +1,28 @@
 """The configuration of the model."""
 
+from argparse import ArgumentTypeError
+
 from .base import WrapperConfig
 
 BASE_MODEL = "<< cookiecutter.base_model >>"
+
+
+def fraction(text: str) -> float:
+    """Parse a number from 0 to below 1."""
+    if not 0 <= (number := float(text)) < 1:
+        raise ArgumentTypeError(f"{text}: expected at least 0 and less than 1")
+    return number
+
+
+# Arguments of ModelConfig that train.py offers on its command line.
+OPTIONS: dict[str, dict] = {
+    "label_smoothing": {
+        "type": fraction,
+        "default": 0.0,
+        "metavar": "X",
+        "help": "fraction of each training target spread over the vocabulary",
+    },
+}
 
 
 class ModelConfig(WrapperConfig):
@@ -11,6 +31,7 @@ class ModelConfig(WrapperConfig):
     Args:
         end_ids: Ids of the end-of-turn tokens. Generation also stops at these, in addition to the
             end tokens of the base model.
+        label_smoothing: See `cross_entropy`; used in training mode only.
     """
 
     model_type = "custom_chat"
@@ -18,8 +39,13 @@ class ModelConfig(WrapperConfig):
     default_base_model = BASE_MODEL
 
     def __init__(
-        self, base_model_id: str | None = None, end_ids: list[int] | None = None, **kwargs
+        self,
+        base_model_id: str | None = None,
+        end_ids: list[int] | None = None,
+        label_smoothing: float = 0.0,
+        **kwargs,
     ):
+        self.label_smoothing = label_smoothing
         self.end_ids = end_ids or []
         super().__init__(base_model_id, **kwargs)
 

@@ -16,7 +16,10 @@ def num_targets(labels: Tensor) -> Tensor:
 
 
 def cross_entropy(
-    logits: Tensor, labels: Tensor, num_items_in_batch: Tensor | int | None = None
+    logits: Tensor,
+    labels: Tensor,
+    num_items_in_batch: Tensor | int | None = None,
+    label_smoothing: float = 0.0,
 ) -> Tensor:
     """Compute the sum over the tokens, divided by `num_items_in_batch`; by default their mean.
 
@@ -24,11 +27,17 @@ def cross_entropy(
         logits: Shape (batch, length, vocabulary).
         labels: Token ids, shape (batch, length); -100 is ignored. The logits at position i predict
             the label at position i + 1.
+        label_smoothing: Fraction of each target that is spread evenly over the vocabulary; see
+            `torch.nn.CrossEntropyLoss`.
     """
     if num_items_in_batch is None:
         num_items_in_batch = num_targets(labels)
-    targets = labels[:, 1:].flatten()
-    loss = F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), targets, reduction="sum")
+    loss = F.cross_entropy(
+        logits[:, :-1].flatten(0, 1).float(),
+        labels[:, 1:].flatten(),
+        reduction="sum",
+        label_smoothing=label_smoothing,
+    )
     return loss / num_items_in_batch
 
 
@@ -43,6 +52,7 @@ class LinearHead(nn.Linear):
         hidden: Tensor,
         labels: Tensor | None = None,
         num_items_in_batch: Tensor | int | None = None,
+        label_smoothing: float = 0.0,
     ) -> Tensor:
         """Return the logits or, with labels, `cross_entropy` of them.
 
@@ -53,9 +63,14 @@ class LinearHead(nn.Linear):
             return super().forward(hidden)
         if num_items_in_batch is None:
             num_items_in_batch = num_targets(labels)
-        targets = labels[:, 1:].flatten()
         hidden = hidden[:, :-1].flatten(0, 1)
-        loss = _LinearLoss.apply(hidden, self.weight, self.bias, targets, torch.is_grad_enabled())
+        weight = self.weight
+        bias = self.bias
+        if not torch.is_grad_enabled():  # autograd.Function would still report inputs with gradient
+            weight = weight.detach()
+            bias = None if bias is None else bias.detach()
+        targets = labels[:, 1:].flatten()
+        loss = _LinearLoss.apply(hidden, weight, bias, targets, label_smoothing)
         return loss / num_items_in_batch
 
 
@@ -73,7 +88,7 @@ class _LinearLoss(torch.autograd.Function):
         weight: Tensor,
         bias: Tensor | None,
         targets: Tensor,
-        needs_grad: bool,
+        label_smoothing: float,
     ) -> Tensor:
         total = torch.zeros((), device=hidden.device)
         grad_hidden = torch.zeros_like(hidden)
@@ -89,11 +104,19 @@ class _LinearLoss(torch.autograd.Function):
             ignored = (target == -100).unsqueeze(1)
             index = target.unsqueeze(1).masked_fill(ignored, 0)
             log_probs = F.linear(x, weight, bias).float().log_softmax(-1)
-            total -= log_probs.gather(1, index).masked_fill(ignored, 0).sum()
-            if not needs_grad:
+            found = log_probs.gather(1, index)
+            if label_smoothing:
+                mean = log_probs.mean(1, keepdim=True)
+                found = (1 - label_smoothing) * found + label_smoothing * mean
+            total -= found.masked_fill(ignored, 0).sum()
+            if not any(ctx.needs_input_grad):
                 continue
             grad = log_probs.exp_()  # in place: these are the large tensors
-            grad.scatter_add_(1, index, torch.full_like(index, -1, dtype=grad.dtype))
+            if label_smoothing:
+                grad -= label_smoothing / len(weight)
+            grad.scatter_add_(
+                1, index, torch.full_like(index, label_smoothing - 1, dtype=grad.dtype)
+            )
             grad = grad.masked_fill_(ignored, 0).to(x.dtype)
             grad_x.copy_(grad @ weight)
             if grad_weight is not None:

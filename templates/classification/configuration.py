@@ -1,6 +1,7 @@
 """The configuration of the model, and the types of labels."""
 
 import math
+from argparse import ArgumentTypeError
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
@@ -12,6 +13,24 @@ from .base import WrapperConfig
 BASE_MODEL = "<< cookiecutter.base_model >>"
 
 
+def fraction(text: str) -> float:
+    """Parse a number from 0 to below 1."""
+    if not 0 <= (number := float(text)) < 1:
+        raise ArgumentTypeError(f"{text}: expected at least 0 and less than 1")
+    return number
+
+
+# Arguments of ModelConfig that train.py offers on its command line.
+OPTIONS: dict[str, dict] = {
+    "label_smoothing": {
+        "type": fraction,
+        "default": 0.0,
+        "metavar": "X",
+        "help": "fraction of each training target spread over all labels",
+    },
+}
+
+
 class ModelConfig(WrapperConfig):
     """A base encoder or decoder, and its labels.
 
@@ -19,6 +38,7 @@ class ModelConfig(WrapperConfig):
         base_model_id: See `WrapperConfig`, also for all other arguments.
         labels: The label names in the order of the logits. Default: the labels of the base model.
         problem_type: The type of labels: see `problem_of`.
+        label_smoothing: See `compute_loss`; used in training mode only.
     """
 
     model_type = "custom_classification"
@@ -30,6 +50,7 @@ class ModelConfig(WrapperConfig):
         base_model_id: str | None = None,
         labels: list[str] | None = None,
         problem_type: str | None = None,
+        label_smoothing: float = 0.0,
         **kwargs,
     ):
         saved = list((kwargs.get("id2label") or {}).values())
@@ -43,6 +64,12 @@ class ModelConfig(WrapperConfig):
         one_value = "regression" if self.num_labels == 1 else "single_label_classification"
         self.problem_type = problem_type or self.base_config.problem_type or one_value
         self.base_config.problem_type = self.problem_type
+        self.label_smoothing = label_smoothing
+        if label_smoothing and self.problem_type != "single_label_classification":
+            raise ValueError(
+                f"--label_smoothing {label_smoothing}: expected a single label per example, not "
+                f"{self.problem_type}"
+            )
 
     def use_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
         """Copy the padding token of the tokenizer if the base model has none.

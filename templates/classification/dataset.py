@@ -1,6 +1,7 @@
 """Read labelled texts, or pairs of texts, and tokenize them."""
 
 import dataclasses
+import zlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -25,7 +26,13 @@ OPTIONS: dict[str, dict] = {
     "text_column": {"default": "text", "help": "column of the texts"},
     "pair_column": {"help": "column of the second text of a pair"},
     "label_column": {"default": "label", "help": "column of the labels"},
+    "class_weight": {
+        "choices": ["balanced"],
+        "metavar": "NAME",
+        "help": "balanced: weight labels by inverse frequency, also in validation",
+    },
 }
+SHOWN = 20  # labels in the line about their weights
 
 
 class Dataset(torch.utils.data.Dataset):
@@ -33,11 +40,13 @@ class Dataset(torch.utils.data.Dataset):
 
     Attributes:
         lengths: Tokens of each example, shape (n,); similar lengths are batched together.
-        num_items: 1 for each example, shape (n,); the loss is averaged over the examples.
+        num_items: 1 for each example, or the weight of its label, shape (n,); the loss is averaged
+            over the examples.
         schema: Keyword arguments for `generate_dataset` to read another file in the same way.
             Its labels are passed to `ModelConfig`.
         checksums: Checksum of each example, shape (n,), which decides whether it is held out.
-        fingerprint: Hash of the tokens and labels, the same on every machine.
+        fingerprint: Hash of the tokens, labels and weights, the same on every machine.
+        notes: A line with the weights of the labels, if they have any.
     """
 
     def __init__(
@@ -57,8 +66,22 @@ class Dataset(torch.utils.data.Dataset):
         self.num_items = np.broadcast_to(np.int64(1), len(rows))
         self.schema = schema
         self.fingerprint = fingerprint(rows)
+        self.notes: list[str] = []
+        self.class_weights: torch.Tensor | None = None
+        if schema["class_weights"]:
+            self._use_weights(np.array(schema["class_weights"]))
         self.checksums = rows.data.column(CHECKSUM).to_numpy()
         self.tokenizer = tokenizer
+
+    def _use_weights(self, weights: np.ndarray) -> None:
+        """Weight the examples by their labels; shape (labels,)."""
+        self.num_items = weights[self.rows.data.column("labels").to_numpy()]
+        self.fingerprint = zlib.crc32(weights.tobytes(), self.fingerprint)
+        self.class_weights = torch.from_numpy(weights).float()
+        pairs = list(zip(self.schema["labels"], weights, strict=True))
+        shown = ", ".join(f"{name} {weight:.4g}" for name, weight in pairs[:SHOWN])
+        more = f" and {len(pairs) - SHOWN} more" if len(pairs) > SHOWN else ""
+        self.notes.append(f"weights of the labels in the loss: {shown}{more}")
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -71,8 +94,13 @@ class Dataset(torch.utils.data.Dataset):
         return [dict(zip(self.columns, row, strict=True)) for row in rows]
 
     def collate(self, examples: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-        """Pad to the longest: (batch, length). Labels: (batch,), or (batch, labels) for lists."""
+        """Pad to the longest: (batch, length). Labels: (batch,), or (batch, labels) for lists.
+
+        `class_weights`, shape (labels,), are the same in each batch.
+        """
         batch = {"labels": torch.stack([example["labels"] for example in examples])}
+        if self.class_weights is not None:
+            batch["class_weights"] = self.class_weights
         if "token_type_ids" in examples[0]:
             batch["token_type_ids"], _ = pad(examples, "token_type_ids", 0)
         pad_id = self.tokenizer.pad_token_id or 0  # any id: padding is masked
@@ -157,6 +185,8 @@ class Schema:
             with fractions are values to predict.
         labels: The label names in the order of their ids. Default: those in the file, sorted.
         problem_type: The type of labels: see `problem_of`. Default: inferred from the file.
+        class_weight: "balanced": weight the loss of an example by its label.
+        class_weights: The weight of each label. Default: computed from the file; see `weigh`.
     """
 
     text_column: str = OPTIONS["text_column"]["default"]
@@ -164,12 +194,15 @@ class Schema:
     label_column: str = OPTIONS["label_column"]["default"]
     labels: list[str] = dataclasses.field(default_factory=list)
     problem_type: str = ""
+    class_weight: str | None = None
+    class_weights: list[float] = dataclasses.field(default_factory=list)
 
     def complete(self, path: Source, table: datasets.Dataset) -> "Schema":
         """Infer the missing attributes from the table; check the labels of the table.
 
         Raises:
-            DataError: There is an unknown label, or there are fewer than two.
+            DataError: There is an unknown label, or there are fewer than two; or weights are given
+                for labels that are not single classes.
         """
         found, is_list = distinct(table, self.label_column)
         kind = self.problem_type or problem_of(found, is_list)
@@ -177,6 +210,11 @@ class Schema:
         if kind != "regression" and len(labels) < 2:
             what = f"{len(labels)} label in {self.label_column!r}"
             raise DataError(f"{path}: {what}; expected at least 2")
+        if self.class_weight is not None and kind != "single_label_classification":
+            raise DataError(
+                f"{path}: {self.label_column!r} holds labels of {kind}; --class_weight "
+                f"{self.class_weight} expects a single label per example"
+            )
         encode_label = label_encoder(kind, labels)
         for name in found:
             try:
@@ -186,6 +224,26 @@ class Schema:
                 known = "a number" if kind == "regression" else f"one of {', '.join(labels)}"
                 raise DataError(f"{where}: unknown label {name!r}; expected {known}") from None
         return dataclasses.replace(self, labels=labels, problem_type=kind)
+
+    def weigh(self, path: Source, labels: pa.ChunkedArray) -> "Schema":
+        """Compute missing `class_weights`: examples / (labels * examples of the label).
+
+        Args:
+            labels: The label id of each example.
+
+        Raises:
+            DataError: A label has no example.
+        """
+        if self.class_weight is None or self.class_weights:
+            return self
+        counts = _count(labels, len(self.labels))
+        if 0 in counts:
+            raise DataError(
+                f"{path}: no example of the label {self.labels[counts.index(0)]!r}; --class_weight "
+                f"{self.class_weight} expects at least one of each label"
+            )
+        weights = [len(labels) / (len(counts) * count) for count in counts]
+        return dataclasses.replace(self, class_weights=weights)
 
 
 def generate_dataset(
@@ -204,7 +262,7 @@ def generate_dataset(
 
     Raises:
         DataError: The file cannot be read, has a label that is not one of `labels`, fewer than two
-            labels, or a text without tokens.
+            labels, labels that cannot be weighted, or a text without tokens.
     """
     tokenizer = tokenizer or AutoTokenizer.from_pretrained(BASE_MODEL)
     given = Schema(**schema)
@@ -224,8 +282,9 @@ def generate_dataset(
         return {**tokens, "labels": labels, "length": [len(ids) for ids in tokens["input_ids"]]}
 
     rows = tokenize(table, encode, tokenizer)
-    schema = dataclasses.asdict(complete)
-    dataset = Dataset(Rows(path, table, rows), schema, tokenizer, max_len)
+    complete = complete.weigh(path, rows.data.column("labels"))
+    origin = Rows(path, table, rows)
+    dataset = Dataset(origin, dataclasses.asdict(complete), tokenizer, max_len)
     if dataset.lengths[empty := int(dataset.lengths.argmin())] == 0:
         where = locate_row(path, empty)
         raise DataError(f"{where}: {table[empty][texts[0]]!r} has no tokens; expected text")

@@ -8,7 +8,9 @@ def compute_loss(
     problem_type: str,
     logits: Tensor,
     labels: Tensor,
-    num_items_in_batch: Tensor | int | None = None,
+    num_items_in_batch: Tensor | float | None = None,
+    class_weights: Tensor | None = None,
+    label_smoothing: float = 0.0,
 ) -> Tensor:
     """Compute the sum over the examples, divided by `num_items_in_batch`; by default their mean.
 
@@ -18,27 +20,30 @@ def compute_loss(
         logits: Shape (batch, labels); (batch, 1) for regression.
         labels: Label ids, shape (batch,), where -100 is ignored; for several labels per example
             1.0 or 0.0, shape (batch, labels); for regression values, shape (batch,).
+        num_items_in_batch: Number of examples or, with `class_weights`, the sum of the weights of
+            their labels.
+        class_weights: Weight of each label, shape (labels,), for cross entropy only.
+        label_smoothing: Fraction of each target that is spread evenly over all labels, for cross
+            entropy only. Both are defined as in `torch.nn.CrossEntropyLoss`.
     """
     if num_items_in_batch is None:
-        num_items_in_batch = (labels != -100).sum() if labels.ndim == 1 else len(labels)
-    return SUMS[problem_type](logits, labels) / num_items_in_batch
+        num_items_in_batch = count_items(labels, class_weights)
+    logits = logits.float()
+    if problem_type == "single_label_classification":
+        total = F.cross_entropy(
+            logits, labels, class_weights, reduction="sum", label_smoothing=label_smoothing
+        )
+    elif problem_type == "multi_label_classification":
+        total = F.binary_cross_entropy_with_logits(logits, labels, reduction="sum")
+        total = total / logits.shape[-1]
+    else:
+        total = F.mse_loss(logits.squeeze(-1), labels, reduction="sum")
+    return total / num_items_in_batch
 
 
-def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    return F.cross_entropy(logits, labels, reduction="sum")
-
-
-def binary_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    total = F.binary_cross_entropy_with_logits(logits, labels, reduction="sum")
-    return total / logits.shape[-1]
-
-
-def squared_error(logits: Tensor, labels: Tensor) -> Tensor:
-    return F.mse_loss(logits.squeeze(-1), labels, reduction="sum")
-
-
-SUMS = {
-    "single_label_classification": cross_entropy,
-    "multi_label_classification": binary_cross_entropy,
-    "regression": squared_error,
-}
+def count_items(labels: Tensor, class_weights: Tensor | None = None) -> Tensor | int:
+    """Return the number of labelled examples, or the sum of the weights of their labels."""
+    if labels.ndim > 1:
+        return len(labels)
+    is_target = labels != -100
+    return is_target.sum() if class_weights is None else class_weights[labels[is_target]].sum()

@@ -11,6 +11,7 @@ from transformers.utils import can_return_tuple
 from .base import Wrapper
 from .configuration import ModelConfig
 from .loss import compute_loss
+from .revision import split_revision
 
 
 class Model(Wrapper):
@@ -39,7 +40,8 @@ class Model(Wrapper):
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         labels: Tensor | None = None,
-        num_items_in_batch: Tensor | int | None = None,
+        num_items_in_batch: Tensor | float | None = None,
+        class_weights: Tensor | None = None,
         **kwargs,
     ) -> SequenceClassifierOutput:
         """Classify a batch of texts.
@@ -48,8 +50,9 @@ class Model(Wrapper):
             input_ids: Token ids, shape (batch, length).
             attention_mask: 1 for tokens, 0 for padding, shape (batch, length).
             labels: See `compute_loss`.
-            num_items_in_batch: Number of labels in the global batch, which divides the summed
-                loss. Default: the number of labels in this batch; the loss is then a mean.
+            num_items_in_batch: Number of labels in the global batch, or the sum of their weights,
+                which divides the summed loss. Default: that of this batch; the loss is then a mean.
+            class_weights: Weight of each label in the loss, shape (labels,). Default: 1.
 
         Returns:
             `loss`, a scalar if `labels` were given, and `logits`, shape (batch, labels), with the
@@ -57,8 +60,14 @@ class Model(Wrapper):
         """
         outputs = self.classifier(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
         if labels is not None:
-            problem_type = self.config.problem_type
-            outputs.loss = compute_loss(problem_type, outputs.logits, labels, num_items_in_batch)
+            outputs.loss = compute_loss(
+                self.config.problem_type,
+                outputs.logits,
+                labels,
+                num_items_in_batch,
+                class_weights,
+                self.config.label_smoothing if self.training else 0.0,
+            )
         return outputs
 
     def _load_classifier(self, config: ModelConfig):
@@ -66,7 +75,8 @@ class Model(Wrapper):
 
         If the order differs, reorder the rows of the head as in `config.labels`.
         """
-        saved = AutoConfig.from_pretrained(config.base_model_id, trust_remote_code=False)
+        place, hub = split_revision(str(config.base_model_id))
+        saved = AutoConfig.from_pretrained(place, trust_remote_code=False, **hub)
         names = [saved.id2label[index] for index in range(saved.num_labels)]
         if not any("SequenceClassification" in name for name in saved.architectures or []):
             return self.load_base(config)
@@ -81,7 +91,7 @@ class Model(Wrapper):
             return base
         self.notes.append(f"labels other than the base model's ({', '.join(names[:8])}): new head")
         loaded = AutoModelForSequenceClassification.from_pretrained(
-            config.base_model_id, config=saved, dtype=torch.float32, trust_remote_code=False
+            place, config=saved, dtype=torch.float32, trust_remote_code=False, **hub
         )
         head = _label_dims(config)
         body = {name: t for name, t in loaded.state_dict().items() if name not in head}

@@ -1,14 +1,22 @@
 """Predict labels of texts, for predict.py."""
 
+from itertools import compress
+
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from errors import RunError
 from reading.tokens import fill_empty
 
 from .dataset import OPTIONS as DATA_OPTIONS
 
 # Arguments of Predictor that predict.py offers on its command line.
-OPTIONS: dict[str, dict] = {}
+OPTIONS: dict[str, dict] = {
+    "threshold": {
+        "type": float,
+        "help": "probability above which each of several labels is predicted",
+    },
+}
 
 
 class Predictor:
@@ -17,9 +25,15 @@ class Predictor:
     Args:
         max_len: Longer texts are truncated.
         schema: Settings with which the training data were read.
+        threshold: For several labels per example: a label is predicted if its probability is
+            higher. One number, or a number for each label. Default: 0.5.
 
     Attributes:
         columns: The columns of the text, or of the pair of texts, in the training data.
+        notes: A line with the threshold of each label, if they differ.
+
+    Raises:
+        RunError: The threshold is not a probability, or the model predicts a single label.
     """
 
     def __init__(
@@ -28,6 +42,8 @@ class Predictor:
         tokenizer: PreTrainedTokenizerBase,
         max_len: int,
         schema: dict,
+        *,
+        threshold: float | dict[str, float] | None = None,
     ):
         self.model = model
         self.tokenizer = tokenizer
@@ -38,13 +54,35 @@ class Predictor:
         text = columns["text_column"]
         pair = columns["pair_column"]
         self.columns: list[str] = [text] if pair is None else [text, pair]
+        self.notes: list[str] = []
+        self._set_thresholds(threshold)
+
+    def _set_thresholds(self, threshold: float | dict[str, float] | None) -> None:
+        kind = self.model.config.problem_type
+        if threshold is not None and kind != "multi_label_classification":
+            raise RunError(f"--threshold: expected a model for several labels, not for {kind}")
+        if isinstance(threshold, float) and not 0 < threshold < 1:
+            raise RunError(f"--threshold {threshold}: expected more than 0 and less than 1")
+        config = self.model.config
+        names = [config.id2label[index] for index in range(config.num_labels)]
+        if isinstance(threshold, dict):
+            chosen = ", ".join(f"{name} {threshold[name]}" for name in names)
+            self.notes.append(f"thresholds chosen on the validation data: {chosen}")
+            self.thresholds = torch.tensor([threshold[name] for name in names])
+        else:
+            self.thresholds = torch.full((len(names),), threshold or 0.5)
+
+    def lengths(self, texts: list) -> list[int]:
+        """Return the number of tokens of each text or pair."""
+        tokens = self.tokenizer(texts, truncation=True, max_length=self.max_len)
+        return [len(ids) for ids in tokens["input_ids"]]
 
     @torch.no_grad()
     def __call__(self, texts: list) -> list[dict]:
         """Return the `prediction` for each text or pair, and the probabilities as `scores`.
 
-        With several labels per example, the prediction is the list of labels above 0.5; in
-        regression it is a number, without scores.
+        With several labels per example, the prediction is the list of labels above their
+        thresholds; in regression it is a number, without scores.
         """
         tokens = self.tokenizer(texts, truncation=True, max_length=self.max_len)
         fill_empty(tokens, self.tokenizer)
@@ -57,8 +95,10 @@ class Predictor:
         if problem_type == "regression":
             return [{"prediction": value} for value in logits.squeeze(-1).tolist()]
         if problem_type == "multi_label_classification":
-            rows = [dict(zip(names, row, strict=True)) for row in logits.sigmoid().tolist()]
-            likely = [[name for name, score in row.items() if score > 0.5] for row in rows]
+            scores = logits.sigmoid()
+            rows = [dict(zip(names, row, strict=True)) for row in scores.tolist()]
+            above = (scores > self.thresholds.to(scores.device)).tolist()
+            likely = [list(compress(names, row)) for row in above]
         else:
             rows = [dict(zip(names, row, strict=True)) for row in logits.softmax(-1).tolist()]
             likely = [max(row, key=row.__getitem__) for row in rows]

@@ -1,18 +1,43 @@
 """The configuration of the model."""
 
+from argparse import ArgumentTypeError
+
 from .base import WrapperConfig
 
 BASE_MODEL = "<< cookiecutter.base_model >>"
 
 
+def fraction(text: str) -> float:
+    """Parse a number from 0 to below 1."""
+    if not 0 <= (number := float(text)) < 1:
+        raise ArgumentTypeError(f"{text}: expected at least 0 and less than 1")
+    return number
+
+
+# Arguments of ModelConfig that train.py offers on its command line.
+OPTIONS: dict[str, dict] = {
+    "label_smoothing": {
+        "type": fraction,
+        "default": 0.0,
+        "metavar": "X",
+        "help": "fraction of each training target spread over the vocabulary",
+    },
+}
+
+
 class ModelConfig(WrapperConfig):
-    """A base encoder-decoder: see `WrapperConfig`."""
+    """A base encoder-decoder: see `WrapperConfig`.
+
+    Args:
+        label_smoothing: See `cross_entropy`; used in training mode only.
+    """
 
     model_type = "custom_seq2seq"
     pipeline_tag = None  # transformers 5 has no pipeline from text to text
     default_base_model = BASE_MODEL
 
-    def __init__(self, base_model_id: str | None = None, **kwargs):
+    def __init__(self, base_model_id: str | None = None, label_smoothing: float = 0.0, **kwargs):
+        self.label_smoothing = label_smoothing
         super().__init__(base_model_id, **kwargs)
         for name in ("encoder_layerdrop", "decoder_layerdrop"):
             if hasattr(self.base_config, name):

@@ -49,7 +49,8 @@ class Model(Wrapper, WrapperGenerationMixin):
             kwargs.setdefault("use_cache", False)
         outputs = self.seq2seq(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
         if labels is not None:
-            outputs.loss = cross_entropy(outputs.logits, labels, num_items_in_batch)
+            smoothing = self.config.label_smoothing if self.training else 0.0
+            outputs.loss = cross_entropy(outputs.logits, labels, num_items_in_batch, smoothing)
         return outputs
 
     def shift_right(self, labels: Tensor) -> Tensor:

@@ -57,6 +57,11 @@ class Predictor:
             self.options["max_new_tokens"] = positions
             self.notes.append(f"at most {positions} tokens are generated: the number of positions")
 
+    def lengths(self, texts: list) -> list[int]:
+        """Return the number of tokens of each source."""
+        tokens = self.tokenizer(texts, truncation=True, max_length=self.max_len)
+        return [len(ids) for ids in tokens["input_ids"]]
+
     def __call__(self, texts: list) -> list[dict]:
         """Return the `prediction` for each source."""
         tokens = self.tokenizer(texts, truncation=True, max_length=self.max_len)

@@ -52,6 +52,7 @@ def _measure(run: Run, folder: Path, name: str) -> None:
     report = {
         "loss": sum(run.group.gather(losses["loss"].item())),
         "valid": train.validate(run, Report(run)),
+        "chosen": run.state.predict_options,
     }
     if run.group.is_main:
         parameters = run.accelerator.unwrap_model(run.model).named_parameters()

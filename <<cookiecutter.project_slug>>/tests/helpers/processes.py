@@ -1,6 +1,7 @@
 """Run a `main` in one or several processes, with the environment of a launcher.
 
-The processes are forked from a server that has already imported train.py.
+The processes are forked from a server that has already imported train.py and the packages that a
+run imports later.
 """
 
 import importlib
@@ -20,7 +21,9 @@ Patch = Callable[[], AbstractContextManager]
 
 # Not a plain fork: the tests' own process has threads.
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["train"])
+LATE = ["datasets", "matplotlib.figure", "matplotlib.backends.backend_agg", "torchmetrics"]
+LATE += ["sacrebleu", "peft", "torch.distributed.fsdp"]
+FORKS.set_forkserver_preload(["train", *LATE])  # a package that is not installed is skipped
 
 
 class Launch:

@@ -6,6 +6,10 @@ Strategy.gradient_sync              called once per micro-batch of training
 Strategy.prepare                    called once, with the bare model
 Task.forward                        called with each batch; the run uses its losses
 Checkpointer.save                   called once per save, with the state that it saves
+OutputFile.append                   called once per block of predictions
+training.checkpoint.publish         called in a thread, once per save; writes it
+training.checkpoint.free_memory     called before each copy
+atomic._seal                        called in a thread, for each folder that has been written
 training.run.start                  creates the Accelerator
 training.run.largest_batch_size     called once, with the model on its device
 losses.READ_EVERY                   micro-batches between two reads of the loss
@@ -16,7 +20,11 @@ Each function is a context manager; for a run in another process it is the argum
 `Launch`.
 """
 
+import errno
 import os
+import signal
+import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
@@ -25,14 +33,18 @@ from unittest import mock
 import torch
 
 import train
+import training.checkpoint
 import training.run
-from training import losses, memory, signals
+from training import atomic, losses, memory, signals
 from training.batches import Step
 from training.checkpoint import Checkpointer
 from training.contract import Task
+from training.output_file import OutputFile
 from training.run import Run
 from training.state import TrainState
 from training.strategy import Strategy
+
+LONG = 60.0  # seconds that a blocked thread waits
 
 
 class Killed(BaseException):
@@ -67,6 +79,25 @@ def killed_before_micro_batch(number: int) -> Iterator[None]:
         return gradient_sync(*args, **named)
 
     with mock.patch.object(Strategy, "gradient_sync", counting):
+        yield
+
+
+@contextmanager
+def killed_in_block(number: int) -> Iterator[None]:
+    """Kill the process while it writes a block of predictions (0-based)."""
+    append = OutputFile.append
+    done = 0
+
+    def counting(output: OutputFile, rows: list[dict]) -> None:
+        nonlocal done
+        if done == number:
+            with output.partial.open("a") as file:
+                file.write('{"incomplete')
+            os.kill(os.getpid(), signal.SIGKILL)
+        done += 1
+        append(output, rows)
+
+    with mock.patch.object(OutputFile, "append", counting):
         yield
 
 
@@ -184,16 +215,75 @@ def before_save(
     """Call `action(save)` before each save whose state meets the condition.
 
     Args:
-        action: Called with a function without arguments, which saves, also `best/`.
+        action: Called when the save before is published, with a function without arguments that
+            saves, also `best/`, and waits until that is published.
     """
     save = Checkpointer.save
 
     def saving(self: Checkpointer, model: Any, optimizer: Any, state: Any, *more: Any) -> None:
+        def attempt() -> None:
+            save(self, model, optimizer, state, lambda folder: None)
+            self.join()
+
         if condition(state):
-            action(lambda: save(self, model, optimizer, state, lambda folder: None))
+            self.join()
+            action(attempt)
         save(self, model, optimizer, state, *more)
 
     with mock.patch.object(Checkpointer, "save", saving):
+        yield
+
+
+@contextmanager
+def first_best_written_after(step: int) -> Iterator[None]:
+    """Write the first `best/`, and `last/` with it, only when the run is at a later step."""
+    publish = atomic.publish
+    is_there = threading.Event()
+
+    def note(run: Run, _: Step) -> None:
+        if run.state.step == step:
+            is_there.set()
+
+    def waiting(outdir: Any, writers: dict[str, Any]) -> None:
+        if "best" in writers and not is_there.wait(LONG):
+            raise TimeoutError("the run waits for its save")
+        publish(outdir, writers)
+
+    with before_step(note), mock.patch.object(training.checkpoint, "publish", waiting):
+        yield
+
+
+@contextmanager
+def killed_while_writing(step: int) -> Iterator[None]:
+    """Kill the process at a step after the first validation, while a written `last/` is flushed."""
+    seal = atomic._seal
+    is_written = threading.Event()
+
+    def kill(run: Run, _: Step) -> None:
+        if run.state.step == step and is_written.wait(LONG):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def hanging(folder: Any) -> None:
+        if folder.name == "last.1.tmp":
+            is_written.set()
+            time.sleep(LONG)
+        seal(folder)
+
+    with before_step(kill), mock.patch.object(atomic, "_seal", hanging):
+        yield
+
+
+@contextmanager
+def full_disk_at_save(number: int) -> Iterator[None]:
+    """Make a write of `last/` (0-based) fail in its thread."""
+    seal = atomic._seal
+
+    def failing(folder: Any) -> None:
+        if folder.name == f"last.{number}.tmp":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        seal(folder)
+
+    with mock.patch.object(atomic, "_seal", failing):
         yield
 
 
@@ -209,7 +299,7 @@ def memory_for(most: int, ranks: tuple[int, ...]) -> Iterator[None]:
         is_limited = int(os.environ.get("RANK", 0)) in ranks
         return probe(*args)
 
-    def bounded(task: Task, model: Any, batch: dict[str, Any], num_items: int) -> Any:
+    def bounded(task: Task, model: Any, batch: dict[str, Any], num_items: float) -> Any:
         size = len(next(value for value in batch.values() if isinstance(value, torch.Tensor)))
         if is_limited and model.training and size > most:
             raise torch.OutOfMemoryError("CUDA out of memory")

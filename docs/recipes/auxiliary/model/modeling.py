@@ -8,7 +8,7 @@ from transformers.utils import ModelOutput
 
 from .base import Wrapper
 from .configuration import ModelConfig
-from .loss import compute_loss
+from .loss import compute_loss, count_items
 
 WEIGHT = 0.5
 
@@ -30,7 +30,8 @@ class Model(Wrapper):
         input_ids: Tensor,
         attention_mask: Tensor,
         labels: Tensor | None = None,
-        num_items_in_batch: Tensor | int | None = None,
+        num_items_in_batch: Tensor | float | None = None,
+        class_weights: Tensor | None = None,
         **kwargs,
     ) -> ModelOutput:
         """Classify a batch of texts.
@@ -43,11 +44,13 @@ class Model(Wrapper):
         outputs = self.classifier(**inputs)
         if labels is None:
             return outputs
-        items = num_items_in_batch or len(labels)
+        items = num_items_in_batch or count_items(labels, class_weights)
         again = self.classifier(**inputs).logits if self.training else outputs.logits
         passes = (outputs.logits, again)
-        problem_type = self.config.problem_type
-        parts = [compute_loss(problem_type, logits, labels, items) for logits in passes]
+        kind = self.config.problem_type
+        smoothing = self.config.label_smoothing if self.training else 0.0
+        more = (items, class_weights, smoothing)
+        parts = [compute_loss(kind, logits, labels, *more) for logits in passes]
         losses = {
             "classification": torch.stack(parts).mean(),
             "disagreement": (_divergence(*passes) + _divergence(*reversed(passes))) / items,

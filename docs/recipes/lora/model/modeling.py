@@ -54,14 +54,21 @@ class Model(Wrapper):
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
         labels: Tensor | None = None,
-        num_items_in_batch: Tensor | int | None = None,
+        num_items_in_batch: Tensor | float | None = None,
+        class_weights: Tensor | None = None,
         **kwargs,
     ) -> ModelOutput:
         """Classify a batch of texts; see `compute_loss` for the labels."""
         outputs = self.classifier(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
         if labels is not None:
-            problem_type = self.config.problem_type
-            outputs.loss = compute_loss(problem_type, outputs.logits, labels, num_items_in_batch)
+            outputs.loss = compute_loss(
+                self.config.problem_type,
+                outputs.logits,
+                labels,
+                num_items_in_batch,
+                class_weights,
+                self.config.label_smoothing if self.training else 0.0,
+            )
         return outputs
 
 

@@ -32,7 +32,8 @@ class Model(Wrapper):
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         labels: Tensor | None = None,
-        num_items_in_batch: Tensor | int | None = None,
+        num_items_in_batch: Tensor | float | None = None,
+        class_weights: Tensor | None = None,
         **kwargs,
     ) -> SequenceClassifierOutput:
         """Classify a batch of texts; see `compute_loss` for the labels."""
@@ -43,8 +44,14 @@ class Model(Wrapper):
         mean = (hidden * mask).sum(dim=1) / mask.sum(dim=1)
         outputs = SequenceClassifierOutput(logits=self.classifier(self.dropout(mean)))
         if labels is not None:
-            problem_type = self.config.problem_type
-            outputs.loss = compute_loss(problem_type, outputs.logits, labels, num_items_in_batch)
+            outputs.loss = compute_loss(
+                self.config.problem_type,
+                outputs.logits,
+                labels,
+                num_items_in_batch,
+                class_weights,
+                self.config.label_smoothing if self.training else 0.0,
+            )
         return outputs
 
 

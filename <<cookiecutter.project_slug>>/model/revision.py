@@ -1,0 +1,21 @@
+"""Names of models with a revision: `owner/name@revision`, where the revision is optional."""
+
+from pathlib import Path
+
+
+def split_revision(model_id: str) -> tuple[str, dict[str, str]]:
+    """Split a Hub id into its name and the argument `revision` of `from_pretrained`.
+
+    Returns:
+        The name; and `{"revision": ...}`, or an empty dict without one. The path of an existing
+        folder may contain "@", and has no revision.
+    """
+    name, mark, revision = model_id.rpartition("@")
+    if not mark or not name or not revision or Path(model_id).exists():
+        return model_id, {}
+    return name, {"revision": revision}
+
+
+def join_revision(name: str, revision: str | None) -> str:
+    """Append a revision to a Hub id; a folder has none."""
+    return name if revision is None or Path(name).exists() else f"{name}@{revision}"

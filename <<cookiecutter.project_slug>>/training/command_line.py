@@ -1,0 +1,77 @@
+"""The command lines of predict.py and export.py; and checks before torch is imported."""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from errors import REFUSED, STOPPED, RunError, Stopped, UserError
+
+from .help import HelpFormatter, OneOrMore
+from .options import TaskOptions
+
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+def exit_code_of(main: Callable[[], object]) -> int:
+    """Run a function that does not use torch; return the exit code of the process."""
+    try:
+        main()
+    except (UserError, Stopped) as error:
+        print(f"{Path(sys.argv[0]).name}: {error}", file=sys.stderr)
+        return STOPPED if isinstance(error, Stopped) else REFUSED
+    return 0
+
+
+def check_early(check: Callable[[list[str]], object]) -> None:
+    """Check the arguments of a script before it imports torch, which takes seconds.
+
+    In a group of processes do nothing: they check their arguments together.
+    """
+    is_alone = int(os.environ.get("WORLD_SIZE", 1)) == 1
+    code = exit_code_of(lambda: check(sys.argv[1:])) if is_alone else 0
+    if code:
+        sys.exit(code)
+
+
+def build_predict_parser(task: TaskOptions) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(usage="predict.py [arguments]", formatter_class=HelpFormatter)
+    parser.add_argument("--checkpoint", default="outputs/best", help="folder of a trained model")
+    files: dict = {"nargs": "+", "action": OneOrMore, "metavar": "FILE"}
+    parser.add_argument("--input", help="input file(s); interactive if omitted", **files)
+    parser.add_argument("--output", default="predictions.jsonl", help="output file")
+    parser.add_argument("--column", nargs="+", help="columns to read (default: as in training)")
+    parser.add_argument("--batch_size", type=int, default=32, help="examples per process and batch")
+    parser.add_argument("--max_len", type=int, help="maximum sequence length in tokens")
+    for name, option in task.predict_options.items():
+        parser.add_argument(f"--{name}", **option)
+    return parser
+
+
+def parse_predict_args(argv: list[str]) -> argparse.Namespace:
+    """Parse and check the arguments.
+
+    Raises:
+        RunError: A number is not positive, or the output folder does not exist.
+    """
+    task = TaskOptions()
+    args = build_predict_parser(task).parse_args(argv)
+    for name in ("batch_size", "max_len", *task.predict_options):
+        value = getattr(args, name)
+        if isinstance(value, (int, float)) and value <= 0:
+            raise RunError(f"--{name} {value}: expected more than 0")
+    args.checkpoint = str(Path(args.checkpoint).expanduser())
+    args.output = Path(args.output).expanduser()
+    if not args.output.parent.is_dir():
+        raise RunError(f"--output {args.output}: there is no folder {args.output.parent}")
+    return args
+
+
+def build_export_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(usage="export.py [arguments]", formatter_class=HelpFormatter)
+    parser.add_argument("--checkpoint", default="outputs/best", help="checkpoint to export")
+    parser.add_argument("--output", required=True, help="output folder, new or empty")
+    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="dtype of the weights")
+    parser.add_argument("--onnx", action="store_true", help="also write model.onnx (classifiers)")
+    return parser

@@ -1,0 +1,36 @@
+"""Checkpoints on the Hub: `hf://owner/name`, or `hf://owner/name@revision`."""
+
+from pathlib import Path
+
+from huggingface_hub import snapshot_download
+
+from errors import RunError
+from model.revision import split_revision
+
+PREFIX = "hf://"
+LAST = "last-checkpoint"  # folder of last/ in a repository, as in transformers
+
+
+def is_remote(place: str | None) -> bool:
+    return place is not None and place.startswith(PREFIX)
+
+
+def download_checkpoint(place: str) -> Path:
+    """Download the `last/` of a repository; return its folder in the cache of the Hub.
+
+    Raises:
+        RunError: The repository cannot be read, or has no `last/`.
+    """
+    name, hub = split_revision(place.removeprefix(PREFIX))
+    try:
+        folder = snapshot_download(name, revision=hub.get("revision"), allow_patterns=f"{LAST}/*")
+    except Exception as error:  # of the name, the network, the client, the Hub
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise RunError(f"--restore_dir {place}: cannot be downloaded ({reason})") from None
+    checkpoint = Path(folder) / LAST
+    if not checkpoint.is_dir():
+        raise RunError(
+            f"--restore_dir {place}: the repository has no {LAST}/ with the optimizer state; "
+            "expected one uploaded with --hub_strategy checkpoint"
+        )
+    return checkpoint

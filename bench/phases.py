@@ -1,0 +1,62 @@
+"""Divide the time of a process into phases."""
+
+import functools
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+
+class Phases:
+    """A clock that adds each moment to one phase: to the innermost that is open.
+
+    Args:
+        start: `time.time()` at which the first phase began.
+        first: Name of that phase, which is open until another one is entered for good.
+    """
+
+    def __init__(self, start: float, first: str) -> None:
+        self.start = start
+        self.seconds: dict[str, float] = defaultdict(float)
+        self.marks: dict[str, float] = {}
+        self._open = [first]
+        self._since = start
+
+    def _switch(self) -> None:
+        now = time.time()
+        self.seconds[self._open[-1]] += now - self._since
+        self._since = now
+
+    def enter(self, phase: str) -> None:
+        """Replace the outermost phase."""
+        self._switch()
+        self._open[0] = phase
+
+    @contextmanager
+    def of(self, phase: str) -> Iterator[None]:
+        self._switch()
+        self._open.append(phase)
+        try:
+            yield
+        finally:
+            self._switch()
+            self._open.pop()
+
+    def wrap(self, owner: Any, name: str, phase: str, mark: str = "") -> None:
+        """Time each call of `owner.name`; note the end of the first one as `mark`."""
+        function = getattr(owner, name)
+
+        @functools.wraps(function)
+        def timed(*args: Any, **named: Any) -> Any:
+            with self.of(phase):
+                result = function(*args, **named)
+            if mark:
+                self.marks.setdefault(mark, time.time() - self.start)
+            return result
+
+        setattr(owner, name, timed)
+
+    def report(self) -> dict[str, float]:
+        self._switch()
+        return {**self.seconds, **self.marks}

@@ -1,0 +1,108 @@
+"""Weights of the labels, label smoothing, chosen thresholds, and scores of each label."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from conftest import SCRIPTS, SLUG, Render
+
+SIZES = {"common": 40, "rare": 12, "rarest": 4}
+REFUSED = [
+    "--class_weight balanced expects a single label per example",
+    "holds labels of regression; --class_weight balanced expects a single label",
+    "--label_smoothing 0.1: expected a single label per example",
+    "1.5: expected at least 0 and less than 1",
+    "invalid choice: 'inverse'",
+    "--threshold: expected a model for several labels",
+]
+
+
+def write_rows(path: Path, several: bool = False) -> Path:
+    """Write texts of a skewed class each, or with several labels each."""
+    draw = random.Random(0)
+    rows = []
+    for label, size in SIZES.items():
+        for _ in range(size):
+            words = [label, *draw.choices(["see", "the", "cat", "on", "it"], k=draw.randint(1, 9))]
+            labels = [label] + ["short"] * (len(words) < 5)
+            rows.append({"text": " ".join(words), "label": labels if several else label})
+    draw.shuffle(rows)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def run(project: Path, *command: str | Path) -> str:
+    path = f"{project}{os.pathsep}{project / 'tests'}"
+    settings = {"HF_HUB_OFFLINE": "1", "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, *map(str, command)],
+        cwd=project,
+        env={**os.environ, **settings, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr[-3000:]
+    return done.stdout
+
+
+def test_losses_are_those_of_torch_with_the_weights_of_sklearn(
+    render: Render, tmp_path: Path
+) -> None:
+    rows = write_rows(tmp_path / "rows.jsonl")
+    printed = run(render(task="classification"), SCRIPTS / "class_losses.py", tmp_path)
+    first, *errors = printed.splitlines()
+    found = json.loads(first)
+    assert found == pytest.approx([56 / (3 * size) for size in SIZES.values()], rel=1e-12)
+    for error, words in zip(errors, REFUSED, strict=True):
+        assert words in error
+    weights = pytest.importorskip("sklearn.utils.class_weight")
+    labels = np.array([json.loads(line)["label"] for line in rows.read_text().splitlines()])
+    expected = weights.compute_class_weight("balanced", classes=np.unique(labels), y=labels)
+    assert found == pytest.approx(list(expected), rel=1e-12)
+
+
+def test_scores_and_thresholds_follow_their_definitions(render: Render, tmp_path: Path) -> None:
+    write_rows(tmp_path / "several.jsonl", several=True)
+    printed = run(render(task="classification"), SCRIPTS / "class_scores.py", tmp_path)
+    table, (labels, predicted) = json.loads(printed.splitlines()[0])
+    metrics = pytest.importorskip("sklearn.metrics")
+    expected = zip(*metrics.precision_recall_fscore_support(labels, predicted), strict=True)
+    for row, values in zip(table.values(), expected, strict=True):
+        assert list(row) == ["precision", "recall", "f1", "support"]
+        assert list(row.values()) == pytest.approx(list(values), abs=1e-6)
+
+
+@pytest.mark.parametrize(("task", "shift"), [("seq2seq", "0"), ("chat", "1")])
+def test_losses_of_tokens_are_smoothed_in_training_only(
+    task: str, shift: str, render: Render
+) -> None:
+    run(render(task=task), SCRIPTS / "smoothed_loss.py", shift)
+
+
+def test_results_do_not_depend_on_the_split(render: Render, tmp_path: Path) -> None:
+    """Gradients, validation loss, scores and thresholds: by 1 or 2 processes, in parts or whole."""
+    for folder in (tmp_path / "single", tmp_path / "several"):
+        folder.mkdir()
+        for name in ("train", "valid"):
+            write_rows(folder / f"{name}.jsonl", several=folder.name == "several")
+    run(render(task="classification"), SCRIPTS / "splits.py", tmp_path)
+
+
+def test_a_weighted_run_resumes_bit_identically(render: Render, tmp_path: Path) -> None:
+    script = Path(__file__).parent / "recipes" / "kill_and_resume.py"
+    project = Path(shutil.copytree(render(task="classification"), tmp_path / SLUG))
+    rows = write_rows(tmp_path / "rows.jsonl")
+    data = [f"--{name}_input={rows}" for name in ("train", "valid")]
+    sizes = ["--batch_size", "4", "--max_steps", "16"]  # 14 steps in an epoch
+    options = ["--class_weight", "balanced", "--label_smoothing", "0.1"]
+    run(project, script, "1", *data, *sizes, *options)
