@@ -15,5 +15,5 @@ def cross_entropy(
     """
     if num_items_in_batch is None:
         num_items_in_batch = (labels != -100).sum()
-    loss = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="sum")
+    loss = F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), reduction="sum")
     return loss / num_items_in_batch

@@ -1,7 +1,6 @@
 """The scores of a validation."""
 
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -67,18 +66,24 @@ class Scores:
             scores = {"f1": f1, "precision": precision, "recall": recall, **scores}
         return scores
 
-    def save(self, folder: Path) -> None:
-        """Write scores.txt: a line with precision, recall and F1 for each type."""
-        (folder / "scores.txt").write_text("\n".join(self._table()) + "\n", encoding="utf-8")
-
-    def _table(self) -> Iterator[str]:
-        types = sorted({kind for _, kind in self.total if kind})
-        width = max(map(len, ["label", *types]))
-        yield f"{'label':{width}}  precision  recall     f1  true  found"
-        for kind in types:
+    def table(self) -> dict[str, dict[str, float]]:
+        """Return precision, recall, F1 and number of entities of each type."""
+        rows = {}
+        for kind in sorted({kind for _, kind in self.total if kind}):
             both, found, true = (self.total[what, kind] for what in ("both", "found", "true"))
             precision, recall, f1 = _scores(both, found, true)
-            yield f"{kind:{width}}  {precision:9.3f}  {recall:6.3f}  {f1:.3f}  {true:4}  {found:5}"
+            rows[kind] = {"precision": precision, "recall": recall, "f1": f1, "entities": true}
+        return rows
+
+    def save(self, folder: Path) -> None:
+        """Write scores.txt: a line with the scores of each type."""
+        rows = self.table()
+        width = max(map(len, ["label", *rows]))
+        lines = [f"{'label':{width}}  precision  recall     f1  entities"]
+        for kind, row in rows.items():
+            scores = f"{row['precision']:9.3f}  {row['recall']:6.3f}  {row['f1']:.3f}"
+            lines.append(f"{kind:{width}}  {scores}  {row['entities']:8}")
+        (folder / "scores.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def _scores(both: int, found: int, true: int) -> tuple[float, float, float]:

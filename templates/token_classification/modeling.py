@@ -11,6 +11,7 @@ from transformers.utils import can_return_tuple
 from .base import Wrapper
 from .configuration import ModelConfig
 from .loss import cross_entropy
+from .revision import split_revision
 
 
 class Model(Wrapper):
@@ -60,7 +61,8 @@ class Model(Wrapper):
 
         If the order differs, reorder the rows of the head as in `config.labels`.
         """
-        saved = AutoConfig.from_pretrained(config.base_model_id, trust_remote_code=False)
+        place, hub = split_revision(str(config.base_model_id))
+        saved = AutoConfig.from_pretrained(place, trust_remote_code=False, **hub)
         names = [saved.id2label[index] for index in range(saved.num_labels)]
         if not any("TokenClassification" in name for name in saved.architectures or []):
             return self.load_base(config)
@@ -75,7 +77,7 @@ class Model(Wrapper):
             return base
         self.notes.append(f"labels other than the base model's ({', '.join(names[:8])}): new head")
         loaded = AutoModelForTokenClassification.from_pretrained(
-            config.base_model_id, config=saved, dtype=torch.float32, trust_remote_code=False
+            place, config=saved, dtype=torch.float32, trust_remote_code=False, **hub
         )
         head = _label_dims(config)
         body = {name: t for name, t in loaded.state_dict().items() if name not in head}
