@@ -1,18 +1,22 @@
 """Make the sample data and the built-in base models of templates/<task>/.
 
-    python scripts/make_samples.py --sms_spam DIR --cmudict DIR --austen DIR --wordnet_chat DIR
+    python scripts/make_samples.py --sms_spam DIR --cmudict DIR --austen DIR --wordnet_chat DIR \
+        --usaddress FILE
 
-Each DIR contains train.jsonl and valid.jsonl. The LICENSE.md of each sample gives its source.
+Each DIR contains train.jsonl and valid.jsonl; FILE is training/labeled.xml of the source
+distribution of usaddress. The LICENSE.md of each sample gives its source.
 Writes, for each task, data/train.jsonl, data/valid.jsonl and tiny/ (a configuration and a
 tokenizer, no weights). The same sources and the same transformers give the same bytes.
 """
 
 import argparse
 import json
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import (
@@ -58,6 +62,34 @@ def novel(path: Path, title: str, size: int) -> Iterator[Row]:
             yield row
 
 
+def addresses(file: Path) -> Iterator[Row]:
+    """Yield each address once, with its parts as entities.
+
+    Drop addresses with the name of a recipient, and those with a label of fewer than 20 entities.
+    """
+    rows = {row["text"]: row for row in map(address, ElementTree.parse(file).getroot())}
+    counts = Counter(entity["label"] for row in rows.values() for entity in row["entities"])
+    usual = {label for label, count in counts.items() if count >= 20 and label != "Recipient"}
+    for text, row in rows.items():
+        if "\n" not in text and {entity["label"] for entity in row["entities"]} <= usual:
+            yield row
+
+
+def address(item: ElementTree.Element) -> Row:
+    """Return the text of an address and its entities: adjacent words with the same label."""
+    text = ""
+    entities: list[Row] = []
+    for word in item:
+        start = len(text)
+        end = start + len((word.text or "").rstrip(" ,;"))
+        if entities and entities[-1]["label"] == word.tag:
+            entities[-1]["end"] = end
+        else:
+            entities.append({"start": start, "end": end, "label": word.tag})
+        text += f"{word.text or ''}{word.tail or ''}"
+    return {"text": text.rstrip(), "entities": entities}
+
+
 def save_data(train: Iterable[Row], valid: Iterable[Row], task: Path) -> list[Row]:
     """Write both parts; return the training rows, on which the tokenizer is trained."""
     (task / "data").mkdir(parents=True, exist_ok=True)
@@ -69,9 +101,17 @@ def save_data(train: Iterable[Row], valid: Iterable[Row], task: Path) -> list[Ro
 
 
 def train_tokenizer(
-    rows: list[Row], size: int, template: str, **special: str
+    rows: list[Row],
+    size: int,
+    template: str,
+    splits: Sequence[pre_tokenizers.PreTokenizer] = (),
+    **special: str,
 ) -> PreTrainedTokenizerFast:
-    """Train a byte-level BPE. CTranslate2 requires that it never returns UNK."""
+    """Train a byte-level BPE. CTranslate2 requires that it never returns UNK.
+
+    Args:
+        splits: Further rules that divide a text.
+    """
     trainer = trainers.BpeTrainer(
         vocab_size=size,
         special_tokens=list(dict.fromkeys(special.values())),
@@ -80,6 +120,8 @@ def train_tokenizer(
     )
     core = Tokenizer(models.BPE())
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    if splits:
+        core.pre_tokenizer = pre_tokenizers.Sequence([*splits, core.pre_tokenizer])
     core.decoder = decoders.ByteLevel()
     core.train_from_iterator((row[key] for row in rows for key in row if key != "label"), trainer)
     core.post_processor = processors.TemplateProcessing(
@@ -158,18 +200,52 @@ def chat(source: Path, task: Path) -> None:
     save_model(LlamaConfig, tokenizer, task, initializer_range=0.04, **shape)
 
 
+def token_classification(source: Path, task: Path) -> None:
+    found = list(addresses(source))
+    is_valid = [number % 10 == 9 for number in range(len(found))]
+    train = [row for row, is_held_out in zip(found, is_valid, strict=True) if not is_held_out]
+    valid = [row for row, is_held_out in zip(found, is_valid, strict=True) if is_held_out]
+    save_tagger(save_data(first_with_each_label(train), valid, task), task)
+
+
+def first_with_each_label(rows: list[Row]) -> list[Row]:
+    """Move the first row with each label to the front: a few rows then have all labels."""
+    firsts: dict[str, int] = {}
+    for number, row in enumerate(rows):
+        for entity in row["entities"]:
+            firsts.setdefault(entity["label"], number)
+    return sorted(rows, key=lambda row: rows.index(row) not in firsts.values())
+
+
+def save_tagger(rows: list[Row], task: Path) -> None:
+    special = {"bos_token": "<s>", "eos_token": "</s>", "cls_token": "<s>", "sep_token": "</s>"}
+    texts = [{"text": row["text"]} for row in rows]
+    # An entity may end before a punctuation mark.
+    splits = [pre_tokenizers.Punctuation("isolated"), pre_tokenizers.Digits(individual_digits=True)]
+    form = "<s> $A </s>"
+    tokenizer = train_tokenizer(texts, 1024, form, splits, pad_token="<pad>", **special)
+    # Offsets without the space before a word.
+    core = tokenizer.backend_tokenizer
+    trim = processors.ByteLevel(trim_offsets=True, add_prefix_space=False)
+    core.post_processor = processors.Sequence([trim, core.post_processor])
+    shape = {"dim": 96, "hidden_dim": 384, "n_layers": 2, "n_heads": 96 // HEAD_SIZE}
+    save_model(DistilBertConfig, tokenizer, task, initializer_range=0.06, **shape)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--sms_spam", type=Path, required=True, help="rows of text and label")
     parser.add_argument("--cmudict", type=Path, required=True, help="rows of source and target")
     parser.add_argument("--austen", type=Path, required=True, help="rows of text")
     parser.add_argument("--wordnet_chat", type=Path, required=True, help="rows of messages")
+    parser.add_argument("--usaddress", type=Path, required=True, help="labeled.xml of usaddress")
     parser.add_argument("--outdir", type=Path, default=Path(__file__).parents[1] / "templates")
     args = parser.parse_args()
     classification(args.sms_spam, args.outdir / "classification")
     seq2seq(args.cmudict, args.outdir / "seq2seq")
     causal_lm(args.austen, args.outdir / "causal_lm")
     chat(args.wordnet_chat, args.outdir / "chat")
+    token_classification(args.usaddress, args.outdir / "token_classification")
 
 
 if __name__ == "__main__":

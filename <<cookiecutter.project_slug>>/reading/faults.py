@@ -24,11 +24,13 @@ class Rows:
         source: Source of the rows.
         texts: Columns as text.
         tokens: Columns returned by `tokenize`.
+        row_of: For each row of `tokens` its row in the source, shape (n,). Default: the same.
     """
 
     source: Source
     texts: datasets.Dataset
     tokens: datasets.Dataset
+    row_of: np.ndarray | None = None
 
     def line(self, what: str, found: np.ndarray, more: str = "") -> Iterator[str]:
         """Yield a line with the number of the found rows and the first place; nothing if none."""
@@ -53,7 +55,8 @@ class Rows:
             for token in sorted({token for token in ids if token is not None}):
                 found = np.flatnonzero((first == token) & (second == token))
                 name = tokenizer.convert_ids_to_tokens(token)
-                yield from self.line(f"{column} that {place} with {name} twice", found)
+                what = f"{column} that {place} with {name} twice"
+                yield from self.line(what, self._in_source(found))
 
     def cut(
         self, what: str, at_limit: np.ndarray, max_len: int, encode: Callable[[Any], list[list]]
@@ -78,9 +81,10 @@ class Rows:
 
     def repeated(self, checksums: np.ndarray, train: np.ndarray | None) -> Iterator[str]:
         """Find rows equal, after tokenization, to an earlier row or to a row of `train`."""
-        yield from self.line("equal to an earlier row after tokenization", repeats(checksums))
+        found = self._in_source(repeats(checksums))
+        yield from self.line("equal to an earlier row after tokenization", found)
         if train is not None:
-            found = np.flatnonzero(np.isin(checksums, train))
+            found = self._in_source(np.flatnonzero(np.isin(checksums, train)))
             yield from self.line("equal to a training row after tokenization", found)
 
     def single_labels(
@@ -97,6 +101,14 @@ class Rows:
         shown = ", ".join(names[index] for index in once[:NAMES])
         shown += ", ..." if len(once) > NAMES else ""
         yield from self.line(f"labels that occur once ({shown})", np.sort(rows[found]))
+
+    def place(self, row: int) -> str:
+        """Return the place in the source of a row of `tokens`."""
+        return locate_row(self.source, row if self.row_of is None else int(self.row_of[row]))
+
+    def _in_source(self, found: np.ndarray) -> np.ndarray:
+        """Return the rows of the source that belong to rows of `tokens`."""
+        return found if self.row_of is None else self.row_of[found]
 
 
 def repeats(checksums: np.ndarray) -> np.ndarray:

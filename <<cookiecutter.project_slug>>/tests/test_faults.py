@@ -105,8 +105,9 @@ def test_dry_run_finds_equal_and_empty_rows(arguments, sample, tmp_path, capsys)
     column = next(iter(rows["train"][0]))
     has_texts = isinstance(rows["train"][0][column], str)
     rows["train"].append(rows["train"][3])
-    if has_texts:
-        rows["train"].append({**rows["train"][0], column: " "})
+    if has_texts:  # without entities, if there is a list of them
+        first = {k: [] if isinstance(v, list) else v for k, v in rows["train"][0].items()}
+        rows["train"].append({**first, column: " "})
     rows["valid"] += [rows["train"][5]]
     for name in rows:
         text = "".join(json.dumps(row) + "\n" for row in rows[name])

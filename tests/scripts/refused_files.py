@@ -10,6 +10,7 @@ from model.dataset import generate_dataset
 
 for path in sys.argv[1:]:
     try:
-        generate_dataset(path, labels=["O"])
+        generate_dataset(path)
+        print("no error")
     except DataError as error:
         print(error)

@@ -1,0 +1,119 @@
+"""Entities: labelled parts of a text, and their labels in the BIO scheme."""
+
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+from errors import DataError
+
+OUTSIDE = "O"
+PREFIXED = re.compile(r"[BIESUL]-.+")
+# Prefixes of the schemes IOBES and BILOU, and the prefix with the same meaning in BIO.
+TO_BIO = {"B": "B", "S": "B", "U": "B", "I": "I", "E": "I", "L": "I"}
+
+
+class Entity(NamedTuple):
+    """A labelled part of a sequence.
+
+    Attributes:
+        start: Index of its first character, word or token.
+        end: Index after its last one.
+        label: Its type, such as PER.
+    """
+
+    start: int
+    end: int
+    label: str
+
+
+def uses_prefixes(names: Iterable[str]) -> bool:
+    """Return whether labels mark entities, as in BIO, or classify each word alone.
+
+    Raises:
+        DataError: Some labels have a prefix, and others have none.
+    """
+    names = [name for name in names if name != OUTSIDE]
+    prefixed = [name for name in names if PREFIXED.fullmatch(name)]
+    if not any(name[0] in "BISU" for name in prefixed):
+        return False
+    if others := sorted(set(names) - set(prefixed)):
+        raise DataError(
+            f"the labels {prefixed[0]!r} and {others[0]!r}; expected B- or I- before all or none"
+        )
+    return True
+
+
+def to_bio(names: Sequence[str]) -> list[str]:
+    """Convert labels in IOB1, IOBES or BILOU to BIO; labels in BIO are unchanged."""
+    converted: list[str] = []
+    for name in names:
+        if name != OUTSIDE:
+            kind = name[2:]
+            goes_on = converted and converted[-1][2:] == kind and TO_BIO[name[0]] == "I"
+            name = f"{'I' if goes_on else 'B'}-{kind}"
+        converted.append(name)
+    return converted
+
+
+def entities_of(names: Sequence[str]) -> list[Entity]:
+    """Return the entities of a sequence of labels, as seqeval does by default.
+
+    An I label begins an entity if the label before it has another type. A label without a prefix,
+    other than O, is an entity by itself.
+    """
+    found: list[Entity] = []
+    for index, name in enumerate(names):
+        if name == OUTSIDE:
+            continue
+        prefix, _, kind = name.partition("-")
+        if prefix == "I" and found and found[-1].end == index and found[-1].label == kind:
+            found[-1] = Entity(found[-1].start, index + 1, kind)
+        else:
+            is_prefixed = prefix in ("B", "I") and kind
+            found.append(Entity(index, index + 1, kind if is_prefixed else name))
+    return found
+
+
+def parse_entities(name: str, value: Any, text: str) -> list[Entity]:
+    """Check and return the entities in a cell, sorted.
+
+    Args:
+        name: Name of the column.
+        value: A list of objects with `start`, `end` and `label`, or of lists of these three.
+        text: Text that contains the entities; `start` and `end` are indices of its characters.
+
+    Raises:
+        DataError: The cell is malformed, or an entity is outside the text or overlaps another one.
+    """
+    if not isinstance(value, list):
+        raise DataError(f"{name!r} holds {_kind(value)}; expected a list of entities")
+    entities = sorted(_parse_entity(name, item) for item in value)
+    for start, end, label in entities:
+        if not 0 <= start < end <= len(text):
+            raise DataError(
+                f"{label!r} from {start} to {end} is not a part of the text, which has "
+                f"{len(text):,} characters"
+            )
+    for first, second in zip(entities, entities[1:], strict=False):
+        if second.start < first.end:
+            parts = [repr(text[entity.start : entity.end]) for entity in (first, second)]
+            raise DataError(f"the entities {parts[0]} and {parts[1]} overlap; expected none to")
+    return entities
+
+
+def _parse_entity(name: str, item: Any) -> Entity:
+    values = [item.get(key) for key in Entity._fields] if isinstance(item, dict) else item
+    if not isinstance(values, list) or len(values) != 3:
+        raise DataError(f"{name!r} holds a list with {_kind(item)}; expected entities")
+    start, end, label = values
+    for key, place in (("start", start), ("end", end)):
+        if isinstance(place, bool) or not isinstance(place, (int, float)) or place % 1:
+            raise DataError(f"the {key} of an entity is {place!r}; expected a whole number")
+    if not isinstance(label, str) or label in ("", OUTSIDE):
+        raise DataError(f"the label of an entity is {label!r}; expected a name")
+    return Entity(int(start), int(end), label)
+
+
+def _kind(value: Any) -> str:
+    kinds = {str: "text", list: "a list", dict: "an object", bool: "true or false"}
+    return "null" if value is None else kinds.get(type(value), "a number")

@@ -1,0 +1,360 @@
+"""Read texts with entities, or words with labels, and tokenize them."""
+
+import dataclasses
+import json
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import datasets
+import numpy as np
+import pyarrow.compute as pc
+import torch
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from errors import DataError
+from reading.alignment import TokenLabels, items, label_tokens, parse_row
+from reading.entities import OUTSIDE, PREFIXED, entities_of, uses_prefixes
+from reading.examples import describe_counts, describe_examples
+from reading.faults import Rows
+from reading.locate import locate_row
+from reading.sources import Source
+from reading.tables import column_names, read_table
+from reading.tokens import CHECKSUM, column, fingerprint, pad, tokenize
+from reading.windows import tokenize_in_windows
+
+from .configuration import BASE_MODEL
+
+# Arguments of generate_dataset that train.py offers on its command line.
+OPTIONS: dict[str, dict] = {
+    "words_column": {"default": "words", "help": "column of the words"},
+    "labels_column": {"default": "labels", "help": "column of the labels, one for each word"},
+    "text_column": {"help": "column of texts with entities (default: text, without words)"},
+    "spans_column": {"help": "column of their entities (default: spans or entities)"},
+}
+TEXT = "text"
+SPANS = ("spans", "entities")
+SHOWN = 24  # tokens whose labels are shown
+# Differences between the labels of a file and those of the tokens, by column of the tokenized rows.
+CHANGES = {
+    "converted": "rows with labels in another scheme than BIO, which are converted",
+    "widened": "entities that begin or end inside a token, and are widened to whole tokens",
+    "lost": "entities without a token, which are ignored",
+    "divided": "entities longer than the overlap of two windows, which are divided",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Schema:
+    """Settings with which a data file is read.
+
+    Attributes:
+        words_column: Column of the words: a list, or a text with spaces between the words.
+        labels_column: Column of their labels, in the same form.
+        text_column: Column of the texts, if entities are given by characters. None: the file
+            has words.
+        spans_column: Column of the entities of a text: a list of objects with `start`, `end`
+            (exclusive) and `label`.
+        labels: The label names in the order of their ids. Default: those in the file.
+    """
+
+    words_column: str = OPTIONS["words_column"]["default"]
+    labels_column: str = OPTIONS["labels_column"]["default"]
+    text_column: str | None = None
+    spans_column: str | None = None
+    labels: list[str] = dataclasses.field(default_factory=list)
+
+    @property
+    def columns(self) -> list[str]:
+        """The columns to read: texts and entities, or words and labels."""
+        if self.text_column is not None and self.spans_column is not None:
+            return [self.text_column, self.spans_column]
+        return [self.words_column, self.labels_column]
+
+    def with_columns_of(self, path: Source) -> "Schema":
+        """Set `text_column` and `spans_column` if the file has texts instead of words.
+
+        Raises:
+            DataError: The file has both.
+        """
+        names = column_names(path)
+        text = self.text_column or TEXT
+        spans = self.spans_column or next((name for name in SPANS if name in names), SPANS[0])
+        has_words = {self.words_column, self.labels_column} <= {*names}
+        has_spans = {text, spans} <= {*names}
+        if self.text_column is None and self.spans_column is None:
+            if has_words and has_spans:
+                raise DataError(
+                    f"{path}: has the columns {self.words_column!r} and {text!r}; expected either, "
+                    f"or --text_column {text}"
+                )
+            if not has_spans:
+                return self
+        return dataclasses.replace(self, text_column=text, spans_column=spans)
+
+    def with_labels_of(self, path: Source, rows: datasets.Dataset) -> "Schema":
+        """Set `labels` to those in the rows that `check` returned.
+
+        Raises:
+            DataError: A row is malformed, or has a label that is not one of `labels`.
+        """
+        faults = rows.data.column("fault")
+        if (row := pc.index(pc.not_equal(faults, ""), True).as_py()) >= 0:
+            raise DataError(f"{locate_row(path, row)}: {faults[row]}")
+        cells = pc.unique(rows.data.column("names")).to_pylist()
+        found = {name for cell in cells for name in json.loads(cell)}
+        labels = self.labels or labels_from(path, found)
+        if unknown := sorted(name for name in found if not is_known(name, labels)):
+            having = (unknown[0] in json.loads(cell) for cell in rows["names"])
+            where = locate_row(path, next(row for row, has in enumerate(having) if has))
+            expected = ", ".join(name for name in labels if not name.startswith("I-"))
+            raise DataError(f"{where}: unknown label {unknown[0]!r}; expected one of {expected}")
+        return dataclasses.replace(self, labels=labels)
+
+
+def labels_from(path: Source, found: set[str]) -> list[str]:
+    """Return the label names for the names in a file: in BIO, or as they are.
+
+    Raises:
+        DataError: There are none, or only some of them have a prefix.
+    """
+    names = sorted(found - {OUTSIDE})
+    if not names:
+        raise DataError(f"{path}: no label but {OUTSIDE}; expected words or entities with labels")
+    try:
+        has_prefixes = uses_prefixes(names)
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from None
+    if not has_prefixes:
+        return sorted(found)
+    kinds = sorted({name[2:] for name in names})
+    return [OUTSIDE, *(f"{prefix}-{kind}" for kind in kinds for prefix in "BI")]
+
+
+def is_known(name: str, labels: list[str]) -> bool:
+    """Return whether a name in a file, in any scheme, is one of the labels."""
+    if name == OUTSIDE or not uses_prefixes(labels):
+        return name in labels
+    return bool(PREFIXED.fullmatch(name)) and f"B-{name[2:]}" in labels
+
+
+class Dataset(torch.utils.data.Dataset):
+    """Tokenized texts, each divided into windows of at most `max_len` tokens.
+
+    Attributes:
+        lengths: Tokens of each window, shape (n,); similar lengths are batched together.
+        num_items: Labelled tokens of each window, shape (n,); the loss is averaged over these.
+        schema: Keyword arguments for `generate_dataset` to read another file in the same way.
+            Its labels are passed to `ModelConfig`.
+        checksums: Checksum of the first window of each window's text, shape (n,), which decides
+            whether it is held out: all windows of a text are in the same part.
+        fingerprint: Hash of the tokens and labels, the same on every machine.
+        notes: Lines to print about windows, and about labels that differ from those of the file.
+    """
+
+    def __init__(
+        self, origin: Rows, schema: dict, tokenizer: PreTrainedTokenizerBase, max_len: int
+    ):
+        rows = origin.tokens
+        is_first = rows.data.column("window").to_numpy() == 0
+        row_of = np.cumsum(is_first) - 1
+        self.rows = rows
+        self.origin = dataclasses.replace(origin, row_of=row_of)
+        self.input_ids = column(rows, "input_ids")
+        self.labels = column(rows, "labels")
+        self.lengths = rows.data.column("length").to_numpy()
+        self.num_items = rows.data.column("num_items").to_numpy()
+        self.schema = schema
+        self.own_checksums = rows.data.column(CHECKSUM).to_numpy()
+        self.checksums = self.own_checksums[is_first][row_of]
+        self.fingerprint = fingerprint(rows)
+        self.tokenizer = tokenizer
+        self.notes = list(self._notes(row_of, max_len))
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: list[int]) -> list[dict[str, torch.Tensor]]:
+        rows = zip(self.input_ids[indices], self.labels[indices], strict=True)
+        return [{"input_ids": ids, "labels": labels} for ids, labels in rows]
+
+    def collate(self, examples: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+        """Pad to the longest window: three tensors of shape (batch, length)."""
+        pad_id = self.tokenizer.pad_token_id or 0  # any id: padding is masked
+        input_ids, attention_mask = pad(examples, "input_ids", pad_id)
+        labels, _ = pad(examples, "labels", -100)
+        return {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
+
+    def describe(self) -> Iterator[str]:
+        """Yield the number of entities of each type, a few examples, and the labels of tokens."""
+        names = self.schema["labels"]
+        counts: Counter[str] = Counter()
+        for index, count in Counter(self._all_labels().tolist()).items():
+            if index >= 0 and names[index] != OUTSIDE and not names[index].startswith("I-"):
+                counts[names[index].removeprefix("B-")] += count
+        yield describe_counts(dict(sorted(counts.items())))
+        yield from describe_examples(self, self._decode)
+        yield "labels of the tokens of example 0 (-: ignored)"
+        example = self[0]
+        tokens = self.tokenizer.convert_ids_to_tokens(example["input_ids"][:SHOWN].tolist())
+        width = max(map(len, tokens))
+        for token, label in zip(tokens, example["labels"].tolist(), strict=False):
+            yield f"  {token:{width}}  {names[label] if label >= 0 else '-'}"
+
+    def faults(self, train: "Dataset | None" = None) -> Iterator[str]:
+        """Yield lines about rows that may be wrong.
+
+        Args:
+            train: Training data, if this is validation data.
+        """
+        if self.schema["text_column"] is not None:
+            yield from self.origin.empty(self.schema["text_column"])
+        yield from self.origin.doubled("input_ids", self.tokenizer)
+        others = None if train is None else train.own_checksums
+        yield from self.origin.repeated(self.own_checksums, others)
+        if train is None:
+            assert self.origin.row_of is not None
+            rows = np.repeat(self.origin.row_of, self.lengths)
+            labels = self._all_labels()
+            is_labelled = labels >= 0
+            names = self.schema["labels"]
+            yield from self.origin.single_labels(names, labels[is_labelled], rows[is_labelled])
+
+    def _all_labels(self) -> np.ndarray:
+        """Return the label ids of all tokens of all windows, -100 if ignored."""
+        chunks = self.rows.data.column("labels").chunks
+        return np.concatenate([chunk.values.to_numpy() for chunk in chunks])
+
+    def _notes(self, row_of: np.ndarray, max_len: int) -> Iterator[str]:
+        source = self.origin.source
+        count = row_of[-1] + 1
+        if len(self) > count:
+            long = int((np.bincount(row_of) > 1).sum())
+            yield (
+                f"{source}: {long:,} of {count:,} texts have more than --max_len {max_len} tokens; "
+                f"they are divided into overlapping windows: {len(self):,} in all"
+            )
+        for name, what in CHANGES.items():
+            numbers = self.rows.data.column(name).to_numpy()
+            if len(found := np.flatnonzero(numbers)):
+                yield f"{numbers.sum():,} {what}, first {self.origin.place(int(found[0]))}"
+
+    def _decode(self, example: dict[str, torch.Tensor]) -> tuple[str, str]:
+        ids = example["input_ids"].tolist()
+        labels = example["labels"].tolist()
+        kept = [index for index, label in enumerate(labels) if label >= 0]
+        # An entity ends where the next label begins, so that all tokens of a word are included.
+        ends = [*kept[1:], max(kept, default=0) + 1]
+        found = [
+            f"{self.tokenizer.decode(ids[kept[start] : ends[end - 1]]).strip()} ({label})"
+            for start, end, label in entities_of([self.schema["labels"][labels[k]] for k in kept])
+        ]
+        return self.tokenizer.decode(ids), ", ".join(found)
+
+
+def generate_dataset(
+    path: Source,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    max_len: int = 128,
+    **schema: Any,
+) -> Dataset:
+    """Read a file of texts with entities, or of words with labels.
+
+    Args:
+        path: A JSON, CSV, TSV or Parquet file, or another source: see `read_table`.
+        tokenizer: Default: the tokenizer of the default base model.
+        max_len: Texts with more tokens are divided into windows of this length, which overlap.
+            Each token is labelled in one of them.
+        schema: Attributes of `Schema`.
+
+    Raises:
+        DataError: The file cannot be read, a row is malformed, or a label is not one of `labels`.
+    """
+    tokenizer = tokenizer or AutoTokenizer.from_pretrained(BASE_MODEL)
+    given = Schema(**schema).with_columns_of(path)
+    spans_column = given.spans_column
+    columns = given.columns
+    nested = [spans_column] if spans_column is not None else []
+    table = read_table(path, columns, lists=[] if nested else columns, nested=nested)
+
+    def check(batch: dict[str, list]) -> dict[str, list]:
+        found = [check_row(row, spans_column) for row in rows_of(batch, columns)]
+        return {"names": [json.dumps(names) for names, _ in found], "fault": [f for _, f in found]}
+
+    complete = given.with_labels_of(path, tokenize(table, check, tokenizer))
+    labels = complete.labels
+
+    def encode(batch: dict[str, list]) -> dict[str, list]:
+        rows = rows_of(batch, columns)
+        windows = list(encode_rows(rows, spans_column, labels, tokenizer, max_len))
+        return {name: [window[name] for window in windows] for name in windows[0]}
+
+    rows = tokenize(table, encode, tokenizer)
+    faults = rows.data.column("fault")
+    dataset = Dataset(Rows(path, table, rows), dataclasses.asdict(complete), tokenizer, max_len)
+    if (row := pc.index(pc.not_equal(faults, ""), True).as_py()) >= 0:
+        raise DataError(f"{dataset.origin.place(row)}: {faults[row]}")
+    if dataset.num_items.sum() == 0:
+        raise DataError(f"{path}: no words; expected words or texts with labels")
+    return dataset
+
+
+def rows_of(batch: dict[str, list], columns: list[str]) -> list[tuple]:
+    """Return the cells of each row."""
+    return list(zip(*(batch[name] for name in columns), strict=True))
+
+
+def check_row(cells: tuple, spans_column: str | None) -> tuple[list[str], str]:
+    """Return the distinct labels of a row, with a prefix if they are entities; and its error."""
+    try:
+        row = parse_row(cells, spans_column, has_prefixes=False)
+    except DataError as error:
+        return [], str(error)
+    if spans_column is not None:
+        return sorted({f"B-{entity.label}" for entity in row.entities}), ""
+    return sorted({*items(cells[1])}), ""
+
+
+def encode_rows(
+    cells: list[tuple],
+    spans_column: str | None,
+    labels: list[str],
+    tokenizer: PreTrainedTokenizerBase,
+    max_len: int,
+) -> Iterator[dict[str, Any]]:
+    """Tokenize rows and label their tokens; yield the windows of each row.
+
+    `fault` is the error of a row ("" if none). The numbers of `CHANGES` and the number of the
+    window, 0 for the first one, are those of the row.
+    """
+    has_prefixes = uses_prefixes(labels)
+    rows = [parse_row(row, spans_column, has_prefixes) for row in cells]
+    ids = {name: index for index, name in enumerate(labels)}
+    tokenized = tokenize_in_windows(tokenizer, [row.text for row in rows], max_len)
+    for row, tokens in zip(rows, tokenized, strict=True):
+        fault = ""
+        found = TokenLabels()
+        try:
+            found = label_tokens(row, tokens, has_prefixes)
+        except DataError as error:
+            fault = str(error)
+        for number, (window, begin, end) in enumerate(tokens.bounds(found.inside)):
+            given = [-100] * len(window.input_ids)
+            own = [token for token in range(begin, end) if token in found.names]
+            for token in own:
+                given[window.position(token)] = ids[found.names[token]]
+            yield {
+                "input_ids": window.input_ids,
+                "labels": given,
+                "length": len(given),
+                "num_items": len(own),
+                "window": number,
+                "fault": fault,
+                "converted": int(row.is_converted and number == 0),
+                "widened": 0 if number else found.widened,
+                "lost": 0 if number else found.lost,
+                "divided": int(begin in found.inside),
+            }

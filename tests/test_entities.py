@@ -1,0 +1,169 @@
+"""Token classification: alignment with tokens, windows, scores, predictions and refused files."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from conftest import SCRIPTS, Render
+
+LABELS = "O B-PER I-PER O B-LOC"
+
+
+def run(project: Path, *command: str | Path) -> str:
+    environment = {"HF_HUB_OFFLINE": "1", "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, *map(str, command)],
+        cwd=project,
+        env={**os.environ, **environment, "PYTHONPATH": str(project)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def write(path: Path, *rows: dict) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def project(render: Render) -> Path:
+    return render(task="token_classification")
+
+
+@pytest.fixture(scope="module")
+def best(project: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The checkpoint of a run on the sample data, with its log beside it."""
+    outdir = tmp_path_factory.mktemp("tokens") / "run"
+    run(project, "train.py", "--outdir", outdir)
+    return outdir / "best"
+
+
+def test_tokens_windows_and_scores(project: Path, tmp_path: Path) -> None:
+    """See the docstrings of the functions of the script."""
+    run(project, SCRIPTS / "entities.py", tmp_path)
+
+
+def test_the_sample_is_learned(best: Path) -> None:
+    logs = [
+        entry["valid_log"] for entry in json.loads((best.parent / "log.json").read_text()).values()
+    ]
+    assert logs[-1]["loss"] < logs[0]["loss"]
+    assert logs[-1]["f1"] > 0.5
+    assert "AddressNumber" in (best.parent / "scores.txt").read_text()
+
+
+def test_predicted_entities_have_the_scores_of_the_validation(
+    project: Path, best: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "out.jsonl"
+    run(
+        project,
+        "predict.py",
+        "--checkpoint",
+        best,
+        "--input",
+        "data/valid.jsonl",
+        "--output",
+        output,
+    )
+    rows = (project / "data" / "valid.jsonl").read_text(encoding="utf-8").splitlines()
+    true: set[tuple] = set()
+    found: set[tuple] = set()
+    for number, (row, line) in enumerate(zip(rows, output.read_text().splitlines(), strict=True)):
+        answer = json.loads(line)
+        true |= {(number, *entity.values()) for entity in json.loads(row)["entities"]}
+        for start, end, label, text in (entity.values() for entity in answer["prediction"]):
+            assert text == answer["text"][start:end] == text.strip()
+            found.add((number, start, end, label))
+    log = json.loads((best.parent / "log.json").read_text())
+    scores = [entry["valid_log"] for entry in log.values()]
+    expected = min(scores, key=lambda entry: entry["loss"])
+    assert 2 * len(true & found) / len(true | found) > 0
+    f1 = 2 * len(true & found) / (len(true) + len(found))
+    assert f1 == pytest.approx(expected["f1"])
+
+
+def test_pipeline_finds_the_entities_of_the_predictor(project: Path, best: Path) -> None:
+    run(project, SCRIPTS / "entity_pipeline.py", best, "simple")
+
+
+def test_words_are_trained_and_predicted(project: Path, tmp_path: Path) -> None:
+    words = [{"words": f"He met Ada Marsh in Lorn{n}".split()} for n in range(8)]
+    labels = ["O", "O", "B-PER", "I-PER", "O", "B-LOC"]
+    write(tmp_path / "words.jsonl", *({**row, "labels": labels} for row in words))
+    data = [f"--{part}_input={tmp_path}/words.jsonl" for part in ("train", "valid")]
+    run(project, "train.py", *data, "--epochs=12", f"--outdir={tmp_path}/run")
+    output = tmp_path / "out.jsonl"
+    checkpoint = ["--checkpoint", tmp_path / "run" / "best"]
+    run(project, "predict.py", *checkpoint, "--input", tmp_path / "words.jsonl", "--output", output)
+    for line in output.read_text().splitlines():
+        assert json.loads(line)["prediction"] == labels
+    write(tmp_path / "texts.jsonl", {"words": "He met Ada Marsh in Lorn3"})
+    run(project, "predict.py", *checkpoint, "--input", tmp_path / "texts.jsonl", "--output", output)
+    found = json.loads(output.read_text())["prediction"]
+    assert [(entity["label"], entity["text"]) for entity in found][0] == ("PER", "Ada Marsh")
+
+
+TEXT = {"text": "Ada left Lorn", "entities": [{"start": 0, "end": 3, "label": "PER"}]}
+WORDS = {"words": ["It", "rains"], "labels": ["O", "O"]}
+
+
+@pytest.mark.parametrize(
+    ("rows", "sentence"),
+    [
+        ([WORDS, {**WORDS, "labels": ["O"]}], "2: 2 words, 1 labels; expected equal numbers"),
+        ([WORDS], " no label but O; expected words or entities with labels"),
+        (
+            [{"words": " ", "labels": " "}],
+            " no label but O; expected words or entities with labels",
+        ),
+        (
+            [{"words": "a b", "labels": "B-X N"}],
+            " the labels 'B-X' and 'N'; expected B- or I- before all or none",
+        ),
+        (
+            [TEXT, {**TEXT, "entities": [[9, 14, "LOC"]]}],
+            "2: 'LOC' from 9 to 14 is not a part of the text, which has 13 characters",
+        ),
+        (
+            [TEXT, {**TEXT, "entities": [[9, 13, "LOC"], [4, 10, "X"]]}],
+            "2: the entities 'left L' and 'Lorn' overlap; expected none to",
+        ),
+        (
+            [TEXT, {**TEXT, "entities": [{"start": 0, "end": 2.5, "label": "X"}]}],
+            "2: the end of an entity is 2.5; expected a whole number",
+        ),
+        ([TEXT, {**TEXT, "entities": [{"start": 0}]}], "2: the end of an entity is None; expected"),
+        ([TEXT, {**TEXT, "entities": "PER"}], "2: 'entities' holds text; expected a list of"),
+        ([{**TEXT, **WORDS}], " has the columns 'words' and 'text'; expected either, or"),
+    ],
+)
+def test_invalid_rows_are_located(
+    rows: list[dict], sentence: str, refusals: dict[str, str]
+) -> None:
+    key = json.dumps(rows)
+    assert refusals[key].startswith(sentence.strip())
+
+
+@pytest.fixture(scope="module")
+def refusals(project: Path, request: pytest.FixtureRequest, tmp_path_factory) -> dict[str, str]:
+    """Return the error for each list of rows, after the name of the file, from one process."""
+    folder = tmp_path_factory.mktemp("refused")
+    (mark,) = [m for m in test_invalid_rows_are_located.pytestmark if m.name == "parametrize"]
+    found = {}
+    for number, (rows, _) in enumerate(mark.args[1]):
+        write(folder / f"{number}.jsonl", *rows)
+        found[json.dumps(rows)] = f"{folder}/{number}.jsonl:"
+    lines = run(project, SCRIPTS / "refused_files.py", *(name[:-1] for name in found.values()))
+    return {
+        key: line.removeprefix(name).strip()
+        for (key, name), line in zip(found.items(), lines.splitlines(), strict=True)
+    }
