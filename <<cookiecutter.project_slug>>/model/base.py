@@ -5,8 +5,6 @@ import hashlib
 import inspect
 import json
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +13,6 @@ from torch import Tensor, nn
 from transformers import (
     AutoConfig,
     GenerationConfig,
-    GenerationMixin,
     PreTrainedConfig,
     PreTrainedModel,
 )
@@ -25,8 +22,6 @@ from .adapter import (
     CONFIG_FILE,
     adapter_config,
     add_adapter,
-    base_tensors,
-    copy_adapter,
     find_adapter,
     has_adapter,
     load_adapter,
@@ -34,6 +29,7 @@ from .adapter import (
     save_adapter,
     task_type,
 )
+from .comparison import difference_to_base, evaluating
 from .revision import join_revision, split_revision
 
 # Weight files of any format: a folder that holds one of these is not trained from scratch.
@@ -50,14 +46,7 @@ DELEGATED = (
 )
 HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
 LOSS_INPUTS = ("labels", "class_weights")  # arguments of `forward` that only the loss depends on
-TOLERANCE = 1e-5  # relative to the largest logit
 CODE_MARK = "# sha256 of the code beside this file: "
-# Generation settings that restrict the possible tokens; the others configure the search.
-TOKEN_SETTINGS = (
-    *("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id"),
-    *("forced_bos_token_id", "forced_eos_token_id", "bad_words_ids"),
-    *("suppress_tokens", "begin_suppress_tokens"),
-)
 
 
 class WrapperConfig(PreTrainedConfig):
@@ -337,7 +326,7 @@ class Wrapper(PreTrainedModel):
         name = type(self.base_model).__name__
         try:
             with evaluating(self):
-                reason = self._difference_to_base(self._dummy_batch() if batch is None else batch)
+                reason = difference_to_base(self, self._dummy_batch() if batch is None else batch)
         except Exception as error:  # from the user's forward, or because it returns no logits
             why = (str(error).strip().splitlines() or [""])[0]
             reason = (
@@ -351,38 +340,6 @@ class Wrapper(PreTrainedModel):
         if reason is None:
             return f"checkpoints are stock {name}: the logits are the same bit for bit"
         return f"checkpoints hold the code of model/: {reason}"
-
-    def _difference_to_base(self, batch: dict[str, Tensor]) -> str | None:
-        base = self.base_model
-        name = type(self.base_model).__name__
-        own = [k for k in self.state_dict() if not k.startswith(f"{self.base_model_prefix}.")]
-        if own:
-            return f"{own[0]} is not a tensor of {name}"
-        if not type(base).__module__.startswith("transformers.models."):
-            return f"{name} is not a model of transformers"
-        with torch.device("meta"):
-            names = type(base)(copy.deepcopy(base.config)).state_dict().keys()
-        tensors = base_tensors(base)
-        if different := sorted(names ^ tensors.keys()):
-            return f"{name} and model/ differ in the tensor {different[0]}"
-        alone, info = type(base).from_pretrained(
-            None,
-            config=copy.deepcopy(base.config),
-            state_dict=tensors,
-            dtype=base.dtype,
-            attn_implementation=base.config._attn_implementation,
-            output_loading_info=True,
-        )
-        if keys := [*info["missing_keys"], *info["unexpected_keys"], *info["mismatched_keys"]]:
-            return f"{name} and model/ differ in the tensor {keys[0]}"
-        if has_adapter(base):
-            copy_adapter(base, alone)
-        inputs = self.without_labels(batch)
-        logits = self.forward(**inputs).logits
-        alone = alone.eval().to(self.device)
-        if not torch.equal(logits, alone(**inputs).logits):
-            return f"the logits differ from those of {name}"
-        return None
 
     def without_labels(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """Return the inputs for computing logits: a batch without labels and their weights."""
@@ -423,65 +380,3 @@ class Wrapper(PreTrainedModel):
 
     def resize_token_embeddings(self, *args, **kwargs) -> nn.Module:
         return self.base_model.resize_token_embeddings(*args, **kwargs)
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Run a model in evaluation mode, without gradients; restore the mode of each module."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
-
-
-def check_documents(lm: Any, option: str) -> None:
-    """Check that attention does not cross documents in a row; positions restart at 0 in each.
-
-    Args:
-        lm: A causal language model.
-        option: Name of the option, for the message.
-
-    Raises:
-        ValueError: The model or its attention implementation lacks this mask.
-    """
-    name = type(lm).__name__
-    if "position_ids" not in inspect.signature(lm.forward).parameters:
-        raise ValueError(f"{option}: {name} does not accept position_ids")
-    ids = torch.arange(3, 27, device=lm.device).view(2, 12) % lm.config.vocab_size
-    ids[1, 5:] = ids[0, 5:]  # two rows that differ in their first document
-    positions = torch.cat([torch.arange(5), torch.arange(7)]).repeat(2, 1).to(lm.device)
-    with evaluating(lm):
-        outputs = lm(input_ids=ids, position_ids=positions, use_cache=False)
-    first, second = outputs.logits[:, 5:]
-    if (first - second).abs().max() > TOLERANCE * first.abs().max():
-        raise ValueError(f"{option}: {name} does not mask attention between documents")
-
-
-class WrapperGenerationMixin(GenerationMixin):
-    """Generation by the base model of a `Wrapper`."""
-
-    def generate(self, *args, **kwargs):
-        """Generate: see `transformers.GenerationMixin.generate`."""
-        base: Any = self.base_model  # type: ignore[attr-defined]
-        if getattr(base.config, "output_router_logits", False):
-            kwargs["output_router_logits"] = False  # their loss cannot be computed token by token
-        return base.generate(*args, **kwargs)
-
-
-def generate_greedily(
-    model: Any, input_ids: Tensor, attention_mask: Tensor, max_new_tokens: int
-) -> Tensor:
-    """Generate by greedy search, even if `model.generation_config` selects another method."""
-    own = model.generation_config
-    tokens = {name: getattr(own, name, None) for name in TOKEN_SETTINGS}
-    model.generation_config = GenerationConfig(**tokens, do_sample=False, num_beams=1)
-    try:
-        return model.generate(
-            input_ids, attention_mask=attention_mask, max_new_tokens=max_new_tokens
-        )
-    finally:
-        model.generation_config = own

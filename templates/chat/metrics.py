@@ -10,7 +10,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from reading.decoding import Decoder
 
-from .base import generate_greedily
+from .generation import generate_greedily
 
 # Arguments of Scores that train.py offers on its command line.
 OPTIONS: dict[str, dict] = {

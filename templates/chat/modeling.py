@@ -6,8 +6,10 @@ from transformers import AutoModelForCausalLM
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils import can_return_tuple
 
-from .base import Wrapper, WrapperGenerationMixin, check_documents, evaluating
+from .base import Wrapper
+from .comparison import check_documents, evaluating
 from .configuration import ModelConfig
+from .generation import WrapperGenerationMixin
 from .loss import LinearHead, cross_entropy, num_targets
 
 

@@ -5,8 +5,9 @@ from transformers import AutoModelForSeq2SeqLM
 from transformers.modeling_outputs import Seq2SeqLMOutput
 from transformers.utils import can_return_tuple
 
-from .base import Wrapper, WrapperGenerationMixin
+from .base import Wrapper
 from .configuration import ModelConfig
+from .generation import WrapperGenerationMixin
 from .loss import cross_entropy
 
 
