@@ -13,7 +13,7 @@ from typing import Any
 from training.command_line import build_export_parser, check_early
 
 if __name__ == "__main__":
-    check_early(build_export_parser().parse_args)
+    check_early(build_export_parser().parse_args)  # before the imports below, which take seconds
 
 import torch
 import transformers

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 from training.command_line import check_early, parse_predict_args
 
 if __name__ == "__main__":
-    check_early(parse_predict_args)
+    check_early(parse_predict_args)  # before the imports below, which take seconds
 
 import torch
 import transformers

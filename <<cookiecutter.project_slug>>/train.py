@@ -16,7 +16,7 @@ from training.command_line import check_early
 from training.config import check_form
 
 if __name__ == "__main__":
-    check_early(check_form)  # `--help` needs none of the following imports, which take seconds
+    check_early(check_form)  # before the imports below, which take seconds
 
 import torch
 from accelerate.utils import send_to_device
@@ -31,6 +31,7 @@ from training.contract import Task, chosen_options
 from training.launch import run as exit_code_of
 from training.losses import LOSS, LossMeter, add_losses, loss_factor
 from training.optimization import optimizer_step, sum_over_ranks
+from training.optimizers import scheduled_lr
 from training.randomness import seed_all
 from training.run import Run, open_run
 from training.user_code import at_place, list_examples
@@ -83,10 +84,10 @@ def train_until_validation(run: Run, report: Report) -> dict[str, float]:
             # Once a loss or gradient is not finite, this loss is NaN and the optimizer leaves the
             # weights unchanged. Both happen on the device, without synchronizing with it.
             losses[LOSS], norm = run.guard.clip_gradients(losses[LOSS])
-            lr = run.optimizer.param_groups[0]["lr"]
+            lr = scheduled_lr(run.optimizer)
             with at_place(step.place):
                 was_skipped = optimizer_step(
-                    run.accelerator, run.optimizer, run.scheduler, run.guard
+                    run.accelerator, run.optimizer, run.scheduler, run.guard, run.average.update
                 )
             state.advance(len(step.examples), step.num_items, was_skipped)
             run.losses.update(losses, step, norm)
@@ -110,7 +111,8 @@ def save_point(run: Run, is_due: bool = False) -> None:
     must_stop = run.signals.stop_requested(is_broken)
     if must_stop or is_due:
         mean_losses(run)  # raises if a loss was not finite, so that such a step is never saved
-        run.checkpoints.save(run.model, run.optimizer, run.state)
+        with run.average.applied(False):  # last/ has the raw weights, also during a validation
+            run.checkpoints.save(run.model, run.optimizer, run.state)
     if must_stop:
         run.checkpoints.join()
         raise run.signals.stopped(run.config.outdir)
@@ -208,7 +210,8 @@ def main(argv: list[str] | None = None) -> None:
             train_log = train_until_validation(run, report)
             speed = run.throughput.since_restart(run.group)
             save_point(run, is_due=not run.state.log)  # the first validation may fail
-            valid_log = validate(run, report)
+            with run.average.applied():
+                valid_log = validate(run, report)
             is_best = run.state.record(
                 train_log,
                 valid_log,

@@ -25,7 +25,7 @@ prediction.py
     Predictor: see `TaskPredictor`. Default: predict.py is not available.
     OPTIONS: Arguments of `Predictor` that predict.py offers, in the same form.
 optimization.py
-    build_optimizer: see `OptimizerBuilder`. Default: AdamW.
+    build_optimizer: see `OptimizerBuilder`. Default: `--optimizer`.
     build_scheduler: see `SchedulerBuilder`. Default: `--lr_scheduler_type`.
 
 For `--help`, the modules with BASE_MODEL and OPTIONS are not imported: only the statements are
@@ -164,7 +164,8 @@ class OptimizerBuilder(Protocol):
         """Build an optimizer with each parameter that requires a gradient in exactly one group.
 
         Checkpoints contain its state, with tensors of any shape, and the numbers in its parameter
-        groups.
+        groups. If it has the methods `train()` and `eval()`, as schedule-free optimizers do, the
+        weights after `eval()` are validated and saved as best/.
 
         Args:
             lr, weight_decay: `--lr` and `--weight_decay`.

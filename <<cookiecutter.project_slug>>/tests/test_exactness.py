@@ -14,7 +14,8 @@ from helpers.gradient_worker import measure
 from helpers.processes import Launch
 from training.batches import MAX_TOKENS, Batches, epoch_order
 from training.contract import ExampleSet, Task
-from training.optimization import GradientGuard, build_optimizer, build_scheduler, fast_forward
+from training.optimization import GradientGuard, build_scheduler, fast_forward
+from training.optimizers import build_optimizer
 from training.run import open_run
 
 PROOF = pytest.mark.proof

@@ -8,7 +8,8 @@ import torch
 import train
 from errors import RunError
 from training.config import SCHEDULERS
-from training.optimization import build_optimizer, build_scheduler
+from training.optimization import build_scheduler
+from training.optimizers import build_optimizer
 
 TOTALS = (1, 2, 5, 9, 10, 37)
 

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
@@ -21,6 +20,7 @@ from errors import RunError
 
 from .adapter import holds_adapter
 from .atomic import clean, publish, saving, write_file
+from .averaging import WeightAverage
 from .batches import Step
 from .contract import ExampleSet
 from .distributed import RankGroup
@@ -34,6 +34,9 @@ LOG_FILE = "log.json"
 
 class Checkpointer:
     """The output directory of a run. Every rank calls the same methods; the main one writes.
+
+    `last/` has the raw weights, which have to be in the model when it is saved. `best/` has the
+    average of the weights, if there is one.
 
     A save is written by a thread while training goes on. As a context manager, wait for it, also
     when the run fails: a process exits only after its last save is published.
@@ -49,16 +52,17 @@ class Checkpointer:
 
     def __init__(
         self,
-        accelerator: Accelerator,
         group: RankGroup,
         strategy: Strategy,
+        average: WeightAverage,
         tokenizer: PreTrainedTokenizerBase | None,
         outdir: Path,
         about: Callable[[], dict[str, Any]],
     ):
-        self.accelerator = accelerator
+        self.accelerator = strategy.accelerator
         self.group = group
         self.strategy = strategy
+        self.average = average
         self.tokenizer = tokenizer
         self.about = about
         self.outdir = outdir
@@ -113,10 +117,12 @@ class Checkpointer:
         log = to_json(state.log, indent=4)
         weights = self._gather(model)
         moments = self.strategy.optimizer_state(model, optimizer)
+        best_weights = weights if describe is None else self._gather_best(model, weights)
 
         def start() -> None:
             is_copy = self._stage(model, optimizer, [weights, moments.tensors])
             write_model = self._model_writer(model, weights)
+            write_best_model = self._model_writer(model, best_weights)
 
             def write_last(folder: Path) -> None:
                 write_model(folder)
@@ -124,7 +130,7 @@ class Checkpointer:
                 moments.save(folder / OPTIMIZER_FILE)
 
             def write_best(folder: Path) -> None:
-                write_model(folder)
+                write_best_model(folder)
                 (folder / STATE_FILE).write_text(saved, encoding="utf-8")
                 if describe is not None:
                     describe(folder)
@@ -247,6 +253,17 @@ class Checkpointer:
         if holds_adapter(self.accelerator.unwrap_model(model)):
             return self.strategy.trained_weights(model)
         return self.strategy.full_state_dict(model)
+
+    def _gather_best(self, model: torch.nn.Module, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Gather the average of the weights on the main rank, or return the raw weights.
+
+        An average is copied: `_gather` may return the parameters themselves, whose values change
+        when the raw weights are restored.
+        """
+        if not self.average.exists:
+            return weights
+        with self.average.applied():
+            return {k: tensor.to("cpu", copy=True) for k, tensor in self._gather(model).items()}
 
     def _model_writer(
         self, model: torch.nn.Module, weights: dict[str, Tensor]

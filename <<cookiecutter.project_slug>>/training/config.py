@@ -16,6 +16,7 @@ from errors import RunError
 
 from .atomic import STORE, find_intact, is_published
 from .help import HelpFormatter, OneOrMore
+from .optimizer_options import OPTIMIZERS, OptimizerOptions
 from .options import TaskOptions
 from .packages import require
 from .remote import download_checkpoint, is_remote
@@ -27,8 +28,12 @@ LOSS = "loss"  # name of the loss among the scores
 RESULTS = ("last", "best", "log.json")
 BASE_DTYPES = ("float32", "bfloat16")
 HUB_STRATEGIES = ("end", "every_save", "checkpoint")  # as in transformers
-# Arguments that a resumed run cannot change: its adapter depends on them.
-OF_THE_ADAPTER = ("lora_rank", "lora_alpha", "lora_targets", "lora_dora", "base_dtype")
+# Arguments that a resumed run cannot change: its adapter or optimizer state depends on them.
+FIXED = (
+    *("lora_rank", "lora_alpha", "lora_targets", "lora_dora", "base_dtype"),
+    *("optimizer", "layer_decay", "head_lr_factor", "ema"),
+)
+CONSTANT = ("constant", "constant_with_warmup")
 TRACKERS = (  # of accelerate
     *("aim", "clearml", "comet_ml", "dvclive", "mlflow", "swanlab"),
     *("tensorboard", "trackio", "wandb"),
@@ -170,6 +175,44 @@ class RunConfig:
         1.0, "maximum norm of the gradient; 0 for no clipping", group=STEP, at_least=0
     )
 
+    optimizer: str = option(
+        "adamw",
+        "adamw; muon or adamw_8bit for the matrices of hidden layers, and AdamW with the same "
+        "--lr for the rest; schedule_free, which averages the weights instead of a decay of the "
+        "rate; or sgd",
+        group=STEP,
+        choices=list(OPTIMIZERS),
+        metavar="NAME",
+    )
+    beta1: float | None = option(
+        None, "decay of the first moment of AdamW (0.9)", "adam_beta1", group=STEP, at_least=0
+    )
+    beta2: float | None = option(
+        None, "decay of the second moment of AdamW (0.999)", "adam_beta2", group=STEP, at_least=0
+    )
+    eps: float | None = option(
+        None, "added to the denominator of AdamW (1e-8)", "adam_epsilon", group=STEP, at_least=0
+    )
+    momentum: float | None = option(
+        None, "momentum of muon (0.95) or sgd (0.9)", group=STEP, at_least=0
+    )
+    layer_decay: float = option(
+        1.0,
+        "factor of the learning rate from each layer to the one below",
+        group=STEP,
+        at_least=0,
+    )
+    head_lr_factor: float = option(
+        1.0, "factor of the learning rate of the head", group=STEP, at_least=0
+    )
+    ema: float = option(
+        0.0,
+        "decay of an exponential moving average of the weights, which is validated and saved as "
+        "best/; 0: none",
+        group=STEP,
+        at_least=0,
+    )
+
     valid_steps: int | None = option(
         None, "also validate every N optimizer steps", "eval_steps", group=VALIDATION, at_least=1
     )
@@ -281,7 +324,7 @@ class RunConfig:
         if checkpoint is not None:
             resumed = SavedRun.read(checkpoint)
             saved = {name: v for name, v in resumed.args.items() if name in defaults}
-            _check_adapter({**defaults, **saved}, given)
+            _check_fixed({**defaults, **saved}, given)
             if "outdir" not in given:
                 saved["outdir"] = _outdir_of({**defaults, **given}["restore_dir"], defaults)
             notes += _changes(saved, given)
@@ -290,6 +333,9 @@ class RunConfig:
         elif "train_input" in given and "valid_input" not in given:
             saved["valid_input"] = None
         values = {**defaults, **saved, **given}
+        averages = OPTIMIZERS[values["optimizer"]].averages
+        if averages and "lr_scheduler_type" not in {**saved, **given}:
+            values["lr_scheduler_type"] = "constant_with_warmup"
         values["restore_dir"] = None if checkpoint is None else str(checkpoint)
         if values["lora_rank"] and values["lora_alpha"] is None:
             values["lora_alpha"] = 2 * values["lora_rank"]
@@ -302,6 +348,11 @@ class RunConfig:
         """`lr` after the model is built: its default depends on whether weights are pretrained."""
         assert self.lr is not None
         return self.lr
+
+    @property
+    def optimizer_options(self) -> OptimizerOptions:
+        names = (spec.name for spec in fields(OptimizerOptions))
+        return OptimizerOptions(**{name: getattr(self, name) for name in names})
 
     @property
     def valid_sources(self) -> dict[str, str | list[str]]:
@@ -325,6 +376,7 @@ class RunConfig:
             )
         self._check_lora()
         self._check_report()
+        self._check_optimizer()
         if self.files_per_epoch is not None and self.max_steps is None:
             raise RunError(
                 f"--files_per_epoch {self.files_per_epoch}: expected --max_steps, too, since the "
@@ -370,6 +422,25 @@ class RunConfig:
             if spec.metadata["group"] == LORA and value != _default(spec):
                 shown = " ".join(value) if isinstance(value, list) else value
                 raise RunError(f"--{spec.name} {shown}: expected --lora_rank, too")
+
+    def _check_optimizer(self) -> None:
+        self.optimizer_options.check()
+        if self.ema >= 1:
+            raise RunError(f"--ema {self.ema}: expected less than 1")
+        if self.optimizer == "sgd" and self.lr is None and self.resumed is None:
+            raise RunError("--optimizer sgd: expected --lr, too; it is larger than for AdamW")
+        if not OPTIMIZERS[self.optimizer].averages:
+            return
+        if self.ema:
+            raise RunError(
+                f"--ema {self.ema}: --optimizer {self.optimizer} averages the weights itself; "
+                "expected one of the two"
+            )
+        if self.lr_scheduler_type not in CONSTANT:
+            raise RunError(
+                f"--lr_scheduler_type {self.lr_scheduler_type}: --optimizer {self.optimizer} "
+                f"replaces the decay of the rate; expected {' or '.join(CONSTANT)}"
+            )
 
     def to_args(self) -> dict[str, Any]:
         """Return all arguments by name, in the form in which a checkpoint saves them."""
@@ -525,13 +596,13 @@ def _changes(saved: dict[str, Any], given: dict[str, Any]) -> list[str]:
     ]
 
 
-def _check_adapter(saved: dict[str, Any], given: dict[str, Any]) -> None:
-    """Check that the arguments of a resumed run match its adapter.
+def _check_fixed(saved: dict[str, Any], given: dict[str, Any]) -> None:
+    """Check that the arguments of a resumed run match its adapter and its optimizer.
 
     Raises:
         RunError: An argument differs.
     """
-    for name in OF_THE_ADAPTER:
+    for name in FIXED:
         if name in given and given[name] != saved[name]:
             raise RunError(
                 f"--{name} {given[name]}: the resumed run has {saved[name]}; expected the same "

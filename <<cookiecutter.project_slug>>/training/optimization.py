@@ -1,8 +1,9 @@
-"""Optimizer, learning-rate schedule, gradient clipping and the check for non-finite gradients."""
+"""Optimizer step, learning-rate schedule, gradient clipping, check for non-finite gradients."""
 
 import math
 import warnings
 from collections import Counter
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -19,39 +20,17 @@ from errors import RunError
 NO_SCALER = GradScaler(enabled=False)  # its step() only calls optimizer.step()
 
 
-def build_optimizer(model: nn.Module, lr: float, weight_decay: float) -> Optimizer:
-    """Build a fused AdamW with weight decay on matrices only.
-
-    Biases and the weights of norms are the parameters with one dimension, whatever their names.
-    """
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    groups = [group for group in groups if group["params"]]
-    if not groups:
-        raise RunError("model/modeling.py: no parameter requires a gradient; nothing to train")
-    return torch.optim.AdamW(groups, lr=lr, fused=True)
-
-
 def check_optimizer(optimizer: object, model: nn.Module) -> None:
     """Check the return value of `build_optimizer` of model/optimization.py.
 
     Raises:
-        RunError: It is not an optimizer, does not contain each parameter that requires a gradient
-            exactly once, or must be switched between training and evaluation.
+        RunError: It is not an optimizer, or does not contain each parameter that requires a
+            gradient exactly once.
     """
     file = "model/optimization.py"
     if not isinstance(optimizer, Optimizer):
         kind = type(optimizer).__name__
         raise RunError(f"{file}: build_optimizer returns {kind}; expected a torch.optim.Optimizer")
-    if hasattr(optimizer, "eval"):  # schedule-free: validation and best/ would be wrong
-        name = type(optimizer).__name__
-        raise RunError(
-            f"{file}: {name} uses different weights in training and evaluation, which is not "
-            "supported; expected an optimizer without train() and eval()"
-        )
     held = Counter(p for group in optimizer.param_groups for p in group["params"])
     for name, parameter in model.named_parameters():
         count = held.pop(parameter, 0)
@@ -164,7 +143,7 @@ class GradientGuard:
         limit = max_grad_norm or math.inf
         parameters = list(model.parameters())
         self._clip = partial(accelerator.clip_grad_norm_, parameters, limit)
-        inner = _innermost(optimizer)
+        inner = innermost(optimizer)
         self.must_be_read = not self._has_scaler and not inner.defaults.get("fused")
         if not self._has_scaler and not self.must_be_read:
             inner.found_inf = self._found_inf  # type: ignore[attr-defined]
@@ -194,9 +173,13 @@ class GradientGuard:
 
 
 def optimizer_step(
-    accelerator: Accelerator, optimizer: Optimizer, scheduler: LRScheduler, guard: GradientGuard
+    accelerator: Accelerator,
+    optimizer: Optimizer,
+    scheduler: LRScheduler,
+    guard: GradientGuard,
+    update_average: Callable[[], None],
 ) -> bool:
-    """Step optimizer and schedule.
+    """Step optimizer and schedule, and update the average of the weights.
 
     Returns:
         Whether the step was skipped because float16 overflowed. The scaler has lowered its scale.
@@ -206,14 +189,15 @@ def optimizer_step(
     if not (guard.must_be_read and guard.is_poisoned):
         scaler.step(optimizer)
         scaler.update()
-    optimizer.zero_grad()
     was_skipped = scaler.get_scale() < scale
     if not was_skipped:
         scheduler.step()
+        update_average()
+    optimizer.zero_grad()
     return was_skipped
 
 
-def _innermost(optimizer: Optimizer) -> Optimizer:
+def innermost(optimizer: Optimizer) -> Optimizer:
     """Unwrap the optimizers of Accelerate and DeepSpeed."""
     while isinstance(getattr(optimizer, "optimizer", None), Optimizer):
         optimizer = optimizer.optimizer  # type: ignore[attr-defined]

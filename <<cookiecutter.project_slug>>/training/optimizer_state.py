@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 from errors import RunError
 
 # Entries of a parameter group that this run's own arguments determine.
-OWN = {"params", "lr", "initial_lr", "weight_decay"}
+OWN = {"params", "lr", "initial_lr", "lr_factor", "weight_decay", "eps", "momentum"}
 METADATA = "optimizer"
 # Parts of a name that DDP, torch.compile and activation checkpointing insert.
 WRAPPERS = {"module", "_orig_mod", "_checkpoint_wrapped_module"}
@@ -71,12 +71,16 @@ def gather(model: nn.Module, optimizer: Optimizer, is_main: bool) -> OptimizerSt
     Parameters that have never had a gradient have no state.
     """
     state = OptimizerState({}, groups=[_numbers(group) for group in optimizer.param_groups])
+    seen: set[int] = set()
     for name, parameter in named_parameters(model):
         for key, value in optimizer.state.get(parameter, {}).items():
             if isinstance(value, DTensor):
                 value = value.full_tensor()
             if isinstance(value, Tensor) and is_main:
-                state.tensors[f"{name}/{key}"] = value.detach().cpu().contiguous()
+                full = value.detach().cpu().contiguous()
+                # safetensors refuses tensors that an optimizer shares between parameters.
+                state.tensors[f"{name}/{key}"] = full.clone() if full.data_ptr() in seen else full
+                seen.add(full.data_ptr())
             elif isinstance(value, (int, float)):
                 state.numbers[f"{name}/{key}"] = value
     return state
@@ -106,7 +110,7 @@ def scatter(model: nn.Module, optimizer: Optimizer, state: OptimizerState) -> No
             f"parameter groups; expected {len(state.groups)}, as in the checkpoint"
         )
     for group, saved in zip(optimizer.param_groups, state.groups, strict=False):
-        group.update(saved)
+        group.update({key: value for key, value in saved.items() if key not in OWN})
 
 
 def named_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:

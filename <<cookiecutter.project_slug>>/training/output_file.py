@@ -83,11 +83,11 @@ class OutputFile:
             self._position.unlink(missing_ok=True)
 
     def _read_position(self) -> dict[str, Any]:
-        """Return the position of an interrupted process; empty if there is none."""
+        """Return the position of an interrupted process; empty if there is none to continue."""
         try:
             found = json.loads(self._position.read_text(encoding="utf-8"))
             is_whole = self.partial.stat().st_size >= found["bytes"]
-        except FileNotFoundError:
+        except (FileNotFoundError, ValueError, KeyError):
             return {}
         return found if is_whole else {}
 

@@ -20,6 +20,7 @@ from model.interface import Scorer
 
 from .adapter import add_adapter, check_form, moved_base, prepare_base
 from .atomic import is_published, supports_links
+from .averaging import WeightAverage
 from .batches import Batches
 from .checkpoint import Checkpointer
 from .config import RunConfig
@@ -34,12 +35,12 @@ from .memory import largest_batch_size
 from .model_check import check_model, unused_parameters
 from .optimization import (
     GradientGuard,
-    build_optimizer,
     build_scheduler,
     check_optimizer,
     check_scheduler,
     fast_forward,
 )
+from .optimizers import build_optimizer, describe_optimizer
 from .randomness import seed_all
 from .set_names import named_scores
 from .signals import StopSignals, ended_children
@@ -72,6 +73,7 @@ class Run:
     optimizer: Optimizer
     scheduler: LRScheduler
     guard: GradientGuard
+    average: WeightAverage
     tokenizer: PreTrainedTokenizerBase | None
     train_data: TrainData
     valid_sets: list[ValidationSet]
@@ -114,12 +116,13 @@ def _build_strategy(accelerator: Accelerator, config: RunConfig) -> Strategy:
     Raises:
         RunError: DeepSpeed was configured for something that is not supported.
     """
+    if accelerator.distributed_type == DistributedType.FSDP:
+        config.optimizer_options.check_sharding()
     if accelerator.distributed_type != DistributedType.DEEPSPEED:
         return Strategy(accelerator)
-    if config.lora_rank:
-        raise RunError(
-            f"--lora_rank {config.lora_rank}: not supported with DeepSpeed; expected FSDP2"
-        )
+    for name in ("lora_rank", "ema"):
+        if value := getattr(config, name):
+            raise RunError(f"--{name} {value}: not supported with DeepSpeed; expected FSDP2")
     from .zero import ZeroStrategy  # imports DeepSpeed, which is optional
 
     return ZeroStrategy(accelerator, config.max_grad_norm)
@@ -195,10 +198,12 @@ class _Opening:
         strategy = _build_strategy(self.accelerator, self.config)
         may_leave_unused = bool(self.unused_parameters(model)) or self.task.leaves_unused
         model, optimizer = strategy.prepare(model, optimizer, may_leave_unused)
+        average = WeightAverage(model, optimizer, self.config.ema, state.scheduler_steps)
+        average.check_save(self.accelerator.unwrap_model(model).save_pretrained)
         checkpoints = Checkpointer(
-            self.accelerator,
             self.group,
             strategy,
+            average,
             self.tokenizer,
             outdir=Path(self.config.outdir),
             about=self.about,
@@ -218,6 +223,7 @@ class _Opening:
             optimizer=optimizer,
             scheduler=scheduler,
             guard=GradientGuard(self.accelerator, model, optimizer, self.config.max_grad_norm),
+            average=average,
             tokenizer=self.tokenizer,
             train_data=self.train_data,
             valid_sets=self.valid_sets(scores, own_scores),
@@ -442,11 +448,31 @@ class _Opening:
         }
 
     def build_optimizer(self, model: Any) -> Optimizer:
-        """Build the task's optimizer, or AdamW."""
-        build = self.task.build_optimizer or build_optimizer
+        """Build the task's optimizer, or that of `--optimizer`.
+
+        Raises:
+            RunError: An argument does not apply to it, or to the model.
+        """
+        lr = self.config.peak_lr
+        weight_decay = self.config.weight_decay
+        options = self.config.optimizer_options
+        if self.task.build_optimizer is None:
+            optimizer = build_optimizer(model, lr, weight_decay, options)
+            self.notes += describe_optimizer(optimizer, model)
+            return optimizer
+        for name, value in options.changed().items():
+            raise RunError(
+                f"--{name} {value}: model/optimization.py has a build_optimizer; expected one of "
+                "the two"
+            )
         with user_code("model/optimization.py: build_optimizer fails"):
-            optimizer = build(model, self.config.peak_lr, self.config.weight_decay)
+            optimizer = self.task.build_optimizer(model, lr, weight_decay)
         check_optimizer(optimizer, model)
+        if self.config.ema and hasattr(optimizer, "eval"):
+            raise RunError(
+                f"--ema {self.config.ema}: {type(optimizer).__name__} averages the weights itself; "
+                "expected one of the two"
+            )
         return optimizer
 
     def build_scheduler(self, optimizer: Optimizer, state: TrainState) -> LRScheduler:

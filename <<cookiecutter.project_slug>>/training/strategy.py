@@ -73,9 +73,7 @@ class Strategy:
 
     def trained_weights(self, model: nn.Module) -> dict[str, Tensor]:
         """Gather the trained weights on the main rank; every rank has to call this."""
-        for module in model.modules():
-            if isinstance(module, FSDPModule):
-                module.reshard()  # the outermost module stays gathered after the forward pass
+        reshard(model)
         weights = {}
         for name, parameter in named_parameters(model):
             if not parameter.requires_grad:
@@ -114,6 +112,13 @@ class Strategy:
                 reshard = plugin.reshard_after_forward and shard is not model
                 shard.set_reshard_after_forward(reshard, recurse=False)
                 shard.reshard()
+
+
+def reshard(model: nn.Module) -> None:
+    """Discard gathered weights: FSDP2 keeps those of the outermost module after a forward pass."""
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
 
 
 def _check_reduced(model: DistributedDataParallel) -> None:

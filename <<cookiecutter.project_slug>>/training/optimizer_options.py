@@ -1,0 +1,99 @@
+"""The settings of `--optimizer`; this module imports no torch, so that `--help` is fast."""
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+from errors import RunError
+
+from .packages import require
+
+
+@dataclass(frozen=True)
+class Kind:
+    """An optimizer.
+
+    Attributes:
+        options: Arguments of train.py that it has in addition to those of all optimizers.
+        package: Name and extra of a package that is not always installed.
+        for_matrices: Whether it is used only for the matrices of hidden layers. AdamW trains the
+            other parameters.
+        needs_whole_matrices: Whether it cannot compute the same from a shard of a matrix.
+        averages: Whether it replaces the decay of the learning rate by an average of the weights.
+    """
+
+    options: tuple[str, ...]
+    package: tuple[str, str] | None = None
+    for_matrices: bool = False
+    needs_whole_matrices: bool = False
+    averages: bool = False
+
+
+ADAM = ("beta1", "beta2", "eps")
+OPTIMIZERS = {
+    "adamw": Kind(ADAM),
+    "adamw_8bit": Kind(
+        ADAM, ("bitsandbytes", "8bit"), for_matrices=True, needs_whole_matrices=True
+    ),
+    "muon": Kind((*ADAM, "momentum"), for_matrices=True, needs_whole_matrices=True),
+    "schedule_free": Kind(ADAM, ("schedulefree", "schedulefree"), averages=True),
+    "sgd": Kind(("momentum",)),
+}
+
+
+@dataclass(frozen=True)
+class OptimizerOptions:
+    """Arguments of train.py with the same names. None: the default of the optimizer."""
+
+    optimizer: str = "adamw"
+    beta1: float | None = None
+    beta2: float | None = None
+    eps: float | None = None
+    momentum: float | None = None
+    layer_decay: float = 1.0
+    head_lr_factor: float = 1.0
+
+    @property
+    def adam(self) -> dict[str, Any]:
+        """Arguments of an optimizer with the moments of Adam."""
+        beta1 = 0.9 if self.beta1 is None else self.beta1
+        beta2 = 0.999 if self.beta2 is None else self.beta2
+        return {"betas": (beta1, beta2), "eps": 1e-8 if self.eps is None else self.eps}
+
+    def changed(self) -> dict[str, Any]:
+        """Return the values that differ from the default."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {k: v for k, v in values.items() if v != getattr(OptimizerOptions, k)}
+
+    def check(self) -> None:
+        """Check each value against the optimizer.
+
+        Raises:
+            RunError: A value is out of range, the optimizer ignores it, or a package is missing.
+        """
+        kind = OPTIMIZERS[self.optimizer]
+        for name in ("beta1", "beta2", "eps", "momentum"):
+            value = getattr(self, name)
+            if value is not None and name not in kind.options:
+                raise RunError(
+                    f"--{name} {value}: --optimizer {self.optimizer} has no such setting; expected "
+                    f"one of {', '.join(kind.options)}"
+                )
+            if value is not None and name != "eps" and value >= 1:
+                raise RunError(f"--{name} {value}: expected less than 1")
+        for name in ("layer_decay", "head_lr_factor"):
+            if getattr(self, name) == 0:
+                raise RunError(f"--{name} 0: expected a positive number")
+        if kind.package is not None:
+            require(*kind.package, f"--optimizer {self.optimizer}")
+
+    def check_sharding(self) -> None:
+        """Check that the optimizer computes the same from the shards of FSDP2.
+
+        Raises:
+            RunError: It needs whole matrices.
+        """
+        if OPTIMIZERS[self.optimizer].needs_whole_matrices:
+            raise RunError(
+                f"--optimizer {self.optimizer}: needs whole matrices, which FSDP2 shards; expected "
+                "DDP or another optimizer"
+            )
