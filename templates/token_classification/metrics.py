@@ -67,22 +67,22 @@ class Scores:
         return scores
 
     def table(self) -> dict[str, dict[str, float]]:
-        """Return precision, recall, F1 and number of entities of each type."""
+        """Return precision, recall, F1 and number of entities (support) of each type."""
         rows = {}
         for kind in sorted({kind for _, kind in self.total if kind}):
             both, found, true = (self.total[what, kind] for what in ("both", "found", "true"))
             precision, recall, f1 = _scores(both, found, true)
-            rows[kind] = {"precision": precision, "recall": recall, "f1": f1, "entities": true}
+            rows[kind] = {"precision": precision, "recall": recall, "f1": f1, "support": true}
         return rows
 
     def save(self, folder: Path) -> None:
         """Write scores.txt: a line with the scores of each type."""
         rows = self.table()
         width = max(map(len, ["label", *rows]))
-        lines = [f"{'label':{width}}  precision  recall     f1  entities"]
+        lines = [f"{'label':{width}}  precision  recall     f1  support"]
         for kind, row in rows.items():
             scores = f"{row['precision']:9.3f}  {row['recall']:6.3f}  {row['f1']:.3f}"
-            lines.append(f"{kind:{width}}  {scores}  {row['entities']:8}")
+            lines.append(f"{kind:{width}}  {scores}  {row['support']:7}")
         (folder / "scores.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
