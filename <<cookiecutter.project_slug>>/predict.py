@@ -1,6 +1,6 @@
 """Predict with a checkpoint: for the rows of a file, in their order; or interactively.
 
-The same command continues an interrupted prediction of a file.
+The same command resumes an interrupted prediction of a file.
 
 python predict.py --input new.jsonl --output predictions.jsonl
 accelerate launch --multi_gpu --num_processes 2 predict.py --input new.jsonl    two GPUs
@@ -45,14 +45,14 @@ from training.state import STATE_FILE, SavedRun
 from training.user_code import at_place
 
 MAX_LEN = 128  # for a checkpoint without training_state.json
-PLACES = ("input", "output", "checkpoint")  # predictions depend on their content
+PLACES = ("input", "output", "checkpoint")  # predictions do not depend on these paths
 
 
 class Trained(NamedTuple):
-    """A checkpoint, and what its training saved for a predictor.
+    """A loaded checkpoint, and the settings of its training.
 
     Attributes:
-        chosen: Arguments of `Predictor` that were chosen on the validation data.
+        chosen: Arguments of `Predictor`, chosen on the validation data: see `Scorer`.
     """
 
     model: Any
@@ -109,7 +109,7 @@ def build_predictor(
 
 
 def identify(task: Task, trained: Trained, args: argparse.Namespace, content: int) -> str:
-    """Hash everything that the predictions depend on.
+    """Return a hash of everything on which the predictions depend.
 
     Args:
         content: Hash of the rows.
@@ -143,7 +143,7 @@ def predict_file(
 
     Raises:
         RunError: The output cannot be written, or another process is writing it.
-        DataError: The file cannot be read.
+        DataError: The file cannot be read, or changes meanwhile.
     """
     with group.in_agreement():
         rows = open_rows(args.input, args.column, predictor)
@@ -159,7 +159,7 @@ def predict_file(
                 group.on_main(partial(output.append, block))
                 done += len(block)
         if done != count:
-            raise DataError(f"{args.input}: {done:,} rows, {count:,} when it was read before")
+            raise DataError(f"{args.input}: {done:,} rows, but {count:,} before the prediction")
         group.on_main(output.publish)
     if group.is_main:
         print(f"{count:,} predictions: see {args.output}")

@@ -111,7 +111,7 @@ def save_point(run: Run, is_due: bool = False) -> None:
     must_stop = run.signals.stop_requested(is_broken)
     if must_stop or is_due:
         mean_losses(run)  # raises if a loss was not finite, so that such a step is never saved
-        with run.average.applied(False):  # last/ has the raw weights, also during a validation
+        with run.average.applied(False):  # last/ has the raw weights, even during a validation
             run.checkpoints.save(run.model, run.optimizer, run.state)
     if must_stop:
         run.checkpoints.join()

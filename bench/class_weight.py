@@ -2,7 +2,7 @@
 
 python bench/class_weight.py --model_id FOLDER --data FOLDER --markdown FILE
 
-The folder of the data has train.jsonl and valid.jsonl, with the columns text and label.
+The folder of --data has train.jsonl and valid.jsonl, with the columns text and label.
 """
 
 import argparse
@@ -32,7 +32,7 @@ SCORES = ("loss", "accuracy", "macro_f1", "ece")
 
 
 def skew(source: Path, sizes: list[int], target: Path) -> dict[str, int]:
-    """Keep the first rows of each class, fewer of rarer classes; return the number of each."""
+    """Write the first rows of each class, fewer of rarer classes; return their numbers."""
     rows = [json.loads(line) for line in source.read_text(encoding="utf-8").splitlines()]
     frequent = Counter(row["label"] for row in rows).most_common()
     limits = {name: size for (name, _), size in zip(frequent, sizes, strict=True)}

@@ -6,7 +6,7 @@ Renders a causal_lm project and trains its tiny base model from random weights o
 Each optimizer is trained with several learning rates and one seed, then with the best of them and
 a second seed. `--ema` is compared with the same runs without it. Each run is added to
 bench/results/optimizers.json; runs already in the file are not repeated, so an interrupted bench
-can be restarted. Optimizers of packages that are not installed are left out.
+can be restarted. Optimizers whose packages are not installed are omitted.
 """
 
 import importlib.util
@@ -43,14 +43,14 @@ ENVIRONMENT = {
 
 
 class Bench:
-    """Runs in a project; their results are kept in a file."""
+    """Train in a project; keep the results in a file."""
 
     def __init__(self, project: Path):
         self.project = project
         self.results = json.loads(JSON.read_text(encoding="utf-8")) if JSON.exists() else {}
 
     def loss(self, seed: int, arguments: str) -> float:
-        """Return the validation loss after the last step, training only if it is not known."""
+        """Return the validation loss after the last step; train unless the file has it."""
         key = f"--seed {seed} {arguments}"
         if key not in self.results:
             with tempfile.TemporaryDirectory() as folder:

@@ -9,11 +9,11 @@ from typing import Any
 
 
 class Phases:
-    """A clock that adds each moment to one phase: to the innermost that is open.
+    """A clock that adds elapsed time to the innermost open phase.
 
     Args:
         start: `time.time()` at which the first phase began.
-        first: Name of that phase, which is open until another one is entered for good.
+        first: Name of the first phase, which `enter` replaces.
     """
 
     def __init__(self, start: float, first: str) -> None:

@@ -1,4 +1,4 @@
-"""Measure the speed of prediction: predict.py beside the tools of transformers.
+"""Measure the speed of prediction: predict.py compared with the tools of transformers.
 
 python bench/prediction.py --encoder FOLDER [--rows 600] [--rounds 3] [--write FOLDER]
 

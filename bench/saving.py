@@ -1,8 +1,8 @@
-"""Time how long a save holds the training loop, for a model of about 100 million parameters.
+"""Measure how long a save blocks the training loop, for a model of about 100 million parameters.
 
 python bench/saving.py [--steps 60] [--markdown FILE]
 
-In one run, saves are alternately written by the thread while training goes on, and waited for.
+In one run, saves alternate: one is written by the thread while training continues, the next blocks.
 Takes about three minutes on two cores, and 3 GB of disk space.
 """
 
@@ -60,7 +60,9 @@ On a CPU the thread takes a part of the cores that train: compare the last two r
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Time how long a save holds the training loop.")
+    parser = argparse.ArgumentParser(
+        description="Measure how long a save blocks the training loop."
+    )
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--markdown", type=Path, help="write the table here")
     args = parser.parse_args()

@@ -1,4 +1,4 @@
-"""Measure the time to the first step, and of --help, beside a plain script with the same model.
+"""Measure the time to the first step and of --help, compared with a plain script.
 
 python bench/start.py [--rounds 5] [--write FOLDER]
 

@@ -127,7 +127,7 @@ WORDS = {"words": ["It", "rains"], "labels": ["O", "O"]}
         ),
         (
             [{"words": "a b", "labels": "B-X N"}],
-            " the labels 'B-X' and 'N'; expected B- or I- before all or none",
+            " the labels 'B-X' and 'N'; expected a prefix on all or none",
         ),
         (
             [TEXT, {**TEXT, "entities": [[9, 14, "LOC"]]}],
@@ -135,7 +135,7 @@ WORDS = {"words": ["It", "rains"], "labels": ["O", "O"]}
         ),
         (
             [TEXT, {**TEXT, "entities": [[9, 13, "LOC"], [4, 10, "X"]]}],
-            "2: the entities 'left L' and 'Lorn' overlap; expected none to",
+            "2: the entities 'left L' and 'Lorn' overlap; expected separate ones",
         ),
         (
             [TEXT, {**TEXT, "entities": [{"start": 0, "end": 2.5, "label": "X"}]}],

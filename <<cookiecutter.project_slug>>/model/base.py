@@ -53,7 +53,7 @@ class WrapperConfig(PreTrainedConfig):
     """The configuration of a base model, and where its weights come from.
 
     Args:
-        base_model_id: A Hub id, also `NAME@REVISION`, or a local folder. A folder with a
+        base_model_id: A Hub id, `NAME@REVISION`, or a local folder. A folder with a
             configuration but without weights gives random weights. Not saved.
         base_config: The configuration of the base model. Read from `base_model_id` by default.
         load_options: Arguments of the base model's `from_pretrained`. Not saved.
@@ -342,7 +342,7 @@ class Wrapper(PreTrainedModel):
         return f"checkpoints hold the code of model/: {reason}"
 
     def without_labels(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Return the inputs for computing logits: a batch without labels and their weights."""
+        """Return a batch without the arguments that only the loss depends on: `LOSS_INPUTS`."""
         inputs = {name: value for name, value in batch.items() if name not in LOSS_INPUTS}
         if self.config.is_encoder_decoder and self.can_generate():
             inputs["decoder_input_ids"] = batch["labels"].clamp(min=0)

@@ -1,4 +1,4 @@
-"""Compare what a model computes with what it should compute, by running it."""
+"""Checks that run a model: comparison with its base model, and attention between documents."""
 
 import copy
 import inspect
@@ -28,10 +28,10 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def difference_to_base(model: Any, batch: dict[str, Tensor]) -> str | None:
-    """Return what a `Wrapper` has or computes that its base model alone does not, or None.
+    """Return the first difference between a `Wrapper` and its base model alone, or None.
 
     Args:
-        batch: Input of the model, whose logits are compared bit for bit.
+        batch: Input of both models. Their logits are compared bit for bit.
     """
     base = model.base_model
     name = type(base).__name__
@@ -66,14 +66,14 @@ def difference_to_base(model: Any, batch: dict[str, Tensor]) -> str | None:
 
 
 def check_documents(lm: Any, option: str) -> None:
-    """Check that attention does not cross documents in a row; positions restart at 0 in each.
+    """Check that attention is masked between documents in a row, whose positions restart at 0.
 
     Args:
         lm: A causal language model.
-        option: Name of the option, for the message.
+        option: Command line option that requires the mask, for the message.
 
     Raises:
-        ValueError: The model or its attention implementation lacks this mask.
+        ValueError: The model or its attention implementation does not apply this mask.
     """
     name = type(lm).__name__
     if "position_ids" not in inspect.signature(lm.forward).parameters:

@@ -5,7 +5,7 @@ from typing import Any
 from torch import Tensor
 from transformers import GenerationConfig, GenerationMixin
 
-# Generation settings that restrict the possible tokens; the others configure the search.
+# Generation settings about tokens, which greedy search keeps; the others select a search.
 TOKEN_SETTINGS = (
     *("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id"),
     *("forced_bos_token_id", "forced_eos_token_id", "bad_words_ids"),
@@ -14,10 +14,10 @@ TOKEN_SETTINGS = (
 
 
 class WrapperGenerationMixin(GenerationMixin):
-    """Generation by the base model of a `Wrapper`."""
+    """Let the base model of a `Wrapper` generate."""
 
     def generate(self, *args, **kwargs):
-        """Generate: see `transformers.GenerationMixin.generate`."""
+        """Call `generate` of the base model: see `transformers.GenerationMixin.generate`."""
         base: Any = self.base_model  # type: ignore[attr-defined]
         if getattr(base.config, "output_router_logits", False):
             kwargs["output_router_logits"] = False  # their loss cannot be computed token by token
@@ -27,7 +27,7 @@ class WrapperGenerationMixin(GenerationMixin):
 def generate_greedily(
     model: Any, input_ids: Tensor, attention_mask: Tensor, max_new_tokens: int
 ) -> Tensor:
-    """Generate by greedy search, even if `model.generation_config` selects another method."""
+    """Generate by greedy search, whatever `model.generation_config` selects; return token ids."""
     own = model.generation_config
     tokens = {name: getattr(own, name, None) for name in TOKEN_SETTINGS}
     model.generation_config = GenerationConfig(**tokens, do_sample=False, num_beams=1)

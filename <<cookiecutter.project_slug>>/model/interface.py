@@ -28,8 +28,8 @@ optimization.py
     build_optimizer: see `OptimizerBuilder`. Default: `--optimizer`.
     build_scheduler: see `SchedulerBuilder`. Default: `--lr_scheduler_type`.
 
-For `--help`, the modules with BASE_MODEL and OPTIONS are not imported: only the statements are
-executed that these constants depend on.
+For `--help`, the modules that define BASE_MODEL and OPTIONS are not imported: only the statements
+on which these constants depend are executed.
 """
 
 from collections.abc import Callable, Sequence
@@ -98,8 +98,8 @@ class Scorer(Protocol):
     Optional attributes and methods:
         generates: True if a method calls `model.generate`. Default: False.
         predict_options(): Arguments of `Predictor`, of JSON types, chosen in the latest validation.
-            Called on every rank after `compute`; saved with the checkpoint. predict.py uses them
-            unless its command line has others. Default: none.
+            Called on every rank after `compute`; saved with the checkpoint. Arguments on the
+            command line of predict.py take precedence. Default: none.
         table(): Scores of the latest validation by row and column, for the model card. Called on
             the main rank after `compute`. Default: none.
     """

@@ -16,11 +16,12 @@ class Labelled:
     """A text with its entities.
 
     Attributes:
-        text: The text. Words of a list are joined by spaces.
-        entities: Entities by characters. If labels have no prefixes, each word is an entity.
-        words: Start and end of each word in the text. None: there are no words, and entities
-            begin and end at any token.
-        is_converted: Whether the labels of the row are not in BIO.
+        text: The text, or the words joined by spaces.
+        entities: Entities, with start and end in characters. If labels have no prefixes, each
+            word with a label other than O is an entity.
+        words: Start and end of each word in the text, in characters. None: the row has no words,
+            and an entity may begin and end at any token.
+        is_converted: Whether the labels were converted from another scheme to BIO.
     """
 
     text: str
@@ -33,7 +34,8 @@ def parse_row(cells: tuple, spans_column: str | None, has_prefixes: bool) -> Lab
     """Check and convert the cells of a row.
 
     Args:
-        cells: A text, and its entities as JSON; or words and labels, as lists or texts.
+        cells: A text and its entities as JSON; or words and labels, as lists or separated by
+            white space.
         spans_column: Name of the column of the entities; None if the cells are words and labels.
         has_prefixes: Whether labels mark entities by prefixes, as in BIO.
 
@@ -63,12 +65,12 @@ def join_words(words: list[str]) -> tuple[str, list[tuple[int, int]]]:
 
 
 def items(cell: Any) -> list[str]:
-    """Return a list, or the words of a text that are separated by white space."""
+    """Return a list unchanged; split a text at white space."""
     return cell.split() if isinstance(cell, str) else cell
 
 
 class Unit(NamedTuple):
-    """A part of a text that has one label: a token, or a word with its first token."""
+    """A token, or a word and the index of its first token; start and end are in characters."""
 
     token: int
     start: int
@@ -76,9 +78,9 @@ class Unit(NamedTuple):
 
 
 def units_of(tokens: Tokens, words: list[tuple[int, int]] | None) -> list[Unit]:
-    """Return the units of a text: its tokens or, if there are any, its words.
+    """Return the units of a text: its tokens, or its words if `words` is given.
 
-    A word without a token of its own is omitted.
+    A word in which no token begins is omitted.
     """
     if words is None:
         return [Unit(token, *place) for token, place in enumerate(tokens.offsets)]
@@ -93,7 +95,7 @@ def units_of(tokens: Tokens, words: list[tuple[int, int]] | None) -> list[Unit]:
 
 
 def _is_before(place: tuple[int, int], start: int) -> bool:
-    """Return whether a token begins before a character, or has no characters."""
+    """Return whether a token begins before a character, or is empty."""
     return place[0] < start or place[0] == place[1]
 
 
@@ -103,7 +105,7 @@ class TokenLabels:
 
     Attributes:
         names: Label of each token that has one.
-        inside: Tokens that continue an entity: a window should not begin there.
+        inside: Tokens of entities except the first of each: no window should begin there.
         widened: Number of entities that begin or end inside a token.
         lost: Number of entities without a token.
     """
@@ -118,7 +120,7 @@ def label_tokens(row: Labelled, tokens: Tokens, has_prefixes: bool) -> TokenLabe
     """Label all tokens of a text with entities, or the first token of each word.
 
     Raises:
-        DataError: Two entities contain parts of one token.
+        DataError: Two entities overlap with the same token or word.
     """
     units = units_of(tokens, row.words)
     found = TokenLabels(dict.fromkeys((unit.token for unit in units), OUTSIDE))
@@ -129,7 +131,9 @@ def label_tokens(row: Labelled, tokens: Tokens, has_prefixes: bool) -> TokenLabe
             first += 1
         if last and units[last - 1].end > start:
             shared = row.text[slice(*units[last - 1][1:])]
-            raise DataError(f"two entities share the token {shared!r}; expected one for each token")
+            raise DataError(
+                f"two entities share the token {shared!r}; expected one entity per token"
+            )
         last = first
         while last < len(units) and units[last].start < end:
             last += 1

@@ -1,4 +1,4 @@
-"""Entities: labelled parts of a text, and their labels in the BIO scheme."""
+"""Entities (labelled spans of a text), and their labels in the BIO scheme."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -8,12 +8,12 @@ from errors import DataError
 
 OUTSIDE = "O"
 PREFIXED = re.compile(r"[BIESUL]-.+")
-# Prefixes of the schemes IOBES and BILOU, and the prefix with the same meaning in BIO.
+# Prefixes of IOBES and BILOU, and the corresponding prefixes of BIO.
 TO_BIO = {"B": "B", "S": "B", "U": "B", "I": "I", "E": "I", "L": "I"}
 
 
 class Entity(NamedTuple):
-    """A labelled part of a sequence.
+    """A labelled span of a sequence.
 
     Attributes:
         start: Index of its first character, word or token.
@@ -27,7 +27,7 @@ class Entity(NamedTuple):
 
 
 def uses_prefixes(names: Iterable[str]) -> bool:
-    """Return whether labels mark entities, as in BIO, or classify each word alone.
+    """Return whether labels mark entities by prefixes, as in BIO.
 
     Raises:
         DataError: Some labels have a prefix, and others have none.
@@ -38,7 +38,7 @@ def uses_prefixes(names: Iterable[str]) -> bool:
         return False
     if others := sorted(set(names) - set(prefixed)):
         raise DataError(
-            f"the labels {prefixed[0]!r} and {others[0]!r}; expected B- or I- before all or none"
+            f"the labels {prefixed[0]!r} and {others[0]!r}; expected a prefix on all or none"
         )
     return True
 
@@ -58,7 +58,7 @@ def to_bio(names: Sequence[str]) -> list[str]:
 def entities_of(names: Sequence[str]) -> list[Entity]:
     """Return the entities of a sequence of labels, as seqeval does by default.
 
-    An I label begins an entity if the label before it has another type. A label without a prefix,
+    A label I- begins an entity unless it continues one of its type. A label without a prefix,
     other than O, is an entity by itself.
     """
     found: list[Entity] = []
@@ -79,11 +79,11 @@ def parse_entities(name: str, value: Any, text: str) -> list[Entity]:
 
     Args:
         name: Name of the column.
-        value: A list of objects with `start`, `end` and `label`, or of lists of these three.
+        value: A list of entities, each an object or list with `start`, `end` and `label`.
         text: Text that contains the entities; `start` and `end` are indices of its characters.
 
     Raises:
-        DataError: The cell is malformed, or an entity is outside the text or overlaps another one.
+        DataError: The cell is malformed, an entity is outside the text, or two entities overlap.
     """
     if not isinstance(value, list):
         raise DataError(f"{name!r} holds {_kind(value)}; expected a list of entities")
@@ -97,14 +97,16 @@ def parse_entities(name: str, value: Any, text: str) -> list[Entity]:
     for first, second in zip(entities, entities[1:], strict=False):
         if second.start < first.end:
             parts = [repr(text[entity.start : entity.end]) for entity in (first, second)]
-            raise DataError(f"the entities {parts[0]} and {parts[1]} overlap; expected none to")
+            raise DataError(
+                f"the entities {parts[0]} and {parts[1]} overlap; expected separate ones"
+            )
     return entities
 
 
 def _parse_entity(name: str, item: Any) -> Entity:
     values = [item.get(key) for key in Entity._fields] if isinstance(item, dict) else item
     if not isinstance(values, list) or len(values) != 3:
-        raise DataError(f"{name!r} holds a list with {_kind(item)}; expected entities")
+        raise DataError(f"{name!r}: {_kind(item)} in the list; expected start, end and label")
     start, end, label = values
     for key, place in (("start", start), ("end", end)):
         if isinstance(place, bool) or not isinstance(place, (int, float)) or place % 1:

@@ -24,7 +24,7 @@ class Rows:
         source: Source of the rows.
         texts: Columns as text.
         tokens: Columns returned by `tokenize`.
-        row_of: For each row of `tokens` its row in the source, shape (n,). Default: the same.
+        row_of: Row of the source for each row of `tokens`, shape (n,). Default: the same rows.
     """
 
     source: Source
@@ -103,11 +103,11 @@ class Rows:
         yield from self.line(f"labels that occur once ({shown})", np.sort(rows[found]))
 
     def place(self, row: int) -> str:
-        """Return the place in the source of a row of `tokens`."""
+        """Return the place, in the source, of a row of `tokens`."""
         return locate_row(self.source, row if self.row_of is None else int(self.row_of[row]))
 
     def _in_source(self, found: np.ndarray) -> np.ndarray:
-        """Return the rows of the source that belong to rows of `tokens`."""
+        """Convert indices of rows of `tokens` to indices of rows of the source."""
         return found if self.row_of is None else self.row_of[found]
 
 

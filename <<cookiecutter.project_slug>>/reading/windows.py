@@ -1,4 +1,4 @@
-"""Tokenize texts of any length: windows of limited length, which overlap."""
+"""Tokenize texts of any length into overlapping windows of limited length."""
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -10,7 +10,7 @@ from errors import RunError
 
 from .tokens import fill_empty
 
-OVERLAP = 4  # a quarter of a window is also in the next one
+OVERLAP = 4  # two windows share 1 / OVERLAP of their tokens
 
 
 class Window(NamedTuple):
@@ -19,8 +19,8 @@ class Window(NamedTuple):
     Attributes:
         input_ids: Token ids, with special tokens.
         prefix: Number of special tokens before the text.
-        begin: Index in the text of the first token of the window.
-        end: Index in the text after the last token of the window.
+        begin: Index of its first token among the tokens of the text.
+        end: Index after its last token.
     """
 
     input_ids: list[int]
@@ -38,9 +38,9 @@ class Tokens:
     """The tokens of a text, without special tokens.
 
     Attributes:
-        offsets: Start and end of each token in the text, in characters, without white space.
-        words: Number of the word of each token, as divided by the tokenizer.
-        windows: Parts of the text that the model can process; each is longer than its overlap.
+        offsets: Start and end of each token in characters, without white space around it.
+        words: Index of the word of each token, as in `BatchEncoding.word_ids`.
+        windows: Windows of at most `max_len` tokens; each is longer than its overlap.
     """
 
     offsets: list[tuple[int, int]] = field(default_factory=list)
@@ -48,10 +48,10 @@ class Tokens:
     windows: list[Window] = field(default_factory=list)
 
     def bounds(self, inside: Collection[int] = ()) -> Iterator[tuple[Window, int, int]]:
-        """Yield each window with the range of tokens to take from it: each token from one window.
+        """Yield each window, and the range of tokens to label in it, without overlap.
 
-        Two windows are divided in the middle of their overlap or, if this token is in `inside`, at
-        the nearest token that is not.
+        A range ends in the middle of the overlap of two windows or, if `inside` has that token, at
+        the nearest token of the overlap that is not in `inside`.
         """
         begin = 0
         for window, following in zip(self.windows, [*self.windows[1:], None], strict=True):
@@ -71,14 +71,16 @@ def tokenize_in_windows(
     """Tokenize texts, and divide those with more than `max_len` tokens into windows.
 
     Raises:
-        RunError: The tokenizer has no offsets, or `max_len` leaves no room for the text.
+        RunError: The tokenizer is not a fast one, or `max_len` leaves no room for the text.
     """
     if not tokenizer.is_fast:
         name = type(tokenizer).__name__
-        raise RunError(f"{name} gives no character offsets; expected a tokenizer with them")
+        raise RunError(f"{name} returns no character offsets; expected a fast tokenizer")
     room = max_len - tokenizer.num_special_tokens_to_add()
     if room < 1:
-        raise RunError(f"--max_len {max_len}: no room beside special tokens; expected more")
+        raise RunError(
+            f"--max_len {max_len}: no room for text; expected more than {max_len - room}"
+        )
     tokenizer.truncation_side = "right"
     tokens = tokenizer(
         list(texts),
@@ -108,7 +110,7 @@ def tokenize_in_windows(
 
 
 def _without_space(text: str, start: int, end: int) -> tuple[int, int]:
-    """Remove white space at both ends of a part of a text, unless it has nothing else."""
+    """Exclude white space at both ends of a span, unless the span has nothing else."""
     part = text[start:end]
     if not part.strip():
         return start, end

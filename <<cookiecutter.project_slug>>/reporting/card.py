@@ -76,7 +76,7 @@ def write_card(
     Args:
         args: Arguments of the run.
         model: The model that was saved. `config.pipeline_tag` is the name of the task on the Hub.
-        table: See `Scorer`.
+        table: Scores by row and column: see `Scorer.table`.
     """
     file = folder / "config.json"
     config = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
@@ -178,7 +178,7 @@ def _rows(values: dict) -> str:
 
 
 def _table(rows: dict[str, dict[str, float]]) -> str:
-    """Format scores by row and column; empty without rows."""
+    """Format scores as a Markdown table; empty if there are no rows."""
     if not rows:
         return ""
     columns = list(next(iter(rows.values())))

@@ -24,12 +24,12 @@ from training.state import STATE_FILE
 class Uploads:
     """The uploads of a run, on the main rank: see `--hub_strategy`.
 
-    An upload runs in a thread. Meanwhile at most one further upload is queued, the newest. The
-    process does not wait for that thread when it stops early: a repository changes only at the
-    end of an upload.
+    A thread uploads one checkpoint at a time; at most one more is queued, the newest. A process
+    that stops early does not wait for the thread: a repository changes only at the end of an
+    upload.
 
     Args:
-        report: Prints the line of an upload that failed.
+        report: Called with a message if an upload in the background fails.
     """
 
     def __init__(self, config: RunConfig, repository: str, report: Callable[[str], None]):
@@ -48,13 +48,13 @@ class Uploads:
             disable_progress_bars()
 
     def add(self, names: Collection[str]) -> None:
-        """Queue the checkpoints that have just been published; called by the thread that did so."""
+        """Queue the checkpoints that have just been published. Called by the thread that saves."""
         if not self._in_background or not ("best" in names or self.has_last):
             return
         try:
             folder = self._copy()
         except Exception as error:
-            return self.report(f"{self.outdir}: cannot be uploaded ({_reason(error)})")
+            return self.report(f"{self.outdir}: cannot be copied for the upload ({_reason(error)})")
         with self._lock:
             outdated = self._queued
             self._queued = folder
@@ -101,14 +101,14 @@ class Uploads:
                 self._uploaded = folder
             except Exception as error:
                 self.report(
-                    f"--push_to_hub {self.repository}: not uploaded ({_reason(error)}); the next "
-                    "checkpoint will be"
+                    f"--push_to_hub {self.repository}: not uploaded ({_reason(error)}); tried "
+                    "again at the end of the run at the latest"
                 )
             finally:
                 shutil.rmtree(folder, ignore_errors=True)
 
     def _push(self, folder: Path) -> None:
-        """Upload a folder; a public repository is created if there is none."""
+        """Upload a folder; create a public repository if there is none."""
         api = HfApi()
         repository = api.create_repo(self.repository, exist_ok=True).repo_id
         api.upload_folder(
@@ -116,9 +116,9 @@ class Uploads:
         )
 
     def _copy(self) -> Path:
-        """Copy the files to upload, by hard links: training replaces its checkpoints meanwhile.
+        """Copy the files to upload, by hard links, since training replaces its checkpoints.
 
-        training_state.json and the manifest stay here, unless the run can be resumed from the Hub.
+        From `best/`, omit training_state.json and the manifest.
         """
         folder = self.outdir / STORE / f"upload.{next(self._numbers)}.tmp"
         shutil.rmtree(folder, ignore_errors=True)
@@ -144,7 +144,7 @@ def _link_files(source: Path, target: Path) -> None:
 
 
 def _remove_paths(folder: Path) -> None:
-    """Replace the paths of this machine in the arguments of a checkpoint by the names of files."""
+    """Replace absolute paths in the saved arguments of a checkpoint by file names."""
     file = folder / STATE_FILE
     content = json.loads(file.read_text(encoding="utf-8"))
     args = content["args"]
@@ -157,7 +157,7 @@ def _remove_paths(folder: Path) -> None:
 
 
 def _name_of(value: Any) -> Any:
-    """Return the name of an absolute path, also of each of several, or of `set=path`."""
+    """Replace an absolute path by its file name, also in a list of paths or in `set=path`."""
     if isinstance(value, list):
         return [_name_of(part) for part in value]
     if not isinstance(value, str):

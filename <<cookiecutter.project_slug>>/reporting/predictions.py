@@ -1,4 +1,4 @@
-"""Predict the rows of a file, block by block: memory does not grow with the file."""
+"""Predict the rows of a file block by block, so that memory does not grow with the file."""
 
 import zlib
 from collections.abc import Callable, Iterable, Iterator
@@ -16,9 +16,9 @@ from training.contract import predictor_input
 from training.distributed import RankGroup
 from training.user_code import at_place, user_code
 
-BATCHES = 64  # batches in a block; its rows are sorted by length
-PORTION = 1000  # rows of a table read at a time
-SHORTEST = 0.75  # of a batch, relative to its longest
+BATCHES = 64  # full batches per block; the rows of a block are sorted by length
+PORTION = 1000  # rows of a table that are read at a time
+SHORTEST = 0.75  # minimum length in a batch, relative to its longest example
 Row = dict[str, Any]
 Rows = Callable[[], Iterator[Row]]  # reads the rows from the beginning
 
@@ -27,7 +27,7 @@ def open_rows(source: str | list[str], columns: list[str] | None, predictor: Tas
     """Open the input: with `Predictor.read` if it exists, otherwise as a table of text.
 
     Args:
-        columns: Columns to read instead of `predictor.columns`, which they replace.
+        columns: Columns to read; they replace `predictor.columns`.
 
     Raises:
         RunError: The predictor has another number of columns.
@@ -60,10 +60,10 @@ def _read_portions(table: Any) -> Iterator[Row]:
 
 
 def hash_rows(rows: Iterable[Row]) -> tuple[int, int]:
-    """Read all rows once, which finds an invalid row before any is predicted.
+    """Read all rows once, so that an invalid row is reported before the prediction.
 
     Returns:
-        Their number, and a hash of their content.
+        The number of rows, and a hash of their content.
     """
     count = 0
     digest = 0
@@ -88,7 +88,7 @@ def predict_rows(
         bar: Progress bar over the rows.
 
     Yields:
-        For each block, its rows with their predictions, in their order, on every rank.
+        The rows of each block with their predictions, in input order, on every rank.
     """
     remaining = islice(rows(), first, None)
     while block := list(islice(remaining, BATCHES * batch_size)):
@@ -109,8 +109,8 @@ def predict_rows(
 def batch_by_length(lengths: list[int], size: int) -> Iterator[list[int]]:
     """Yield the indices of batches, the longest first.
 
-    A batch holds at most `size` examples of similar length: otherwise the longest examples of a
-    small file would be padded most.
+    A batch has at most `size` examples, none shorter than `SHORTEST` times its longest, which
+    limits padding.
     """
     batch: list[int] = []
     for index in np.argsort(np.negative(lengths), kind="stable").tolist():

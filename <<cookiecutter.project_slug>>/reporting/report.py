@@ -128,9 +128,9 @@ class Report:
         self.run.group.on_main(write)
 
     def describe(self) -> Callable[[Path], None]:
-        """Return a function that writes the model card and its picture into a `best/`.
+        """Return a function that writes the model card and loss.png into a folder, for `best/`.
 
-        It uses copies, since training goes on while `best/` is written.
+        It uses copies, since training continues while `best/` is written.
         """
         state = copy.deepcopy(self.state)
         picture: list[bytes] = []

@@ -78,7 +78,7 @@ def test_training_waits_for_a_save_without_memory_for_a_copy(
 ):
     monkeypatch.setattr(training.checkpoint, "free_memory", lambda: 1000)
     train.main(arguments)
-    assert capsys.readouterr().out.count("1,000 bytes of memory are free") == 1
+    assert capsys.readouterr().out.count("1,000 bytes of host memory are free") == 1
     assert_bit_identical(tmp_path / "run", uninterrupted(arguments))
 
 

@@ -178,7 +178,10 @@ def test_optimizer_and_average_of_a_resumed_run_cannot_change(averaged):
         ("--ema 1", "--ema 1.0: expected less than 1"),
         ("--layer_decay 0", "--layer_decay 0: expected a positive number"),
         ("--optimizer schedule_free --ema 0.9", "schedule_free averages the weights itself"),
-        ("--optimizer schedule_free --lr_scheduler_type linear", "replaces the decay of the rate"),
+        (
+            "--optimizer schedule_free --lr_scheduler_type linear",
+            "replaces the decay of the learning rate",
+        ),
     ],
 )
 def test_option_that_would_have_no_effect_is_refused(flags, sentence, monkeypatch, tmp_path):
@@ -198,7 +201,7 @@ def test_optimizer_of_a_missing_package_is_refused(name, package):
 def test_optimizer_for_whole_matrices_is_refused_under_fsdp2():
     OptimizerOptions().check_sharding()
     for name in ("muon", "adamw_8bit"):
-        with pytest.raises(RunError, match=f"--optimizer {name}: needs whole matrices"):
+        with pytest.raises(RunError, match=f"--optimizer {name}: needs full matrices"):
             OptimizerOptions(optimizer=name).check_sharding()
 
 

@@ -49,7 +49,7 @@ def add_adapter(model: Any, config: RunConfig, commit: str | None) -> None:
     """Add an adapter with new weights to the base model of a new run.
 
     Args:
-        commit: Commit of the base model, if it comes from the Hub; saved with the adapter.
+        commit: Commit of the base model on the Hub, saved with the adapter; None for a folder.
 
     Raises:
         RunError: `--lora_targets` has a name that matches no module supported by LoRA.

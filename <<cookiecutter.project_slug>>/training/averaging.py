@@ -25,16 +25,16 @@ class WeightAverage:
 
     The average starts with the weights after the first step. After update t, it is
     `d * average + (1 - d) * weights` with `d = min(decay, (1 + t) / (10 + t))`, as in TensorFlow's
-    `ExponentialMovingAverage`: the decay is smaller at first, so that the average of a short run
-    forgets the initial weights. Only trained parameters are averaged, no buffers.
+    `ExponentialMovingAverage`: the decay is smaller at first, so that early weights have little
+    influence on the average of a short run. Only trained parameters are averaged, not buffers.
 
     Schedule-free optimizers compute an average themselves. `optimizer.eval()` replaces the weights
-    by it, and `optimizer.train()` replaces them back.
+    by the average, and `optimizer.train()` restores the weights.
 
     Args:
-        optimizer: Without state: this object switches it to training.
-        decay: Of the exponential moving average; 0: none.
-        updates: Number of updates before a resume.
+        optimizer: An optimizer without state. If it has the method `train()`, it is called.
+        decay: Decay of the exponential moving average; 0: no such average.
+        updates: Number of updates before the run was resumed; 0 in a new run.
     """
 
     def __init__(self, model: nn.Module, optimizer: Optimizer, decay: float, updates: int):
@@ -48,10 +48,10 @@ class WeightAverage:
             self.optimizer.train()  # type: ignore[attr-defined]
 
     def check_save(self, save_pretrained: Callable) -> None:
-        """Check that other weights than those in the model can be saved.
+        """Check that the model can save a state dict other than its own.
 
         Raises:
-            RunError: `save_pretrained` has no such parameter.
+            RunError: `save_pretrained` has no parameter `state_dict`.
         """
         if self.exists and "state_dict" not in inspect.signature(save_pretrained).parameters:
             raise RunError(
@@ -89,9 +89,9 @@ class WeightAverage:
 
     @contextmanager
     def applied(self, enabled: bool = True) -> Iterator[None]:
-        """Use the average as the weights of the model, or the raw weights; then switch back.
+        """Put the average into the model, or the raw weights if not `enabled`; undo this at exit.
 
-        The raw weights are kept in a copy, since `train()` after `eval()` would round them.
+        The raw weights are restored from a copy, since `train()` after `eval()` would round them.
         """
         was_enabled = bool(self._raw)
         self._switch(enabled)
@@ -121,7 +121,7 @@ class WeightAverage:
             return
         for parameter in self._raw:
             state = self.optimizer.state.get(parameter, {})
-            if EMA in state:  # else it has never had a gradient
+            if EMA in state:  # otherwise the parameter has never had a gradient
                 parameter.copy_(state[EMA])
 
     def _parameters(self) -> list[nn.Parameter]:

@@ -35,11 +35,11 @@ LOG_FILE = "log.json"
 class Checkpointer:
     """The output directory of a run. Every rank calls the same methods; the main one writes.
 
-    `last/` has the raw weights, which have to be in the model when it is saved. `best/` has the
+    `last/` has the raw weights, which must be in the model when `save` is called. `best/` has the
     average of the weights, if there is one.
 
-    A save is written by a thread while training goes on. As a context manager, wait for it, also
-    when the run fails: a process exits only after its last save is published.
+    A thread writes each save while training continues. At the exit of the context manager, wait
+    for the last save, even if the run fails.
 
     Attributes:
         on_published: Called on the main rank, in the thread, with the names of the folders that
@@ -92,17 +92,17 @@ class Checkpointer:
         state: TrainState,
         describe: Callable[[Path], None] | None = None,
     ) -> None:
-        """Copy `last/` and log.json into memory and start to write them; with `describe`, `best/`.
+        """Save `last/` and log.json; if `describe` is given, also `best/`.
 
-        `best/` is published first, so that `last/` never refers to a missing `best/`. Wait for the
-        save before this one. Training goes on while this one is written, unless there is too
-        little memory for a copy, or the model cannot save a copy.
+        Wait for the preceding save, copy tensors into host memory, and let a thread write them. If
+        there is too little memory for a copy, or the model cannot save one, wait for the thread.
+        `best/` is published first, so that `last/` never refers to a missing `best/`.
 
         Args:
             describe: Writes README.md and loss.png into `best/`. It is called in the thread.
 
         Raises:
-            RunError: The save before this one failed: the disk is full, for example.
+            RunError: The preceding save failed, for example because the disk is full.
         """
         self.join()
         scaler = self.accelerator.scaler
@@ -167,7 +167,7 @@ class Checkpointer:
             pending.result()
 
     def _write(self, writers: dict[str, Callable[[Path], None]], log: str, size: int) -> None:
-        """Write and publish a save, in the thread: without collectives, and without the state."""
+        """Write and publish a save. Runs in the thread: use no collectives and no `TrainState`."""
         with saving(self.outdir, size):
             publish(self.outdir, writers)
             write_file(self.outdir / LOG_FILE, log)
@@ -176,7 +176,7 @@ class Checkpointer:
     def _stage(
         self, model: torch.nn.Module, optimizer: torch.optim.Optimizer, parts: list[dict]
     ) -> bool:
-        """Copy tensors that training changes; return whether that was possible."""
+        """Copy the tensors that training changes; return False if a copy is not possible."""
         bare = self.accelerator.unwrap_model(model)
         if not _accepts_weights(bare):
             return False
@@ -185,8 +185,8 @@ class Checkpointer:
         if (free := free_memory()) < size:
             if not self._is_noted:
                 tqdm.write(
-                    f"{free:,} bytes of memory are free, and the copy of a save needs {size:,}: "
-                    "training waits while a save is written"
+                    f"{free:,} bytes of host memory are free, but the copy for a save needs "
+                    f"{size:,}: training waits while each save is written"
                 )
             self._is_noted = True
             return False
@@ -284,7 +284,7 @@ class Checkpointer:
 
     @cached_property
     def _tokenizer_files(self) -> dict[str, bytes]:
-        """The files of the tokenizer, which two threads must not use at the same time."""
+        """Contents of the tokenizer's files, by name; the thread must not use the tokenizer."""
         if self.tokenizer is None:
             return {}
         with tempfile.TemporaryDirectory() as folder:

@@ -1,4 +1,4 @@
-"""The command lines of predict.py and export.py; and checks before torch is imported."""
+"""The command lines of predict.py and export.py, and checks before torch is imported."""
 
 import argparse
 import os
@@ -27,7 +27,7 @@ def exit_code_of(main: Callable[[], object]) -> int:
 def check_early(check: Callable[[list[str]], object]) -> None:
     """Check the arguments of a script before it imports torch, which takes seconds.
 
-    In a group of processes do nothing: they check their arguments together.
+    With several processes, do nothing: the ranks check their arguments together later.
     """
     is_alone = int(os.environ.get("WORLD_SIZE", 1)) == 1
     code = exit_code_of(lambda: check(sys.argv[1:])) if is_alone else 0
@@ -37,7 +37,7 @@ def check_early(check: Callable[[list[str]], object]) -> None:
 
 def build_predict_parser(task: TaskOptions) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(usage="predict.py [arguments]", formatter_class=HelpFormatter)
-    parser.add_argument("--checkpoint", default="outputs/best", help="folder of a trained model")
+    parser.add_argument("--checkpoint", default="outputs/best", help="folder of the checkpoint")
     files: dict = {"nargs": "+", "action": OneOrMore, "metavar": "FILE"}
     parser.add_argument("--input", help="input file(s); interactive if omitted", **files)
     parser.add_argument("--output", default="predictions.jsonl", help="output file")

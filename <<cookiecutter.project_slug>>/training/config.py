@@ -1,6 +1,6 @@
 """The configuration of a run: command line, `--config` file, and the arguments of a checkpoint.
 
-This module does not import torch, so that `--help` and invalid arguments are answered at once.
+This module does not import torch, so that `--help` and errors in arguments are fast.
 """
 
 import argparse
@@ -109,7 +109,7 @@ class RunConfig:
     valid_fold: int = option(
         0, "index of the held-out part, of 1 / VALID_SIZE parts", group=DATA, at_least=0
     )
-    model_id: str = option("tiny", "base model: Hub id, also NAME@REVISION, or folder", group=DATA)
+    model_id: str = option("tiny", "base model: Hub id, NAME@REVISION, or folder", group=DATA)
     max_len: int = option(
         128, "maximum sequence length in tokens", "max_length", group=DATA, at_least=2
     )
@@ -177,9 +177,8 @@ class RunConfig:
 
     optimizer: str = option(
         "adamw",
-        "adamw; muon or adamw_8bit for the matrices of hidden layers, and AdamW with the same "
-        "--lr for the rest; schedule_free, which averages the weights instead of a decay of the "
-        "rate; or sgd",
+        "adamw; muon or adamw_8bit (matrices of hidden layers; AdamW with the same --lr for the "
+        "rest); schedule_free (averages the weights instead of decaying the learning rate); sgd",
         group=STEP,
         choices=list(OPTIMIZERS),
         metavar="NAME",
@@ -198,12 +197,12 @@ class RunConfig:
     )
     layer_decay: float = option(
         1.0,
-        "factor of the learning rate from each layer to the one below",
+        "learning rate of each layer, relative to the layer above",
         group=STEP,
         at_least=0,
     )
     head_lr_factor: float = option(
-        1.0, "factor of the learning rate of the head", group=STEP, at_least=0
+        1.0, "multiply the learning rate of the head by this", group=STEP, at_least=0
     )
     ema: float = option(
         0.0,
@@ -223,7 +222,7 @@ class RunConfig:
         group=VALIDATION,
         at_least=1,
     )
-    metric_for_best_model: str = option(LOSS, "score that best/ is chosen by", group=VALIDATION)
+    metric_for_best_model: str = option(LOSS, "score by which best/ is chosen", group=VALIDATION)
     patience: int | None = option(
         None,
         "stop after N validations without improvement",
@@ -282,7 +281,7 @@ class RunConfig:
     )
     hub_strategy: str = option(
         "end",
-        "when to upload: at the end; every_save: each new best/; checkpoint: also each last/",
+        "what to upload; end: final best/; every_save: each new best/; checkpoint: also last/",
         group=REPORT,
         choices=HUB_STRATEGIES,
         metavar="NAME",
@@ -300,7 +299,7 @@ class RunConfig:
         """Combine defaults, the arguments of a checkpoint, the YAML file and the command line.
 
         Args:
-            intact: Path of a checkpoint whose checksums have been compared already.
+            intact: Path of a checkpoint whose checksums have already been verified.
 
         Returns:
             The configuration, with the path of an intact checkpoint as `restore_dir`; and lines to
@@ -388,7 +387,7 @@ class RunConfig:
             raise RunError(f"--hub_strategy {self.hub_strategy}: expected --push_to_hub, too")
 
     def _check_report(self) -> None:
-        # Imported here because both import much: accelerate.tracking imports torch.
+        # Imported here because both are slow to import: accelerate.tracking imports torch.
         if self.report_to:
             from accelerate.tracking import get_available_trackers
 
@@ -439,7 +438,7 @@ class RunConfig:
         if self.lr_scheduler_type not in CONSTANT:
             raise RunError(
                 f"--lr_scheduler_type {self.lr_scheduler_type}: --optimizer {self.optimizer} "
-                f"replaces the decay of the rate; expected {' or '.join(CONSTANT)}"
+                f"replaces the decay of the learning rate; expected {' or '.join(CONSTANT)}"
             )
 
     def to_args(self) -> dict[str, Any]:
@@ -459,7 +458,7 @@ def check_form(argv: list[str]) -> None:
 
     Raises:
         RunError: A value is out of range, or the YAML file cannot be read.
-        SystemExit: By argparse.
+        SystemExit: After `--help`, or if argparse rejects an argument.
     """
     parser = build_parser(TaskOptions())
     _check_ranges(vars(parser.parse_args(insert_yaml(parser, argv))))

@@ -1,4 +1,4 @@
-"""The parts of a model that an optimizer treats differently: embeddings, layers, matrices, head."""
+"""Find the embeddings, layers, hidden matrices and head of a model, for the optimizer."""
 
 from collections.abc import Iterator
 
@@ -19,8 +19,8 @@ def embedding_parameters(model: nn.Module) -> set[nn.Parameter]:
 def head_parameters(model: nn.Module) -> set[nn.Parameter]:
     """Return the parameters outside the base model, and the output layer of a language model.
 
-    In transformers, a model with a head contains the model without it as `base_model`. Without
-    such a part, only the output layer is known.
+    In transformers, `base_model` of a model is the part without the head. For a model without
+    `base_model`, return only the output layer.
     """
     inside = set(_base_of(model).parameters())
     found = {parameter for parameter in model.parameters() if parameter not in inside}
@@ -30,24 +30,24 @@ def head_parameters(model: nn.Module) -> set[nn.Parameter]:
 
 
 def hidden_matrices(model: nn.Module) -> set[nn.Parameter]:
-    """Return the trained matrices that belong neither to embeddings nor to the head."""
+    """Return the trained matrices outside the embeddings and the head."""
     others = embedding_parameters(model) | head_parameters(model)
     trained = (p for p in model.parameters() if p.requires_grad and p.ndim == 2)
     return {parameter for parameter in trained if parameter not in others}
 
 
 def distances_from_head(model: nn.Module) -> dict[nn.Parameter, int]:
-    """Count the layers from the head to each parameter.
+    """Return the number of layers from the head to each parameter.
 
-    0: the head, and all that follows the last layer. 1: the last layer. The embeddings follow the
-    first layer of the longest stack. Encoder and decoder are counted separately.
+    0: the head, and everything after the last layer. 1: the last layer. The embeddings have the
+    number of layers of the longest stack, plus 1. Encoder and decoder are counted separately.
     """
     distances = dict.fromkeys(model.parameters(), 0)
     stacks = layer_stacks(model)
     deepest = 1 + max(map(len, stacks.values()), default=0)
     embeddings = embedding_parameters(model)
     for name, parameter in _base_of(model).named_parameters():
-        # The name is that of a norm or a projection after the embeddings in most models.
+        # In most models, "embed" in a name means a norm or a projection after the embeddings.
         if parameter in embeddings or "embed" in name:
             distances[parameter] = deepest
     for layers in stacks.values():
@@ -57,17 +57,17 @@ def distances_from_head(model: nn.Module) -> dict[nn.Parameter, int]:
 
 
 def layer_stacks(model: nn.Module) -> dict[str, nn.ModuleList]:
-    """Return the outermost lists of modules in the base model, by name."""
+    """Return the outermost non-empty `nn.ModuleList`s of the base model, by name."""
     return dict(_find_stacks(_base_of(model), ""))
 
 
 def learning_rate_factors(
     model: nn.Module, layer_decay: float, head_factor: float
 ) -> dict[nn.Parameter, float]:
-    """Return the factors by which the learning rate of each parameter is multiplied.
+    """Return the factor of the learning rate of each parameter.
 
     Args:
-        layer_decay: Factor from each layer to the one below.
+        layer_decay: Learning rate of each layer, relative to the layer above.
         head_factor: Factor of the head.
 
     Raises:
@@ -101,7 +101,7 @@ def _base_of(model: nn.Module) -> nn.Module:
 
 
 def _layer_of(model: nn.Module, getter: str) -> nn.Module | None:
-    """Call a getter of `PreTrainedModel`, which some models lack or do not implement."""
+    """Call a getter of `PreTrainedModel`; return None if the model does not implement it."""
     try:
         layer = getattr(model, getter)()
     except (AttributeError, NotImplementedError):

@@ -51,7 +51,7 @@ def load_tokenizer(model_id: str) -> PreTrainedTokenizerBase:
 
 
 def commit_of(model_id: str) -> str | None:
-    """Return the commit of a Hub id whose configuration has been loaded; None for a folder."""
+    """Return the commit of a Hub id whose config.json is in the local cache; None for a folder."""
     name, hub = split_revision(os.path.expanduser(model_id))
     if Path(name).is_dir():
         return None
@@ -138,7 +138,7 @@ def load_model(
         options: Arguments of `ModelConfig` from the command line. They take precedence over those
             of the checkpoint; a stock checkpoint has none.
         base_model_id: New path or Hub id of the base model of an adapter, if it was moved.
-        compares_base: Hash the base model of an adapter, and compare it with that of the run.
+        compares_base: Whether to compare the hash of an adapter's base model with that of the run.
 
     Raises:
         RunError: A file cannot be read, or the weights do not match `model_class`.

@@ -11,7 +11,7 @@ from filelock import FileLock, Timeout
 
 from errors import RunError
 
-if TYPE_CHECKING:  # it imports torch, which sweep.py does not need
+if TYPE_CHECKING:  # distributed.py imports torch, which sweep.py does not need
     from .distributed import RankGroup
 
 LOCK_FILE = ".lock"
@@ -58,6 +58,6 @@ def _acquire(lock: FileLock, message: str) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         lock.acquire()
     except Timeout:
-        raise RunError(f"{message}; expected it to end") from None
+        raise RunError(f"{message}; wait until it has ended") from None
     except OSError as error:
         raise RunError(f"{folder}: not writable ({error.strerror})") from None

@@ -1,4 +1,4 @@
-"""The settings of `--optimizer`; this module imports no torch, so that `--help` is fast."""
+"""The settings of `--optimizer`. This module does not import torch, so that `--help` is fast."""
 
 from dataclasses import dataclass, fields
 from typing import Any
@@ -13,12 +13,12 @@ class Kind:
     """An optimizer.
 
     Attributes:
-        options: Arguments of train.py that it has in addition to those of all optimizers.
-        package: Name and extra of a package that is not always installed.
-        for_matrices: Whether it is used only for the matrices of hidden layers. AdamW trains the
-            other parameters.
-        needs_whole_matrices: Whether it cannot compute the same from a shard of a matrix.
-        averages: Whether it replaces the decay of the learning rate by an average of the weights.
+        options: Arguments of train.py that apply to it, besides those of all optimizers.
+        package: Name of an optional package that it requires, and the extra that installs it.
+        for_matrices: Whether it trains only the matrices of hidden layers. AdamW trains the other
+            parameters.
+        needs_whole_matrices: Whether its result would differ on the shards of a matrix.
+        averages: Whether it averages the weights instead of decaying the learning rate.
     """
 
     options: tuple[str, ...]
@@ -42,7 +42,7 @@ OPTIMIZERS = {
 
 @dataclass(frozen=True)
 class OptimizerOptions:
-    """Arguments of train.py with the same names. None: the default of the optimizer."""
+    """The arguments of train.py with these names. None: the default of the optimizer."""
 
     optimizer: str = "adamw"
     beta1: float | None = None
@@ -54,7 +54,7 @@ class OptimizerOptions:
 
     @property
     def adam(self) -> dict[str, Any]:
-        """Arguments of an optimizer with the moments of Adam."""
+        """Keyword arguments `betas` and `eps` of AdamW."""
         beta1 = 0.9 if self.beta1 is None else self.beta1
         beta2 = 0.999 if self.beta2 is None else self.beta2
         return {"betas": (beta1, beta2), "eps": 1e-8 if self.eps is None else self.eps}
@@ -65,10 +65,11 @@ class OptimizerOptions:
         return {k: v for k, v in values.items() if v != getattr(OptimizerOptions, k)}
 
     def check(self) -> None:
-        """Check each value against the optimizer.
+        """Check that each value is valid for the optimizer.
 
         Raises:
-            RunError: A value is out of range, the optimizer ignores it, or a package is missing.
+            RunError: A value is out of range, the optimizer has no such setting, or its package is
+                missing.
         """
         kind = OPTIMIZERS[self.optimizer]
         for name in ("beta1", "beta2", "eps", "momentum"):
@@ -87,13 +88,13 @@ class OptimizerOptions:
             require(*kind.package, f"--optimizer {self.optimizer}")
 
     def check_sharding(self) -> None:
-        """Check that the optimizer computes the same from the shards of FSDP2.
+        """Check that the optimizer can be used with FSDP2.
 
         Raises:
-            RunError: It needs whole matrices.
+            RunError: It needs full matrices.
         """
         if OPTIMIZERS[self.optimizer].needs_whole_matrices:
             raise RunError(
-                f"--optimizer {self.optimizer}: needs whole matrices, which FSDP2 shards; expected "
-                "DDP or another optimizer"
+                f"--optimizer {self.optimizer}: needs full matrices, but FSDP2 shards them; "
+                "expected DDP or another optimizer"
             )

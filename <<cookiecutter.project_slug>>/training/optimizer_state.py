@@ -78,7 +78,7 @@ def gather(model: nn.Module, optimizer: Optimizer, is_main: bool) -> OptimizerSt
                 value = value.full_tensor()
             if isinstance(value, Tensor) and is_main:
                 full = value.detach().cpu().contiguous()
-                # safetensors refuses tensors that an optimizer shares between parameters.
+                # safetensors rejects tensors that share memory, as some optimizers' states do.
                 state.tensors[f"{name}/{key}"] = full.clone() if full.data_ptr() in seen else full
                 seen.add(full.data_ptr())
             elif isinstance(value, (int, float)):

@@ -18,9 +18,9 @@ LR_FACTOR = "lr_factor"  # entry of a parameter group: its learning rate divided
 
 
 class Combined(Optimizer):
-    """Several optimizers of different parameters, used as one.
+    """Several optimizers, each for some of the parameters, used as one.
 
-    Groups and state are those of the parts.
+    Its parameter groups and its state are those of the parts.
     """
 
     def __init__(self, parts: list[Optimizer]):
@@ -29,7 +29,7 @@ class Combined(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> None:
-        # Accelerate replaces the groups and the state when it prepares an optimizer.
+        # Accelerate replaces the groups and the state of this object in `prepare`.
         start = 0
         for part in self.parts:
             end = start + len(part.param_groups)
@@ -55,7 +55,7 @@ def _muon(groups: Groups, options: OptimizerOptions) -> Optimizer:
             f"--optimizer muon: not in torch {torch.__version__}; expected torch 2.9 or newer"
         )
     momentum = 0.95 if options.momentum is None else options.momentum
-    # Makes the update as large as that of AdamW, so that one learning rate serves both.
+    # Scale updates to the RMS of AdamW's, so that both optimizers can share a learning rate.
     return torch.optim.Muon(groups, momentum=momentum, adjust_lr_fn="match_rms_adamw")
 
 
@@ -67,8 +67,8 @@ def _schedule_free(groups: Groups, options: OptimizerOptions) -> Optimizer:
 
 def _sgd(groups: Groups, options: OptimizerOptions) -> Optimizer:
     momentum = 0.9 if options.momentum is None else options.momentum
-    # Not fused: if float16 overflows in the first step, a fused SGD starts from a momentum buffer
-    # without values.
+    # Not fused: if float16 overflows in the first step, fused SGD leaves the momentum buffer
+    # uninitialized.
     return SGD(groups, momentum=momentum, nesterov=momentum > 0)
 
 
@@ -110,7 +110,11 @@ def _build_combined(
     group: Callable[[Iterable[nn.Parameter]], Groups],
     options: OptimizerOptions,
 ) -> Optimizer:
-    """Build an optimizer of the matrices of hidden layers, and AdamW for the rest."""
+    """Combine the chosen optimizer, for the matrices of hidden layers, with AdamW for the rest.
+
+    Raises:
+        RunError: The model has no matrix in a hidden layer that requires a gradient.
+    """
     trained = [p for p in model.parameters() if p.requires_grad]
     matrices = hidden_matrices(model)
     if not matrices:
@@ -130,9 +134,9 @@ def parameter_groups(
     lr: float,
     weight_decay: float,
 ) -> Groups:
-    """Group parameters by learning rate, matrices apart from vectors.
+    """Group parameters by learning rate and weight decay.
 
-    Biases and the weights of norms are the parameters with one dimension, whatever their names.
+    Parameters with fewer than two dimensions, such as biases and weights of norms, are not decayed.
     """
     groups: dict[tuple[float, bool], dict[str, Any]] = {}
     for parameter in sorted(parameters, key=lambda p: (-factors[p], p.ndim < 2)):
@@ -149,7 +153,7 @@ def parameter_groups(
 
 
 def describe_optimizer(optimizer: Optimizer, model: nn.Module) -> list[str]:
-    """Return lines about which parameters are trained differently."""
+    """Return lines to print if parameters have different optimizers or learning rates."""
     lines = []
     if isinstance(optimizer, Combined):
         parts = (f"{type(part).__name__} for {_count(part)}" for part in optimizer.parts)
@@ -165,7 +169,7 @@ def describe_optimizer(optimizer: Optimizer, model: nn.Module) -> list[str]:
 
 
 def scheduled_lr(optimizer: Optimizer) -> float:
-    """Return the present learning rate of a parameter group, without the group's own factor."""
+    """Return the current learning rate of the first parameter group, without its factor."""
     group = optimizer.param_groups[0]
     return group["lr"] / group.get(LR_FACTOR, 1.0)
 

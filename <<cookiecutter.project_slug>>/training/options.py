@@ -16,7 +16,7 @@ class TaskOptions:
     """`BASE_MODEL` and `OPTIONS` of the modules of `model/`.
 
     Importing these modules would import torch and transformers, which takes seconds. If a module is
-    not imported yet, only those of its statements are executed that the constant depends on.
+    not yet imported, execute only the statements on which the constant depends.
 
     Attributes:
         base_model: `BASE_MODEL` of configuration.py: default of `--model_id`.
@@ -40,16 +40,16 @@ def _read_constant(module: str, name: str, default: Any) -> Any:
     if module not in sys.modules and spec.origin is not None:
         try:
             return evaluate(Path(spec.origin), name, default)
-        except Exception:  # it depends on more; the import raises the user's own errors
+        except Exception:  # needs the whole module; importing it also raises the user's own errors
             pass
     return getattr(importlib.import_module(module), name, default)
 
 
 def evaluate(file: Path, name: str, default: Any) -> Any:
-    """Return a constant of a module of `model/`, or `default`, without executing all of it.
+    """Return a constant of a module of `model/`, or `default`, without importing the module.
 
-    Executed are the statements that contain the name, and those that they depend on. A function or
-    class is only executed if one of these statements uses it.
+    Execute the statements that contain the name, and the statements on which they depend. Define a
+    function or class only if one of these statements uses it.
     """
     tree = ast.parse(file.read_text(encoding="utf-8"))
     needed = {name, "*"}
@@ -64,7 +64,7 @@ def evaluate(file: Path, name: str, default: Any) -> Any:
 
 
 def _names_in(statement: ast.stmt) -> set[str]:
-    """Return the name of a definition, or all names in another statement."""
+    """Return the name that a function or class defines, or all names in any other statement."""
     return {statement.name} if isinstance(statement, DEFINITIONS) else set(_uses(statement))
 
 

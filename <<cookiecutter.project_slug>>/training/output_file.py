@@ -1,4 +1,4 @@
-"""Write a file of lines block by block, so that an interrupted process can be continued."""
+"""Write JSON lines block by block, so that an interrupted process can be continued."""
 
 import json
 import os
@@ -13,14 +13,14 @@ from .atomic import flush, write_file
 
 
 class OutputFile:
-    """A file of JSON lines, which gets its name when it is complete.
+    """A file of JSON lines that is renamed to its final name when it is complete.
 
-    Until then, the lines are in NAME.partial. NAME.partial.json contains the number and size of the
-    complete blocks, and is replaced atomically after each block has been flushed to the disk.
+    Until then, the lines are in NAME.partial. NAME.partial.json contains the number of complete
+    lines and their size in bytes. It is replaced atomically after each block has been flushed.
 
     Args:
-        identity: Hash of everything that the lines depend on. A partial file with another identity
-            is not continued.
+        identity: Hash of everything on which the lines depend. A partial file with another identity
+            is overwritten.
 
     Attributes:
         partial: Path of the incomplete file.
@@ -48,14 +48,16 @@ class OutputFile:
                 self.lines = found["lines"]
                 self._size = found["bytes"]
             with self.partial.open("ab") as file:
-                file.truncate(self._size)  # the block that was being written
+                file.truncate(self._size)  # remove an incomplete block
         if is_same:
             print(f"{self.partial}: continues after {self.lines:,} rows")
         elif found:
-            print(f"{self.partial}: has another input, checkpoint or arguments; starting again")
+            print(
+                f"{self.partial}: input, checkpoint, arguments or code have changed; starting again"
+            )
 
     def append(self, rows: list[dict[str, Any]]) -> None:
-        """Write a block of rows, one line for each.
+        """Append a block of rows, one line per row, and flush it.
 
         Raises:
             RunError: The file cannot be written.
@@ -72,7 +74,7 @@ class OutputFile:
             write_file(self._position, json.dumps(position))
 
     def publish(self) -> None:
-        """Give the complete file its name, in place of an older file.
+        """Rename the complete file to its final name, replacing an older file.
 
         Raises:
             RunError: The file cannot be written.
@@ -83,7 +85,7 @@ class OutputFile:
             self._position.unlink(missing_ok=True)
 
     def _read_position(self) -> dict[str, Any]:
-        """Return the position of an interrupted process; empty if there is none to continue."""
+        """Return the position of an interrupted process; {} if there is none, or it is invalid."""
         try:
             found = json.loads(self._position.read_text(encoding="utf-8"))
             is_whole = self.partial.stat().st_size >= found["bytes"]

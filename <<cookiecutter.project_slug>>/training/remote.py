@@ -16,7 +16,7 @@ def is_remote(place: str | None) -> bool:
 
 
 def download_checkpoint(place: str) -> Path:
-    """Download the `last/` of a repository; return its folder in the cache of the Hub.
+    """Download the `last/` of a repository; return its folder in the local cache.
 
     Raises:
         RunError: The repository cannot be read, or has no `last/`.
@@ -24,7 +24,7 @@ def download_checkpoint(place: str) -> Path:
     name, hub = split_revision(place.removeprefix(PREFIX))
     try:
         folder = snapshot_download(name, revision=hub.get("revision"), allow_patterns=f"{LAST}/*")
-    except Exception as error:  # of the name, the network, the client, the Hub
+    except Exception as error:  # errors of many types: of the network, the client, the Hub
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise RunError(f"--restore_dir {place}: cannot be downloaded ({reason})") from None
     checkpoint = Path(folder) / LAST

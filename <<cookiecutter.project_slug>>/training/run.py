@@ -302,14 +302,14 @@ class _Opening:
             self.notes += notes
             if config.lora_rank:
                 add_adapter(model, config, self.commit)
-                if self.group.is_main:  # which saves it
+                if self.group.is_main:  # only the main rank saves the hash
                     self.base_hash = hash_base(model.base_model)
             if config.lr is None:
                 self.config = replace(config, lr=self._default_lr(made))
         else:
             options = config.model_options
             place = moved_base(config)
-            # The ranks of a machine have the same files: one of them compares the base model.
+            # The ranks of a machine read the same files: hash the base model on one of them only.
             compares_base = self.group.is_local_main
             model = load_model(
                 self.task.model_class, config.restore_dir, options, place, compares_base

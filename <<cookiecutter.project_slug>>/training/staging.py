@@ -1,4 +1,4 @@
-"""Copy what a save writes into host memory, so that training goes on while it is written."""
+"""Copy weights and optimizer state into host memory, so that training continues during a save."""
 
 import copy
 from collections.abc import Iterable
@@ -17,22 +17,22 @@ CONFIGS = ("config", "generation_config")
 
 
 def live_memory(model: torch.nn.Module, optimizer: Optimizer) -> set[int]:
-    """Return the addresses of all memory that a training step changes."""
+    """Return the storage addresses of all tensors that a training step changes."""
     states = [*optimizer.state.values()]
     moments = [value for values in states for value in values.values() if isinstance(value, Tensor)]
     return {_address(tensor) for tensor in [*model.parameters(), *model.buffers(), *moments]}
 
 
 def bytes_to_copy(tensors: Iterable[Tensor], live: set[int]) -> int:
-    """Return the size of the tensors that `stage` copies."""
+    """Return the size in bytes of the tensors that `stage` would copy."""
     return sum(tensor.nbytes for tensor in tensors if not _is_staged(tensor, live))
 
 
 def stage(tensors: dict[str, Tensor], live: set[int]) -> None:
-    """Replace each tensor of a dict by a copy in host memory, unless it already is one.
+    """Copy the tensors of a dict into host memory, in place, unless they already are such copies.
 
     Args:
-        live: Memory that the tensors must not share: see `live_memory`.
+        live: Storage addresses that the tensors must not share: see `live_memory`.
     """
     for name, tensor in tensors.items():
         if not _is_staged(tensor, live):
@@ -42,8 +42,8 @@ def stage(tensors: dict[str, Tensor], live: set[int]) -> None:
 def with_own_configs(model: Any) -> Any:
     """Return a model with copies of all configurations, which shares all weights.
 
-    Generation during a validation changes `generation_config` for a moment. `copy.copy` fails for
-    models that are sharded by FSDP2.
+    Generation during a validation changes `generation_config` temporarily. `copy.copy` fails for a
+    model that is sharded by FSDP2.
     """
     return _with_own_configs(model, {})
 
@@ -51,7 +51,7 @@ def with_own_configs(model: Any) -> Any:
 def free_memory() -> int:
     """Return the bytes of host memory that this process can still allocate.
 
-    In a container or a Slurm job, control groups limit it further.
+    Consider the limits of control groups (version 2), as in a container or a Slurm job.
     """
     free = psutil.virtual_memory().available
     for folder in _control_groups():
@@ -86,7 +86,7 @@ def _address(tensor: Tensor) -> int:
 
 
 def _control_groups() -> list[Path]:
-    """Return the folders of the control groups of this process (version 2), if there are any."""
+    """Return the folders of the control groups (version 2) of this process, if any."""
     for line in _read(Path("/proc/self/cgroup")).splitlines():
         if line.startswith("0::"):
             own = CGROUPS / line[3:].lstrip("/")

@@ -1,4 +1,4 @@
-"""Time how long each save holds the training loop: written while training goes on, or waited for.
+"""Measure how long each save blocks the training loop: in the background, or waiting for it.
 
 python saving.py ARGUMENTS OF TRAIN.PY      (called by bench/saving.py, in the folder of a project)
 """
@@ -22,8 +22,8 @@ SECONDS: dict[str, list[float]] = {
 
 
 def save(self: Checkpointer, *args: Any, **named: Any) -> None:
-    """Save, alternately in both ways; the second one is what a run does without memory."""
-    self.join()  # not counted: the saves of a real run are further apart
+    """Save, alternately in the background and waiting, as a run does with too little memory."""
+    self.join()  # not measured: saves of a real run are further apart
     is_waiting = len(SECONDS["background"]) > len(SECONDS["waiting"])
     training.checkpoint.free_memory = (lambda: 0) if is_waiting else free_memory
     start = time.perf_counter()

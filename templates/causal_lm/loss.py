@@ -66,7 +66,7 @@ class LinearHead(nn.Linear):
         hidden = hidden[:, :-1].flatten(0, 1)
         weight = self.weight
         bias = self.bias
-        if not torch.is_grad_enabled():  # autograd.Function would still report inputs with gradient
+        if not torch.is_grad_enabled():  # `ctx.needs_input_grad` would be True nevertheless
             weight = weight.detach()
             bias = None if bias is None else bias.detach()
         targets = labels[:, 1:].flatten()

@@ -8,7 +8,11 @@ BASE_MODEL = "<< cookiecutter.base_model >>"
 
 
 def fraction(text: str) -> float:
-    """Parse a number from 0 to below 1."""
+    """Parse a number.
+
+    Raises:
+        ArgumentTypeError: It is less than 0, or not less than 1.
+    """
     if not 0 <= (number := float(text)) < 1:
         raise ArgumentTypeError(f"{text}: expected at least 0 and less than 1")
     return number
@@ -20,7 +24,7 @@ OPTIONS: dict[str, dict] = {
         "type": fraction,
         "default": 0.0,
         "metavar": "X",
-        "help": "fraction of each training target spread over the vocabulary",
+        "help": "fraction of each training target to spread evenly over the vocabulary",
     },
 }
 

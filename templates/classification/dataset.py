@@ -32,7 +32,7 @@ OPTIONS: dict[str, dict] = {
         "help": "balanced: weight labels by inverse frequency, also in validation",
     },
 }
-SHOWN = 20  # labels in the line about their weights
+SHOWN = 20  # labels whose weights are printed
 
 
 class Dataset(torch.utils.data.Dataset):
@@ -74,7 +74,7 @@ class Dataset(torch.utils.data.Dataset):
         self.tokenizer = tokenizer
 
     def _use_weights(self, weights: np.ndarray) -> None:
-        """Weight the examples by their labels; shape (labels,)."""
+        """Weight the examples by their labels; `weights` has the shape (labels,)."""
         self.num_items = weights[self.rows.data.column("labels").to_numpy()]
         self.fingerprint = zlib.crc32(weights.tobytes(), self.fingerprint)
         self.class_weights = torch.from_numpy(weights).float()
@@ -185,8 +185,8 @@ class Schema:
             with fractions are values to predict.
         labels: The label names in the order of their ids. Default: those in the file, sorted.
         problem_type: The type of labels: see `problem_of`. Default: inferred from the file.
-        class_weight: "balanced": weight the loss of an example by its label.
-        class_weights: The weight of each label. Default: computed from the file; see `weigh`.
+        class_weight: "balanced" to weight the loss of each example by its label.
+        class_weights: The weight of each label. Default: computed from the file by `weigh`.
     """
 
     text_column: str = OPTIONS["text_column"]["default"]
@@ -201,8 +201,8 @@ class Schema:
         """Infer the missing attributes from the table; check the labels of the table.
 
         Raises:
-            DataError: There is an unknown label, or there are fewer than two; or weights are given
-                for labels that are not single classes.
+            DataError: A label is unknown, there are fewer than two labels, or `class_weight` is
+                given for examples without a single label.
         """
         found, is_list = distinct(table, self.label_column)
         kind = self.problem_type or problem_of(found, is_list)

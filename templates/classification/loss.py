@@ -24,7 +24,7 @@ def compute_loss(
             their labels.
         class_weights: Weight of each label, shape (labels,), for cross entropy only.
         label_smoothing: Fraction of each target that is spread evenly over all labels, for cross
-            entropy only. Both are defined as in `torch.nn.CrossEntropyLoss`.
+            entropy only. Weights and smoothing are those of `torch.nn.CrossEntropyLoss`.
     """
     if num_items_in_batch is None:
         num_items_in_batch = count_items(labels, class_weights)

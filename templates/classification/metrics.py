@@ -25,14 +25,14 @@ DIRECTIONS = {
 }
 DRAWN = 40  # labels in a confusion matrix: more are unreadable, and memory grows quadratically
 BINS = 15  # of the calibration error
-THRESHOLDS = torch.arange(1, 100) / 100  # to choose from, if there are several labels per example
+THRESHOLDS = torch.arange(1, 100) / 100  # candidates, for several labels per example
 
 
 def build_metrics(problem_type: str, count: int):
-    """Return a `MetricCollection`: of the scores that torchmetrics has, and of some counts.
+    """Return a `MetricCollection` of the scores that torchmetrics has.
 
-    For single labels, these are `counts` (correct predictions, wrong predictions, ..., examples of
-    each label) and, if it is small, the `confusion` matrix.
+    For a single label per example, it also has `counts` (see `MulticlassStatScores`) and, for few
+    labels, the `confusion` matrix.
     """
     import torchmetrics  # imported here because it takes a second
     from torchmetrics import classification
@@ -73,7 +73,7 @@ class Calibration:
         self.is_correct: list[Tensor] = []
 
     def update(self, probabilities: Tensor, labels: Tensor) -> None:
-        """Add a batch: shapes (batch, labels) and (batch,)."""
+        """Add a batch. Shapes: `probabilities` (batch, labels), `labels` (batch,)."""
         confidences, predicted = probabilities.max(-1)
         self.confidences.append(confidences)
         self.is_correct.append(predicted == labels)
@@ -99,7 +99,7 @@ class ThresholdCounts:
         self.counts = torch.zeros(shape, dtype=torch.long, device=device)
 
     def update(self, probabilities: Tensor, labels: Tensor) -> None:
-        """Add a batch; both have the shape (batch, labels)."""
+        """Add a batch. Both tensors have the shape (batch, labels)."""
         predicted = probabilities > self.thresholds
         self.counts[0] += (predicted & labels.bool()).sum(1)
         self.counts[1] += predicted.sum(1)
@@ -108,7 +108,7 @@ class ThresholdCounts:
     def choose(self) -> tuple[np.ndarray, np.ndarray]:
         """Choose the threshold with the highest F1 for each label, over all ranks.
 
-        If several thresholds have it, choose their median.
+        Of several thresholds with the same F1, choose the median.
 
         Returns:
             The thresholds, shape (labels,); and the counts of each label at its threshold, shape
@@ -124,7 +124,7 @@ class ThresholdCounts:
 def precision_recall_f1(
     correct: np.ndarray, predicted: np.ndarray, examples: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Compute three scores from counts of the same shape; they are 0 where undefined."""
+    """Return precision, recall and F1 from counts of the same shape; 0 where undefined."""
     precision = correct / np.maximum(predicted, 1)
     recall = correct / np.maximum(examples, 1)
     f1 = 2 * correct / np.maximum(predicted + examples, 1)
@@ -192,7 +192,7 @@ class Scores:
         return found
 
     def _fill_table(self, counts: np.ndarray, **more: np.ndarray) -> None:
-        """Fill `rows` from the counts of each label, and further columns."""
+        """Fill `rows` from the counts, shape (3, labels), and further columns, shape (labels,)."""
         scores = zip(("precision", "recall", "f1"), precision_recall_f1(*counts), strict=True)
         columns = {**dict(scores), "support": counts[2], **more}
         self.rows = {
@@ -207,7 +207,7 @@ class Scores:
         return self.rows
 
     def predict_options(self) -> dict[str, Any]:
-        """Return the chosen thresholds, an argument of `Predictor`."""
+        """Return the chosen thresholds, as an argument of `Predictor`."""
         return {"threshold": self.chosen} if self.chosen else {}
 
     def save(self, folder: Path) -> None:

@@ -14,7 +14,7 @@ from .dataset import OPTIONS as DATA_OPTIONS
 OPTIONS: dict[str, dict] = {
     "threshold": {
         "type": float,
-        "help": "probability above which each of several labels is predicted",
+        "help": "predict labels whose probability is higher (several labels per example)",
     },
 }
 
@@ -25,15 +25,16 @@ class Predictor:
     Args:
         max_len: Longer texts are truncated.
         schema: Settings with which the training data were read.
-        threshold: For several labels per example: a label is predicted if its probability is
-            higher. One number, or a number for each label. Default: 0.5.
+        threshold: Probability above which a label is predicted, for several labels per example:
+            one number, or a number for each label. Default: 0.5.
 
     Attributes:
         columns: The columns of the text, or of the pair of texts, in the training data.
-        notes: A line with the threshold of each label, if they differ.
+        notes: A line with the thresholds, if `threshold` has a number for each label.
 
     Raises:
-        RunError: The threshold is not a probability, or the model predicts a single label.
+        RunError: The threshold is not between 0 and 1, or the model does not predict several
+            labels per example.
     """
 
     def __init__(
@@ -60,7 +61,9 @@ class Predictor:
     def _set_thresholds(self, threshold: float | dict[str, float] | None) -> None:
         kind = self.model.config.problem_type
         if threshold is not None and kind != "multi_label_classification":
-            raise RunError(f"--threshold: expected a model for several labels, not for {kind}")
+            raise RunError(
+                f"--threshold: the model is for {kind}; expected multi_label_classification"
+            )
         if isinstance(threshold, float) and not 0 < threshold < 1:
             raise RunError(f"--threshold {threshold}: expected more than 0 and less than 1")
         config = self.model.config

@@ -12,14 +12,14 @@ from reading.entities import entities_of, uses_prefixes
 
 # Arguments of Scores that train.py offers on its command line.
 OPTIONS: dict[str, dict] = {}
-Counts = Counter[tuple[str, str]]  # by what is counted, and the type of the entity
+Counts = Counter[tuple[str, str]]  # by name of the count, and type of the entity
 
 
 class Scores:
-    """Precision, recall and F1 of entities by seqeval's definition, and accuracy of the labels.
+    """Precision, recall and F1 of entities as in seqeval, and accuracy of the labels.
 
-    An entity is correct if its type and all of its tokens are. The counts are exact: they are
-    summed over all types and all processes.
+    An entity is correct if its type and all of its tokens are. Scores are computed from counts over
+    all types and all processes.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class Scores:
         return rows
 
     def save(self, folder: Path) -> None:
-        """Write scores.txt: a line with the scores of each type."""
+        """Write scores.txt, with one line for each type."""
         rows = self.table()
         width = max(map(len, ["label", *rows]))
         lines = [f"{'label':{width}}  precision  recall     f1  support"]

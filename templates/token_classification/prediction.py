@@ -19,7 +19,7 @@ class Predictor:
     """Find entities in texts, or label lists of words.
 
     Args:
-        max_len: Longer texts are divided into windows of this number of tokens, which overlap.
+        max_len: Longer texts are divided into overlapping windows of this number of tokens.
         schema: Settings with which the training data were read.
 
     Attributes:
@@ -46,9 +46,9 @@ class Predictor:
     def __call__(self, texts: list) -> list[dict]:
         """Return the `prediction` for each text or list of words, and its `scores`.
 
-        For a text these are the entities, with start and end (exclusive) in characters, and the
-        mean probability of the labels of each. For a list of words, they are a label for each
-        word and its probability, or None for a word without a token.
+        For a text: its entities, with start and end (exclusive) in characters, and the mean
+        probability of the labels of each entity. For a list of words: the label of each word and
+        its probability, or None for a word without a token.
         """
         joined = [(text, None) if isinstance(text, str) else join_words(text) for text in texts]
         tokenized = tokenize_in_windows(self.tokenizer, [text for text, _ in joined], self.max_len)
@@ -67,7 +67,7 @@ class Predictor:
         return found
 
     def _units(self, tokens: Tokens) -> list[Unit]:
-        """Return the parts of a text that have one label: tokens or, as in training, words."""
+        """Return the units of a text: words if the model was trained on words, otherwise tokens."""
         if not self.is_trained_on_words:
             return units_of(tokens, None)
         units: dict[int, Unit] = {}
