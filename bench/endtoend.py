@@ -1,9 +1,9 @@
-"""Measure whole runs, from the command to the last file: this template and its peers.
+"""Measure whole runs, from the command to the last file, of this template and of other trainers.
 
 python bench/endtoend.py --base classification=FOLDER causal_lm=FOLDER [--rounds 3] [--write FOLDER]
 
 Each system trains one epoch (a causal LM: some steps) on the template's sample data, validates,
-and saves; each run is a process of its own, and the systems take turns. FOLDER is a pretrained
+and saves. Each run is a process of its own, and the systems alternate. FOLDER is a pretrained
 model; without one, and for seq2seq always, the model has random weights.
 """
 

@@ -1,4 +1,4 @@
-"""Models and data of the peers, as in the documentation of transformers."""
+"""Models and data of the other trainers, as in the documentation of transformers."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""One whole run of one system: read, train an epoch, validate, save; timed by phase.
+"""Time the phases of one run of one system: read, train an epoch, validate, save.
 
 python whole_run.py SYSTEM SPEC.json      (called by endtoend.py; prints one line of JSON)
 """
@@ -58,7 +58,7 @@ def time_generation(phases: Phases) -> None:
 
 
 def score(spec: dict, peer: Any, predictions: Any, labels: Any) -> dict[str, float]:
-    """Compute the scores that the template computes, by the libraries that examples use."""
+    """Compute the scores of the template, with the libraries of the examples."""
     if spec["task"] == "classification":
         from sklearn.metrics import accuracy_score, f1_score
 
@@ -82,7 +82,7 @@ def score(spec: dict, peer: Any, predictions: Any, labels: Any) -> dict[str, flo
 
 
 def tuned_trainer(spec: dict, phases: Phases) -> None:
-    """Run transformers.Trainer with all documented options that make it faster."""
+    """Run transformers.Trainer with all documented options for speed."""
     import transformers as hf
     from stock import Stock
 
@@ -220,7 +220,7 @@ def evaluate_by_hand(spec: dict, peer: Any, accelerator: Any, model: Any, loader
 
 
 def padded(rows: list) -> Any:
-    """Return rows of different lengths as one array, filled up with -100."""
+    """Pad rows of different lengths to one array, with -100."""
     import numpy as np
 
     if not isinstance(rows[0], list):

@@ -63,7 +63,7 @@ def novel(path: Path, title: str, size: int) -> Iterator[Row]:
 
 
 def addresses(file: Path) -> Iterator[Row]:
-    """Yield each address once, with its parts as entities.
+    """Yield each distinct address, with its parts as entities.
 
     Drop addresses with the name of a recipient, and those with a label of fewer than 20 entities.
     """
@@ -209,7 +209,7 @@ def token_classification(source: Path, task: Path) -> None:
 
 
 def first_with_each_label(rows: list[Row]) -> list[Row]:
-    """Move the first row with each label to the front: a few rows then have all labels."""
+    """Move the first row with each label to the front, so that a few rows have all labels."""
     firsts: dict[str, int] = {}
     for number, row in enumerate(rows):
         for entity in row["entities"]:
@@ -220,7 +220,7 @@ def first_with_each_label(rows: list[Row]) -> list[Row]:
 def save_tagger(rows: list[Row], task: Path) -> None:
     special = {"bos_token": "<s>", "eos_token": "</s>", "cls_token": "<s>", "sep_token": "</s>"}
     texts = [{"text": row["text"]} for row in rows]
-    # An entity may end before a punctuation mark.
+    # Punctuation marks are separate tokens, so that an entity may end before one.
     splits = [pre_tokenizers.Punctuation("isolated"), pre_tokenizers.Digits(individual_digits=True)]
     form = "<s> $A </s>"
     tokenizer = train_tokenizer(texts, 1024, form, splits, pad_token="<pad>", **special)

@@ -40,14 +40,14 @@ def project(render: Render) -> Path:
 
 @pytest.fixture(scope="module")
 def best(project: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The checkpoint of a run on the sample data, with its log beside it."""
+    """Train on the sample data; return `best/`."""
     outdir = tmp_path_factory.mktemp("tokens") / "run"
     run(project, "train.py", "--outdir", outdir)
     return outdir / "best"
 
 
 def test_tokens_windows_and_scores(project: Path, tmp_path: Path) -> None:
-    """See the docstrings of the functions of the script."""
+    """Run the functions of scripts/entities.py; their docstrings state the checks."""
     run(project, SCRIPTS / "entities.py", tmp_path)
 
 
@@ -155,7 +155,7 @@ def test_invalid_rows_are_located(
 
 @pytest.fixture(scope="module")
 def refusals(project: Path, request: pytest.FixtureRequest, tmp_path_factory) -> dict[str, str]:
-    """Return the error for each list of rows, after the name of the file, from one process."""
+    """Return the error for each list of rows, without the file name; use a single process."""
     folder = tmp_path_factory.mktemp("refused")
     (mark,) = [m for m in test_invalid_rows_are_located.pytestmark if m.name == "parametrize"]
     found = {}

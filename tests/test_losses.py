@@ -27,7 +27,7 @@ REFUSED = [
 
 
 def write_rows(path: Path, several: bool = False) -> Path:
-    """Write texts of a skewed class each, or with several labels each."""
+    """Write texts with a label of imbalanced classes, or with several labels."""
     draw = random.Random(0)
     rows = []
     for label, size in SIZES.items():
@@ -90,7 +90,7 @@ def test_losses_of_tokens_are_smoothed_in_training_only(
 
 
 def test_results_do_not_depend_on_the_split(render: Render, tmp_path: Path) -> None:
-    """Gradients, validation loss, scores and thresholds: by 1 or 2 processes, in parts or whole."""
+    """Compare gradients, losses, scores and thresholds: 1 or 2 processes, with micro-batches."""
     for folder in (tmp_path / "single", tmp_path / "several"):
         folder.mkdir()
         for name in ("train", "valid"):

@@ -1,4 +1,4 @@
-"""Checkpoints are written by a thread while training goes on."""
+"""Saves in the background: a thread writes checkpoints while training continues."""
 
 import signal
 from functools import partial
@@ -32,7 +32,7 @@ def test_training_goes_on_while_a_save_is_written(arguments, steps, tmp_path, un
 
 
 def test_weights_of_a_save_are_those_of_its_step(arguments, steps, tmp_path):
-    """Training has changed them when they are written."""
+    """The thread writes the weights after training has changed them."""
     one_epoch = ["--max_steps", str(steps), "--lr_scheduler_type", "constant"]
     train.main([*arguments, *one_epoch, "--outdir", str(tmp_path / "expected")])
     with (

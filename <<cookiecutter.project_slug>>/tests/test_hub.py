@@ -63,7 +63,7 @@ IN_BACKGROUND = ["--push_to_hub", "mine", "--hub_strategy"]
 
 
 def test_each_new_best_is_uploaded_while_training_goes_on(arguments, tmp_path, hub, monkeypatch):
-    """The second one is held back: `best/` is replaced while the first one is uploaded."""
+    """The first upload is delayed until `best/` has been replaced."""
     push = Uploads._push
     contents: list[dict] = []
     is_replaced = threading.Event()
@@ -76,7 +76,7 @@ def test_each_new_best_is_uploaded_while_training_goes_on(arguments, tmp_path, h
 
     def note(state) -> bool:
         if len(state.log) == 2:
-            is_replaced.set()  # called before a save; the one before is published
+            is_replaced.set()  # called before a save, when the preceding one is published
         return False
 
     monkeypatch.setattr(Uploads, "_push", pushing)

@@ -91,7 +91,7 @@ def test_killed_and_resumed_run_is_bit_identical(kind, arguments, tmp_path):
 
 @pytest.fixture(scope="module")
 def averaged(sample, tmp_path_factory) -> Path:
-    """The output directory of a run whose last validation, that of its average, is the best."""
+    """Train with --ema; return the output directory. The last validation is the best."""
     outdir = tmp_path_factory.mktemp("averaged") / "run"
     data = ["--train_input", str(sample / "train.jsonl"), "--max_len", "48", "--batch_size", "8"]
     data += ["--valid_input", str(sample / "valid.jsonl"), "--model_id", str(sample / "tiny")]
@@ -306,7 +306,7 @@ def test_average_of_a_model_that_saves_only_its_own_weights_is_refused():
         average.check_save(lambda folder: None)
 
 
-def test_average_follows_its_formula_and_the_raw_weights_come_back():
+def test_average_follows_its_formula_and_the_raw_weights_are_restored():
     torch.manual_seed(0)
     model = torch.nn.Linear(3, 3)
     unused = torch.nn.Parameter(torch.ones(2))

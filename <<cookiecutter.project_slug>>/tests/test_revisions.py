@@ -22,7 +22,7 @@ COMMITS = {"main": "a" * 40, "v1": "b" * 40, "feature/new": "c" * 40}
 
 @pytest.fixture
 def base(arguments, tmp_path, monkeypatch) -> Path:
-    """The cache of a repository `me/base` with three revisions; return the weights of v1."""
+    """Cache a repository `me/base` with three revisions; return the weights of v1."""
     train.main([*arguments, "--max_steps", "1", "--outdir", str(tmp_path / "first")])
     repository = tmp_path / "cache" / "models--me--base"
     for number, (name, commit) in enumerate(COMMITS.items()):

@@ -1,4 +1,4 @@
-"""Check the loss of a classification project against torch, with weights and label smoothing.
+"""Compare the loss of a classification project, with weights and smoothing, with that of torch.
 
 python class_losses.py FOLDER    prints the schema's weights of the labels in FOLDER/rows.jsonl, as
                                  JSON, and the error of each command that is refused

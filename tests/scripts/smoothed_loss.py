@@ -1,4 +1,4 @@
-"""Check that the loss is smoothed in training mode only, against torch in float64.
+"""Compare the loss with torch in float64: it is smoothed in training mode only.
 
 python smoothed_loss.py SHIFT    1 if the logits at a position predict the next label, else 0
 """

@@ -1,4 +1,4 @@
-"""Compare gradients, losses, scores and thresholds of one step between splits of its batch.
+"""Compare gradients, losses, scores and thresholds of one step, with its batch split differently.
 
 python splits.py FOLDER    FOLDER has single/ and several/, each with train.jsonl and valid.jsonl
 """

@@ -14,7 +14,7 @@ class Hub(BaseHTTPRequestHandler):
     Attributes:
         files: The content of the only repository.
         commits: The names of the files of each upload.
-        refuses: Whether uploads are refused.
+        refuses: Whether to reject uploads.
     """
 
     files: dict[str, bytes] = {}

@@ -7,9 +7,9 @@ Strategy.prepare                    called once, with the bare model
 Task.forward                        called with each batch; the run uses its losses
 Checkpointer.save                   called once per save, with the state that it saves
 OutputFile.append                   called once per block of predictions
-training.checkpoint.publish         called in a thread, once per save; writes it
+training.checkpoint.publish         called in a thread, once per save; writes the folders
 training.checkpoint.free_memory     called before each copy
-atomic._seal                        called in a thread, for each folder that has been written
+atomic._seal                        called in a thread, once per folder, after its files are written
 training.run.start                  creates the Accelerator
 training.run.largest_batch_size     called once, with the model on its device
 losses.READ_EVERY                   micro-batches between two reads of the loss
@@ -215,8 +215,8 @@ def before_save(
     """Call `action(save)` before each save whose state meets the condition.
 
     Args:
-        action: Called when the save before is published, with a function without arguments that
-            saves, also `best/`, and waits until that is published.
+        action: Called after the preceding save is published. Its argument is a function
+            without arguments that saves `last/` and `best/`, and waits for the thread.
     """
     save = Checkpointer.save
 
@@ -236,7 +236,7 @@ def before_save(
 
 @contextmanager
 def first_best_written_after(step: int) -> Iterator[None]:
-    """Write the first `best/`, and `last/` with it, only when the run is at a later step."""
+    """Delay the write of the first `best/`, and of `last/`, until the run is at this step."""
     publish = atomic.publish
     is_there = threading.Event()
 
@@ -246,7 +246,7 @@ def first_best_written_after(step: int) -> Iterator[None]:
 
     def waiting(outdir: Any, writers: dict[str, Any]) -> None:
         if "best" in writers and not is_there.wait(LONG):
-            raise TimeoutError("the run waits for its save")
+            raise TimeoutError("the run waited for its save")
         publish(outdir, writers)
 
     with before_step(note), mock.patch.object(training.checkpoint, "publish", waiting):
@@ -255,7 +255,7 @@ def first_best_written_after(step: int) -> Iterator[None]:
 
 @contextmanager
 def killed_while_writing(step: int) -> Iterator[None]:
-    """Kill the process at a step after the first validation, while a written `last/` is flushed."""
+    """Kill the process at a step after the first validation, before the next `last/` is flushed."""
     seal = atomic._seal
     is_written = threading.Event()
 
@@ -275,7 +275,7 @@ def killed_while_writing(step: int) -> Iterator[None]:
 
 @contextmanager
 def full_disk_at_save(number: int) -> Iterator[None]:
-    """Make a write of `last/` (0-based) fail in its thread."""
+    """Make the save number `number` of `last/` (0-based) fail: the disk is full."""
     seal = atomic._seal
 
     def failing(folder: Any) -> None:

@@ -1,4 +1,4 @@
-"""An optimizer with other weights in evaluation: schedule-free SGD.
+"""Schedule-free SGD: an optimizer with `train()` and `eval()`.
 
 The parameters are interpolated between the average and the weights `z` of plain SGD. Switching to
 evaluation and back rounds them, as in the package schedulefree.
