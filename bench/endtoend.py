@@ -108,7 +108,7 @@ def measure(task: str, base: Path | None, rounds: int, folder: Path) -> dict[str
 
 
 def matrix_rate(size: int = 1024, rounds: int = 9) -> float:
-    """Return the floating-point operations per second of a float32 matrix product."""
+    """Measure a float32 matrix product; return its floating-point operations per second."""
     import torch
 
     a, b = torch.randn(size, size), torch.randn(size, size)

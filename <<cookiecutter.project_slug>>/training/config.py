@@ -123,7 +123,7 @@ class RunConfig:
     outdir: str = option("outputs", "output directory", "output_dir", group=RUN)
     restore_dir: str | None = option(
         None,
-        'checkpoint to resume from; "auto": OUTDIR/last if it exists; or hf://REPOSITORY',
+        'checkpoint to resume from: folder, hf://REPOSITORY, or "auto" (OUTDIR/last if it exists)',
         "resume_from_checkpoint",
         group=RUN,
     )
@@ -281,7 +281,7 @@ class RunConfig:
     )
     hub_strategy: str = option(
         "end",
-        "what to upload; end: final best/; every_save: each new best/; checkpoint: also last/",
+        "what to upload; end: final best/; every_save: each new best/; checkpoint: also each last/",
         group=REPORT,
         choices=HUB_STRATEGIES,
         metavar="NAME",

@@ -340,6 +340,6 @@ def _leaves(value: Any) -> Iterator[bytes]:
 
 
 def accepts_weights(model: torch.nn.Module) -> bool:
-    """Whether `save_pretrained` has a parameter `state_dict`, for other weights than its own."""
+    """Return whether `save_pretrained` can save weights other than its own (`state_dict`)."""
     save: Callable = model.save_pretrained  # type: ignore[assignment]
     return "state_dict" in inspect.signature(save).parameters

@@ -248,7 +248,7 @@ def _check_round_trip(task: Task, model: torch.nn.Module) -> None:
 
 
 def _other_weights(model: torch.nn.Module) -> dict[str, Tensor]:
-    """Return a state dict whose parameters differ from those of the model; tied ones stay tied."""
+    """Return a copy of the state dict with 1 added to each parameter; tied ones stay tied."""
     weights = copy.deepcopy({name: t.detach() for name, t in model.state_dict().items()})
     shifted: set[int] = set()
     for name, _ in model.named_parameters(remove_duplicate=False):
