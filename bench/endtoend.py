@@ -100,16 +100,35 @@ def measure(task: str, base: Path | None, rounds: int, folder: Path) -> dict[str
         for system in SYSTEMS:
             found[system].append(run(system, {**spec, "seed": number}, folder))
             print(task, number, system, found[system][-1], file=sys.stderr, flush=True)
-    names = ["total", "first step", *PHASES]
+    names = ["total", "first step", "flops", *PHASES]
     return {
         system: {name: statistics.median(r.get(name, 0.0) for r in runs) for name in names}
         for system, runs in found.items()
     }
 
 
-def markdown(results: dict[str, Any], args: argparse.Namespace, about: dict[str, str]) -> str:
+def matrix_rate(size: int = 1024, rounds: int = 9) -> float:
+    """Return the floating-point operations per second of a float32 matrix product."""
+    import torch
+
+    a, b = torch.randn(size, size), torch.randn(size, size)
+    seconds = []
+    for _ in range(rounds):
+        start = time.perf_counter()
+        torch.mm(a, b)
+        seconds.append(time.perf_counter() - start)
+    return 2 * size**3 / statistics.median(seconds)
+
+
+def markdown(
+    results: dict[str, Any], rate: float, args: argparse.Namespace, about: dict[str, str]
+) -> str:
     rows = []
+    shares = []
     for task, systems in results.items():
+        if flops := systems["hf-template"]["flops"]:
+            share = flops / rate / systems["hf-template"]["training"]
+            shares.append(f"{task} {share:.0%}")
         ours = systems["hf-template"]["total"]
         for system, r in systems.items():
             ratio = f"{r['total'] / ours:.2f}"
@@ -131,7 +150,11 @@ tokens); then a validation, seq2seq with 32 generated tokens at most, and a save
 the time from the command to the end of the first step; the columns after it add up to the total.
 Trainer, tuned: fused AdamW, `group_by_length`, one worker, `predict_with_generate`.
 
-{table(*columns, rows=rows)}"""
+{table(*columns, rows=rows)}
+Training of hf-template, as a share of the rate of a float32 matrix product of this machine
+({rate / 1e9:.0f} GFLOP/s; operations by the formula of `training/flops.py`, which does not cover
+encoder-decoders): {", ".join(shares)}.
+"""
 
 
 def named_folder(text: str) -> tuple[str, Path]:
@@ -155,15 +178,21 @@ def main() -> None:
             for task in args.task or SPECS
         }
     about = environment()
+    rate = matrix_rate()
     kept = args.write / "endtoend.json" if args.write else Path()
     if args.task and kept.is_file():  # keep the results of tasks measured earlier
         earlier = json.loads(kept.read_text(encoding="utf-8"))["tasks"] | results
         results = {task: earlier[task] for task in SPECS if task in earlier}
-    text = markdown(results, args, about)
+    text = markdown(results, rate, args, about)
     print(text)
     if args.write:
         (args.write / "endtoend.md").write_text(text, encoding="utf-8")
-        report = {"environment": about, "rounds": args.rounds, "tasks": results}
+        report = {
+            "environment": about,
+            "matrix_rate": rate,
+            "rounds": args.rounds,
+            "tasks": results,
+        }
         kept.write_text(json.dumps(report, indent=2) + "\n", "utf-8")
 
 

@@ -43,12 +43,26 @@ def ours(spec: dict, phases: Phases) -> None:
     ):
         phases.wrap(owner, name, phase)
     phases.wrap(train, "train_step", "training", FIRST_STEP)
+    count_flops(phases)
     time_generation(phases)
     names = ("train_input", "valid_input", "batch_size", "max_len", "lr", "seed", "max_steps")
     arguments = [f"--{name}={spec[name]}" for name in names if spec[name]]
     if spec["max_new_tokens"]:
         arguments.append(f"--max_new_tokens={spec['max_new_tokens']}")
     train.main([*arguments, f"--model_id={spec['base']}", f"--outdir={spec['outdir']}"])
+
+
+def count_flops(phases: Phases) -> None:
+    """Note the floating-point operations of the training steps, where a formula applies."""
+    from training.throughput import Throughput
+
+    since_restart = Throughput.since_restart
+
+    def noting(self: Any, group: Any) -> dict[str, float]:
+        phases.marks["flops"] = self._since_restart.flops
+        return since_restart(self, group)
+
+    Throughput.since_restart = noting
 
 
 def time_generation(phases: Phases) -> None:

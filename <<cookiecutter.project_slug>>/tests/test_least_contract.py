@@ -9,7 +9,7 @@ from functools import partial
 import pytest
 
 import train
-from errors import REFUSED
+from errors import REFUSED, RunError
 from helpers.assertions import assert_bit_identical, read_log
 from helpers.model_folder import TESTS, files_of_model_in
 from helpers.processes import TIMEOUT, Launch
@@ -65,6 +65,20 @@ def test_least_contract_resumes_bit_identically_after_sigkill(
     whole = [*arguments, "--outdir", str(tmp_path / "whole")]
     Launch(whole, tmp_path / "output", processes, LEAST).expect()
     assert_bit_identical(tmp_path / "run", tmp_path / "whole")
+
+
+def test_save_that_ignores_its_state_dict_is_refused(least_arguments, monkeypatch, tmp_path):
+    """Saves are written while training goes on, so they would contain weights of two steps."""
+    with LEAST():
+        from model.modeling import Model
+
+        save = Model.save_pretrained
+        monkeypatch.setattr(
+            Model, "save_pretrained", lambda self, folder, state_dict=None: save(self, folder)
+        )
+        with pytest.raises(RunError, match="saves the model's own .*, not that of its argument"):
+            train.main(least_arguments)
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.proof

@@ -1,6 +1,5 @@
 """Save and load checkpoints: best/ for inference, last/ for resuming."""
 
-import inspect
 import json
 import sys
 import tempfile
@@ -22,7 +21,7 @@ from .adapter import holds_adapter
 from .atomic import clean, publish, saving, write_file
 from .averaging import WeightAverage
 from .batches import Step
-from .contract import ExampleSet
+from .contract import ExampleSet, accepts_weights
 from .distributed import RankGroup
 from .optimizer_state import OptimizerState
 from .staging import bytes_to_copy, free_memory, live_memory, stage, with_own_configs
@@ -178,7 +177,7 @@ class Checkpointer:
     ) -> bool:
         """Copy tensors that training changes; return whether that was possible."""
         bare = self.accelerator.unwrap_model(model)
-        if not _accepts_weights(bare):
+        if not accepts_weights(bare):
             return False
         live = live_memory(model, optimizer)
         size = sum(bytes_to_copy(tensors.values(), live) for tensors in parts)
@@ -271,7 +270,7 @@ class Checkpointer:
         """Return a function that writes model and tokenizer into a folder."""
         bare = with_own_configs(self.accelerator.unwrap_model(model, keep_torch_compile=False))
         files = self._tokenizer_files
-        options = {"state_dict": weights} if _accepts_weights(bare) else {}
+        options = {"state_dict": weights} if accepts_weights(bare) else {}
 
         def write(folder: Path) -> None:
             # `save_pretrained` removes tensors from the dict.
@@ -291,11 +290,6 @@ class Checkpointer:
             self.tokenizer.save_pretrained(folder)
             paths = [path for path in Path(folder).rglob("*") if path.is_file()]
             return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
-
-
-def _accepts_weights(model: torch.nn.Module) -> bool:
-    """Whether the model can save tensors other than its own."""
-    return "state_dict" in inspect.signature(model.save_pretrained).parameters  # type: ignore[arg-type]
 
 
 def _size(tensors: dict[str, Tensor]) -> int:

@@ -337,3 +337,9 @@ def _leaves(value: Any) -> Iterator[bytes]:
         yield np.ascontiguousarray(value).tobytes()
     else:
         yield repr(value).encode()
+
+
+def accepts_weights(model: torch.nn.Module) -> bool:
+    """Whether `save_pretrained` has a parameter `state_dict`, for other weights than its own."""
+    save: Callable = model.save_pretrained  # type: ignore[assignment]
+    return "state_dict" in inspect.signature(save).parameters

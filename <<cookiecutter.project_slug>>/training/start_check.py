@@ -1,5 +1,6 @@
 """Run model, scores and checkpoint once, to report errors before the first step."""
 
+import copy
 import inspect
 import json
 import math
@@ -22,6 +23,7 @@ from reading.tables import read_first_row
 from .contract import (
     ExampleSet,
     Task,
+    accepts_weights,
     chosen_options,
     defaults,
     model_inputs,
@@ -213,9 +215,16 @@ def _check_round_trip(task: Task, model: torch.nn.Module) -> None:
     """Save and load the model, if it is small and not saved in stock form."""
     if not _is_small(model) or getattr(model, "saves_stock", False):
         return
+    save: Any = model.save_pretrained
+    own = model.state_dict()
+    saved = own
+    options: dict[str, Any] = {}
+    if accepts_weights(model):
+        saved = _other_weights(model)
+        options["state_dict"] = dict(saved)
     with tempfile.TemporaryDirectory() as folder:
         with user_code("model/modeling.py: Model.save_pretrained fails"):
-            model.save_pretrained(Path(folder))  # type: ignore[operator]
+            save(Path(folder), **options)
         try:
             loaded = load_model(task.model_class, folder).state_dict()
         except RunError as error:
@@ -224,12 +233,30 @@ def _check_round_trip(task: Task, model: torch.nn.Module) -> None:
                 "model/modeling.py: the checkpoint of Model.save_pretrained cannot be loaded: "
                 f"{reason}"
             ) from None
-    for name, tensor in model.state_dict().items():
-        if name not in loaded or not torch.equal(loaded[name].cpu(), tensor.cpu()):
+    for name, tensor in saved.items():
+        if name in loaded and torch.equal(loaded[name].cpu(), tensor.cpu()):
+            continue
+        if name in loaded and torch.equal(loaded[name].cpu(), own[name].cpu()):
             raise RunError(
-                f"model/modeling.py: {name} is not the same after save_pretrained and "
-                "from_pretrained; expected Model to restore all its tensors"
+                f"model/modeling.py: save_pretrained saves the model's own {name}, not that of its "
+                "argument state_dict; expected the tensors of state_dict, or no such parameter"
             )
+        raise RunError(
+            f"model/modeling.py: {name} is not the same after save_pretrained and "
+            "from_pretrained; expected Model to restore all its tensors"
+        )
+
+
+def _other_weights(model: torch.nn.Module) -> dict[str, Tensor]:
+    """Return a state dict whose parameters differ from those of the model; tied ones stay tied."""
+    weights = copy.deepcopy({name: t.detach() for name, t in model.state_dict().items()})
+    shifted: set[int] = set()
+    for name, _ in model.named_parameters(remove_duplicate=False):
+        tensor = weights.get(name)
+        if tensor is not None and tensor.data_ptr() not in shifted:
+            shifted.add(tensor.data_ptr())
+            tensor.add_(1)
+    return weights
 
 
 def _is_small(model: torch.nn.Module) -> bool:
