@@ -55,10 +55,11 @@ UNSAFE = re.compile(r"[\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufe
 
 PACKAGES = """
     accelerate aim bitsandbytes clearml comet_ml datasets deepspeed dvclive evaluate filelock fsspec
-    huggingface_hub hypothesis jinja2 matplotlib mlflow mypy numpy onnx onnxruntime packaging pandas
-    peft pip protobuf psutil pyarrow pytest regex requests ruff sacrebleu safetensors schedulefree
-    scipy sentencepiece setuptools swanlab sympy tensorboard tokenizers torch torchaudio
-    torchmetrics torchvision tqdm trackio transformers triton typing_extensions wandb wheel yaml
+    huggingface_hub hypothesis jinja2 matplotlib mlflow mypy numpy onnx onnxruntime onnxscript
+    optuna packaging pandas peft pip protobuf psutil pyarrow pytest regex requests ruff sacrebleu
+    safetensors schedulefree scipy sentencepiece setuptools swanlab sympy tensorboard tokenizers
+    torch torchaudio torchmetrics torchvision tqdm trackio transformers triton typing_extensions
+    wandb wheel yaml
 """
 PLACES = """
     best build checkpoints configuration dataset dist export last modeling models outputs src

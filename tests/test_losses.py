@@ -71,6 +71,30 @@ def test_losses_are_those_of_torch_with_the_weights_of_sklearn(
     assert found == pytest.approx(list(expected), rel=1e-12)
 
 
+def test_losses_of_labelled_tokens_have_the_weights_of_sklearn(
+    render: Render, tmp_path: Path
+) -> None:
+    """Also in several windows, with a label that has no token."""
+    draw = random.Random(0)
+    with (tmp_path / "rows.jsonl").open("w", encoding="utf-8") as file:
+        for size in (3, 20, 4, 9, 15, 2):
+            labels = draw.choices(["O", "B-X", "B-Y"], [8, 2, 1], k=size)
+            labels[-2:] = ["B-X", "I-X"]
+            words = [draw.choice(["see", "the", "cat"]) for _ in labels]
+            file.write(json.dumps({"words": words, "labels": labels}) + "\n")
+    project = render(task="token_classification")
+    *lines, last = run(project, SCRIPTS / "token_losses.py", tmp_path).splitlines()
+    found = json.loads(last)
+    assert found["weights"].pop("I-Y") == 0
+    assert "labels without a token in the training data, weight 0: I-Y" in lines
+    shown = ", ".join(f"{name} {weight:.4g}" for name, weight in found["weights"].items())
+    assert f"weights of the labels in the loss: {shown}, I-Y 0" in lines
+    weights = pytest.importorskip("sklearn.utils.class_weight")
+    names = np.array(list(found["weights"]))
+    expected = weights.compute_class_weight("balanced", classes=names, y=found["labels"])
+    assert list(found["weights"].values()) == pytest.approx(list(expected), rel=1e-12)
+
+
 def test_scores_and_thresholds_follow_their_definitions(render: Render, tmp_path: Path) -> None:
     write_rows(tmp_path / "several.jsonl", several=True)
     printed = run(render(task="classification"), SCRIPTS / "class_scores.py", tmp_path)

@@ -1,13 +1,13 @@
-"""Format examples and label counts as lines of text."""
+"""Format examples, label counts and label weights as lines of text."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
 
 EXAMPLES = 3  # shown
 WIDTH = 160  # characters shown of each
-LABELS = 20  # counts shown
+LABELS = 20  # counts or weights shown
 
 
 def describe_examples(
@@ -32,3 +32,11 @@ def describe_counts(counts: dict[str, int]) -> str:
     if len(counts) > LABELS:
         parts.append(f"and {len(counts) - LABELS:,} more labels")
     return "labels: " + ", ".join(parts)
+
+
+def describe_weights(names: list[str], weights: Iterable[float]) -> str:
+    """Return a line with the weight of each label."""
+    pairs = list(zip(names, weights, strict=True))
+    shown = ", ".join(f"{name} {weight:.4g}" for name, weight in pairs[:LABELS])
+    more = f" and {len(pairs) - LABELS} more" if len(pairs) > LABELS else ""
+    return f"weights of the labels in the loss: {shown}{more}"

@@ -12,7 +12,7 @@ import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from errors import DataError
-from reading.examples import describe_counts, describe_examples
+from reading.examples import describe_counts, describe_examples, describe_weights
 from reading.faults import Rows
 from reading.locate import locate_row, locate_value
 from reading.sources import Source
@@ -32,7 +32,6 @@ OPTIONS: dict[str, dict] = {
         "help": "balanced: weight labels by inverse frequency, also in validation",
     },
 }
-SHOWN = 20  # labels whose weights are printed
 
 
 class Dataset(torch.utils.data.Dataset):
@@ -78,10 +77,7 @@ class Dataset(torch.utils.data.Dataset):
         self.num_items = weights[self.rows.data.column("labels").to_numpy()]
         self.fingerprint = zlib.crc32(weights.tobytes(), self.fingerprint)
         self.class_weights = torch.from_numpy(weights).float()
-        pairs = list(zip(self.schema["labels"], weights, strict=True))
-        shown = ", ".join(f"{name} {weight:.4g}" for name, weight in pairs[:SHOWN])
-        more = f" and {len(pairs) - SHOWN} more" if len(pairs) > SHOWN else ""
-        self.notes.append(f"weights of the labels in the loss: {shown}{more}")
+        self.notes.append(describe_weights(self.schema["labels"], weights))
 
     def __len__(self) -> int:
         return len(self.rows)

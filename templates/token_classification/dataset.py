@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import zlib
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
@@ -15,7 +16,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from errors import DataError
 from reading.alignment import TokenLabels, items, label_tokens, parse_row
 from reading.entities import OUTSIDE, PREFIXED, entities_of, uses_prefixes
-from reading.examples import describe_counts, describe_examples
+from reading.examples import describe_counts, describe_examples, describe_weights
 from reading.faults import Rows
 from reading.locate import locate_row
 from reading.sources import Source
@@ -31,10 +32,15 @@ OPTIONS: dict[str, dict] = {
     "labels_column": {"default": "labels", "help": "column of the labels, one for each word"},
     "text_column": {"help": "column of texts with entities (default: text, without words)"},
     "spans_column": {"help": "column of their entities (default: spans or entities)"},
+    "class_weight": {
+        "choices": ["balanced"],
+        "metavar": "NAME",
+        "help": "balanced: weight labels by inverse frequency, also in validation",
+    },
 }
 TEXT = "text"
 SPANS = ("spans", "entities")
-SHOWN = 24  # tokens whose labels are shown
+SHOWN = 24  # tokens whose labels are shown, or labels without a token
 # Differences between the labels of a file and those of the tokens, by column of the tokenized rows.
 CHANGES = {
     "converted": "rows with labels in another scheme than BIO, which are converted",
@@ -56,6 +62,8 @@ class Schema:
         spans_column: Column of the entities of a text: a list of objects with `start`, `end`
             (exclusive) and `label`.
         labels: The label names in the order of their ids. Default: those in the file.
+        class_weight: "balanced": weight the loss of a token by its label.
+        class_weights: The weight of each label. Default: computed from the file; see `weigh`.
     """
 
     words_column: str = OPTIONS["words_column"]["default"]
@@ -63,6 +71,8 @@ class Schema:
     text_column: str | None = None
     spans_column: str | None = None
     labels: list[str] = dataclasses.field(default_factory=list)
+    class_weight: str | None = None
+    class_weights: list[float] = dataclasses.field(default_factory=list)
 
     @property
     def columns(self) -> list[str]:
@@ -111,6 +121,23 @@ class Schema:
             raise DataError(f"{where}: unknown label {unknown[0]!r}; expected one of {expected}")
         return dataclasses.replace(self, labels=labels)
 
+    def weigh(self, rows: datasets.Dataset) -> "Schema":
+        """Compute missing `class_weights`: tokens / (labels * tokens of the label).
+
+        Labels without a token, such as the `I-` of a type whose entities all have one, are not
+        counted, and get the weight 0.
+
+        Args:
+            rows: The tokenized rows.
+        """
+        if self.class_weight is None or self.class_weights:
+            return self
+        found = label_ids(rows)
+        counts = np.bincount(found[found >= 0], minlength=len(self.labels)).tolist()
+        balanced = sum(counts) / max(np.count_nonzero(counts), 1)
+        weights = [balanced / count if count else 0.0 for count in counts]
+        return dataclasses.replace(self, class_weights=weights)
+
 
 def labels_from(path: Source, found: set[str]) -> list[str]:
     """Return the label names for the names in a file: in BIO, or as they are.
@@ -138,18 +165,26 @@ def is_known(name: str, labels: list[str]) -> bool:
     return bool(PREFIXED.fullmatch(name)) and f"B-{name[2:]}" in labels
 
 
+def label_ids(rows: datasets.Dataset) -> np.ndarray:
+    """Return the label ids of all tokens of all windows, -100 if ignored."""
+    chunks = rows.data.column("labels").chunks
+    return np.concatenate([chunk.flatten().to_numpy() for chunk in chunks])
+
+
 class Dataset(torch.utils.data.Dataset):
     """Tokenized texts, each divided into windows of at most `max_len` tokens.
 
     Attributes:
         lengths: Tokens of each window, shape (n,); similar lengths are batched together.
-        num_items: Labelled tokens of each window, shape (n,); the loss is averaged over these.
+        num_items: Labelled tokens of each window, or the sum of the weights of their labels,
+            shape (n,); the loss is averaged over these tokens.
         schema: Keyword arguments for `generate_dataset` to read another file in the same way.
             Its labels are passed to `ModelConfig`.
         checksums: Checksum of the first window of each window's text, shape (n,), which decides
             whether it is held out: all windows of a text are in the same part.
-        fingerprint: Hash of the tokens and labels, the same on every machine.
-        notes: Lines to print about windows, and about labels that differ from those of the file.
+        fingerprint: Hash of the tokens, labels and weights, the same on every machine.
+        notes: Lines to print about windows, about labels that differ from those of the file, and
+            about the weights of the labels, if they have any.
     """
 
     def __init__(
@@ -170,6 +205,22 @@ class Dataset(torch.utils.data.Dataset):
         self.fingerprint = fingerprint(rows)
         self.tokenizer = tokenizer
         self.notes = list(self._notes(row_of, max_len))
+        self.class_weights: torch.Tensor | None = None
+        if schema["class_weights"]:
+            self._use_weights(np.array(schema["class_weights"]))
+
+    def _use_weights(self, weights: np.ndarray) -> None:
+        """Weight the tokens by their labels; shape (labels,)."""
+        found = label_ids(self.rows)
+        of_tokens = np.where(found >= 0, weights[found.clip(0)], 0.0)
+        window_of = np.repeat(np.arange(len(self)), self.lengths)
+        self.num_items = np.bincount(window_of, of_tokens, minlength=len(self))
+        self.fingerprint = zlib.crc32(weights.tobytes(), self.fingerprint)
+        self.class_weights = torch.from_numpy(weights).float()
+        self.notes.append(describe_weights(self.schema["labels"], weights))
+        if absent := [self.schema["labels"][index] for index in np.flatnonzero(weights == 0)]:
+            names = ", ".join(absent[:SHOWN]) + (", ..." if len(absent) > SHOWN else "")
+            self.notes.append(f"labels without a token in the training data, weight 0: {names}")
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -182,17 +233,23 @@ class Dataset(torch.utils.data.Dataset):
         return [{"input_ids": ids, "labels": labels} for ids, labels in rows]
 
     def collate(self, examples: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-        """Pad to the longest window: three tensors of shape (batch, length)."""
+        """Pad to the longest window: three tensors of shape (batch, length).
+
+        `class_weights`, shape (labels,), are the same in each batch.
+        """
         pad_id = self.tokenizer.pad_token_id or 0  # any id: padding is masked
         input_ids, attention_mask = pad(examples, "input_ids", pad_id)
         labels, _ = pad(examples, "labels", -100)
-        return {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
+        batch = {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
+        if self.class_weights is not None:
+            batch["class_weights"] = self.class_weights
+        return batch
 
     def describe(self) -> Iterator[str]:
         """Yield the number of entities of each type, a few examples, and the labels of tokens."""
         names = self.schema["labels"]
         counts: Counter[str] = Counter()
-        for index, count in Counter(self._all_labels().tolist()).items():
+        for index, count in Counter(label_ids(self.rows).tolist()).items():
             if index >= 0 and names[index] != OUTSIDE and not names[index].startswith("I-"):
                 counts[names[index].removeprefix("B-")] += count
         yield describe_counts(dict(sorted(counts.items())))
@@ -218,15 +275,10 @@ class Dataset(torch.utils.data.Dataset):
         if train is None:
             assert self.origin.row_of is not None
             rows = np.repeat(self.origin.row_of, self.lengths)
-            labels = self._all_labels()
+            labels = label_ids(self.rows)
             is_labelled = labels >= 0
             names = self.schema["labels"]
             yield from self.origin.single_labels(names, labels[is_labelled], rows[is_labelled])
-
-    def _all_labels(self) -> np.ndarray:
-        """Return the label ids of all tokens of all windows, -100 if ignored."""
-        chunks = self.rows.data.column("labels").chunks
-        return np.concatenate([chunk.values.to_numpy() for chunk in chunks])
 
     def _notes(self, row_of: np.ndarray, max_len: int) -> Iterator[str]:
         source = self.origin.source
@@ -294,10 +346,11 @@ def generate_dataset(
 
     rows = tokenize(table, encode, tokenizer)
     faults = rows.data.column("fault")
+    complete = complete.weigh(rows)
     dataset = Dataset(Rows(path, table, rows), dataclasses.asdict(complete), tokenizer, max_len)
     if (row := pc.index(pc.not_equal(faults, ""), True).as_py()) >= 0:
         raise DataError(f"{dataset.origin.place(row)}: {faults[row]}")
-    if dataset.num_items.sum() == 0:
+    if pc.sum(rows.data.column("num_items")).as_py() == 0:
         raise DataError(f"{path}: no words; expected words or texts with labels")
     return dataset
 

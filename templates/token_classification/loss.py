@@ -5,15 +5,36 @@ from torch.nn import functional as F
 
 
 def cross_entropy(
-    logits: Tensor, labels: Tensor, num_items_in_batch: Tensor | int | None = None
+    logits: Tensor,
+    labels: Tensor,
+    num_items_in_batch: Tensor | float | None = None,
+    class_weights: Tensor | None = None,
+    label_smoothing: float = 0.0,
 ) -> Tensor:
     """Compute the sum over the tokens, divided by `num_items_in_batch`; by default their mean.
 
     Args:
         logits: Shape (batch, length, labels).
         labels: Label ids, shape (batch, length); -100 is ignored.
+        num_items_in_batch: Number of labelled tokens or, with `class_weights`, the sum of the
+            weights of their labels.
+        class_weights: Weight of each label, shape (labels,).
+        label_smoothing: Fraction of each target that is spread evenly over all labels. Both are
+            defined as in `torch.nn.CrossEntropyLoss`.
     """
     if num_items_in_batch is None:
-        num_items_in_batch = (labels != -100).sum()
-    loss = F.cross_entropy(logits.flatten(0, 1).float(), labels.flatten(), reduction="sum")
+        num_items_in_batch = count_items(labels, class_weights)
+    loss = F.cross_entropy(
+        logits.flatten(0, 1).float(),
+        labels.flatten(),
+        class_weights,
+        reduction="sum",
+        label_smoothing=label_smoothing,
+    )
     return loss / num_items_in_batch
+
+
+def count_items(labels: Tensor, class_weights: Tensor | None = None) -> Tensor:
+    """Return the number of labelled tokens, or the sum of the weights of their labels."""
+    is_target = labels != -100
+    return is_target.sum() if class_weights is None else class_weights[labels[is_target]].sum()

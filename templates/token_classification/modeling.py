@@ -35,7 +35,8 @@ class Model(Wrapper):
         input_ids: Tensor | None = None,
         attention_mask: Tensor | None = None,
         labels: Tensor | None = None,
-        num_items_in_batch: Tensor | int | None = None,
+        num_items_in_batch: Tensor | float | None = None,
+        class_weights: Tensor | None = None,
         **kwargs,
     ) -> TokenClassifierOutput:
         """Label the tokens of a batch of texts.
@@ -44,8 +45,9 @@ class Model(Wrapper):
             input_ids: Token ids, shape (batch, length).
             attention_mask: 1 for tokens, 0 for padding, shape (batch, length).
             labels: Label ids, shape (batch, length); -100 is ignored.
-            num_items_in_batch: Number of labels in the global batch, which divides the summed
-                loss. Default: the number of labels in this batch; the loss is then a mean.
+            num_items_in_batch: Number of labels in the global batch, or the sum of their weights,
+                which divides the summed loss. Default: that of this batch; the loss is then a mean.
+            class_weights: Weight of each label in the loss, shape (labels,). Default: 1.
 
         Returns:
             `loss`, a scalar if `labels` were given, and `logits`, shape (batch, length, labels),
@@ -53,7 +55,13 @@ class Model(Wrapper):
         """
         outputs = self.tagger(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
         if labels is not None:
-            outputs.loss = cross_entropy(outputs.logits, labels, num_items_in_batch)
+            outputs.loss = cross_entropy(
+                outputs.logits,
+                labels,
+                num_items_in_batch,
+                class_weights,
+                self.config.label_smoothing if self.training else 0.0,
+            )
         return outputs
 
     def _load_classifier(self, config: ModelConfig):

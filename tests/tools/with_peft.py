@@ -15,6 +15,7 @@ trust = {"trust_remote_code": "auto_map" in config}
 auto = getattr(transformers, auto_class)
 kinds = {
     "AutoModelForSequenceClassification": "SEQ_CLS",
+    "AutoModelForTokenClassification": "TOKEN_CLS",
     "AutoModelForCausalLM": "CAUSAL_LM",
     "AutoModelForSeq2SeqLM": "SEQ_2_SEQ_LM",
 }

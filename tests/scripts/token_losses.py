@@ -1,0 +1,84 @@
+"""Check the loss of a token classification project against torch, with weights and smoothing.
+
+python token_losses.py FOLDER    reads FOLDER/rows.jsonl; prints the labels of its tokens and the
+                                 weights of the labels, as JSON
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import torch
+from torch.nn.functional import cross_entropy
+
+from model.configuration import ModelConfig
+from model.dataset import generate_dataset
+from model.modeling import Model
+from train import main
+
+FOLDER = Path(sys.argv[1])
+ROWS = FOLDER / "rows.jsonl"
+SMOOTHING = 0.1
+torch.manual_seed(0)
+
+
+def gradient(loss: torch.Tensor) -> torch.Tensor:
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    return torch.cat([part.flatten() for part in torch.autograd.grad(loss, parameters)])
+
+
+def mean(batch: dict, logits: torch.Tensor, smoothing: float) -> torch.Tensor:
+    """Return the mean over the tokens in float64, with the weights in the schema."""
+    weights = torch.tensor(dataset.schema["class_weights"], dtype=torch.float64)
+    flat = logits.double().flatten(0, 1)
+    return cross_entropy(flat, batch["labels"].flatten(), weights, label_smoothing=smoothing)
+
+
+def loss_of(some: range) -> torch.Tensor:
+    """Return the part of a few windows in the mean over all windows."""
+    batch = dataset.collate([dataset[index] for index in some])
+    return model(**batch, num_items_in_batch=dataset.num_items.sum()).loss
+
+
+# Windows, so that a text is in several of them. Smoothing in training mode only.
+dataset = generate_dataset(ROWS, max_len=12, class_weight="balanced")
+assert dataset.origin.row_of.max() + 1 < len(dataset)
+model = Model(ModelConfig(labels=dataset.schema["labels"], label_smoothing=SMOOTHING))
+for module in model.modules():
+    if isinstance(module, torch.nn.Dropout):
+        module.p = 0.0
+whole = dataset.collate([dataset[index] for index in range(len(dataset))])
+for mode, smoothing in ((False, 0.0), (True, SMOOTHING)):
+    outputs = model.train(mode)(**whole)
+    expected = mean(whole, outputs.logits, smoothing)
+    torch.testing.assert_close(outputs.loss.double(), expected, rtol=1e-6, atol=0)
+
+# The gradient of the batch in parts of several sizes: windows, and padding, are divided otherwise.
+wanted = gradient(outputs.loss)
+assert wanted.norm() > 0.1
+for size in (1, 5, len(dataset)):
+    starts = range(0, len(dataset), size)
+    parts = [gradient(loss_of(range(len(dataset))[n : n + size])) for n in starts]
+    assert (sum(parts) - wanted).norm() < 1e-5 * wanted.norm(), size
+
+# Another file is read with the weights of the first, and its windows count accordingly.
+again = generate_dataset(ROWS, max_len=12, **dataset.schema)
+assert again.schema == dataset.schema
+assert again.fingerprint == dataset.fingerprint
+assert generate_dataset(ROWS, max_len=12).fingerprint != dataset.fingerprint
+
+# A run prints the weights, and validates by the weighted mean without smoothing.
+options = ["--class_weight=balanced", f"--label_smoothing={SMOOTHING}", "--max_len=12"]
+data = [f"--train_input={ROWS}", f"--valid_input={ROWS}", f"--outdir={FOLDER / 'run'}"]
+main([*data, *options, "--max_steps=1"])
+best = Model.from_pretrained(FOLDER / "run" / "best").eval()
+(logs,) = json.loads((FOLDER / "run" / "log.json").read_text()).values()
+with torch.no_grad():
+    expected = mean(whole, best(**whole).logits, 0.0)
+assert abs(logs["valid_log"]["loss"] - expected.item()) < 1e-5
+assert abs(logs["valid_log"]["count"] - dataset.num_items.sum()) < 1e-6
+
+labels = whole["labels"][whole["labels"] >= 0].tolist()
+names = dataset.schema["labels"]
+weights = dict(zip(names, dataset.schema["class_weights"], strict=True))
+print(json.dumps({"labels": [names[index] for index in labels], "weights": weights}))
