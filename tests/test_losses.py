@@ -76,12 +76,14 @@ def test_losses_of_labelled_tokens_have_the_weights_of_sklearn(
 ) -> None:
     """Also in several windows, with a label that has no token."""
     draw = random.Random(0)
-    with (tmp_path / "rows.jsonl").open("w", encoding="utf-8") as file:
-        for size in (3, 20, 4, 9, 15, 2):
+    for name, sizes in (("train", (3, 20, 4, 9, 15, 2)), ("valid", (19, 3, 8))):
+        rows = []
+        for size in sizes:
             labels = draw.choices(["O", "B-X", "B-Y"], [8, 2, 1], k=size)
             labels[-2:] = ["B-X", "I-X"]
             words = [draw.choice(["see", "the", "cat"]) for _ in labels]
-            file.write(json.dumps({"words": words, "labels": labels}) + "\n")
+            rows.append(json.dumps({"words": words, "labels": labels}) + "\n")
+        (tmp_path / f"{name}.jsonl").write_text("".join(rows), encoding="utf-8")
     project = render(task="token_classification")
     *lines, last = run(project, SCRIPTS / "token_losses.py", tmp_path).splitlines()
     found = json.loads(last)
