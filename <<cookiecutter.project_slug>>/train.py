@@ -13,7 +13,7 @@ from contextlib import closing
 from itertools import islice
 
 from training.command_line import check_early
-from training.config import check_form
+from training.parser import check_form
 
 if __name__ == "__main__":
     check_early(check_form)  # before the imports below, which take seconds

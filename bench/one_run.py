@@ -118,13 +118,13 @@ def limit(spec: dict, meter: Meter) -> None:
     from accelerate import Accelerator
     from accelerate.utils import send_to_device
 
+    from training.arguments import read_config
     from training.batches import Batches
-    from training.config import RunConfig
     from training.contract import Task, model_inputs
     from training.loading import build_config, build_model, load_tokenizer, set_up
 
     task = Task()
-    config, _ = RunConfig.from_command_line(task, our_arguments(spec))
+    config, _ = read_config(task, our_arguments(spec))
     tokenizer = load_tokenizer(config.model_id)
     examples = task.read(config.train_input, tokenizer, config.max_len, **config.data_options)
     accelerator = Accelerator()

@@ -16,7 +16,8 @@ import train
 from conftest import ROOT
 from errors import RunError
 from helpers.assertions import read_state
-from training.config import SCHEDULERS, TRACKERS, RunConfig
+from training.arguments import read_config
+from training.config import SCHEDULERS, TRACKERS
 from training.contract import Task
 from training.options import evaluate
 
@@ -105,7 +106,7 @@ def test_arguments_come_from_a_yaml_file_and_the_command_line(arguments, tmp_pat
     lines = [f"{name}: {json.dumps(value)}" for name, value in values.items()]
     lines += ["max_steps: 1", "lr: 1e-3", "gradient_checkpointing: false", "seed: 7", "patience:"]
     path.write_text("\n".join(lines), encoding="utf-8")
-    config, _ = RunConfig.from_command_line(Task(), ["--config", str(path), "--seed", "8"])
+    config, _ = read_config(Task(), ["--config", str(path), "--seed", "8"])
     assert config.lr == 1e-3
     assert config.seed == 8
     assert config.max_steps == 1
@@ -147,7 +148,7 @@ def test_invalid_yaml_file_is_refused(text, sentence, tmp_path):
 )
 def test_names_of_transformers_are_accepted(alias, name, value, tmp_path):
     arguments = ["--outdir", str(tmp_path / "run"), f"--{alias}", str(value)]
-    config, _ = RunConfig.from_command_line(Task(), arguments)
+    config, _ = read_config(Task(), arguments)
     assert getattr(config, name) == value
 
 
@@ -157,7 +158,7 @@ def test_names_of_transformers_are_accepted(alias, name, value, tmp_path):
 def test_value_out_of_range_is_refused(argument, tmp_path):
     name, _, value = argument.partition("=")
     with pytest.raises(RunError, match=f"{name} {value}.*: expected at least "):
-        RunConfig.from_command_line(Task(), ["--outdir", str(tmp_path / "run"), argument])
+        read_config(Task(), ["--outdir", str(tmp_path / "run"), argument])
 
 
 @pytest.mark.proof

@@ -31,8 +31,8 @@ from helpers.launch_env import fsdp2
 from helpers.model_folder import files_of_model_in
 from helpers.processes import STOPPED, Launch
 from model.modeling import Model
+from training.arguments import read_config
 from training.averaging import EMA, WeightAverage
-from training.config import RunConfig
 from training.contract import Task
 from training.layers import (
     distances_from_head,
@@ -187,7 +187,7 @@ def test_optimizer_and_average_of_a_resumed_run_cannot_change(averaged):
 def test_option_that_would_have_no_effect_is_refused(flags, sentence, monkeypatch, tmp_path):
     monkeypatch.setattr("training.optimizer_options.require", lambda *_: None)
     with pytest.raises(RunError, match=sentence):
-        RunConfig.from_command_line(Task(), ["--outdir", str(tmp_path / "run"), *flags.split()])
+        read_config(Task(), ["--outdir", str(tmp_path / "run"), *flags.split()])
 
 
 @pytest.mark.parametrize(("name", "package"), NEEDS.items())

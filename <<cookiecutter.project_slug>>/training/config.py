@@ -1,38 +1,24 @@
-"""The configuration of a run: command line, `--config` file, and the arguments of a checkpoint.
+"""The configuration of a run: its fields, and the rules for their values.
 
 This module does not import torch, so that `--help` and errors in arguments are fast.
 """
 
-import argparse
-import difflib
 import math
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
-from typing import Any, get_args
-
-import yaml
+from typing import Any
 
 from errors import RunError
 
-from .atomic import STORE, find_intact, is_published
-from .help import HelpFormatter, OneOrMore
+from .help import OneOrMore
 from .optimizer_options import OPTIMIZERS, OptimizerOptions
-from .options import TaskOptions
 from .packages import require
-from .remote import download_checkpoint, is_remote
 from .set_names import named_sources
-from .state import OPTIMIZER_FILE, SavedRun
+from .state import SavedRun
 
-AUTO = "auto"
 LOSS = "loss"  # name of the loss among the scores
-RESULTS = ("last", "best", "log.json")
 BASE_DTYPES = ("float32", "bfloat16")
 HUB_STRATEGIES = ("end", "every_save", "checkpoint")  # as in transformers
-# Arguments that a resumed run cannot change: its adapter or optimizer state depends on them.
-FIXED = (
-    *("lora_rank", "lora_alpha", "lora_targets", "lora_dora", "base_dtype"),
-    *("optimizer", "layer_decay", "head_lr_factor", "ema"),
-)
 CONSTANT = ("constant", "constant_with_warmup")
 TRACKERS = (  # of accelerate
     *("aim", "clearml", "comet_ml", "dvclive", "mlflow", "swanlab"),
@@ -47,7 +33,6 @@ SCHEDULERS = (  # of transformers, except two that depend on a metric
 ALL_LINEAR = "all-linear"
 ADAPTER_FILE = "adapter_config.json"
 PATHS = ("train_input", "valid_input", "model_id", "outdir", "restore_dir", "config")
-UNSET = object()
 
 
 def option(
@@ -178,7 +163,8 @@ class RunConfig:
     optimizer: str = option(
         "adamw",
         "adamw; muon or adamw_8bit (matrices of hidden layers; AdamW with the same --lr for the "
-        "rest); schedule_free (averages the weights instead of decaying the learning rate); sgd",
+        "rest); schedule_free (averages the weights instead of decaying the learning rate); sgd "
+        "(requires --lr)",
         group=STEP,
         choices=list(OPTIMIZERS),
         metavar="NAME",
@@ -292,56 +278,6 @@ class RunConfig:
     score_options: dict[str, Any] = field(default_factory=dict)
     resumed: SavedRun | None = None
 
-    @classmethod
-    def from_command_line(
-        cls, task: TaskOptions, argv: list[str], intact: str | None = None
-    ) -> tuple["RunConfig", list[str]]:
-        """Combine defaults, the arguments of a checkpoint, the YAML file and the command line.
-
-        Args:
-            intact: Path of a checkpoint whose checksums have already been verified.
-
-        Returns:
-            The configuration, with the path of an intact checkpoint as `restore_dir`; and lines to
-            print about arguments that differ from the arguments of the resumed run.
-
-        Raises:
-            RunError: A value is out of range, `restore_dir` is not a checkpoint to resume from,
-                or `outdir` contains another run.
-        """
-        parser = build_parser(task)
-        argv = insert_yaml(parser, argv)
-        defaults = vars(parser.parse_args([]))
-        blank = argparse.Namespace(**dict.fromkeys(defaults, UNSET))
-        given = vars(parser.parse_args(argv, blank))
-        given = {name: value for name, value in given.items() if value is not UNSET}
-        for values in (defaults, given):
-            values.update({name: _expanded(values[name]) for name in PATHS if name in values})
-        checkpoint, notes = _find_checkpoint({**defaults, **given}, intact)
-        saved: dict[str, Any] = {}
-        resumed = None
-        if checkpoint is not None:
-            resumed = SavedRun.read(checkpoint)
-            saved = {name: v for name, v in resumed.args.items() if name in defaults}
-            _check_fixed({**defaults, **saved}, given)
-            if "outdir" not in given:
-                saved["outdir"] = _outdir_of({**defaults, **given}["restore_dir"], defaults)
-            notes += _changes(saved, given)
-            if "epochs" in given and "max_steps" not in given and saved.get("max_steps"):
-                notes.append(f"--max_steps {saved.pop('max_steps')} no longer applies")
-        elif "train_input" in given and "valid_input" not in given:
-            saved["valid_input"] = None
-        values = {**defaults, **saved, **given}
-        averages = OPTIMIZERS[values["optimizer"]].averages
-        if averages and "lr_scheduler_type" not in {**saved, **given}:
-            values["lr_scheduler_type"] = "constant_with_warmup"
-        values["restore_dir"] = None if checkpoint is None else str(checkpoint)
-        if values["lora_rank"] and values["lora_alpha"] is None:
-            values["lora_alpha"] = 2 * values["lora_rank"]
-        config = cls(resumed=resumed, **_by_field(values, task))
-        config.validate()
-        return config, notes
-
     @property
     def peak_lr(self) -> float:
         """`lr` after the model is built: its default depends on whether weights are pretrained."""
@@ -366,7 +302,7 @@ class RunConfig:
         Raises:
             RunError: A value is out of range, or a tracker or repository is not available.
         """
-        _check_ranges(vars(self))
+        check_ranges(vars(self))
         _ = self.valid_sources
         if (self.valid_fold + 0.5) * self.valid_size >= 1:
             raise RunError(
@@ -418,7 +354,7 @@ class RunConfig:
             return require("peft", "lora", f"--lora_rank {self.lora_rank}")
         for spec in option_fields():
             value = getattr(self, spec.name)
-            if spec.metadata["group"] == LORA and value != _default(spec):
+            if spec.metadata["group"] == LORA and value != default_of(spec):
                 shown = " ".join(value) if isinstance(value, list) else value
                 raise RunError(f"--{spec.name} {shown}: expected --lora_rank, too")
 
@@ -453,18 +389,7 @@ def option_fields() -> list[Any]:
     return [spec for spec in fields(RunConfig) if spec.metadata]
 
 
-def check_form(argv: list[str]) -> None:
-    """Check names, types and ranges of arguments; print the help of `--help`.
-
-    Raises:
-        RunError: A value is out of range, or the YAML file cannot be read.
-        SystemExit: After `--help`, or if argparse rejects an argument.
-    """
-    parser = build_parser(TaskOptions())
-    _check_ranges(vars(parser.parse_args(insert_yaml(parser, argv))))
-
-
-def _check_ranges(values: dict[str, Any]) -> None:
+def check_ranges(values: dict[str, Any]) -> None:
     for spec in option_fields():
         value = values[spec.name]
         least = spec.metadata["at_least"]
@@ -473,173 +398,5 @@ def _check_ranges(values: dict[str, Any]) -> None:
             raise RunError(f"--{spec.name} {value}: expected at least {least}")
 
 
-def build_parser(task: TaskOptions) -> argparse.ArgumentParser:
-    """Build the parser from the fields of `RunConfig` and the options of the task."""
-    parser = argparse.ArgumentParser(
-        usage="train.py [arguments]",
-        formatter_class=HelpFormatter,
-        epilog="Names of transformers.TrainingArguments, such as --output_dir, are accepted, too.",
-    )
-    groups = {name: parser.add_argument_group(name) for name in (DATA, RUN, STEP, VALIDATION)}
-    groups |= {name: parser.add_argument_group(name) for name in (LORA, SPEED, REPORT)}
-    for spec in option_fields():
-        default = task.base_model if spec.name == "model_id" else _default(spec)
-        arguments = {**_kind(spec), **spec.metadata["arguments"]}
-        group = groups[spec.metadata["group"]]
-        text = spec.metadata["help"].replace("%", "%%")
-        group.add_argument(f"--{spec.name}", default=default, help=text, **arguments)
-        for alias in spec.metadata["aliases"]:
-            parser.add_argument(
-                f"--{alias}",
-                dest=spec.name,
-                default=default,
-                help=argparse.SUPPRESS,
-                **arguments,
-            )
-    for name, arguments in _task_options(task).items():
-        groups[DATA].add_argument(f"--{name}", **arguments)
-    return parser
-
-
-def insert_yaml(parser: argparse.ArgumentParser, argv: list[str]) -> list[str]:
-    """Insert the values of `--config` ahead of the command line, so that the latter overrides them.
-
-    Raises:
-        RunError: The file cannot be read, or a key is not an argument.
-    """
-    finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    finder.add_argument("--config")
-    path = finder.parse_known_args(argv)[0].config
-    if path is None:
-        return argv
-    try:
-        values = yaml.safe_load(Path(path).expanduser().read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
-        raise RunError(f"--config {path}: cannot be read ({reason})") from None
-    if not isinstance(values, dict):
-        raise RunError(f"--config {path}: expected lines of `name: value`")
-    known = {text[2:]: action for action in parser._actions for text in action.option_strings}
-    lines: list[str] = []
-    for name, value in values.items():
-        if name not in known or name in ("config", "help"):
-            near = difflib.get_close_matches(str(name), known, n=1)
-            hint = f"; did you mean {near[0]}?" if near else ""
-            raise RunError(f"--config {path}: no argument {name}{hint}")
-        lines += _as_arguments(path, name, value, is_flag=known[name].nargs == 0)
-    return [*lines, *argv]
-
-
-def _as_arguments(path: str, name: str, value: Any, is_flag: bool) -> list[str]:
-    if is_flag:
-        if not isinstance(value, bool):
-            raise RunError(f"--config {path}: {name}: {value}; expected true or false")
-        return [f"--{name}"] if value else []
-    if isinstance(value, list):
-        return [f"--{name}", *map(str, value)]
-    return [] if value is None else [f"--{name}={value}"]
-
-
-def _find_checkpoint(values: dict[str, Any], intact: str | None) -> tuple[Path | None, list[str]]:
-    """Return the folder to resume from, and lines to print."""
-    outdir = Path(values["outdir"])
-    name = values["restore_dir"]
-    is_new_here = name is None or is_remote(name)
-    if is_new_here and any((outdir / result).exists() for result in RESULTS):
-        raise RunError(
-            f"{outdir}: already contains a run; resume it with --restore_dir {AUTO}, or choose "
-            "another --outdir"
-        )
-    if name == AUTO:
-        name = str(outdir / "last") if is_published(outdir / "last") else None
-    if name is None:
-        return None, []
-    place = download_checkpoint(name) if is_remote(name) else Path(name)
-    folder, fault = (place, None) if str(place) == intact else find_intact(place)
-    if not (folder / OPTIMIZER_FILE).is_file():
-        raise RunError(f"{folder}: has no optimizer state; expected a last/, not a best/")
-    if fault is None:
-        return folder, []
-    return folder, [f"{name} is damaged ({fault}); resuming from the previous one, {folder}"]
-
-
-def _outdir_of(place: str, defaults: dict[str, Any]) -> str:
-    """Return the output directory of a run, given the path of its last/ or of the link's target.
-
-    Raises:
-        RunError: The folder has another name.
-    """
-    restore_dir = Path(place)
-    if place == AUTO or is_remote(place):
-        return defaults["outdir"]
-    if restore_dir.name == "last":
-        return str(restore_dir.parent)
-    target = restore_dir.resolve()
-    if target.parent.name == STORE:
-        return str(target.parent.parent)
-    if target.name == "last":
-        return str(target.parent)
-    raise RunError(
-        f"--restore_dir {restore_dir}: cannot derive the output directory, since the path does not "
-        "end with `last`; expected --outdir as well"
-    )
-
-
-def _changes(saved: dict[str, Any], given: dict[str, Any]) -> list[str]:
-    """Return one line for each argument whose value in the resumed run differs."""
-    ignored = ("restore_dir", "config", "outdir", "dry_run")
-    return [
-        f"--{name} is now {value}; it was {saved[name]}"
-        for name, value in given.items()
-        if name not in ignored and name in saved and saved[name] != value
-    ]
-
-
-def _check_fixed(saved: dict[str, Any], given: dict[str, Any]) -> None:
-    """Check that the arguments of a resumed run match its adapter and its optimizer.
-
-    Raises:
-        RunError: An argument differs.
-    """
-    for name in FIXED:
-        if name in given and given[name] != saved[name]:
-            raise RunError(
-                f"--{name} {given[name]}: the resumed run has {saved[name]}; expected the same "
-                "value, or a new run"
-            )
-
-
-def _by_field(values: dict[str, Any], task: TaskOptions) -> dict[str, Any]:
-    """Group values by the fields of `RunConfig`; options of the task go into three dicts."""
-    result = {spec.name: values[spec.name] for spec in option_fields()}
-    for kind in ("data_options", "model_options", "score_options"):
-        result[kind] = {name: values[name] for name in getattr(task, kind)}
-    return result
-
-
-def _task_options(task: TaskOptions) -> dict[str, dict]:
-    return {**task.data_options, **task.model_options, **task.score_options}
-
-
-def _default(spec: Any) -> Any:
+def default_of(spec: Any) -> Any:
     return spec.default_factory() if spec.default is MISSING else spec.default
-
-
-def _kind(spec: Any) -> dict[str, Any]:
-    """Return the arguments of `add_argument` that follow from the type of a field."""
-    types = get_args(spec.type) or (spec.type,)
-    if spec.type is bool:
-        return {"action": "store_true"}
-    for kind in (int, float):
-        if kind in types:
-            return {"type": kind}
-    return {}
-
-
-def _expanded(value: Any) -> Any:
-    """Expand `~` in a path, or in each of several."""
-    if isinstance(value, list):
-        return [_expanded(part) for part in value]
-    if isinstance(value, str) and value.startswith("~"):
-        return str(Path(value).expanduser())
-    return value

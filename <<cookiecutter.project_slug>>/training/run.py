@@ -19,6 +19,7 @@ from model.adapter import hash_base
 from model.interface import Scorer
 
 from .adapter import add_adapter, check_form, moved_base, prepare_base
+from .arguments import read_config
 from .atomic import is_published, supports_links
 from .averaging import WeightAverage
 from .batches import Batches
@@ -135,7 +136,7 @@ def _join(task: Task, argv: list[str]) -> tuple[RunConfig, list[str], Accelerato
     raises: otherwise the other ranks would wait for it.
     """
     try:
-        config, notes = RunConfig.from_command_line(task, argv)
+        config, notes = read_config(task, argv)
     except RunError:
         with RankGroup(start()).in_agreement():
             raise
@@ -152,7 +153,7 @@ def _check_unchanged(group: RankGroup, task: Task, argv: list[str], config: RunC
     have different folders.
     """
     with group.in_agreement():
-        again, _ = RunConfig.from_command_line(task, argv, config.restore_dir)
+        again, _ = read_config(task, argv, config.restore_dir)
         if again != config:
             raise RunError(f"{config.outdir}: changed while this run started; start it again")
     group.expect_equal({f"--{name}": value for name, value in config.to_args().items()})

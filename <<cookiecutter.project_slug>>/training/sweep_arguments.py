@@ -6,10 +6,11 @@ from pathlib import Path
 
 from errors import RunError
 
-from .config import LOSS, build_parser as build_train_parser, insert_yaml
+from .config import LOSS
 from .help import HelpFormatter
 from .options import TaskOptions
 from .packages import require
+from .parser import build_parser as build_train_parser, insert_yaml
 
 PLACES = ("outdir", "restore_dir", "dry_run")  # arguments of train.py set by this script
 OF_FOLDS = ("valid_input", "valid_size", "valid_fold")

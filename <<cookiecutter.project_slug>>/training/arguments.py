@@ -1,0 +1,160 @@
+"""Combine the command line with the arguments of the checkpoint that a run resumes from."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from errors import RunError
+
+from .atomic import STORE, find_intact, is_published
+from .config import PATHS, RunConfig, option_fields
+from .optimizer_options import OPTIMIZERS
+from .options import TaskOptions
+from .parser import build_parser, insert_yaml
+from .remote import download_checkpoint, is_remote
+from .state import OPTIMIZER_FILE, SavedRun
+
+AUTO = "auto"
+RESULTS = ("last", "best", "log.json")
+# Arguments that a resumed run cannot change: its adapter or optimizer state depends on them.
+FIXED = (
+    *("lora_rank", "lora_alpha", "lora_targets", "lora_dora", "base_dtype"),
+    *("optimizer", "layer_decay", "head_lr_factor", "ema"),
+)
+UNSET = object()
+
+
+def read_config(
+    task: TaskOptions, argv: list[str], intact: str | None = None
+) -> tuple[RunConfig, list[str]]:
+    """Combine defaults, the arguments of a checkpoint, the YAML file and the command line.
+
+    Args:
+        intact: Path of a checkpoint whose checksums have already been verified.
+
+    Returns:
+        The configuration, with the path of an intact checkpoint as `restore_dir`; and lines to
+        print about arguments that differ from the arguments of the resumed run.
+
+    Raises:
+        RunError: A value is out of range, `restore_dir` is not a checkpoint to resume from,
+            or `outdir` contains another run.
+    """
+    parser = build_parser(task)
+    argv = insert_yaml(parser, argv)
+    defaults = vars(parser.parse_args([]))
+    blank = argparse.Namespace(**dict.fromkeys(defaults, UNSET))
+    given = vars(parser.parse_args(argv, blank))
+    given = {name: value for name, value in given.items() if value is not UNSET}
+    for values in (defaults, given):
+        values.update({name: _expanded(values[name]) for name in PATHS if name in values})
+    checkpoint, notes = _find_checkpoint({**defaults, **given}, intact)
+    saved: dict[str, Any] = {}
+    resumed = None
+    if checkpoint is not None:
+        resumed = SavedRun.read(checkpoint)
+        saved = {name: v for name, v in resumed.args.items() if name in defaults}
+        _check_fixed({**defaults, **saved}, given)
+        if "outdir" not in given:
+            saved["outdir"] = _outdir_of({**defaults, **given}["restore_dir"], defaults)
+        notes += _changes(saved, given)
+        if "epochs" in given and "max_steps" not in given and saved.get("max_steps"):
+            notes.append(f"--max_steps {saved.pop('max_steps')} no longer applies")
+    elif "train_input" in given and "valid_input" not in given:
+        saved["valid_input"] = None
+    values = {**defaults, **saved, **given}
+    averages = OPTIMIZERS[values["optimizer"]].averages
+    if averages and "lr_scheduler_type" not in {**saved, **given}:
+        values["lr_scheduler_type"] = "constant_with_warmup"
+    values["restore_dir"] = None if checkpoint is None else str(checkpoint)
+    if values["lora_rank"] and values["lora_alpha"] is None:
+        values["lora_alpha"] = 2 * values["lora_rank"]
+    config = RunConfig(resumed=resumed, **_by_field(values, task))
+    config.validate()
+    return config, notes
+
+
+def _find_checkpoint(values: dict[str, Any], intact: str | None) -> tuple[Path | None, list[str]]:
+    """Return the folder to resume from, and lines to print."""
+    outdir = Path(values["outdir"])
+    name = values["restore_dir"]
+    is_new_here = name is None or is_remote(name)
+    if is_new_here and any((outdir / result).exists() for result in RESULTS):
+        raise RunError(
+            f"{outdir}: already contains a run; resume it with --restore_dir {AUTO}, or choose "
+            "another --outdir"
+        )
+    if name == AUTO:
+        name = str(outdir / "last") if is_published(outdir / "last") else None
+    if name is None:
+        return None, []
+    place = download_checkpoint(name) if is_remote(name) else Path(name)
+    folder, fault = (place, None) if str(place) == intact else find_intact(place)
+    if not (folder / OPTIMIZER_FILE).is_file():
+        raise RunError(f"{folder}: has no optimizer state; expected a last/, not a best/")
+    if fault is None:
+        return folder, []
+    return folder, [f"{name} is damaged ({fault}); resuming from the previous one, {folder}"]
+
+
+def _outdir_of(place: str, defaults: dict[str, Any]) -> str:
+    """Return the output directory of a run, given the path of its last/ or of the link's target.
+
+    Raises:
+        RunError: The folder has another name.
+    """
+    restore_dir = Path(place)
+    if place == AUTO or is_remote(place):
+        return defaults["outdir"]
+    if restore_dir.name == "last":
+        return str(restore_dir.parent)
+    target = restore_dir.resolve()
+    if target.parent.name == STORE:
+        return str(target.parent.parent)
+    if target.name == "last":
+        return str(target.parent)
+    raise RunError(
+        f"--restore_dir {restore_dir}: cannot derive the output directory, since the path does not "
+        "end with `last`; expected --outdir as well"
+    )
+
+
+def _changes(saved: dict[str, Any], given: dict[str, Any]) -> list[str]:
+    """Return one line for each argument whose value in the resumed run differs."""
+    ignored = ("restore_dir", "config", "outdir", "dry_run")
+    return [
+        f"--{name} is now {value}; it was {saved[name]}"
+        for name, value in given.items()
+        if name not in ignored and name in saved and saved[name] != value
+    ]
+
+
+def _check_fixed(saved: dict[str, Any], given: dict[str, Any]) -> None:
+    """Check that the arguments of a resumed run match its adapter and its optimizer.
+
+    Raises:
+        RunError: An argument differs.
+    """
+    for name in FIXED:
+        if name in given and given[name] != saved[name]:
+            raise RunError(
+                f"--{name} {given[name]}: the resumed run has {saved[name]}; expected the same "
+                "value, or a new run"
+            )
+
+
+def _by_field(values: dict[str, Any], task: TaskOptions) -> dict[str, Any]:
+    """Group values by the fields of `RunConfig`; options of the task go into three dicts."""
+    result = {spec.name: values[spec.name] for spec in option_fields()}
+    for kind in ("data_options", "model_options", "score_options"):
+        result[kind] = {name: values[name] for name in getattr(task, kind)}
+    return result
+
+
+def _expanded(value: Any) -> Any:
+    """Expand `~` in a path, or in each of several."""
+    if isinstance(value, list):
+        return [_expanded(part) for part in value]
+    if isinstance(value, str) and value.startswith("~"):
+        return str(Path(value).expanduser())
+    return value

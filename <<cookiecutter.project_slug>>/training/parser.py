@@ -1,0 +1,121 @@
+"""The command line of train.py, and its `--config` file.
+
+This module does not import torch, so that `--help` and errors in arguments are fast.
+"""
+
+import argparse
+import difflib
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+
+from errors import RunError
+
+from .config import (
+    DATA,
+    LORA,
+    REPORT,
+    RUN,
+    SPEED,
+    STEP,
+    VALIDATION,
+    check_ranges,
+    default_of,
+    option_fields,
+)
+from .help import HelpFormatter
+from .options import TaskOptions
+
+
+def check_form(argv: list[str]) -> None:
+    """Check names, types and ranges of arguments; print the help of `--help`.
+
+    Raises:
+        RunError: A value is out of range, or the YAML file cannot be read.
+        SystemExit: After `--help`, or if argparse rejects an argument.
+    """
+    parser = build_parser(TaskOptions())
+    check_ranges(vars(parser.parse_args(insert_yaml(parser, argv))))
+
+
+def build_parser(task: TaskOptions) -> argparse.ArgumentParser:
+    """Build the parser from the fields of `RunConfig` and the options of the task."""
+    parser = argparse.ArgumentParser(
+        usage="train.py [arguments]",
+        formatter_class=HelpFormatter,
+        epilog="Names of transformers.TrainingArguments, such as --output_dir, are accepted, too.",
+    )
+    groups = {name: parser.add_argument_group(name) for name in (DATA, RUN, STEP, VALIDATION)}
+    groups |= {name: parser.add_argument_group(name) for name in (LORA, SPEED, REPORT)}
+    for spec in option_fields():
+        default = task.base_model if spec.name == "model_id" else default_of(spec)
+        arguments = {**_kind(spec), **spec.metadata["arguments"]}
+        group = groups[spec.metadata["group"]]
+        text = spec.metadata["help"].replace("%", "%%")
+        group.add_argument(f"--{spec.name}", default=default, help=text, **arguments)
+        for alias in spec.metadata["aliases"]:
+            parser.add_argument(
+                f"--{alias}",
+                dest=spec.name,
+                default=default,
+                help=argparse.SUPPRESS,
+                **arguments,
+            )
+    for name, arguments in _task_options(task).items():
+        groups[DATA].add_argument(f"--{name}", **arguments)
+    return parser
+
+
+def insert_yaml(parser: argparse.ArgumentParser, argv: list[str]) -> list[str]:
+    """Insert the values of `--config` ahead of the command line, so that the latter overrides them.
+
+    Raises:
+        RunError: The file cannot be read, or a key is not an argument.
+    """
+    finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    finder.add_argument("--config")
+    path = finder.parse_known_args(argv)[0].config
+    if path is None:
+        return argv
+    try:
+        values = yaml.safe_load(Path(path).expanduser().read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise RunError(f"--config {path}: cannot be read ({reason})") from None
+    if not isinstance(values, dict):
+        raise RunError(f"--config {path}: expected lines of `name: value`")
+    known = {text[2:]: action for action in parser._actions for text in action.option_strings}
+    lines: list[str] = []
+    for name, value in values.items():
+        if name not in known or name in ("config", "help"):
+            near = difflib.get_close_matches(str(name), known, n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise RunError(f"--config {path}: no argument {name}{hint}")
+        lines += _as_arguments(path, name, value, is_flag=known[name].nargs == 0)
+    return [*lines, *argv]
+
+
+def _as_arguments(path: str, name: str, value: Any, is_flag: bool) -> list[str]:
+    if is_flag:
+        if not isinstance(value, bool):
+            raise RunError(f"--config {path}: {name}: {value}; expected true or false")
+        return [f"--{name}"] if value else []
+    if isinstance(value, list):
+        return [f"--{name}", *map(str, value)]
+    return [] if value is None else [f"--{name}={value}"]
+
+
+def _task_options(task: TaskOptions) -> dict[str, dict]:
+    return {**task.data_options, **task.model_options, **task.score_options}
+
+
+def _kind(spec: Any) -> dict[str, Any]:
+    """Return the arguments of `add_argument` that follow from the type of a field."""
+    types = get_args(spec.type) or (spec.type,)
+    if spec.type is bool:
+        return {"action": "store_true"}
+    for kind in (int, float):
+        if kind in types:
+            return {"type": kind}
+    return {}
