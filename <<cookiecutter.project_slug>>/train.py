@@ -30,10 +30,11 @@ from training.batches import MicroBatch, Step
 from training.contract import Task, chosen_options
 from training.launch import run as exit_code_of
 from training.losses import LOSS, LossMeter, add_losses, loss_factor
+from training.opening import open_run
 from training.optimization import optimizer_step, sum_over_ranks
 from training.optimizers import scheduled_lr
 from training.randomness import seed_all
-from training.run import Run, open_run
+from training.run import Run
 from training.user_code import at_place, list_examples
 from training.validation import SetResult, ValidationSet, combine, summarize
 

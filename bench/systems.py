@@ -142,7 +142,7 @@ class Ours(System):
         """Open a run of the project whose model has the initial weights."""
         weights = self.model(self.dataset("train")).state_dict()
         from training.contract import Task
-        from training.run import open_run
+        from training.opening import open_run
 
         outdir = self.sample / "outdir"  # nothing is saved here
         options = {**self.data("tiny"), "outdir": outdir, "batch_size": batch_size}

@@ -23,16 +23,15 @@ def ours(spec: dict, phases: Phases) -> None:
     os.chdir(spec["project"])
     import train
     from reporting.report import Report
-    from training import run
     from training.checkpoint import Checkpointer
+    from training.opening import _Opening
 
     phases.enter("other")
-    opening = run._Opening
     for owner, name, phase in (
-        (opening, "read_data", "reading"),
-        (opening, "build_model", "building"),
-        (opening, "check", "checks"),
-        (opening, "unused_parameters", "checks"),
+        (_Opening, "read_data", "reading"),
+        (_Opening, "build_model", "building"),
+        (_Opening, "check", "checks"),
+        (_Opening, "unused_parameters", "checks"),
         (Checkpointer, "save", "saving"),
         (Report, "describe", "pictures"),
         (Report, "after_validation", "pictures"),

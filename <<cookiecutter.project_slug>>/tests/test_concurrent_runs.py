@@ -9,7 +9,7 @@ from unittest import mock
 
 import pytest
 
-import training.run
+import training.opening
 from helpers.assertions import assert_bit_identical
 from helpers.processes import TIMEOUT, Launch
 
@@ -26,7 +26,7 @@ def wait_for(path: Path, run: Launch) -> None:
 @contextmanager
 def start_delayed_until(go: Path) -> Iterator[None]:
     """Make a run wait after the check of its output directory and before the lock."""
-    start = training.run.start
+    start = training.opening.start
 
     def waiting(*args):
         go.with_suffix(".waiting").touch()
@@ -34,7 +34,7 @@ def start_delayed_until(go: Path) -> Iterator[None]:
             time.sleep(0.01)
         return start(*args)
 
-    with mock.patch.object(training.run, "start", waiting):
+    with mock.patch.object(training.opening, "start", waiting):
         yield
 
 

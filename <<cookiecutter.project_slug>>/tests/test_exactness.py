@@ -14,9 +14,9 @@ from helpers.gradient_worker import measure
 from helpers.processes import Launch
 from training.batches import MAX_TOKENS, Batches, epoch_order
 from training.contract import ExampleSet, Task
+from training.opening import open_run
 from training.optimization import GradientGuard, build_scheduler, fast_forward
 from training.optimizers import build_optimizer
-from training.run import open_run
 
 PROOF = pytest.mark.proof
 WHOLE = (1, 8, 64)  # processes, batch size, evaluation batch size

@@ -40,8 +40,8 @@ from model.modeling import Model
 from training import atomic
 from training.contract import Task
 from training.loading import load_model
+from training.opening import open_run
 from training.optimizer_state import OptimizerState
-from training.run import open_run
 from training.state import OPTIMIZER_FILE
 
 pytest.importorskip("peft")

@@ -11,7 +11,7 @@ import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 import train
-import training.run
+import training.opening
 from errors import RunError
 from helpers import seams
 from helpers.assertions import (
@@ -148,7 +148,7 @@ def test_schedule_counts_optimizer_steps(processes, accumulation, arguments, tmp
 
 @pytest.mark.proof
 def test_overflowed_step_does_not_move_the_schedule(arguments, tmp_path, monkeypatch):
-    start = training.run.start
+    start = training.opening.start
     forward = Task.forward
 
     def forward_64_times(*args):
@@ -160,10 +160,10 @@ def test_overflowed_step_does_not_move_the_schedule(arguments, tmp_path, monkeyp
         accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127)
         return accelerator
 
-    monkeypatch.setattr(training.run, "start", start_with_a_scaler)
+    monkeypatch.setattr(training.opening, "start", start_with_a_scaler)
     monkeypatch.setattr(Task, "forward", forward_64_times)
     monkeypatch.setattr(
-        training.run, "check_contract", lambda *_: []
+        training.opening, "check_contract", lambda *_: []
     )  # the loss is multiplied by 64
     train.main([*arguments, "--max_steps", "10"])
     state = read_state(tmp_path / "run" / "last")

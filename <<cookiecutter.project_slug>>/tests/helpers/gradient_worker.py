@@ -15,7 +15,8 @@ from safetensors.torch import save_file
 import train
 from reporting.report import Report
 from training.contract import Task
-from training.run import Run, open_run
+from training.opening import open_run
+from training.run import Run
 
 GLOBAL_BATCH_SIZE = 8
 

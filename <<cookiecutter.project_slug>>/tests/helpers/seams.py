@@ -10,8 +10,8 @@ OutputFile.append                   called once per block of predictions
 training.checkpoint.publish         called in a thread, once per save; writes the folders
 training.checkpoint.free_memory     called before each copy
 atomic._seal                        called in a thread, once per folder, after its files are written
-training.run.start                  creates the Accelerator
-training.run.largest_batch_size     called once, with the model on its device
+training.opening.start              creates the Accelerator
+training.opening.largest_batch_size called once, with the model on its device
 losses.READ_EVERY                   micro-batches between two reads of the loss
 memory.NOT_PROBED                   devices on which no batch size is tested
 signals.SAME_KEYSTROKE              seconds in which a second Ctrl-C counts as the first one
@@ -34,7 +34,7 @@ import torch
 
 import train
 import training.checkpoint
-import training.run
+import training.opening
 from training import atomic, losses, memory, signals
 from training.batches import Step
 from training.checkpoint import Checkpointer
@@ -291,7 +291,7 @@ def full_disk_at_save(number: int) -> Iterator[None]:
 def memory_for(most: int, ranks: tuple[int, ...]) -> Iterator[None]:
     """Make some ranks run out of memory with more than `most` examples in a micro-batch."""
     forward = Task.forward
-    probe = training.run.largest_batch_size
+    probe = training.opening.largest_batch_size
     is_limited = False
 
     def probing(*args: Any) -> int:
@@ -307,7 +307,7 @@ def memory_for(most: int, ranks: tuple[int, ...]) -> Iterator[None]:
 
     with (
         mock.patch.object(memory, "NOT_PROBED", set()),
-        mock.patch.object(training.run, "largest_batch_size", probing),
+        mock.patch.object(training.opening, "largest_batch_size", probing),
         mock.patch.object(Task, "forward", bounded),
     ):
         yield
