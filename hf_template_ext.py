@@ -171,7 +171,7 @@ def description_of(task: str) -> str:
 
 
 def usable_slug(slug: str) -> str:
-    """Return a slug that `check` accepts: prefix a word to 123-go, torch and an empty slug."""
+    """Return a slug that `check` accepts: add a prefix if it is empty, or like 123-go or torch."""
     slug = slug[:MAX_SLUG].rstrip("-")
     return f"project-{slug}"[:MAX_SLUG].rstrip("-") if slug_problem(slug) else slug
 

@@ -109,7 +109,7 @@ def build_predictor(
 
 
 def identify(task: Task, trained: Trained, args: argparse.Namespace, content: int) -> str:
-    """Return a hash of everything on which the predictions depend.
+    """Return a hash of all inputs on which the predictions depend.
 
     Args:
         content: Hash of the rows.
@@ -143,7 +143,7 @@ def predict_file(
 
     Raises:
         RunError: The output cannot be written, or another process is writing it.
-        DataError: The file cannot be read, or changes meanwhile.
+        DataError: The file cannot be read, or changes while it is read.
     """
     with group.in_agreement():
         rows = open_rows(args.input, args.column, predictor)
@@ -182,7 +182,7 @@ def start_conversation(predictor: TaskPredictor) -> Conversation:
     """Start a conversation, or predict lines separately if the predictor has no conversations.
 
     Raises:
-        RunError: The predictor only reads files.
+        RunError: The predictor accepts only files, by its method `read`.
     """
     if hasattr(predictor, "start_conversation"):
         return predictor.start_conversation()

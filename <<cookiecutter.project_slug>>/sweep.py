@@ -5,7 +5,7 @@ python sweep.py --search lr=log:1e-5..1e-3 --trials 20 -- --epochs 1    20 value
 python sweep.py --seeds 1 2 3                                           mean and standard deviation
 python sweep.py --folds 5 -- --train_input my.jsonl                     cross-validation
 
-Arguments after `--` are passed to train.py. The same command continues an interrupted sweep.
+Arguments after `--` are passed to train.py. The same command resumes an interrupted sweep.
 Requires Optuna: pip install -e '.[sweep]'
 """
 

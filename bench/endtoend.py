@@ -32,7 +32,7 @@ SPECS: dict[str, dict] = {
     "seq2seq": {"batch_size": 32, "max_len": 64, "lr": 1e-3, "max_steps": 0},
     "causal_lm": {"batch_size": 4, "max_len": 256, "lr": 5e-5, "max_steps": 16},
 }
-SAMPLING = {"causal_lm": "random"}  # of the tuned Trainer; otherwise by length
+SAMPLING = {"causal_lm": "random"}  # by the tuned Trainer; it samples other tasks by length
 NEW_TOKENS = {"seq2seq": 32}
 VALID_ROWS = {"causal_lm": 4}
 TINY = "templates/{}/tiny"

@@ -19,9 +19,9 @@ from common import TASKS, environment, render, table
 COLUMNS = {
     "kills": "kills",
     "in_saves": "inside a save",
-    "in_start": "while others waited to begin",
+    "in_start": "before the process group existed",
     "resumed": "resumed",
-    "runs": "runs brought to their end, bit-identical",
+    "runs": "completed runs, bit-identical",
 }
 
 

@@ -98,9 +98,9 @@ def markdown(bench: Bench) -> str:
 Made by `python bench/optimizers.py`. {"; ".join(f"{k} {v}" for k, v in versions.items())}.
 
 Task: causal_lm with its sample data and the tiny base model from random weights, {STEPS} steps of
-16 examples, other arguments as by default. Validation loss after the last step. A run so short, of
-a model so small, is no evidence about other models: it shows that each optimizer trains, and with
-which learning rates.
+16 examples, other arguments as by default. Validation loss after the last step. The runs are short
+and the model is tiny: they show that each optimizer trains, and with which learning rates, but
+nothing about other models.
 
 Best learning rate of those tried; mean of the seeds {SEEDS[0]} and {SEEDS[1]}, each in brackets:
 

@@ -45,17 +45,17 @@ def markdown(seconds: dict[str, list[float]]) -> str:
     middle = {name: median(values) for name, values in seconds.items() if values}
     held = middle["waiting"] / middle["background"]
     rows = [[name, len(seconds[name]), f"{value:.2f}"] for name, value in middle.items()]
-    return f"""# Time that a save takes from training
+    return f"""# Time for which a save blocks training
 
 Made by `python bench/saving.py`. {"; ".join(f"{k} {v}" for k, v in environment().items())}.
 
 A DistilBERT of about 100 million parameters with AdamW on the CPU: a save has 0.4 GB of weights and
 0.8 GB of optimizer state; one with `best/` has 0.4 GB more. In one run, saves alternate between
 both ways. "background": `Checkpointer.save` copies, and a thread writes. "waiting": it returns
-when the save is published, and holds the loop {held:.1f} times as long. Medians:
+when the save is published, and blocks the loop {held:.1f} times as long. Medians:
 
 {table("", "count", "seconds", rows=rows)}
-On a CPU the thread takes a part of the cores that train: compare the last two rows.
+On a CPU the thread uses the same cores as training: compare the last two rows.
 """
 
 

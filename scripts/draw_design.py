@@ -98,7 +98,7 @@ def check_flow(project: Path) -> None:
     """Check that each function of `FLOW` is in its file.
 
     Raises:
-        LookupError: A function is not there.
+        LookupError: A function does not exist.
     """
     for name, file, _ in FLOW:
         nodes: list[ast.stmt] = ast.parse((project / file).read_text(encoding="utf-8")).body
@@ -184,7 +184,7 @@ def _draw_imports(imports: dict[str, list[str]], places: dict[str, tuple[int, in
 
 
 def draw_flow(top: int) -> tuple[list[str], int]:
-    """Draw the functions in rows from left to right; return the bottom."""
+    """Draw the functions in rows from left to right; return the y coordinate of the lower edge."""
     places = [
         (
             MARGIN + (n % IN_A_ROW) * (STEP_WIDTH + STEP_GAP),
@@ -227,7 +227,7 @@ def draw(project: Path) -> str:
         text(
             MARGIN,
             MARGIN + 10,
-            "Packages: each arrow is an import, and all of them go down",
+            "Packages: each arrow is an import; all arrows point down",
             heading,
         ),
         *packages,

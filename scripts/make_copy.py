@@ -29,7 +29,7 @@ TEMPLATE = find_template(ROOT, OURS).name
 VERBATIM = re.compile("_(?!_|copy_without_render$)|__prompts__$")  # questions not rendered
 CACHE = re.compile(r"/(\.\w+_cache|__pycache__)/")
 
-# Token names of Jinja's lexer, each with the mark of this template and the usual mark.
+# Token names of Jinja's lexer, each with the mark of this template and the default mark.
 MARKS = {
     f"{kind}_{token}": (getattr(OURS, setting), getattr(USUAL, setting))
     for kind in ("variable", "block", "comment")
@@ -38,7 +38,7 @@ MARKS = {
 
 
 def copied(token: str, text: str) -> str:
-    """Return one token of a template, translated for the usual marks."""
+    """Return one token of a template, written with the default marks of Jinja, such as `{{ }}`."""
     if token in MARKS:  # the token can include + or -, and the newline that it trims
         return text.replace(*MARKS[token])
     if token == "data":  # also at the end: the brace of {<< x >>} would become part of the mark
@@ -49,7 +49,7 @@ def copied(token: str, text: str) -> str:
 
 
 def translated(value: Any) -> Any:
-    """Return a template text with the usual marks, also inside lists and dictionaries."""
+    """Return a template text with the default marks, also inside lists and dictionaries."""
     if isinstance(value, dict):
         return {translated(key): translated(item) for key, item in value.items()}
     if isinstance(value, list):
@@ -111,7 +111,7 @@ def main() -> None:
     for path, copy in copies.items():
         write(path, out / copy)
     with ZipFile(f"{out}.zip", "w", ZIP_DEFLATED) as archive:
-        archive.writestr(f"{out.name}/", "")  # Cookiecutter wants the folder as the first entry
+        archive.writestr(f"{out.name}/", "")  # Cookiecutter expects the folder as the first entry
         for copy in sorted(copies.values()):
             archive.write(out / copy, out.name / copy)
 

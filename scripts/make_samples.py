@@ -30,7 +30,7 @@ from transformers import (
 MARK = "<<"  # all opening marks of this template begin with it, and Jinja reads these files
 MAX_LENGTH = 512
 TOKENS = ("pad", "bos", "eos")
-HEAD_SIZE = 32  # the smallest that vLLM computes on a CPU
+HEAD_SIZE = 32  # the smallest head size that vLLM supports on a CPU
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"

@@ -143,7 +143,7 @@ WORDS = {"words": ["It", "rains"], "labels": ["O", "O"]}
         ),
         ([TEXT, {**TEXT, "entities": [{"start": 0}]}], "2: the end of an entity is None; expected"),
         ([TEXT, {**TEXT, "entities": "PER"}], "2: 'entities' holds text; expected a list of"),
-        ([{**TEXT, **WORDS}], " has the columns 'words' and 'text'; expected either, or"),
+        ([{**TEXT, **WORDS}], " has the columns 'words' and 'text'; expected one of them, or"),
     ],
 )
 def test_invalid_rows_are_located(

@@ -50,7 +50,7 @@ def run(folder: Path, *command: str | Path) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture(scope="module")
 def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of this template with the new folder and the new word."""
+    """A copy of this template with the folder of the new task and its name in cookiecutter.json."""
     copy = tmp_path_factory.mktemp("new") / "template"
     for name in ("hooks", "templates", "tests", TEMPLATE.name):
         shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns(*CACHES))

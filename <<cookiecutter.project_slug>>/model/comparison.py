@@ -70,7 +70,7 @@ def check_documents(lm: Any, option: str) -> None:
 
     Args:
         lm: A causal language model.
-        option: Command line option that requires the mask, for the message.
+        option: Command line option that requires the mask; the error begins with it.
 
     Raises:
         ValueError: The model or its attention implementation does not apply this mask.

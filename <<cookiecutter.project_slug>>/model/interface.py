@@ -98,8 +98,8 @@ class Scorer(Protocol):
     Optional attributes and methods:
         generates: True if a method calls `model.generate`. Default: False.
         predict_options(): Arguments of `Predictor`, of JSON types, chosen in the latest validation.
-            Called on every rank after `compute`; saved with the checkpoint. Arguments on the
-            command line of predict.py take precedence. Default: none.
+            Called on every rank after `compute`; the result is saved with the checkpoint.
+            Arguments on the command line of predict.py take precedence. Default: none.
         table(): Scores of the latest validation by row and column, for the model card. Called on
             the main rank after `compute`. Default: none.
     """

@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 
-EXAMPLES = 3  # shown
-WIDTH = 160  # characters shown of each
-LABELS = 20  # counts or weights shown
+EXAMPLES = 3  # number of examples that are shown
+WIDTH = 160  # maximum number of characters that are shown of each example
+LABELS = 20  # maximum number of labels whose counts or weights are shown
 
 
 def describe_examples(

@@ -33,7 +33,7 @@ def hash_values(*values: Any) -> str:
 def hash_source(file: str, package: str) -> str:
     """Hash the source of a file and of all files of the project that it imports, at any depth.
 
-    `datasets` hashes a function of a module by its name alone, and would not notice an edit.
+    `datasets` hashes a function of a module by its name alone, and would not detect an edit.
 
     Args:
         package: The package of the file, from which its relative imports start.
@@ -77,7 +77,7 @@ def _project_files(name: str) -> Iterator[tuple[Path, str]]:
 
 
 def hash_function(function: Callable, tokenizer: PreTrainedTokenizerBase) -> str:
-    """Hash everything that the result of a function depends on.
+    """Hash all inputs on which the result of a function depends.
 
     These are the source files it comes from, the values it closes over, and the tokenizer.
     """

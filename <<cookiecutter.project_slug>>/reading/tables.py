@@ -102,7 +102,7 @@ def is_plain_text(source: Source) -> bool:
 
 
 def distinct(table: datasets.Dataset, column: str) -> tuple[list[str], bool]:
-    """Return the distinct texts of a column, sorted (integers by value); and if it has lists."""
+    """Return the sorted texts of a column (integers by value), and whether it has lists."""
     values = table.data.column(column)
     is_list = pa.types.is_nested(values.type)
     found = pc.unique(pc.list_flatten(values) if is_list else values).to_pylist()
@@ -180,5 +180,7 @@ def _write(source: Source, path: Path, batches: Iterator[pa.RecordBatch]) -> Non
 
 def _alike(source: Source, batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
     if batch.schema != schema:
-        raise DataError(f"{source}: lists in some files only; expected one kind")
+        raise DataError(
+            f"{source}: a column holds lists in some files only; expected lists in all or in none"
+        )
     return batch

@@ -46,7 +46,7 @@ class _Batch:
         self._columns = columns
         self._lists = lists
         self._nested = nested
-        self._holds_lists: dict[str, bool] = {}  # as in the first row
+        self._holds_lists: dict[str, bool] = {}  # by column: whether the first row holds a list
         self._clear()
 
     def _clear(self) -> None:

@@ -132,7 +132,7 @@ def _about_disk(run: Run) -> str:
     folder = Path(run.config.outdir).resolve()
     trained = FLOAT * sum(full_size(p) for p in run.model.parameters() if p.requires_grad)
     whole = FLOAT * sum(map(full_size, run.model.parameters()))
-    weights = trained if run.config.lora_rank else whole  # an adapter is saved alone
+    weights = trained if run.config.lora_rank else whole  # only the adapter is saved
     last = weights + 2 * trained
     free = shutil.disk_usage(folder).free
     # best/, last/ and the previous last/ are kept; a new pair is written beside them.

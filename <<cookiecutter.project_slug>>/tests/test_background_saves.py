@@ -32,7 +32,7 @@ def test_training_goes_on_while_a_save_is_written(arguments, steps, tmp_path, un
 
 
 def test_weights_of_a_save_are_those_of_its_step(arguments, steps, tmp_path):
-    """The thread writes the weights after training has changed them."""
+    """The write is delayed until training has changed the weights."""
     one_epoch = ["--max_steps", str(steps), "--lr_scheduler_type", "constant"]
     train.main([*arguments, *one_epoch, "--outdir", str(tmp_path / "expected")])
     with (

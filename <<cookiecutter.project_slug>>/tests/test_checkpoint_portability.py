@@ -69,7 +69,7 @@ def in_empty_folder(folder: Path, code: str, *arguments: str) -> str:
         [sys.executable, "-c", code, *arguments],
         cwd=folder,
         env=environment,
-        stdin=subprocess.DEVNULL,  # a question would fail
+        stdin=subprocess.DEVNULL,  # a prompt for input would fail
         capture_output=True,
         text=True,
         timeout=120,

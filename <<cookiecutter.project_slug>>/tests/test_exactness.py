@@ -49,7 +49,7 @@ def test_gradients_and_losses_do_not_depend_on_the_split(split, measured):
     gradients, report = measured(split)
     expected_gradients, expected = measured(WHOLE)
     assert gradients.keys() == expected_gradients.keys()
-    # Some gradients, such as that of the bias of attention keys, are 0 except for rounding.
+    # Some gradients, such as that of the bias of attention keys, are rounding errors.
     least = 1e-3 * torch.stack([g.norm() for g in expected_gradients.values()]).norm()
     for name, gradient in expected_gradients.items():
         difference = (gradients[name] - gradient).norm() / torch.maximum(gradient.norm(), least)

@@ -118,7 +118,7 @@ def test_kill_within_a_save_without_links_leaves_an_intact_checkpoint(
 
 
 def test_links_that_appear_later_replace_the_copies(arguments, tmp_path):
-    """As when a run is moved from a disk without links to one with them."""
+    """A run may be moved from a disk without symbolic links to a disk with symbolic links."""
     with without_links():
         train.main([*arguments, "--epochs", "1"])
     train.main(["--restore_dir", str(tmp_path / "run" / "last"), "--epochs", "2"])

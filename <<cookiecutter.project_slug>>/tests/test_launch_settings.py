@@ -31,8 +31,8 @@ def assert_refused(output: str, sentence: str, outdir: Path) -> None:
     ("name", "value", "sentence"),
     [
         ("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4", "`--accumulation 4` for train.py"),
-        (DYNAMO, "INDUCTOR", "dynamo_backend inductor; expected no there, and `--compile`"),
-        (DYNAMO, "eager", "dynamo_backend eager; expected no"),
+        (DYNAMO, "INDUCTOR", "dynamo_backend inductor; expected `no` there, and `--compile`"),
+        (DYNAMO, "eager", "dynamo_backend eager; expected `no`"),
         ("ACCELERATE_MIXED_PRECISION", "fp8", "fp8"),
         ("ACCELERATE_MIXED_PRECISION", "bf61", "bf61"),
         ("ACCELERATE_MIXED_PRECISION", "fp16", "fp16"),

@@ -68,7 +68,7 @@ def test_least_contract_resumes_bit_identically_after_sigkill(
 
 
 def test_save_that_ignores_its_state_dict_is_refused(least_arguments, monkeypatch, tmp_path):
-    """A thread writes saves while training continues, so they would mix weights of two steps."""
+    """Its saves would mix the weights of two steps: a thread writes while training continues."""
     with LEAST():
         from model.modeling import Model
 

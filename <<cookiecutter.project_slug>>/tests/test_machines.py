@@ -77,7 +77,7 @@ def test_missing_base_model_is_reported_on_both_machines(machines):
 @pytest.mark.parametrize("name", ["train", "valid"])
 @pytest.mark.parametrize("change", ["shorter", "other text"])
 def test_different_data_are_reported_before_the_first_step(change, name, machines):
-    """Also with the same number of rows: contents are compared by a hash."""
+    """Data with the same number of rows are also reported: their hashes are compared."""
     file = machines / "machine1" / f"{name}.jsonl"
     lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
     lines = lines[:-3] if change == "shorter" else [*lines[:-1], lines[0]]

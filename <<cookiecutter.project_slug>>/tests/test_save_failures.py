@@ -56,7 +56,7 @@ def intact_epochs(run: Path) -> dict[str, int]:
 
 @pytest.fixture
 def at_second_save(arguments, tmp_path):
-    """Return a function: call `attempt(save, run)` before the second save; complete the run."""
+    """Return a function that trains, and calls `attempt(save, run)` before the second save."""
 
     def during(attempt: Callable[[Save, Path], None]) -> None:
         run = tmp_path / "run"

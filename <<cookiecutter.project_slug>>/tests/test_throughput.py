@@ -121,7 +121,7 @@ def test_rates_cover_all_processes(processes, arguments, tokenizer, tmp_path):
         rates = [speed[name] for name in RATES]
         assert rates[1] / rates[0] == pytest.approx(items / examples, rel=1e-2)
         assert rates[2] / rates[0] == pytest.approx(tokens / examples, rel=1e-2)
-        assert rates[0] >= 0.9 * examples / (entry["seconds"] + 0.05)  # which has the validation
+        assert rates[0] >= 0.9 * examples / (entry["seconds"] + 0.05)  # includes the validation
         assert 0 <= speed["padding"] < 1
         assert speed["peak_memory_gib"] > 0
         assert "mfu" not in speed, "on a CPU"

@@ -72,18 +72,18 @@ def add_adapter(model: Any, config: RunConfig, commit: str | None) -> None:
 
 
 def check_form(model: Any, line: str, config: RunConfig) -> None:
-    """Check that an adapter is enough to save: `Model` computes the same as its base model.
+    """Check that `Model` has the logits of its base model: then saving the adapter suffices.
 
     Args:
         line: Return value of `choose_form`.
 
     Raises:
-        RunError: `Model` does not compute the same as its base model.
+        RunError: The logits of `Model` and of its base model differ.
     """
     if not model.saves_stock:
         raise RunError(
             f"--lora_rank {config.lora_rank}: expected a Model with the logits of its base model, "
-            f"of which only an adapter is saved; {line}"
+            f"since only the adapter is saved; {line}"
         )
 
 

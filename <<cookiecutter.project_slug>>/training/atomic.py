@@ -130,7 +130,7 @@ def _repoint(name: Path, version: Path) -> None:
 
 
 def _replace_by_copy(name: Path, version: Path) -> None:
-    """Replace a folder by a copy of a version.
+    """Replace the folder `name` by a copy of the folder `version`.
 
     This takes two renames. Between them the name is missing, but `.checkpoints/` has its version.
     """

@@ -177,7 +177,7 @@ class Batches:
             yield replace(plan, micro_batches=_filled(plan.place, planned, loaded))
 
     def _plan(self, epoch: int, start: int) -> Iterator[Step]:
-        """Yield the steps without their batches; `micro_batches` is a list."""
+        """Yield the steps of an epoch; the examples of their micro-batches are not loaded yet."""
         examples = self.examples
         if self.seed is None:
             order = np.argsort(-examples.sort_keys, kind="stable")

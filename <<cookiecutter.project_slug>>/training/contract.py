@@ -64,7 +64,7 @@ class ExampleSet:
         notes: Lines to print.
         is_divisible: Whether a micro-batch may be made smaller than `--batch_size`: not if the
             loss couples its examples.
-        has_lengths, has_num_items: Whether these come from the data set itself.
+        has_lengths, has_num_items: Whether the data set has `lengths`, or `num_items`.
 
     Raises:
         RunError: The shape of an attribute is not (n,).
@@ -296,7 +296,7 @@ def predictor_input(row: dict[str, Any]) -> Any:
 
 
 def hash_example(example: Any, start: int = 0) -> int:
-    """Return a checksum of everything in an example."""
+    """Return a checksum of all keys and values in an example."""
     for part in _leaves(example):
         start = zlib.crc32(part, start)
     return start
@@ -326,7 +326,7 @@ def _holds_tensor(value: Any) -> bool:
 
 
 def _leaves(value: Any) -> Iterator[bytes]:
-    """Yield the bytes of everything in an example."""
+    """Yield the bytes of all keys and values in an example."""
     if isinstance(value, dict):
         for key in sorted(value):
             yield key.encode()
@@ -340,6 +340,6 @@ def _leaves(value: Any) -> Iterator[bytes]:
 
 
 def accepts_weights(model: torch.nn.Module) -> bool:
-    """Return whether `save_pretrained` can save weights other than its own (`state_dict`)."""
+    """Return whether `save_pretrained` has a parameter `state_dict`, for other weights to save."""
     save: Callable = model.save_pretrained  # type: ignore[assignment]
     return "state_dict" in inspect.signature(save).parameters

@@ -67,7 +67,7 @@ def run(main: Callable[[], None]) -> int:
         if not message:
             raise
         is_printed = is_printed or not _is_common(error)
-    # Delete the model first: DistributedDataParallel can hang if it outlives its process group.
+    # Delete the model first: DistributedDataParallel can hang if its process group ends before it.
     gc.collect()
     if message and is_printed:
         print(f"{Path(sys.argv[0]).name}: {message}", file=sys.stderr)
@@ -104,7 +104,7 @@ def _is_common(error: Exception) -> bool:
 
 
 def _check_fsdp_version() -> None:
-    """Reject FSDP1, before Accelerate fails with it as on a CPU."""
+    """Reject FSDP1 before the Accelerator is created: on a CPU, that would fail with FSDP1."""
     is_fsdp = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
     version = os.environ.get("FSDP_VERSION", "1")  # files of older versions do not have it
     if is_fsdp and version != "2":
@@ -131,7 +131,7 @@ def _check_settings(accelerator: Accelerator) -> None:
     backend = accelerator.state.dynamo_plugin.backend
     if backend != DynamoBackend.NO:
         raise RunError(
-            f"Accelerate was configured with dynamo_backend {backend.value.lower()}; expected no "
+            f"Accelerate was configured with dynamo_backend {backend.value.lower()}; expected `no` "
             "there, and `--compile` for train.py"
         )
     word = os.environ.get("ACCELERATE_MIXED_PRECISION", "no").lower()

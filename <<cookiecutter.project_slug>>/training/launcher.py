@@ -1,4 +1,4 @@
-"""Inspect the launcher that started this process, and the number of processes it was asked for.
+"""Inspect the launcher that started this process, and the number of processes requested from it.
 
 `accelerate launch --cpu --num_processes 2` and a `MULTI_CPU` configuration file start one process
 and do not pass on the requested number, so it is read from the parent's command line.
@@ -25,7 +25,7 @@ def launcher_command() -> list[str]:
 
 
 def requested_processes() -> int:
-    """Return the number of processes that the launcher was asked for, over all machines."""
+    """Return the number of processes requested from the launcher, over all machines."""
     return max(int(os.environ.get("WORLD_SIZE", 1)), _requested_of_launcher(launcher_command()))
 
 

@@ -326,7 +326,7 @@ def _may_have_config(task: Task, model_id: str) -> bool:
 
 
 def _check_folder(model_id: str) -> None:
-    """Check that a path is a folder that can hold a model.
+    """Check that `model_id` is an existing folder or can be a Hub id.
 
     Raises:
         RunError: The folder does not exist.

@@ -16,7 +16,7 @@ from .contract import ExampleSet, model_inputs
 from .user_code import user_code
 
 TOLERANCE = 1e-4  # relative to the largest logit
-ROWS = 2  # of the batch for the checks
+ROWS = 2  # examples in the batch for the checks
 
 
 def check_model(

@@ -58,7 +58,7 @@ PROBES = 4  # examples checked for parameters without a gradient
 
 @contextmanager
 def open_run(task: Task, argv: list[str]) -> Iterator[Run]:
-    """Build the parts of a run, and hold the lock of its output directory meanwhile.
+    """Build the parts of a run; the output directory is locked inside the `with` block.
 
     Raises:
         RunError, DataError: Something cannot be done as asked; no step has been done.
@@ -73,7 +73,7 @@ def open_run(task: Task, argv: list[str]) -> Iterator[Run]:
 
 
 def _build_strategy(accelerator: Accelerator, config: RunConfig) -> Strategy:
-    """Choose the strategy that the launcher asked for.
+    """Choose the strategy that was configured in the launcher.
 
     Raises:
         RunError: DeepSpeed was configured for something that is not supported.
@@ -311,7 +311,7 @@ class _Opening:
         )
 
     def unused_parameters(self, model: Any) -> list[str]:
-        """Return the names of parameters without a gradient for at least one short example."""
+        """Run a few short examples; return the parameters that get no gradient from one of them."""
         examples = self.train_data.examples
         short = examples.lengths.argsort(kind="stable")[: 1 + len(examples) // 2]
         # Some examples may leave out parts of the model, also at random. This matters for DDP.
@@ -324,7 +324,9 @@ class _Opening:
         unused = list(found)
         if unused:
             names = ", ".join(unused[:4]) + (", ..." if len(unused) > 4 else "")
-            self.notes.append(f"{len(unused)} parameters get no gradient from an example: {names}")
+            self.notes.append(
+                f"{len(unused)} parameters get no gradient from some examples: {names}"
+            )
         return unused
 
     def open_state(self) -> TrainState:
@@ -354,7 +356,7 @@ class _Opening:
         return state
 
     def _steps_of_epochs(self, state: TrainState) -> int:
-        """Return the total steps: those done, and those left with the present size of an epoch."""
+        """Return the number of steps: those done, and those left with the present epoch size."""
         per_epoch = math.ceil(len(self.train_data.examples) / state.global_batch_size)
         done = math.ceil(state.examples / state.global_batch_size)
         left = (self.config.epochs - state.current_epoch) * per_epoch - done

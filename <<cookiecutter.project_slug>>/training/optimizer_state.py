@@ -87,7 +87,7 @@ def gather(model: nn.Module, optimizer: Optimizer, is_main: bool) -> OptimizerSt
 
 
 def scatter(model: nn.Module, optimizer: Optimizer, state: OptimizerState) -> None:
-    """Load a full state; each rank keeps its part.
+    """Load a full state; each rank keeps its shard.
 
     Raises:
         KeyError: The state has a parameter that the optimizer does not have.
@@ -120,11 +120,11 @@ def named_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
 
 
 def _part(value: Tensor, key: str, parameter: nn.Parameter, group: dict[str, Any]) -> Tensor:
-    """Return this rank's part of a full tensor, where the optimizer expects it."""
+    """Return this rank's shard of a full tensor, on the device that the optimizer expects."""
     if isinstance(parameter, DTensor) and value.shape == parameter.shape:
         device = parameter.device_mesh.device_type
         return distribute_tensor(value.to(device), parameter.device_mesh, parameter.placements)
-    # torch keeps the counter of an optimizer that is not fused on the CPU.
+    # Unless an optimizer is fused, torch keeps its step counter on the CPU.
     is_counter = key == "step" and not group.get("fused") and not group.get("capturable")
     return value if is_counter else value.to(parameter.device)
 

@@ -1,4 +1,4 @@
-"""Write JSON lines block by block, so that an interrupted process can be continued."""
+"""Write JSON lines block by block, so that an interrupted run can be resumed."""
 
 import json
 import os
@@ -19,7 +19,7 @@ class OutputFile:
     lines and their size in bytes. It is replaced atomically after each block has been flushed.
 
     Args:
-        identity: Hash of everything on which the lines depend. A partial file with another identity
+        identity: Hash of all inputs on which the lines depend. A partial file with another identity
             is overwritten.
 
     Attributes:

@@ -72,14 +72,14 @@ class StopSignals:
 
 
 def _is_ignored_hangup(number: int) -> bool:
-    """Whether the run was started by `nohup`, and has to outlive its terminal."""
+    """Whether the run was started by `nohup`, and continues after its terminal is closed."""
     is_hangup = signal.Signals(number).name == "SIGHUP"
     return is_hangup and signal.getsignal(number) == signal.SIG_IGN
 
 
 @contextmanager
 def blocked_signals() -> Iterator[None]:
-    """Start child processes in this block: they inherit the mask and never see these signals.
+    """Start child processes in this block: they inherit the mask, which blocks these signals.
 
     A Ctrl-C or a signal to the process group would otherwise end the loader's workers, and thereby
     the run. A signal that arrives inside the block is delivered to this process at its end.

@@ -23,7 +23,7 @@ class TrainState:
         global_batch_size: Examples in a step, over all ranks; fixed when the run starts.
         total_steps: Optimizer steps of the full run.
         current_epoch: Index of the current epoch, which is the number of completed epochs.
-        examples: Examples of the current epoch that have been used: the position in it.
+        examples: Number of examples of the current epoch that have been used.
         step: Optimizer steps since the start.
         scheduler_steps: Steps of the schedule; it does not step when float16 overflows.
         validated_step: Step of the latest validation.
@@ -92,7 +92,7 @@ class TrainState:
         return is_last and self.is_validated
 
     def steps_to_validation(self, valid_steps: int | None) -> int:
-        """Return the optimizer steps to the next validation; the epoch may end earlier."""
+        """Return the number of steps to the next validation; the epoch may end earlier."""
         interval = valid_steps or self.total_steps
         since = self.step % interval
         if since == 0 and not self.is_validated:
@@ -244,7 +244,7 @@ class SavedRun:
         return to_json(content, indent=2)
 
     def state_of(self, rank: int, num_ranks: int) -> TrainState:
-        """Return the state for one of any number of ranks.
+        """Return the state of a rank of the resumed run.
 
         The sums of losses are kept per rank, so that rounding is the same after a resume. With
         another number of ranks, rank 0 gets their total.

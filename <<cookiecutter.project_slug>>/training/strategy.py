@@ -90,7 +90,7 @@ class Strategy:
     def load_optimizer_state(
         self, model: nn.Module, optimizer: Optimizer, state: OptimizerState
     ) -> None:
-        """Load a full state of the optimizer; each rank keeps its part.
+        """Load a full state of the optimizer; each rank keeps its shard.
 
         Raises:
             KeyError: It is the state of another model.

@@ -42,7 +42,7 @@ def at_place(place: str, examples: Sequence[int] = ()) -> Iterator[None]:
         if is_lost_connection(error):
             raise
         of = f", {list_examples(examples)}" if examples else ""
-        expected = "expected model/ to handle each example, as it did the first ones"
+        expected = "expected model/ to handle this example like the first ones"
         ending = "" if isinstance(error, RankError) else f"; {expected}"
         raise RankError(f"{place}{of}: {describe(error)}{ending}") from error
 

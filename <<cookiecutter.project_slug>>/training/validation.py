@@ -19,8 +19,8 @@ class ValidationSet:
     Attributes:
         name: "" for a single set without a name.
         batches: Its examples.
-        scorers: Objects to which each batch is added: the one for all sets together, and last
-            the one for this set. With a single set, the two are the same object.
+        scorers: Objects to which each batch is added: first the scorer of all sets together, then
+            the scorer of this set. With a single set, there is only one.
     """
 
     name: str

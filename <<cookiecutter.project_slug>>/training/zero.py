@@ -43,7 +43,7 @@ class ZeroStrategy(Strategy):
         plugin = accelerator.state.deepspeed_plugin
         if {plugin.offload_optimizer_device, plugin.offload_param_device} - {None, "none"}:
             # DeepSpeed's CPU optimizer would not skip a step that is not finite.
-            raise RunError("DeepSpeed: offloading is not supported; expected the device none")
+            raise RunError("DeepSpeed: offloading is not supported; expected the device `none`")
         plugin.deepspeed_config.update(
             train_micro_batch_size_per_gpu=1,  # required; only used to count samples
             gradient_accumulation_steps=1,  # otherwise the engine would divide the loss again

@@ -36,7 +36,7 @@ OURS = "ours"
 
 
 class Comparison:
-    """Computes each step of a run with the bare loops as well.
+    """Computes each step of a run a second time, with the bare loops.
 
     Attributes:
         seconds: For each step, the time of each loop.

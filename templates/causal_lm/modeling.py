@@ -98,7 +98,7 @@ class Model(Wrapper, WrapperGenerationMixin):
         ids = torch.tensor([[1, 2]], device=self.device)
         with evaluating(self.lm):
             hidden = getattr(self.lm.base_model(input_ids=ids), "last_hidden_state", None)
-            # Bit for bit: a soft cap changes small logits only slightly.
+            # Compare bit for bit: a soft cap changes small logits only slightly.
             return (
                 hidden is not None
                 and hidden.shape[-1] == head.in_features

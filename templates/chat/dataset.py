@@ -82,7 +82,7 @@ class Schema:
         """Return the columns to read: the messages, or prompt and completion.
 
         Raises:
-            DataError: The file has all of these columns, or neither kind.
+            DataError: The file has both, or neither.
         """
         if self.messages_column is not None:
             return [self.messages_column]
@@ -92,7 +92,7 @@ class Schema:
         if MESSAGES in names and not missing:
             raise DataError(
                 f"{path}: has the columns {MESSAGES!r}, {pair[0]!r} and {pair[1]!r}; expected "
-                f"either, or --messages_column {MESSAGES}"
+                f"one kind, or --messages_column {MESSAGES}"
             )
         if names and missing and MESSAGES not in names:
             found = ", ".join(map(repr, names))

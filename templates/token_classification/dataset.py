@@ -95,8 +95,8 @@ class Schema:
         if self.text_column is None and self.spans_column is None:
             if has_words and has_spans:
                 raise DataError(
-                    f"{path}: has the columns {self.words_column!r} and {text!r}; expected either, "
-                    f"or --text_column {text}"
+                    f"{path}: has the columns {self.words_column!r} and {text!r}; expected one of "
+                    f"them, or --text_column {text}"
                 )
             if not has_spans:
                 return self
@@ -124,7 +124,7 @@ class Schema:
     def weigh(self, rows: datasets.Dataset) -> "Schema":
         """Compute missing `class_weights`: tokens / (labels * tokens of the label).
 
-        Labels without a token, such as the `I-` of a type whose entities all have one, are not
+        Labels without a token, such as the label `I-PER` if each person is a single token, are not
         counted, and get the weight 0.
 
         Args:
@@ -380,8 +380,9 @@ def encode_rows(
 ) -> Iterator[dict[str, Any]]:
     """Tokenize rows and label their tokens; yield the windows of each row.
 
-    `fault` is the error of a row ("" if none). The numbers of `CHANGES` and the number of the
-    window, 0 for the first one, are those of the row.
+    `fault` is the error of a row ("" if none). The windows of a row are numbered from 0. Window 0
+    has the counts of `CHANGES` for the row, except `divided`, which is 1 in each window that
+    begins inside an entity.
     """
     has_prefixes = uses_prefixes(labels)
     rows = [parse_row(row, spans_column, has_prefixes) for row in cells]

@@ -36,7 +36,7 @@ def mean(batch: dict, logits: torch.Tensor, smoothing: float) -> torch.Tensor:
 
 
 def loss_of(some: range) -> torch.Tensor:
-    """Return the part of some windows in the mean over all windows."""
+    """Return the contribution of some windows to the mean over all windows."""
     batch = dataset.collate([dataset[index] for index in some])
     return model(**batch, num_items_in_batch=dataset.num_items.sum()).loss
 
@@ -61,7 +61,7 @@ for mode, smoothing in ((False, 0.0), (True, SMOOTHING)):
     expected = mean(whole, outputs.logits, smoothing)
     torch.testing.assert_close(outputs.loss.double(), expected, rtol=1e-6, atol=0)
 
-# The gradient of the batch in parts of several sizes: windows, and padding, are divided otherwise.
+# The gradient of the batch, divided into micro-batches of several sizes, which differ in padding.
 wanted = gradient(outputs.loss)
 assert wanted.norm() > 0.1
 for size in (1, 3, len(dataset)):

@@ -1,4 +1,4 @@
-"""A classifier with a second loss: the divergence of two passes with other dropout (R-Drop)."""
+"""A classifier with a second loss: the divergence of two passes with different dropout (R-Drop)."""
 
 import torch
 from torch import Tensor
