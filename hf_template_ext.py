@@ -23,7 +23,7 @@ from jinja2.ext import Extension
 
 # Cookiecutter shows the text of an ImportError as one line, before the first question.
 if "env" not in inspect.signature(find_template).parameters:
-    # Not cookiecutter.__version__: it is wrong in 2.7.0.
+    # The error does not use cookiecutter.__version__, which is wrong in 2.7.0.
     raise ImportError(
         "hf-template needs cookiecutter 2.6.0 or newer, this is "
         f"{metadata.version('cookiecutter')}: pip install --upgrade cookiecutter"

@@ -44,7 +44,7 @@ class Phases:
             self._open.pop()
 
     def wrap(self, owner: Any, name: str, phase: str, mark: str = "") -> None:
-        """Time each call of `owner.name`; note the end of the first one as `mark`."""
+        """Time each call of `owner.name`; record the end of the first one as `mark`."""
         function = getattr(owner, name)
 
         @functools.wraps(function)

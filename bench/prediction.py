@@ -199,7 +199,8 @@ Made by `python bench/prediction.py`. {"; ".join(f"{k} {v}" for k, v in about.it
 {args.rows} rows, medians of {args.rounds} rounds, one thread. Texts are rows of the project's data,
 joined; the number of joined rows is log-normal (median {MEDIAN:.0f}, sigma {SIGMA}).
 classification: the encoder of `--encoder`; seq2seq: the tiny model after {args.steps}
-steps, greedy search, at most {NEW_TOKENS} new tokens. transformers 5 has no pipeline from text to text.
+steps, greedy search, at most {NEW_TOKENS} new tokens. transformers 5 has no pipeline from text to
+text.
 
 {table(*head, rows=rows)}"""
 

@@ -50,8 +50,8 @@ def markdown(seconds: dict[str, list[float]]) -> str:
 Made by `python bench/saving.py`. {"; ".join(f"{k} {v}" for k, v in environment().items())}.
 
 A DistilBERT of about 100 million parameters with AdamW on the CPU: a save has 0.4 GB of weights and
-0.8 GB of optimizer state; one with `best/` has 0.4 GB more. In one run, saves alternate between
-both ways. "background": `Checkpointer.save` copies, and a thread writes. "waiting": it returns
+0.8 GB of optimizer state; one with `best/` has 0.4 GB more. In one run, two ways of saving
+alternate. "background": `Checkpointer.save` copies, and a thread writes. "waiting": it returns
 when the save is published, and blocks the loop {held:.1f} times as long. Medians:
 
 {table("", "count", "seconds", rows=rows)}

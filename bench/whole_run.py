@@ -52,7 +52,7 @@ def ours(spec: dict, phases: Phases) -> None:
 
 
 def count_flops(phases: Phases) -> None:
-    """Note the floating-point operations of the training steps, where a formula applies."""
+    """Record the floating-point operations of the training steps, where a formula applies."""
     from training.throughput import Throughput
 
     since_restart = Throughput.since_restart

@@ -20,6 +20,6 @@ NEXT_STEPS = f"""
 """
 
 if sys.stderr is not None:
-    # Not print: a stream that is not writable raises again when Python exits.
+    # Do not use print: a stream that is not writable would raise again when Python exits.
     with contextlib.suppress(OSError):
         os.write(2, NEXT_STEPS.encode(sys.stderr.encoding, "backslashreplace"))

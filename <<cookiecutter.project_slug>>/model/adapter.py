@@ -16,8 +16,8 @@ from transformers.utils import cached_file, find_adapter_config_file
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
-# Configuration of the base model during training, with its labels. Not named config.json: given a
-# config.json, transformers would look for the base model's weights in the same folder.
+# Configuration of the base model during training, with its labels. The name is not
+# config.json: transformers would look for the weights of the base model beside a config.json.
 BASE_CONFIG_FILE = "base_config.json"
 GENERATION_FILE = "generation_config.json"
 NAME = "default"  # name of the adapter in PEFT

@@ -33,7 +33,7 @@ class Rows:
     row_of: np.ndarray | None = None
 
     def line(self, what: str, found: np.ndarray, more: str = "") -> Iterator[str]:
-        """Yield a line with the number of rows found and the place of the first; none if none."""
+        """If rows were found, yield a line with their number and the place of the first."""
         if len(found):
             place = locate_row(self.source, int(found[0]))
             yield f"  {what}: {len(found):,}{more}, first {place}"

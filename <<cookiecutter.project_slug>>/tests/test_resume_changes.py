@@ -79,7 +79,7 @@ def train_lr_after(run: Path) -> float:
 
 @pytest.mark.parametrize(("epochs", "expected"), [("1", 2), ("2", 2), ("3", 3)])
 def test_number_of_epochs_may_change(epochs, expected, own_arguments, steps, tmp_path):
-    """With fewer epochs than completed, no step is done."""
+    """If fewer epochs are requested than were completed, no step is done."""
     train.main(own_arguments)
     weights = read_weights(tmp_path / "run" / "last")
     train.main(["--restore_dir", str(tmp_path / "run" / "last"), "--epochs", epochs])

@@ -198,7 +198,7 @@ def test_another_number_of_processes_gives_the_same_losses(
     train.main([*arguments, "--max_steps", "4", "--batch_size", "4", "--accumulation", "2"])
     in_two_processes("run", *last, "--max_steps", "9")
     train.main([*last, "--max_steps", "12", "--batch_size", "3"])
-    # Not each weight: if a gradient is only a rounding error, Adam still makes a full step.
+    # Do not compare the weights: where a gradient is a rounding error, Adam makes a full step.
     result, expected = read_result(tmp_path / "run"), read_result(tmp_path / "whole")
     for epoch, entry in expected.log.items():
         for part in ("train_log", "valid_log"):

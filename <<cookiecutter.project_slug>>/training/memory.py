@@ -50,7 +50,7 @@ def _fits(
 ) -> bool:
     """Try a batch, the same on all ranks, since a sharded model runs on all ranks together."""
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
-    # Not through DistributedDataParallel: its ranks would no longer agree after a failure.
+    # Do not run DistributedDataParallel: after a failure its ranks would differ in their state.
     bare = accelerator.unwrap_model(model).train()
     try:
         trained = [p for p in bare.parameters() if p.requires_grad]

@@ -67,7 +67,7 @@ def _schedule_free(groups: Groups, options: OptimizerOptions) -> Optimizer:
 
 def _sgd(groups: Groups, options: OptimizerOptions) -> Optimizer:
     momentum = 0.9 if options.momentum is None else options.momentum
-    # Not fused: if float16 overflows in the first step, fused SGD leaves the momentum buffer
+    # Do not use fused SGD: if float16 overflows in the first step, it leaves the momentum buffer
     # uninitialized.
     return SGD(groups, momentum=momentum, nesterov=momentum > 0)
 

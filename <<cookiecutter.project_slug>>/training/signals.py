@@ -14,7 +14,7 @@ from errors import Stopped
 from .distributed import RankGroup
 from .launcher import launcher_command
 
-# Not all exist on Windows. SIGHUP: a closed terminal. SIGUSR1, SIGUSR2: Slurm and submitit.
+# Some do not exist on Windows. SIGHUP: a closed terminal. SIGUSR1, SIGUSR2: Slurm and submitit.
 NAMES = ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2")
 SIGNALS = [getattr(signal, name) for name in NAMES if hasattr(signal, name)]
 # A Ctrl-C arrives twice, from the terminal and from the launcher.

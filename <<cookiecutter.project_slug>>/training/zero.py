@@ -61,7 +61,7 @@ class ZeroStrategy(Strategy):
     def prepare(
         self, model: nn.Module, optimizer: Optimizer, may_leave_unused: bool
     ) -> tuple[nn.Module, Optimizer]:
-        """Build the engine. The optimizer keeps Accelerate's wrapper: `backward` also steps it."""
+        """Build the engine. Keep Accelerate's wrapper of the optimizer, which `backward` steps."""
         if not isinstance(optimizer, torch.optim.AdamW):
             raise RunError(
                 f"DeepSpeed with {type(optimizer).__name__}: not supported; expected AdamW"

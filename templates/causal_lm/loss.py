@@ -92,7 +92,7 @@ class _LinearLoss(torch.autograd.Function):
     ) -> Tensor:
         total = torch.zeros((), device=hidden.device)
         grad_hidden = torch.zeros_like(hidden)
-        # Not for a frozen head, as with LoRA: the gradient would need as much memory as the weight.
+        # A frozen head, as with LoRA, gets none: it would need as much memory as the weight.
         grad_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
         has_grad_bias = bias is not None and ctx.needs_input_grad[2]
         grad_bias = torch.zeros_like(bias) if has_grad_bias else None

@@ -198,7 +198,7 @@ class Schema:
 
         Raises:
             DataError: A label is unknown, there are fewer than two labels, or `class_weight` is
-                given for examples without a single label.
+                given for examples that do not have exactly one label.
         """
         found, is_list = distinct(table, self.label_column)
         kind = self.problem_type or problem_of(found, is_list)

@@ -87,9 +87,9 @@ class Model(Wrapper):
                 for name, dim in _label_dims(config).items():
                     tensor = base.get_parameter(name)
                     tensor.data = tensor.data.index_select(dim, order)
-                self.notes.append("the rows of the base model's head now have the labels' order")
+                self.notes.append("the rows of the base model's head are reordered as the labels")
             return base
-        self.notes.append(f"labels other than the base model's ({', '.join(names[:8])}): new head")
+        self.notes.append(f"new head: the base model has other labels ({', '.join(names[:8])})")
         loaded = AutoModelForSequenceClassification.from_pretrained(
             place, config=saved, dtype=torch.float32, trust_remote_code=False, **hub
         )

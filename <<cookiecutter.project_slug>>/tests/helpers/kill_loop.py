@@ -34,8 +34,8 @@ class Counts:
     Attributes:
         kills: Number of kills.
         in_saves: Number of kills that left an incomplete save.
-        in_start: Number of kills after which another process waited for the killed one, until it
-            was ended as a launcher would end it.
+        in_start: Number of kills before the process group existed: another process then waited for
+            the killed one, and was ended, as a launcher would end it.
         resumed: Number of resumes from `last/`.
         runs: Number of completed runs, all bit-identical to the uninterrupted one.
     """

@@ -19,7 +19,7 @@ STOPPED = 75  # exit code of a run that was stopped by a signal and has saved
 
 Patch = Callable[[], AbstractContextManager]
 
-# Not a plain fork: the tests' own process has threads.
+# Do not use a plain fork, because the process of the tests has threads.
 FORKS = multiprocessing.get_context("forkserver")
 LATE = ["datasets", "matplotlib.figure", "matplotlib.backends.backend_agg", "torchmetrics"]
 LATE += ["sacrebleu", "peft", "torch.distributed.fsdp"]
