@@ -336,9 +336,9 @@ class Wrapper(PreTrainedModel):
         self.saves_stock = reason is None
         if reason is None and has_adapter(self.base_model):
             place = adapter_config(self.base_model).base_model_name_or_path
-            return f"checkpoints are adapters for {place}, with the same logits bit for bit"
+            return f"checkpoints are adapters for {place}: their logits equal those of Model, bit for bit"
         if reason is None:
-            return f"checkpoints are stock {name}: the logits are the same bit for bit"
+            return f"checkpoints are stock {name}: their logits equal those of Model, bit for bit"
         return f"checkpoints hold the code of model/: {reason}"
 
     def without_labels(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
