@@ -334,12 +334,12 @@ class Wrapper(PreTrainedModel):
                 f"({type(error).__name__}: {why})"
             )
         self.saves_stock = reason is None
-        if reason is None and has_adapter(self.base_model):
-            place = adapter_config(self.base_model).base_model_name_or_path
-            return f"checkpoints are adapters for {place}: their logits equal those of Model, bit for bit"
-        if reason is None:
-            return f"checkpoints are stock {name}: their logits equal those of Model, bit for bit"
-        return f"checkpoints hold the code of model/: {reason}"
+        if reason is not None:
+            return f"checkpoints hold the code of model/: {reason}"
+        form = f"stock {name}"
+        if has_adapter(self.base_model):
+            form = f"adapters for {adapter_config(self.base_model).base_model_name_or_path}"
+        return f"checkpoints are {form}: their logits equal those of Model, bit for bit"
 
     def without_labels(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         """Return a batch without the arguments that only the loss depends on: `LOSS_INPUTS`."""
