@@ -57,6 +57,11 @@ def files_of(folder: Path) -> list[str]:
     return sorted(path.as_posix() for path in paths if not CACHES.intersection(path.parts))
 
 
+def some(values: list, count: int = 1) -> list:
+    """Return all values if TEST_ALL is set, as by `make test-all`; else the first `count`."""
+    return values if "TEST_ALL" in os.environ else values[:count]
+
+
 def contents(folder: Path) -> dict[str, bytes]:
     """Return the content of each file in a folder."""
     return {name: (folder / name).read_bytes() for name in files_of(folder)}

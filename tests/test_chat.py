@@ -13,7 +13,7 @@ from typing import TypeAlias
 
 import pytest
 
-from conftest import ROOT, SCRIPTS, SLUG, Render
+from conftest import ROOT, SCRIPTS, SLUG, Render, some
 
 TEMPLATES = ROOT / "tests" / "fixtures" / "chat_templates"
 ENVIRONMENT = {
@@ -168,7 +168,7 @@ print(json.dumps([tokenizer.convert_ids_to_tokens(new), text, ends, tokenizer.de
 ANSWERS = {"Red?": "A warm colour.", "Blue?": "A cold one.", "Ape?": "An animal. Also a verb."}
 
 
-@pytest.mark.parametrize("template", ["header", None])
+@pytest.mark.parametrize("template", some(["header", None]))
 def test_transformers_stops_at_the_end_of_turn_token_of_training(
     template: str | None, project: Path, tmp_path: Path
 ) -> None:

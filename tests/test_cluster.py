@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from conftest import SCRIPTS, wait_for
+from conftest import SCRIPTS, some, wait_for
 
 SRUN = """#!{python}
 import os, signal, subprocess, sys
@@ -88,7 +88,7 @@ def test_job_at_its_time_limit_is_requeued_and_resumes_bit_identically(
 
 
 @pytest.mark.parametrize("task", ["classification"])
-@pytest.mark.parametrize("name", ["SIGHUP", "SIGUSR1", "SIGUSR2"])
+@pytest.mark.parametrize("name", some(["SIGUSR1", "SIGUSR2", "SIGHUP"]))
 def test_job_signalled_as_a_whole_is_requeued(
     name: str, project: Path, cluster: dict[str, str]
 ) -> None:

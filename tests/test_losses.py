@@ -22,7 +22,7 @@ REFUSED = [
     "--label_smoothing 0.1: expected a single label per example",
     "1.5: expected at least 0 and less than 1",
     "invalid choice: 'inverse'",
-    "--threshold: expected a model for several labels",
+    "--threshold: the model is for single_label_classification",
 ]
 
 

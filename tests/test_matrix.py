@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import ROOT, SCRIPTS, about, bake, wait_for
+from conftest import ROOT, SCRIPTS, TASKS, about, bake, some, wait_for
 
 ENVIRONMENT = {
     **os.environ,
@@ -38,7 +38,8 @@ def run(project: Path, *command: str) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize("base", ["tiny", "folder"] if "TEST_ALL" in os.environ else ["tiny"])
+@pytest.mark.parametrize("task", some(TASKS))
+@pytest.mark.parametrize("base", some(["tiny", "folder"]))
 def test_project_is_rendered_trained_killed_and_used(task: str, base: str, tmp_path: Path) -> None:
     answers = {"task": task, "description": 'It\'s "quoted" \\ and 日本語'}
     if base == "folder":

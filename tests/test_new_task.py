@@ -52,7 +52,7 @@ def run(folder: Path, *command: str | Path) -> subprocess.CompletedProcess[str]:
 def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of this template with the folder of the new task and its name in cookiecutter.json."""
     copy = tmp_path_factory.mktemp("new") / "template"
-    for name in ("hooks", "templates", "tests", TEMPLATE.name):
+    for name in ("hooks", "scripts", "templates", "tests", TEMPLATE.name):
         shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns(*CACHES))
     shutil.copytree(FOLDER, copy / "templates" / NAME, ignore=shutil.ignore_patterns(*CACHES))
     for name in ("hf_template_ext.py", "pyproject.toml"):

@@ -337,6 +337,7 @@ def rows(tmp_path) -> Path:
 
 def test_tokens_do_not_depend_on_earlier_calls_of_the_tokenizer(rows, cache, tmp_path):
     saved = []
+    cached: set[Path] = set()
     for number in range(3):
         tokenizer = AutoTokenizer.from_pretrained(str(ROOT / "tiny"))
         if number == 1:
@@ -345,7 +346,9 @@ def test_tokens_do_not_depend_on_earlier_calls_of_the_tokenizer(rows, cache, tmp
         generate_dataset(rows, tokenizer, 16)
         tokenizer.save_pretrained(tmp_path / str(number))
         saved.append({p.name: p.read_bytes() for p in (tmp_path / str(number)).iterdir()})
-        assert len(list((cache / "tokens").glob("*.arrow"))) == 1  # found again
+        files = set((cache / "tokens").glob("*.arrow"))
+        assert files and cached in (set(), files)  # found again
+        cached = files
     assert saved[0] == saved[1] == saved[2]
 
 
@@ -430,8 +433,8 @@ def test_text_without_tokens_gets_one(text, tmp_path):
     path = tmp_path / "t.jsonl"
     good = [dict.fromkeys(NAMES, word) for word in "ab"]
     path.write_text(lines(*good, {**good[0], NAMES[0]: text}))
-    if "messages_column" in OPTIONS:
-        pytest.skip("a conversation has tokens of its chat template")
+    if {"messages_column", "words_column"} & OPTIONS.keys():
+        pytest.skip("the tokens are those of a chat template, or of labelled words")
     dataset = generate_dataset(path, word_tokenizer(eos_token="</s>"), 16)
     assert dataset.lengths.min() > 0
     assert dataset[len(dataset) - 1]["input_ids"][-1] == 1
