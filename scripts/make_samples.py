@@ -104,8 +104,8 @@ def train_tokenizer(
     rows: list[Row],
     size: int,
     template: str,
+    special: dict[str, str],
     splits: Sequence[pre_tokenizers.PreTokenizer] = (),
-    **special: str,
 ) -> PreTrainedTokenizerFast:
     """Train a byte-level BPE. CTranslate2 requires that it never returns UNK.
 
@@ -154,7 +154,7 @@ def save_model(
 def classification(source: Path, task: Path) -> None:
     rows = save_data(messages(source / "train.jsonl"), messages(source / "valid.jsonl"), task)
     special = {"bos_token": "<s>", "eos_token": "</s>", "cls_token": "<s>", "sep_token": "</s>"}
-    tokenizer = train_tokenizer(rows, 1024, "<s> $A </s>", pad_token="<pad>", **special)
+    tokenizer = train_tokenizer(rows, 1024, "<s> $A </s>", {"pad_token": "<pad>", **special})
     shape = {"dim": 96, "hidden_dim": 384, "n_layers": 2, "n_heads": 96 // HEAD_SIZE}
     save_model(DistilBertConfig, tokenizer, task, initializer_range=0.06, **shape)
 
@@ -164,7 +164,7 @@ def seq2seq(source: Path, task: Path) -> None:
     rows = save_data(islice(train, 6000), islice(valid, 500), task)
     # 512 is never reached: when each letter and each phone is one token, no pair is left to merge.
     special = {"bos_token": "</s>", "eos_token": "</s>"}
-    tokenizer = train_tokenizer(rows, 512, "$A </s>", pad_token="<pad>", **special)
+    tokenizer = train_tokenizer(rows, 512, "$A </s>", {"pad_token": "<pad>", **special})
     end = tokenizer.eos_token_id
     shape = {"d_model": 96, "decoder_start_token_id": end, "forced_eos_token_id": end}
     for side in ("encoder", "decoder"):
@@ -181,7 +181,7 @@ def causal_lm(source: Path, task: Path) -> None:
     rows = save_data(train, novel(source / "valid.jsonl", "Persuasion", 60_000), task)
     # The token between two documents is also the first token of a text.
     special = {"bos_token": "</s>", "eos_token": "</s>"}
-    tokenizer = train_tokenizer(rows, 1024, "$A", pad_token="<pad>", **special)
+    tokenizer = train_tokenizer(rows, 1024, "$A", {"pad_token": "<pad>", **special})
     shape = {"hidden_size": 128, "intermediate_size": 384, "num_attention_heads": 128 // HEAD_SIZE}
     shape["num_hidden_layers"] = 2
     save_model(LlamaConfig, tokenizer, task, initializer_range=0.04, **shape)
@@ -193,7 +193,7 @@ def chat(source: Path, task: Path) -> None:
     messages = [message for row in rows for message in row["messages"]]
     texts = [{"text": f"{message['role']}\n{message['content']}"} for message in messages]
     special = {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>"}
-    tokenizer = train_tokenizer(texts, 1024, "$A", pad_token="<pad>", **special)
+    tokenizer = train_tokenizer(texts, 1024, "$A", {"pad_token": "<pad>", **special})
     tokenizer.chat_template = CHAT_TEMPLATE
     shape = {"hidden_size": 128, "intermediate_size": 384, "num_attention_heads": 128 // HEAD_SIZE}
     shape["num_hidden_layers"] = 2
@@ -223,7 +223,7 @@ def save_tagger(rows: list[Row], task: Path) -> None:
     # Punctuation marks are separate tokens, so that an entity may end before one.
     splits = [pre_tokenizers.Punctuation("isolated"), pre_tokenizers.Digits(individual_digits=True)]
     form = "<s> $A </s>"
-    tokenizer = train_tokenizer(texts, 1024, form, splits, pad_token="<pad>", **special)
+    tokenizer = train_tokenizer(texts, 1024, form, {"pad_token": "<pad>", **special}, splits)
     # Offsets without the space before a word.
     core = tokenizer.backend_tokenizer
     trim = processors.ByteLevel(trim_offsets=True, add_prefix_space=False)

@@ -102,7 +102,7 @@ def test_words_are_trained_and_predicted(project: Path, tmp_path: Path) -> None:
     data = [f"--{part}_input={tmp_path}/words.jsonl" for part in ("train", "valid")]
     run(project, "train.py", *data, "--epochs=12", f"--outdir={tmp_path}/run")
     output = tmp_path / "out.jsonl"
-    checkpoint = ["--checkpoint", tmp_path / "run" / "best"]
+    checkpoint = ["--checkpoint", str(tmp_path / "run" / "best")]
     run(project, "predict.py", *checkpoint, "--input", tmp_path / "words.jsonl", "--output", output)
     for line in output.read_text().splitlines():
         assert json.loads(line)["prediction"] == labels
@@ -154,7 +154,9 @@ def test_invalid_rows_are_located(
 
 
 @pytest.fixture(scope="module")
-def refusals(project: Path, request: pytest.FixtureRequest, tmp_path_factory) -> dict[str, str]:
+def refusals(
+    project: Path, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, str]:
     """Return the error for each list of rows, without the file name; use a single process."""
     folder = tmp_path_factory.mktemp("refused")
     (mark,) = [m for m in test_invalid_rows_are_located.pytestmark if m.name == "parametrize"]

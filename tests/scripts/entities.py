@@ -8,6 +8,7 @@ import random
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import torch
 from transformers import AutoTokenizer
@@ -27,13 +28,13 @@ SEQEVAL = {
 TOKENIZER = AutoTokenizer.from_pretrained("tiny")
 
 
-def read(name: str, *rows: dict, max_len: int = 128):
+def read(name: str, *rows: dict, max_len: int = 128) -> Any:
     text = "".join(json.dumps(row) + "\n" for row in rows)
     (FOLDER / name).write_text(text, encoding="utf-8")
     return generate_dataset(FOLDER / name, TOKENIZER, max_len)
 
 
-def labels_of(dataset) -> list[list[str]]:
+def labels_of(dataset: Any) -> list[list[str]]:
     names = dataset.schema["labels"]
     return [[names[i] if i >= 0 else "-" for i in row["labels"].tolist()] for row in dataset]
 
@@ -104,14 +105,14 @@ def scores_are_those_of_seqeval() -> None:
         assert entities_of(names.split()) == expected
     draw = random.Random(0)
     kinds = ["PER", "LOC"]
-    names = ["O", "B-PER", "I-PER", "B-LOC", "I-LOC"]
+    labels = ["O", "B-PER", "I-PER", "B-LOC", "I-LOC"]
     rows = [(random_labels(draw, kinds), random_labels(draw, kinds)) for _ in range(50)]
-    config = SimpleNamespace(num_labels=len(names), id2label=dict(enumerate(names)))
+    config = SimpleNamespace(num_labels=len(labels), id2label=dict(enumerate(labels)))
     scores = Scores(SimpleNamespace(config=config), TOKENIZER, torch.device("cpu"))
     scores.reset()
     for true, guessed in rows:
-        ids = [torch.tensor([[names.index(name) for name in part]]) for part in (true, guessed)]
-        logits = torch.nn.functional.one_hot(ids[1], len(names)).float()
+        ids = [torch.tensor([[labels.index(name) for name in part]]) for part in (true, guessed)]
+        logits = torch.nn.functional.one_hot(ids[1], len(labels)).float()
         scores.update(SimpleNamespace(logits=logits), {"labels": ids[0]})
     found = scores.compute(0.0)
     for name, value in SEQEVAL.items():
