@@ -55,6 +55,7 @@ bench: $(STAMP)
 	"$(BIN)/python" bench/saving.py --markdown bench/results/saving.md
 	"$(BIN)/python" bench/start.py --write bench/results
 	"$(BIN)/python" bench/prediction.py --write bench/results
+	"$(BIN)/python" bench/endtoend.py --write bench/results
 
 # --config: the settings of <<cookiecutter.project_slug>>/pyproject.toml are for rendered projects.
 lint: $(STAMP)
