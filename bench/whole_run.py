@@ -122,10 +122,8 @@ def tuned_trainer(spec: dict, phases: Phases) -> None:
         max_steps=spec["max_steps"] or -1,
         learning_rate=spec["lr"],
         seed=spec["seed"],
-        save_strategy="steps",
-        save_steps=1.0,  # at the end
-        eval_strategy="steps",
-        eval_steps=1.0,
+        save_strategy="epoch",
+        eval_strategy="epoch",  # or after `max_steps`
         load_best_model_at_end=True,
         prediction_loss_only=spec["task"] == "causal_lm",
         report_to="none",
