@@ -48,7 +48,8 @@ def ours(spec: dict, phases: Phases) -> None:
     arguments = [f"--{name}={spec[name]}" for name in names if spec[name]]
     if spec["max_new_tokens"]:
         arguments.append(f"--max_new_tokens={spec['max_new_tokens']}")
-    train.main([*arguments, f"--model_id={spec['base']}", f"--outdir={spec['outdir']}"])
+    arguments += ["--epochs=1", f"--model_id={spec['base']}", f"--outdir={spec['outdir']}"]
+    train.main(arguments)
 
 
 def count_flops(phases: Phases) -> None:
