@@ -149,7 +149,9 @@ def predict_file(
         rows = open_rows(args.input, args.column, predictor)
         count, content = hash_rows(rows())
     group.expect_equal({"content hash of --input": content})
-    output = OutputFile(args.output, identify(task, trained, args, content))
+    # Hashing all weights takes time: only the main rank, which writes, needs the hash.
+    identity = identify(task, trained, args, content) if group.is_main else ""
+    output = OutputFile(args.output, identity)
     with lock_file(group, args.output):
         group.on_main(output.open)
         done = group.gather(output.lines)[0]

@@ -164,9 +164,10 @@ class Wrapper(PreTrainedModel):
             )
         if not on_meta and config.base_model_id is not None and not config.base_has_weights:
             self.notes.append(f"{config.base_model_id} has no weight file: training from scratch")
-        return self._adopt(base, config)
+        return self.adopt(base, config)
 
-    def _adopt(self, base: PreTrainedModel, config: WrapperConfig) -> PreTrainedModel:
+    def adopt(self, base: PreTrainedModel, config: WrapperConfig) -> PreTrainedModel:
+        """Prepare a base model that has just been loaded."""
         for name in base._keys_to_ignore_on_save or ():  # such as Marian's sinusoidal positions
             base.get_parameter(name).requires_grad_(False)
         base.config._name_or_path = ""

@@ -153,7 +153,10 @@ class ExampleSet:
         return values
 
     def _hash_sample(self) -> int:
-        digest = zlib.crc32(np.ascontiguousarray(self.num_items, dtype=np.float64).tobytes())
+        # Whole numbers have the hash that earlier versions saved.
+        is_whole = np.issubdtype(self.num_items.dtype, np.integer)
+        items = np.ascontiguousarray(self.num_items, np.int64 if is_whole else np.float64)
+        digest = zlib.crc32(items.tobytes())
         for index in np.linspace(0, len(self) - 1, min(SAMPLED, len(self))).astype(int):
             digest = hash_example(self.dataset[int(index)], digest)
         return digest

@@ -1,21 +1,9 @@
 """The configuration of the model."""
 
-from argparse import ArgumentTypeError
-
+from .argument_types import fraction
 from .base import WrapperConfig
 
 BASE_MODEL = "<< cookiecutter.base_model >>"
-
-
-def fraction(text: str) -> float:
-    """Parse a number.
-
-    Raises:
-        ArgumentTypeError: It is less than 0, or not less than 1.
-    """
-    if not 0 <= (number := float(text)) < 1:
-        raise ArgumentTypeError(f"{text}: expected at least 0 and less than 1")
-    return number
 
 
 # Arguments of ModelConfig that train.py offers on its command line.

@@ -1,0 +1,78 @@
+"""Load a base model that may already be a classifier, and keep its head if the labels agree."""
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+
+from .base import Wrapper
+from .revision import split_revision
+
+
+def load_classifier(
+    model: Wrapper, config: Any, fits: Callable[[PreTrainedConfig, list[str], Any], bool]
+) -> PreTrainedModel:
+    """Load the base model of `model`; keep its head if it was trained for the same labels.
+
+    If the order differs, reorder the rows of the head as in `config.labels`.
+
+    Args:
+        config: The configuration of `model`, with `labels`.
+        fits: Returns whether a head was trained for the labels of `config`, given the saved
+            configuration and its label names.
+    """
+    place, hub = split_revision(str(config.base_model_id))
+    saved = AutoConfig.from_pretrained(place, trust_remote_code=False, **hub)
+    names = [saved.id2label[index] for index in range(saved.num_labels)]
+    kind = model.auto_class.__name__.removeprefix("AutoModelFor")
+    if not any(kind in name for name in saved.architectures or []):
+        return model.load_base(config)
+    if not fits(saved, names, config):
+        model.notes.append(f"new head: the base model has other labels ({', '.join(names[:8])})")
+        return _load_body(model, config, saved, place, hub)
+    base = model.load_base(config)
+    if names != config.labels and len(names) > 1:
+        order = torch.tensor([names.index(name) for name in config.labels])
+        for name, dim in _label_dims(model.auto_class, config).items():
+            tensor = base.get_parameter(name)
+            tensor.data = tensor.data.index_select(dim, order)
+        model.notes.append("the rows of the base model's head are reordered as the labels")
+    return base
+
+
+def _load_body(
+    model: Wrapper, config: Any, saved: PreTrainedConfig, place: str, hub: dict[str, str]
+) -> PreTrainedModel:
+    """Load the weights of a classifier except its head, which has other labels."""
+    loaded = model.auto_class.from_pretrained(
+        place, config=saved, dtype=torch.float32, trust_remote_code=False, **hub
+    )
+    head = _label_dims(model.auto_class, config)
+    body = {name: t for name, t in loaded.state_dict().items() if name not in head}
+    base, model.loading_info = type(loaded).from_pretrained(
+        None,
+        config=config.base_config,
+        state_dict=body,
+        dtype=torch.float32,
+        output_loading_info=True,
+    )
+    return model.adopt(base, config)
+
+
+def _label_dims(auto_class: Any, config: Any) -> dict[str, int]:
+    """Return the tensors that have a row for each label, and the dimension of these rows."""
+    sizes = []
+    for count in (config.num_labels, config.num_labels + 1):
+        other = copy.deepcopy(config.base_config)
+        other.num_labels = count
+        with torch.device("meta"):
+            model = auto_class.from_config(other, trust_remote_code=False)
+        sizes.append({name: tensor.shape for name, tensor in model.named_parameters()})
+    found = {}
+    for name, shape in sizes[0].items():
+        differs = [a != b for a, b in zip(shape, sizes[1][name], strict=True)]
+        if any(differs):
+            found[name] = differs.index(True)
+    return found
