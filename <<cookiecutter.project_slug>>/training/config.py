@@ -363,7 +363,7 @@ class RunConfig:
         if self.ema >= 1:
             raise RunError(f"--ema {self.ema}: expected less than 1")
         if self.optimizer == "sgd" and self.lr is None and self.resumed is None:
-            raise RunError("--optimizer sgd: expected --lr, too; it is larger than for AdamW")
+            raise RunError("--optimizer sgd: expected --lr, too (usually larger than for AdamW)")
         if not OPTIMIZERS[self.optimizer].averages:
             return
         if self.ema:
