@@ -33,7 +33,7 @@ from transformers import PreTrainedTokenizerBase
 from errors import DataError, RunError
 from model.interface import Conversation, TaskPredictor
 from reading.identity import hash_source, hash_tokenizer, hash_values
-from reporting.predictions import hash_rows, open_rows, predict_rows
+from reporting.predictions import check_output, hash_rows, open_rows, predict_rows
 from training.contract import Task
 from training.distributed import RankGroup
 from training.launch import run, start
@@ -82,8 +82,11 @@ def load_trained(task: Task, args: argparse.Namespace, accelerator: Accelerator)
         max_len = saved.args["max_len"]
         chosen = saved.state.predict_options
         model_options = {name: v for name, v in saved.args.items() if name in task.model_options}
-    elif args.max_len is None:
-        accelerator.print(f"{checkpoint} has no {STATE_FILE}: using --max_len {max_len}")
+    else:
+        accelerator.print(
+            f"{checkpoint} has no {STATE_FILE}: using --max_len {args.max_len or max_len}, and the "
+            "defaults of all other settings of its training, such as columns"
+        )
     model = load_model(task.model_class, args.checkpoint, model_options)
     model.to(accelerator.device).eval()
     max_len = args.max_len or max_len
@@ -142,10 +145,12 @@ def predict_file(
     """Predict the rows of a file, and write them with their predictions.
 
     Raises:
-        RunError: The output cannot be written, or another process is writing it.
+        RunError: The output cannot be written, is a file of the input, or another process is
+            writing it.
         DataError: The file cannot be read, or changes while it is read.
     """
     with group.in_agreement():
+        check_output(args.input, args.output)
         rows = open_rows(args.input, args.column, predictor)
         count, content = hash_rows(rows())
     group.expect_equal({"content hash of --input": content})

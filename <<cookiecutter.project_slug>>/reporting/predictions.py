@@ -2,8 +2,10 @@
 
 import zlib
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from functools import partial
 from itertools import chain, islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +13,7 @@ from tqdm import tqdm
 
 from errors import DataError, RunError
 from model.interface import TaskPredictor
+from reading.named import resolve
 from reading.tables import read_table
 from training.contract import predictor_input
 from training.distributed import RankGroup
@@ -21,6 +24,20 @@ PORTION = 1000  # rows of a table that are read at a time
 SHORTEST = 0.75  # minimum length in a batch, relative to its longest example
 Row = dict[str, Any]
 Rows = Callable[[], Iterator[Row]]  # reads the rows from the beginning
+
+
+def check_output(source: str | list[str], output: Path) -> None:
+    """Check that the output would not replace the input.
+
+    Raises:
+        RunError: It is one of the input files.
+    """
+    files: list[str] = [source] if isinstance(source, str) else source
+    with suppress(DataError):  # a format that only Predictor.read can read
+        files = resolve(source).files
+    for file in map(Path, files):
+        if output.exists() and file.exists() and output.samefile(file):
+            raise RunError(f"--output {output}: is a file of --input; expected another file")
 
 
 def open_rows(source: str | list[str], columns: list[str] | None, predictor: TaskPredictor) -> Rows:

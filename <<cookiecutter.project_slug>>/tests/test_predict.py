@@ -5,6 +5,7 @@ import json
 import os
 import tracemalloc
 from functools import partial
+from pathlib import Path
 from signal import SIGKILL
 from typing import Any
 
@@ -159,7 +160,17 @@ def test_a_conversation_is_streamed_and_keeps_its_messages(checkpoint):
 
 
 def test_invalid_arguments_are_refused_before_predicting(checkpoint, sample, tmp_path):
+    given = ["--input", str(sample / "valid.jsonl")]
+    unusable = Path(checkpoint).parent / "unusable"
+    unusable.mkdir()
+    (unusable / "link").symlink_to(sample / "valid.jsonl")
     for arguments, words in (
+        (["--output", str(unusable / "out.jsonl")], "out.jsonl: expected --input, too"),
+        ([*given, "--output", str(unusable)], "unusable: a folder; expected a file"),
+        ([*given, "--output", "/dev/null"], "/dev/null: not a regular file"),
+        ([*given, "--output", str(sample / "valid.jsonl")], "is a file of --input"),
+        ([*given, "--output", str(unusable / "link")], "is a file of --input"),
+        (["--input", f"{sample}/v*.jsonl", "--output", given[1]], "is a file of --input"),
         (["--checkpoint", str(tmp_path / "none")], "no such folder"),
         (["--input", str(tmp_path / "none.jsonl")], "no such file"),
         (["--input", str(sample / "valid.jsonl"), "--column", "other"], "no column 'other'"),
