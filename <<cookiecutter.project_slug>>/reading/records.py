@@ -20,9 +20,24 @@ class Number(str):
     """A JSON number, as its literal text."""
 
 
+def _as_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Build an object; Python would silently keep the last value of a repeated key."""
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        names = [name for name, _ in pairs]
+        repeated = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"{repeated!r} occurs twice in an object")
+    return values
+
+
 # Numbers keep their literal text: 1.10 is not 1.1, and a long integer is exact. NaN, which Python
 # writes for a missing number, and Infinity are not valid JSON; they are read as missing.
-DECODER = json.JSONDecoder(parse_int=Number, parse_float=Number, parse_constant=lambda _: None)
+DECODER = json.JSONDecoder(
+    parse_int=Number,
+    parse_float=Number,
+    parse_constant=lambda _: None,
+    object_pairs_hook=_as_object,
+)
 BLOCK = 2**20  # bytes of a JSON array read at a time
 PEEK = 4096  # bytes that are searched for the first character of a JSON file
 SPACE = re.compile(r"[ \t\r\n]*")
@@ -164,8 +179,10 @@ class _ArrayReader:
                 row, end = DECODER.raw_decode(self._text, self._position)
                 break
             except (ValueError, RecursionError) as error:
+                is_incomplete = isinstance(error, json.JSONDecodeError)
                 # Double the text, so that decoding a long object takes linear time.
-                if not self._read(max(BLOCK, len(self._text) - self._position)):
+                size = max(BLOCK, len(self._text) - self._position)
+                if not (is_incomplete and self._read(size)):
                     raise self._error(_reason(error)) from None
         line = self._line
         self._move(end)

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import shutil
 import subprocess
 import sys
 
@@ -49,6 +50,11 @@ def jsonl(*rows: object) -> bytes:
             f"mixed.jsonl:2: '{FIRST}' holds a list",
         ),
         ("half.jsonl", jsonl(GOOD, {**GOOD, FIRST: "\ud800"}), r"half.jsonl:2: '" + FIRST),
+        (
+            "twice.jsonl",
+            jsonl(GOOD) + jsonl(GOOD).replace(b"{", b'{"a": 1, "a": 2, '),
+            "twice.jsonl:2: broken JSON ('a' occurs twice",
+        ),
         ("cut.json", json.dumps([GOOD, GOOD])[:-3].encode(), "cut.json:1: broken JSON"),
         ("late.json", b"[" + jsonl(GOOD) + b", 1]", "late.json:2: broken JSON ('1' in the list)"),
         ("empty.csv", f"more,{HEADER}1,{CELLS}\n2,{GAPS}\n".encode(), "empty.csv:3: no value"),
@@ -173,6 +179,12 @@ def test_run_is_not_overwritten(arguments, tmp_path):
         train.main(arguments)
     with pytest.raises(RunError, match="expected a last/, not a best/"):
         train.main(["--restore_dir", str(tmp_path / "run" / "best")])
+    last = shutil.copytree(tmp_path / "run" / "last", tmp_path / "other" / "last")
+    with pytest.raises(RunError, match="run: already contains a run; resume it"):
+        train.main(["--restore_dir", str(last), "--outdir", str(tmp_path / "run")])
+    shutil.copytree(tmp_path / "run" / "best", tmp_path / "best only" / "best")
+    with pytest.raises(RunError, match="best only: already contains a run, but no last/"):
+        train.main([*arguments, "--outdir", str(tmp_path / "best only"), "--restore_dir", "auto"])
     assert (tmp_path / "run" / "last" / "training_state.json").read_bytes() == before
 
 

@@ -109,6 +109,37 @@ def test_changed_seed_is_refused_within_an_epoch_only(own_arguments, tmp_path):
     assert read_state(tmp_path / "run" / "last")["current_epoch"] == 2
 
 
+def test_extended_run_keeps_the_validation_at_its_former_end(own_arguments, tmp_path):
+    with seams.scores_replaced_by([{"loss": 0.0}]):
+        train.main([*own_arguments, "--max_steps", "2"])
+    train.main(["--restore_dir", str(tmp_path / "run" / "last"), "--epochs", "1"])
+    log = read_log(tmp_path / "run")
+    assert list(log) == ["Epoch 0, step 2", "Epoch 0"]
+    assert log["Epoch 0, step 2"]["valid_log"]["loss"] == 0
+    assert read_state(tmp_path / "run" / "last")["best"]["epoch"] == "Epoch 0, step 2"
+
+
+def test_resumed_run_does_not_hold_out_examples_that_it_was_trained_on(own_arguments, tmp_path):
+    while "--valid_input" in own_arguments:
+        position = own_arguments.index("--valid_input")
+        del own_arguments[position : position + 2]
+    train.main([*own_arguments, "--valid_size", "0.3", "--epochs", "1"])
+    last = ["--restore_dir", str(tmp_path / "run" / "last"), "--epochs", "2"]
+    for name, value in (("seed", 7), ("valid_size", 0.4), ("valid_fold", 1), ("max_len", 47)):
+        with pytest.raises(RunError, match=f"--{name} {value}: .* would now be held out"):
+            train.main([*last, f"--{name}", str(value)])
+    with pytest.raises(RunError, match="--valid_size 0.3: nothing is held out"):
+        train.main([*last, "--valid_size", "0.3", "--valid_input", str(tmp_path / "valid.jsonl")])
+
+
+def test_base_model_of_a_resumed_run_cannot_be_replaced(own_arguments, tmp_path, capsys):
+    train.main([*own_arguments, "--epochs", "1"])
+    last = ["--restore_dir", str(tmp_path / "run" / "last"), "--epochs", "2"]
+    train.main([*last, "--model_id", "somebody/other"])
+    assert "--model_id somebody/other is not used" in capsys.readouterr().out
+    assert "other" not in read_state(tmp_path / "run" / "last")["args"]["model_id"]
+
+
 def test_changed_batch_size_keeps_the_global_batch_size(own_arguments, tmp_path, capsys):
     stop_within_epoch(own_arguments)
     train.main(["--restore_dir", str(tmp_path / "run" / "last"), "--batch_size", "3"])

@@ -312,6 +312,11 @@ class RunConfig:
         self._check_lora()
         self._check_report()
         self._check_optimizer()
+        if self.lr_scheduler_type == "constant" and self.num_warmup_steps:
+            raise RunError(
+                f"--num_warmup_steps {self.num_warmup_steps}: --lr_scheduler_type constant has no "
+                "warm-up; expected constant_with_warmup"
+            )
         if self.files_per_epoch is not None and self.max_steps is None:
             raise RunError(
                 f"--files_per_epoch {self.files_per_epoch}: expected --max_steps, too, since the "

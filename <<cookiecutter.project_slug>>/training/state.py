@@ -146,6 +146,8 @@ class TrainState:
         is_complete = self.examples >= epoch_size
         if not is_complete and self.step < self.total_steps:
             name += f", step {self.step}"
+        if name in self.log:  # of a run that ended within the epoch and was extended
+            self._rename(name, f"{name}, step {self.log[name]['step']}")
         total, count = self.grad_norms
         self.log[name] = {
             "train_log": train_log,
@@ -173,6 +175,12 @@ class TrainState:
         if is_best:
             self.best = {"epoch": name, **valid_log}
         return is_best
+
+    def _rename(self, key: str, new: str) -> None:
+        """Rename a key of the log."""
+        self.log = {new if name == key else name: entry for name, entry in self.log.items()}
+        if self.best.get("epoch") == key:
+            self.best["epoch"] = new
 
 
 @dataclass(frozen=True)
