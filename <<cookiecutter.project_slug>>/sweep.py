@@ -54,7 +54,6 @@ class Sweep:
             Stopped: This process or train.py received a signal.
         """
         chosen = [_as_argument(name, value) for name, value in values.items()]
-        chosen = [argument for argument in chosen if argument]
         for name, own in self.runs.items():
             folder = self.outdir / f"trial-{number:03d}" / name
             folder.parent.mkdir(exist_ok=True)
@@ -108,9 +107,9 @@ def _last_line(file: Path) -> str:
 
 
 def _as_argument(name: str, value: Any) -> str:
-    """Format an argument of train.py; return an empty string for a disabled flag."""
+    """Format an argument of train.py."""
     if value in ("true", "false"):
-        return f"--{name}" if value == "true" else ""
+        return f"--{name}" if value == "true" else f"--no_{name}"
     return f"--{name}={value}"
 
 

@@ -121,6 +121,9 @@ def test_arguments_come_from_a_yaml_file_and_the_command_line(arguments, tmp_pat
         ("compile: 3", "compile: 3; expected true or false"),
         ("- 4", "expected lines of"),
         ("lr: [", "cannot be read"),
+        ("lr: 1\nlr: 2", "both lr and lr; expected one of them"),
+        ("lr: 1\nlearning_rate: 2", "both lr and learning_rate"),
+        ("[lr]: 1", "no argument"),
     ],
 )
 def test_invalid_yaml_file_is_refused(text, sentence, tmp_path):
@@ -161,10 +164,27 @@ def test_value_out_of_range_is_refused(argument, tmp_path):
         read_config(Task(), ["--outdir", str(tmp_path / "run"), argument])
 
 
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        ("--valid_size=0.2", "--valid_size 0.2: nothing is held out"),
+        ("--valid_fold=1", "--valid_fold 1: nothing is held out"),
+        ("--lr_scheduler_type=constant", "--num_warmup_steps 3: .*expected constant_with_warmup"),
+    ],
+)
+def test_argument_without_effect_is_refused(given, sentence, tmp_path):
+    with pytest.raises(RunError, match=sentence):
+        read_config(Task(), ["--outdir", str(tmp_path / "run"), "--num_warmup_steps=3", given])
+
+
 @pytest.mark.proof
 def test_arguments_of_a_checkpoint_are_kept_unless_given_again(arguments, tmp_path, capsys):
-    train.main([*arguments, "--max_steps", "1", "--weight_decay", "0.3"])
+    flags = ["--tf32", "--gradient_checkpointing"]
+    train.main([*arguments, "--max_steps", "1", "--weight_decay", "0.3", *flags])
     last = str(tmp_path / "run" / "last")
+    (tmp_path / "run.yaml").write_text("tf32: false", encoding="utf-8")
+    config, _ = read_config(Task(), ["--restore_dir", last, "--config", f"{tmp_path}/run.yaml"])
+    assert (config.tf32, config.gradient_checkpointing) == (False, True)
     capsys.readouterr()
     train.main(["--restore_dir", last, "--max_steps", "2", "--logging_steps", "1"])
     args = read_state(tmp_path / "run" / "last")["args"]

@@ -106,12 +106,24 @@ def test_arguments_refused_by_train_py_end_the_sweep_with_its_error(tmp_path):
         (("--seeds", "1", "--", "--outdir", "x"), "set by sweep.py"),
         (("--folds", "3"), "expected --train_input"),
         (("--search", "tf32=1,2"), "expected tf32=true,false"),
+        (("--search", "lr=1,2", "--", "--learning_rate", "1"), "both after `--` and in --search"),
+        (("--search", "lr=1,2", "learning_rate=3,4"), "lr is given twice"),
+        (("--seeds", "1", "--", "--output_dir", "x"), "--outdir: set by sweep.py"),
     ],
 )
 def test_bad_arguments_are_refused_in_one_sentence(tmp_path, arguments, sentence):
     with pytest.raises(RunError, match=re.escape(sentence)):
         main(["--outdir", str(tmp_path / "sweep"), *arguments])
     assert not (tmp_path / "sweep" / "study.db").exists()
+
+
+def test_a_file_of_arguments_cannot_replace_those_of_the_folds(tmp_path):
+    for text, name in (("valid_input: a.jsonl", "valid_input"), ("dry_run: true", "dry_run")):
+        (tmp_path / "run.yaml").write_text(f"train_input: b.jsonl\n{text}\n", encoding="utf-8")
+        arguments = ["--folds", "2", "--outdir", str(tmp_path / "sweep")]
+        with pytest.raises(RunError, match=f"--{name}: set by sweep.py"):
+            main([*arguments, "--", "--config", str(tmp_path / "run.yaml")])
+    assert not (tmp_path / "sweep").exists()
 
 
 def test_grid_has_all_combinations():
