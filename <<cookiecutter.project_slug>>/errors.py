@@ -4,6 +4,7 @@ import traceback
 from pathlib import Path
 
 REFUSED = 2  # exit code after a UserError
+INTERRUPTED = 130  # exit code after a Ctrl-C, as in shells
 STOPPED = 75  # exit code after Stopped; EX_TEMPFAIL of sysexits.h: try again
 MODEL = Path(__file__).parent / "model"
 

@@ -4,6 +4,7 @@ python export.py --output exported --dtype bfloat16
 python export.py --output exported --onnx                pip install -e '.[onnx]'
 """
 
+import json
 import shutil
 import sys
 from collections.abc import Iterator
@@ -26,6 +27,7 @@ from training.contract import Task
 from training.launch import run as exit_code_of
 from training.loading import load_model, load_tokenizer
 from training.packages import require
+from training.state import STATE_FILE, SavedRun
 
 ONNX_PACKAGES = ("onnx", "onnxruntime", "onnxscript")
 SAMPLES = ("Do you see it?", "No.")
@@ -123,6 +125,20 @@ def check_merged(model: Any, inputs: dict[str, Tensor], output: Path) -> None:
         raise
 
 
+def convert(model: Any, dtype: str) -> None:
+    """Convert all weights to a dtype.
+
+    Raises:
+        RunError: A weight is too large for it.
+    """
+    model.to(getattr(torch, dtype))
+    for name, parameter in model.named_parameters():
+        if not parameter.isfinite().all():
+            raise RunError(
+                f"--dtype {dtype}: {name} has values out of its range; expected bfloat16"
+            )
+
+
 def sample_inputs(model: Any, tokenizer: PreTrainedTokenizerBase | None) -> dict[str, Tensor]:
     """Return inputs for comparing logits: sample texts or, without a tokenizer, token ids."""
     if tokenizer is None:
@@ -157,11 +173,19 @@ def next_commands(model: Any, output: Path) -> Iterator[str]:
         yield f"lm_eval --model hf --model_args pretrained={output} --tasks wikitext"
 
 
+def _chosen_options(checkpoint: Path) -> str:
+    """Return the arguments of `Predictor` saved with a checkpoint; "" if there are none."""
+    if not (checkpoint / STATE_FILE).is_file():
+        return ""
+    chosen = SavedRun.read(checkpoint).state.predict_options
+    return ", ".join(f"{name} {json.dumps(value)}" for name, value in chosen.items())
+
+
 def main(argv: list[str] | None = None) -> None:
     args = build_export_parser().parse_args(argv)
     task = Task()
     output = Path(args.output).expanduser()
-    if output.exists() and any(output.iterdir()):
+    if output.is_file() or (output.exists() and any(output.iterdir())):
         raise RunError(f"--output {output}: is not empty; expected a new folder")
     if args.onnx and args.dtype != "float32":
         raise RunError(
@@ -179,12 +203,18 @@ def main(argv: list[str] | None = None) -> None:
         merged = merge(model, inputs)
     if hasattr(model, "choose_form"):
         print(model.choose_form())  # in float32, as it was trained
+    convert(model, args.dtype)
     try:
-        model.to(getattr(torch, args.dtype)).save_pretrained(output)
+        model.save_pretrained(output)
         if tokenizer is not None:
             tokenizer.save_pretrained(output)
     except Exception as error:  # from the disk, safetensors or the user's code
         raise RunError(f"--output {output}: not saved ({describe(error)})") from error
+    if chosen := _chosen_options(Path(args.checkpoint).expanduser()):
+        print(
+            f"not exported: {chosen}, which the run chose on its validation data and predict.py "
+            f"reads from {args.checkpoint}/{STATE_FILE}"
+        )
     if merged:
         check_merged(model, inputs, output)
         print(merged)

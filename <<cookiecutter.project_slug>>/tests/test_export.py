@@ -1,11 +1,12 @@
 """export.py writes a checkpoint in another precision, or as ONNX."""
 
 import importlib.util
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
 import export
@@ -17,6 +18,7 @@ from model.modeling import Model
 from training.command_line import DTYPES
 from training.contract import Task
 from training.loading import load_model
+from training.state import STATE_FILE, SavedRun, TrainState
 
 MISSING = [name for name in export.ONNX_PACKAGES if not importlib.util.find_spec(name)]
 
@@ -56,10 +58,32 @@ def test_a_folder_with_files_and_onnx_in_another_precision_are_refused(checkpoin
         export.main([*arguments, "--onnx", "--dtype", "bfloat16"])
 
 
+def test_weights_too_large_for_a_dtype_are_refused(checkpoint, tmp_path):
+    large = shutil.copytree(checkpoint, tmp_path / "large")
+    weights = load_file(large / "model.safetensors")
+    next(iter(weights.values())).view(-1)[0] = 1e5
+    save_file(weights, large / "model.safetensors", {"format": "pt"})
+    arguments = ["--checkpoint", str(large), "--output", str(tmp_path / "exported")]
+    with pytest.raises(RunError, match="--dtype float16: .* has values out of its range"):
+        export.main([*arguments, "--dtype", "float16"])
+    assert not (tmp_path / "exported").exists()
+
+
+def test_choices_of_the_run_that_are_not_exported_are_reported(checkpoint, tmp_path, capsys):
+    trained = shutil.copytree(checkpoint, tmp_path / "trained")
+    state = TrainState(8, predict_options={"threshold": {"a": 0.25}})
+    saved = SavedRun({}, {}, {}, state, train_losses=[0.0], named_losses=[{}])
+    (trained / STATE_FILE).write_text(saved.to_text(), encoding="utf-8")
+    export.main(["--checkpoint", str(trained), "--output", str(tmp_path / "exported")])
+    assert 'not exported: threshold {"a": 0.25}' in capsys.readouterr().out
+
+
 def test_a_folder_that_cannot_be_written_is_refused(checkpoint, tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(RunError, match="not saved"):
         export.main(["--checkpoint", str(checkpoint), "--output", str(tmp_path / "file" / "new")])
+    with pytest.raises(RunError, match="is not empty"):
+        export.main(["--checkpoint", str(checkpoint), "--output", str(tmp_path / "file")])
 
 
 def test_onnx_is_compared_with_the_model_or_refused(checkpoint, tmp_path, capsys):

@@ -9,7 +9,7 @@ import torch
 from accelerate import Accelerator
 
 import train
-from errors import REFUSED, RankError
+from errors import INTERRUPTED, REFUSED, DataError, RankError
 from failing.dataset import generate_dataset
 from failing.labels import IN_COMPUTE, IN_FORWARD, IN_LOADING, IN_UPDATE
 from helpers.assertions import read_state
@@ -18,6 +18,7 @@ from helpers.processes import Launch
 from training.batches import Batches
 from training.contract import ExampleSet
 from training.launch import run
+from training.user_code import at_place
 
 FAILING = partial(files_of_model_in, "failing", "least_contract")
 ROW = 30
@@ -101,3 +102,19 @@ def test_an_error_on_one_rank_is_printed_by_that_rank(error, sentence, monkeypat
 
     assert run(fail) == REFUSED
     assert sentence in capsys.readouterr().err
+
+
+def test_error_in_the_data_is_not_blamed_on_the_model():
+    with pytest.raises(
+        RankError, match=r"epoch 0, step 3, examples 7 \(0-based\): row 7: no text$"
+    ):
+        with at_place("epoch 0, step 3", [7]):
+            raise DataError("row 7: no text")
+
+
+def test_keystroke_before_training_ends_without_a_traceback(capsys):
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    assert run(interrupted) == INTERRUPTED
+    assert capsys.readouterr().err.endswith(": interrupted\n")

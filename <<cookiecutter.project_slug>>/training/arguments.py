@@ -70,7 +70,7 @@ def read_config(
     values["restore_dir"] = None if checkpoint is None else str(checkpoint)
     if values["lora_rank"] and values["lora_alpha"] is None:
         values["lora_alpha"] = 2 * values["lora_rank"]
-    _check_held_out(task, values, saved, given)
+    _check_held_out(task, values, {} if resumed is None else saved, given)
     config = RunConfig(resumed=resumed, **_by_field(values, task))
     config.validate()
     return config, notes
@@ -204,7 +204,7 @@ def _check_held_out(
                     f"{values['valid_input']}; expected --train_input without --valid_input"
                 )
         return
-    if saved.get("valid_input", "") is not None:  # a new run, or one with validation data
+    if not saved:
         return
     for name in ("valid_size", "valid_fold", "seed", "max_len", *task.data_options):
         if name in given and given[name] != saved.get(name):

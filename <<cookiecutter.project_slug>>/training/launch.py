@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType, DynamoBackend
 from transformers.integrations import unset_hf_deepspeed_config
 
-from errors import REFUSED, STOPPED, RankError, RunError, Stopped, UserError
+from errors import INTERRUPTED, REFUSED, STOPPED, RankError, RunError, Stopped, UserError
 
 from .distributed import is_lost_connection
 from .launcher import requested_processes
@@ -49,9 +49,9 @@ def run(main: Callable[[], None]) -> int:
     """Run `main` and return the exit code of the process.
 
     Returns:
-        0; 75 after Stopped; 2 after a UserError, a known error of the accelerator, or the end of
-        another process. The message is printed once per machine; an error on a single rank is
-        printed by that rank.
+        0; 75 after Stopped; 130 after a Ctrl-C that was not handled; 2 after a UserError, a known
+        error of the accelerator, or the end of another process. The message is printed once per
+        machine; an error on a single rank is printed by that rank.
     """
     code = 0
     message = ""
@@ -61,6 +61,9 @@ def run(main: Callable[[], None]) -> int:
     except Stopped as error:
         code = STOPPED
         message = str(error)
+    except KeyboardInterrupt:
+        code = INTERRUPTED
+        message = "interrupted"
     except Exception as error:
         code = REFUSED
         message = _sentence(error)
@@ -71,7 +74,7 @@ def run(main: Callable[[], None]) -> int:
     gc.collect()
     if message and is_printed:
         print(f"{Path(sys.argv[0]).name}: {message}", file=sys.stderr)
-    if code != REFUSED and torch.distributed.is_initialized():
+    if code in (0, STOPPED) and torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
     return code
 

@@ -43,7 +43,7 @@ def at_place(place: str, examples: Sequence[int] = ()) -> Iterator[None]:
             raise
         of = f", {list_examples(examples)}" if examples else ""
         expected = "expected model/ to handle this example like the first ones"
-        ending = "" if isinstance(error, RankError) else f"; {expected}"
+        ending = "" if isinstance(error, UserError) else f"; {expected}"
         raise RankError(f"{place}{of}: {describe(error)}{ending}") from error
 
 
