@@ -105,11 +105,11 @@ def test_an_error_on_one_rank_is_printed_by_that_rank(error, sentence, monkeypat
 
 
 def test_error_in_the_data_is_not_blamed_on_the_model():
-    with pytest.raises(
-        RankError, match=r"epoch 0, step 3, examples 7 \(0-based\): row 7: no text$"
+    with (
+        pytest.raises(RankError, match=r"epoch 0, step 3, examples 7 \(0-based\): row 7: no text$"),
+        at_place("epoch 0, step 3", [7]),
     ):
-        with at_place("epoch 0, step 3", [7]):
-            raise DataError("row 7: no text")
+        raise DataError("row 7: no text")
 
 
 def test_keystroke_before_training_ends_without_a_traceback(capsys):
