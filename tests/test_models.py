@@ -221,6 +221,7 @@ def test_architectures_are_adapted_and_merged(task: str, render: Render, tmp_pat
 HEADS = """
 import json, sys, torch, transformers
 from transformers import AutoConfig, AutoModelForSequenceClassification
+from transformers import AutoModelForTokenClassification
 from model.configuration import ModelConfig
 from model.modeling import Model
 from training.loading import load_tokenizer
@@ -250,6 +251,14 @@ for labels in (["x", "y", "z"], ["x", "y"]):
     assert "classifier.out_proj.weight" in new.loading_info["missing_keys"]
     name = "classifier.roberta.encoder.layer.0.output.dense.weight"
     assert torch.equal(new.get_parameter(name), same.get_parameter(name))
+bert = AutoConfig.for_model("bert", **json.loads(sys.argv[2]), num_labels=len(names))
+AutoModelForTokenClassification.from_config(bert).save_pretrained(out + "/tokens")
+options = {"dtype": torch.bfloat16}
+config = ModelConfig(out + "/tokens", labels=names, problem_type=kind, load_options=options)
+other = Model(config)
+assert other.notes == ["new head: the base model is a BertForTokenClassification"]
+assert {"classifier.weight", "bert.pooler.dense.weight"} <= set(other.loading_info["missing_keys"])
+assert other.dtype == torch.bfloat16
 """
 
 

@@ -27,8 +27,13 @@ def load_classifier(
     saved = AutoConfig.from_pretrained(place, trust_remote_code=False, **hub)
     names = [saved.id2label[index] for index in range(saved.num_labels)]
     kind = model.auto_class.__name__.removeprefix("AutoModelFor")
-    if not any(kind in name for name in saved.architectures or []):
+    architectures = saved.architectures or []
+    if not any("Classification" in name for name in architectures):
         return model.load_base(config)
+    # Heads for sequences and for tokens may have the same tensor names.
+    if not any(kind in name for name in architectures):
+        model.notes.append(f"new head: the base model is a {architectures[0]}")
+        return _load_body(model, config, saved, place, hub)
     if not fits(saved, names, config):
         model.notes.append(f"new head: the base model has other labels ({', '.join(names[:8])})")
         return _load_body(model, config, saved, place, hub)
@@ -46,18 +51,19 @@ def _load_body(
     model: Wrapper, config: Any, saved: PreTrainedConfig, place: str, hub: dict[str, str]
 ) -> PreTrainedModel:
     """Load the weights of a classifier except its head, which has other labels."""
-    loaded = model.auto_class.from_pretrained(
-        place, config=saved, dtype=torch.float32, trust_remote_code=False, **hub
+    options = {"dtype": torch.float32, **config.load_options, "output_loading_info": True}
+    loaded, info = model.auto_class.from_pretrained(
+        place, config=saved, trust_remote_code=False, **hub, **options
     )
-    head = _label_dims(model.auto_class, config)
-    body = {name: t for name, t in loaded.state_dict().items() if name not in head}
-    base, model.loading_info = type(loaded).from_pretrained(
+    new = {*_label_dims(model.auto_class, config), *info["missing_keys"]}
+    body = {name: t for name, t in loaded.state_dict().items() if name not in new}
+    base, found = type(loaded).from_pretrained(
         None,
         config=config.base_config,
         state_dict=body,
-        dtype=torch.float32,
-        output_loading_info=True,
+        **options,
     )
+    model.loading_info = {**found, "unexpected_keys": info["unexpected_keys"]}
     return model.adopt(base, config)
 
 

@@ -152,3 +152,12 @@ def test_part_that_is_not_saved_is_rejected(dataset, tokenizer, tmp_path):
     Model.save_pretrained(model, tmp_path, state_dict=state)
     with pytest.raises(RunError, match="missing keys: teacher.weight"):
         load_model(Distilled, str(tmp_path))
+
+
+def test_error_about_an_argument_is_not_blamed_on_the_base_model():
+    class Refusing(Task):
+        def build_config(self, *_):
+            raise ValueError("--share 2.0: expected less than 1")
+
+    with pytest.raises(RunError, match=r"^--share 2.0: expected less than 1$"):
+        build_config(Refusing(), str(ROOT / "tiny"), {}, None)

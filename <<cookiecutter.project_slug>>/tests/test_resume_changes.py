@@ -1,5 +1,6 @@
 """A resume with other data, arguments or paths uses them, keeps the old ones, or is refused."""
 
+import json
 import math
 import os
 import shutil
@@ -13,6 +14,10 @@ from helpers import seams
 from helpers.assertions import assert_equal_tensors, read_log, read_state, read_weights
 from helpers.seams import Killed
 from model.dataset import generate_dataset
+from training import atomic
+from training.arguments import read_config
+from training.contract import Task
+from training.state import STATE_FILE
 
 pytestmark = pytest.mark.proof
 
@@ -138,6 +143,17 @@ def test_base_model_of_a_resumed_run_cannot_be_replaced(own_arguments, tmp_path,
     train.main([*last, "--model_id", "somebody/other"])
     assert "--model_id somebody/other is not used" in capsys.readouterr().out
     assert "other" not in read_state(tmp_path / "run" / "last")["args"]["model_id"]
+
+
+def test_arguments_of_another_project_in_a_checkpoint_are_reported(own_arguments, tmp_path):
+    train.main([*own_arguments, "--epochs", "1"])
+    last = (tmp_path / "run" / "last").resolve()
+    state = json.loads((last / STATE_FILE).read_text(encoding="utf-8"))
+    state["args"]["other_option"] = 1
+    (last / STATE_FILE).write_text(json.dumps(state), encoding="utf-8")
+    atomic._seal(last)
+    _, notes = read_config(Task(), ["--restore_dir", str(tmp_path / "run" / "last")])
+    assert notes == [f"{tmp_path}/run/last has arguments that train.py does not have: other_option"]
 
 
 def test_changed_batch_size_keeps_the_global_batch_size(own_arguments, tmp_path, capsys):

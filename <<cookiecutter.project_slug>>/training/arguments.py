@@ -57,6 +57,10 @@ def read_config(
             saved["outdir"] = _outdir_of(place, defaults)
         elif place != AUTO and not _is_inside(Path(place), Path(given["outdir"])):
             _check_unused(Path(given["outdir"]), place)
+        if unknown := sorted(resumed.args.keys() - defaults.keys()):
+            notes.append(
+                f"{checkpoint} has arguments that train.py does not have: {', '.join(unknown)}"
+            )
         notes += _unused_base(saved, given)
         notes += _changes(saved, given)
         if "epochs" in given and "max_steps" not in given and saved.get("max_steps"):

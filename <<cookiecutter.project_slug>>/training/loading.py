@@ -95,7 +95,7 @@ def build_config(
             if hasattr(config, "base_model_id"):
                 config.base_model_id = model_id
     except Exception as error:  # AutoConfig raises many types
-        raise RunError(f"{model_id}: cannot load a configuration ({_reason(error)})") from None
+        raise _failure(f"{model_id}: cannot load a configuration", error) from None
     if tokenizer is not None and hasattr(config, "use_tokenizer"):
         config.use_tokenizer(tokenizer)
     return config
@@ -119,7 +119,7 @@ def build_model(
     except RunError:
         raise
     except (*LOADING_ERRORS, SafetensorError, UnpicklingError) as error:
-        raise RunError(f"{model_id}: cannot load the model ({_reason(error)})") from None
+        raise _failure(f"{model_id}: cannot load the model", error) from None
     info = getattr(model, "loading_info", None)
     notes = list(getattr(model, "notes", []))
     return model, notes + (_check_weights(model, info, model_id) if info else [])
@@ -155,7 +155,7 @@ def load_model(
     except RunError:
         raise
     except Exception as error:
-        raise RunError(f"{folder}: cannot load the model ({_reason(error)})") from None
+        raise _failure(f"{folder}: cannot load the model", error) from None
     # The rounding of some matrix products depends on the alignment of the tensors in memory. New
     # tensors are aligned to 64 bytes; those loaded from a file are not, so they are copied.
     for tensor in [*model.parameters(), *model.buffers()]:
@@ -373,6 +373,14 @@ def _tokenizer_reason(error: Exception) -> str:
     if "sentencepiece" in str(error).lower() and not importlib.util.find_spec("sentencepiece"):
         return "it needs the package sentencepiece: pip install -e '.[sentencepiece]'"
     return _reason(error)
+
+
+def _failure(what: str, error: Exception) -> RunError:
+    """Return an error with the reason; one that begins with an argument is complete."""
+    reason = _reason(error)
+    if "ignore_mismatched_sizes" in reason:  # refers to a report that is not printed
+        reason = "some weights have other shapes than its config.json requires"
+    return RunError(reason if reason.startswith("--") else f"{what} ({reason})")
 
 
 def _reason(error: Exception) -> str:

@@ -226,7 +226,8 @@ class _Opening:
     def _read(self, source: str | list[str], schema: dict[str, Any]) -> ExampleSet:
         """Read a file with a schema; arguments of the command line take precedence over it."""
         options = {**schema, **self.config.data_options}
-        with user_code(f"model/dataset.py: generate_dataset cannot read {source}"):
+        saved = f" with the settings in {self.config.restore_dir}" if self.config.resumed else ""
+        with user_code(f"model/dataset.py: generate_dataset cannot read {source}{saved}"):
             examples = self.task.read(source, self.tokenizer, self.config.max_len, **options)
         self.notes += [note for note in examples.notes if note not in self.notes]
         return examples
