@@ -131,13 +131,16 @@ def test_conversations_truncated_to_no_target_are_refused_or_omitted(
         f"{expected}",
     ]
     file = tmp_path / "some.jsonl"
-    data = [f"--{part}_input={file}" for part in ("train", "valid")]
+    blank = [GOOD, {"messages": [ASKED, turn("assistant", "")]}]
+    blank_file = write(tmp_path / "blank.jsonl", blank)
+    data = [f"--train_input={file}", f"--valid_input={blank_file}"]
     options = ["--max_len=40", "--drop_without_target", "--dry_run", f"--outdir={tmp_path}/run"]
     out = run(project, "train.py", *data, *options)
     assert out.count("they are omitted") == 1
     assert f"{words.replace('some', f'{tmp_path}/some')}; they are omitted" in out
     assert "train: 2 examples" in out
     assert "--max_len 40 truncates 2 of 4 conversations (50.0%)" in out
+    assert f"  conversations with an empty answer: 1, first {blank_file}:2" in out
 
 
 @pytest.mark.parametrize("script", ["chat_formats", "chat_packing"])

@@ -182,8 +182,22 @@ class Dataset(torch.utils.data.Dataset):
         own, *others = (
             data.rows.data.column(CHECKSUM).to_numpy() for data in (self, train) if data is not None
         )
+        yield from self.origin.line("conversations with an empty answer", self._without_text())
         yield from self.origin.doubled("input_ids", self.tokenizer)
         yield from self.origin.repeated(own, others[0] if others else None)
+
+    def _without_text(self) -> np.ndarray:
+        """Return the rows with a target answer that consists of its end-of-turn token only."""
+        found = [np.empty(0, dtype=np.int64)]
+        first = 0
+        for chunk in self.rows.data.column("labels").chunks:
+            labels = chunk.flatten().to_numpy()
+            follows_target = np.concatenate([[False], labels[:-1] != -100])
+            places = np.isin(labels, self.schema["end_ids"]) & ~follows_target
+            rows = np.repeat(np.arange(len(chunk)), chunk.value_lengths().to_numpy())
+            found.append(first + np.unique(rows[places]))
+            first += len(chunk)
+        return np.concatenate(found)
 
     def _decode(self, example: dict[str, torch.Tensor]) -> tuple[str, str]:
         labels = example["labels"]
