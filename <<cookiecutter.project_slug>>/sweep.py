@@ -120,13 +120,16 @@ def main(argv: list[str] | None = None) -> None:
     runs = runs_of_a_trial(args.seeds, args.folds)
     direction = args.direction or "minimize"
     sweep = Sweep(args.outdir, arguments, runs, metric, direction)
-    args.outdir.mkdir(parents=True, exist_ok=True)
+    training = Training(args.launch)
+    try:
+        args.outdir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(f"{args.outdir}: not writable ({error.strerror})") from None
     try:
         with FileLock(args.outdir / LOCK_FILE, timeout=0):
             about = {"search": args.search, "seeds": args.seeds, "folds": args.folds}
             about |= {"arguments": arguments, "metric": metric, "direction": direction}
             study = Study(args.outdir, about, space, args.trials)
-            training = Training(args.launch)
             for number, values in study.to_train():
                 study.record(number, sweep.train(number, values, training))
             sweep.report(study)
