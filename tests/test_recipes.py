@@ -64,15 +64,6 @@ MISTAKES = [
         "model/modeling.py: Model.save_pretrained fails (ValueError: ",
     ),
     (
-        *(
-            "optimizer",
-            "optimization.py",
-            "return Adafactor(",
-            "Adafactor.eval = None\n    return Adafactor(",
-        ),
-        "model/optimization.py: Adafactor uses different weights in training and evaluation",
-    ),
-    (
         *("optimizer", "optimization.py", "return LambdaLR(optimizer, factor)", "return factor"),
         "model/optimization.py: build_scheduler returns function; expected ",
     ),

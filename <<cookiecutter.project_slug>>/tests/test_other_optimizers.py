@@ -9,11 +9,13 @@ import torch
 from torch.optim import SGD
 from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
 
+import train
 from errors import RunError
 from helpers import seams
 from helpers.assertions import assert_equal_tensors, read_result, read_state, read_weights
 from helpers.model_folder import files_of_model_in
 from helpers.processes import Launch
+from training.contract import Task
 from training.optimization import check_optimizer, check_scheduler
 
 pytestmark = pytest.mark.proof
@@ -89,3 +91,16 @@ def test_a_schedule_that_depends_on_a_score_is_refused():
     for other in (ReduceLROnPlateau(optimizer), lambda step: 1.0):
         with pytest.raises(RunError, match=r"build_scheduler returns \w+; expected a torch"):
             check_scheduler(other)
+
+
+def test_schedule_of_the_command_line_beside_one_of_the_model_is_reported(
+    arguments, monkeypatch, capsys
+):
+    class WithSchedule(Task):
+        def __init__(self) -> None:
+            super().__init__()
+            self.build_scheduler = lambda optimizer, *_: LambdaLR(optimizer, lambda step: 1.0)
+
+    monkeypatch.setattr(train, "Task", WithSchedule)
+    train.main([*arguments, "--max_steps", "1", "--lr_scheduler_type", "cosine"])
+    assert "--lr_scheduler_type cosine is not used" in capsys.readouterr().out

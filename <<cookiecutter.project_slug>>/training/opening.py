@@ -442,12 +442,17 @@ class _Opening:
 
     def build_scheduler(self, optimizer: Optimizer, state: TrainState) -> LRScheduler:
         warmup = self.config.num_warmup_steps
+        name = self.config.lr_scheduler_type
         if self.task.build_scheduler is not None:
+            if name != "linear":
+                self.notes.append(
+                    f"--lr_scheduler_type {name} is not used: model/optimization.py has a "
+                    "build_scheduler"
+                )
             with user_code("model/optimization.py: build_scheduler fails"):
                 scheduler = self.task.build_scheduler(optimizer, warmup, state.total_steps)
             check_scheduler(scheduler)
         else:
-            name = self.config.lr_scheduler_type
             scheduler = build_scheduler(optimizer, name, warmup, state.total_steps)
         fast_forward(scheduler, optimizer, state.scheduler_steps)
         return scheduler
