@@ -14,6 +14,7 @@ import train
 from conftest import ROOT
 from errors import DataError, RunError
 from model.dataset import OPTIONS, generate_dataset
+from training.contract import Task
 
 COLUMNS = [
     option["default"]
@@ -203,6 +204,21 @@ def test_exit_code_is_2_and_only_one_sentence_is_printed(tmp_path):
     assert process.returncode == 2
     assert process.stderr.count("\n") == 1
     assert "none.jsonl: no such file" in process.stderr
+
+
+def test_validation_data_without_targets_are_refused(arguments, monkeypatch, tmp_path):
+    read = Task.read
+
+    def without_targets(self, source, *more, **options):
+        examples = read(self, source, *more, **options)
+        if source.endswith("valid.jsonl"):
+            examples.num_items = 0 * examples.num_items
+        return examples
+
+    monkeypatch.setattr(Task, "read", without_targets)
+    with pytest.raises(RunError, match="--valid_input: no target items"):
+        train.main(arguments)
+    assert not (tmp_path / "run").exists()
 
 
 def split_in_two(sample, folder):

@@ -213,6 +213,10 @@ class _Opening:
                 name: self.train_data.held_out or self._read(source, schema)
                 for name, source in config.valid_sources.items()
             }
+        for name, examples in self.valid_examples.items():
+            if examples.num_items.sum() == 0:  # the mean loss would be 0, and the best
+                label = f"--valid_input {name}".strip()
+                raise RunError(f"{label}: no target items with a weight; expected some")
         if config.valid_input is None:
             self.notes.append(
                 f"no --valid_input: {len(self.valid_examples['']):,} examples of --train_input are "
