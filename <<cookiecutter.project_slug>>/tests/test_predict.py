@@ -78,7 +78,7 @@ def test_a_killed_prediction_is_continued_with_the_same_bytes(checkpoint, sample
     assert "continues after 64 rows" in run("continued")
     assert output.read_bytes() == whole
     run("killed again", patch=partial(seams.killed_in_block, 2), code=-SIGKILL)
-    other = run("with another length", "--max_len", "24")
+    other = run("with another length", "--max_len", "49")
     assert "input, checkpoint, arguments or code have changed; starting again" in other
     assert sorted(path.name for path in tmp_path.glob("out*")) == ["out.jsonl"]
 
