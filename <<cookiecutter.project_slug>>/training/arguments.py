@@ -111,7 +111,9 @@ def _check_unused(outdir: Path, restore_dir: str | None) -> None:
     Raises:
         RunError: It contains a run.
     """
-    if not any((outdir / result).exists() for result in RESULTS):
+    # A resumed run writes log.json before its first save, and may have ended in between.
+    results = RESULTS if restore_dir is None else ("last", "best")
+    if not any((outdir / result).exists() for result in results):
         return
     if restore_dir == AUTO:
         raise RunError(
