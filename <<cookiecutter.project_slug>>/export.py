@@ -26,6 +26,7 @@ from training.contract import Task
 from training.launch import run as exit_code_of
 from training.loading import load_model, load_tokenizer
 from training.packages import require
+from training.predictor_config import PREDICTOR_FILE, PredictorConfig
 
 ONNX_PACKAGES = ("onnx", "onnxruntime", "onnxscript")
 SAMPLES = ("Do you see it?", "No.")
@@ -170,6 +171,7 @@ def main(argv: list[str] | None = None) -> None:
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     tokenizer = load_tokenizer(args.checkpoint) if task.needs_tokenizer else None
+    settings = PredictorConfig.read(args.checkpoint)
     model = load_model(task.model_class, args.checkpoint).eval()
     if args.onnx:
         check_onnx(model)
@@ -183,6 +185,8 @@ def main(argv: list[str] | None = None) -> None:
         model.to(getattr(torch, args.dtype)).save_pretrained(output)
         if tokenizer is not None:
             tokenizer.save_pretrained(output)
+        if settings is not None:
+            (output / PREDICTOR_FILE).write_text(settings.to_text(), encoding="utf-8")
     except Exception as error:  # from the disk, safetensors or the user's code
         raise RunError(f"--output {output}: not saved ({describe(error)})") from error
     if merged:

@@ -1,4 +1,4 @@
-"""export.py writes a checkpoint in another precision, or as ONNX."""
+"""export.py writes a checkpoint in another precision, or as ONNX, with its settings."""
 
 import importlib.util
 from pathlib import Path
@@ -17,6 +17,7 @@ from model.modeling import Model
 from training.command_line import DTYPES
 from training.contract import Task
 from training.loading import load_model
+from training.predictor_config import PREDICTOR_FILE, PredictorConfig
 
 MISSING = [name for name in export.ONNX_PACKAGES if not importlib.util.find_spec(name)]
 
@@ -28,6 +29,8 @@ def checkpoint(sample, tokenizer, tmp_path_factory) -> Path:
     torch.manual_seed(0)
     Model(ModelConfig(str(ROOT / "tiny"), **schema)).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    settings = PredictorConfig(48, schema, {})
+    (folder / PREDICTOR_FILE).write_text(settings.to_text(), encoding="utf-8")
     return folder
 
 
@@ -41,6 +44,7 @@ def test_exported_weights_equal_the_checkpoint_in_another_precision(dtype, check
     for name, tensor in weights.items():
         assert torch.equal(exported[name], tensor.to(getattr(torch, dtype))), name
     load_model(Task().model_class, str(output))
+    assert PredictorConfig.read(str(output)) == PredictorConfig.read(str(checkpoint))
     text = "Do you see it?"
     tokens = AutoTokenizer.from_pretrained(output)(text)
     assert tokens["input_ids"] == AutoTokenizer.from_pretrained(checkpoint)(text)["input_ids"]
