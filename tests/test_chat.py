@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -122,6 +123,7 @@ def test_conversations_truncated_to_no_target_are_refused_or_omitted(
     project: Path, tmp_path: Path
 ) -> None:
     long: dict[str, object] = {"messages": [turn("user", "word " * 60), ANSWERED]}
+    empty: dict[str, object] = {"messages": [turn("user", " "), ANSWERED]}
     files: Files = {"some": [GOOD, long, GOOD, long], "all": [long]}
     words = "--max_len 40 truncates all targets of 2 of 4 conversations, the first at some.jsonl:2"
     expected = "expected a larger --max_len"
@@ -137,7 +139,11 @@ def test_conversations_truncated_to_no_target_are_refused_or_omitted(
     assert out.count("they are omitted") == 1
     assert f"{words.replace('some', f'{tmp_path}/some')}; they are omitted" in out
     assert "train: 2 examples" in out
-    assert "--max_len 40 truncates 2 of 4 conversations (50.0%)" in out
+    cut = re.search(r"cut to --max_len 40: 2 of 4 \(by (\d+) to \1 tokens, (\d+) in all\)", out)
+    assert cut is not None and int(cut[2]) == 2 * int(cut[1]) > 0
+    write(file, [GOOD, GOOD, empty])
+    out = run(project, "train.py", *data, *options)
+    assert f"with an empty message: 1, first {file}:3" in out
 
 
 @pytest.mark.parametrize("script", ["chat_formats", "chat_packing"])
