@@ -120,7 +120,7 @@ def test_conversations_truncated_to_no_target_are_refused_or_omitted(
     cut = re.search(r"cut to --max_len 40: 2 of 4 \(by (\d+) to \1 tokens, (\d+) in all\)", out)
     assert cut is not None and int(cut[2]) == 2 * int(cut[1]) > 0
     write(file, [GOOD, GOOD, empty])
-    out = run_python(project, "train.py", *data, *options)
+    out = run_python(project, "train.py", *data, *options).stdout
     assert f"with an empty message: 1, first {file}:3" in out
 
 
