@@ -4,7 +4,6 @@ python export.py --output exported --dtype bfloat16
 python export.py --output exported --onnx                pip install -e '.[onnx]'
 """
 
-import json
 import shutil
 import sys
 from collections.abc import Iterator
@@ -27,7 +26,7 @@ from training.contract import Task
 from training.launch import run as exit_code_of
 from training.loading import load_model, load_tokenizer
 from training.packages import require
-from training.state import STATE_FILE, SavedRun
+from training.predictor_config import PREDICTOR_FILE, PredictorConfig
 
 ONNX_PACKAGES = ("onnx", "onnxruntime", "onnxscript")
 SAMPLES = ("Do you see it?", "No.")
@@ -173,14 +172,6 @@ def next_commands(model: Any, output: Path) -> Iterator[str]:
         yield f"lm_eval --model hf --model_args pretrained={output} --tasks wikitext"
 
 
-def _chosen_options(checkpoint: Path) -> str:
-    """Return the arguments of `Predictor` saved with a checkpoint; "" if there are none."""
-    if not (checkpoint / STATE_FILE).is_file():
-        return ""
-    chosen = SavedRun.read(checkpoint).state.predict_options
-    return ", ".join(f"{name} {json.dumps(value)}" for name, value in chosen.items())
-
-
 def main(argv: list[str] | None = None) -> None:
     args = build_export_parser().parse_args(argv)
     task = Task()
@@ -194,6 +185,7 @@ def main(argv: list[str] | None = None) -> None:
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     tokenizer = load_tokenizer(args.checkpoint) if task.needs_tokenizer else None
+    settings = PredictorConfig.read(args.checkpoint)
     model = load_model(task.model_class, args.checkpoint).eval()
     if args.onnx:
         check_onnx(model)
@@ -208,13 +200,10 @@ def main(argv: list[str] | None = None) -> None:
         model.save_pretrained(output)
         if tokenizer is not None:
             tokenizer.save_pretrained(output)
+        if settings is not None:
+            (output / PREDICTOR_FILE).write_text(settings.to_text(), encoding="utf-8")
     except Exception as error:  # from the disk, safetensors or the user's code
         raise RunError(f"--output {output}: not saved ({describe(error)})") from error
-    if chosen := _chosen_options(Path(args.checkpoint).expanduser()):
-        print(
-            f"not exported: {chosen}, which the run chose on its validation data and predict.py "
-            f"reads from {args.checkpoint}/{STATE_FILE}"
-        )
     if merged:
         check_merged(model, inputs, output)
         print(merged)

@@ -41,10 +41,11 @@ from training.loading import load_model, load_tokenizer
 from training.lock import lock_file
 from training.model_check import check_length
 from training.output_file import OutputFile
+from training.predictor_config import PREDICTOR_FILE, PredictorConfig
 from training.state import STATE_FILE, SavedRun
 from training.user_code import at_place
 
-MAX_LEN = 128  # for a checkpoint without training_state.json
+MAX_LEN = 128  # for a checkpoint without predictor_config.json
 PLACES = ("input", "output", "checkpoint")  # predictions do not depend on these paths
 
 
@@ -70,28 +71,28 @@ def load_trained(task: Task, args: argparse.Namespace, accelerator: Accelerator)
     """
     if task.predictor_class is None:
         raise RunError("model/prediction.py: no class Predictor; expected one for predict.py")
-    checkpoint = Path(args.checkpoint)
     tokenizer = load_tokenizer(args.checkpoint) if task.needs_tokenizer else None
-    schema: dict = {}
-    model_options: dict = {}
-    chosen: dict = {}
-    max_len = MAX_LEN
-    if (checkpoint / STATE_FILE).is_file():
-        saved = SavedRun.read(checkpoint)
-        schema = saved.schema
-        max_len = saved.args["max_len"]
-        chosen = saved.state.predict_options
-        model_options = {name: v for name, v in saved.args.items() if name in task.model_options}
-    else:
+    settings = PredictorConfig.read(args.checkpoint)
+    if settings is None:
+        settings = PredictorConfig(MAX_LEN, schema={}, options={})
         accelerator.print(
-            f"{checkpoint} has no {STATE_FILE}: using --max_len {args.max_len or max_len}, and the "
-            "defaults of all other settings of its training, such as columns"
+            f"{args.checkpoint} has no {PREDICTOR_FILE}: using --max_len "
+            f"{args.max_len or MAX_LEN}, and the defaults of all other settings of its training, "
+            "such as columns"
         )
-    model = load_model(task.model_class, args.checkpoint, model_options)
+    model = load_model(task.model_class, args.checkpoint, _model_options(task, args.checkpoint))
     model.to(accelerator.device).eval()
-    max_len = args.max_len or max_len
+    max_len = args.max_len or settings.max_len
     check_length(model, max_len)
-    return Trained(model, tokenizer, max_len, schema, chosen)
+    return Trained(model, tokenizer, max_len, settings.schema, settings.options)
+
+
+def _model_options(task: Task, checkpoint: str) -> dict[str, Any]:
+    """Return the saved arguments of `ModelConfig`, which a stock checkpoint does not contain."""
+    if not (Path(checkpoint) / STATE_FILE).is_file():
+        return {}
+    args = SavedRun.read(Path(checkpoint)).args
+    return {name: value for name, value in args.items() if name in task.model_options}
 
 
 def build_predictor(

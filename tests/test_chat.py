@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -100,6 +101,7 @@ def test_conversations_truncated_to_no_target_are_refused_or_omitted(
     project: Path, tmp_path: Path
 ) -> None:
     long: dict[str, object] = {"messages": [turn("user", "word " * 60), ANSWERED]}
+    empty: dict[str, object] = {"messages": [turn("user", " "), ANSWERED]}
     files: Files = {"some": [GOOD, long, GOOD, long], "all": [long]}
     words = "--max_len 40 truncates all targets of 2 of 4 conversations, the first at some.jsonl:2"
     expected = "expected a larger --max_len"
@@ -117,8 +119,12 @@ def test_conversations_truncated_to_no_target_are_refused_or_omitted(
     assert out.count("they are omitted") == 1
     assert f"{words.replace('some', f'{tmp_path}/some')}; they are omitted" in out
     assert "train: 2 examples" in out
-    assert "--max_len 40 truncates 2 of 4 conversations (50.0%)" in out
-    assert f"  conversations with an empty answer: 1, first {blank_file}:2" in out
+    cut = re.search(r"cut to --max_len 40: 2 of 4 \(by (\d+) to \1 tokens, (\d+) in all\)", out)
+    assert cut is not None and int(cut[2]) == 2 * int(cut[1]) > 0
+    assert f"with an empty message: 1, first {blank_file}:2" in out
+    write(file, [GOOD, GOOD, empty])
+    out = run_python(project, "train.py", *data, *options).stdout
+    assert f"with an empty message: 1, first {file}:3" in out
 
 
 @pytest.mark.parametrize("script", ["chat_formats", "chat_packing"])

@@ -34,20 +34,19 @@ def preview(run: Run, train_step: Callable[[Run, Step], Any]) -> None:
 
 
 def _lines(run: Run, batches: Batches, memory: int) -> Iterator[str]:
-    max_len = run.config.max_len
-    yield from _about_data("train", batches.examples, max_len)
+    yield from _about_data("train", batches.examples)
     with user_code("model/dataset.py: describe fails"):
         yield from batches.examples.describe()
     yield from _about_faults(batches.examples)
     for part in run.valid_sets:
-        yield from _about_data(f"valid {part.name}".strip(), part.batches.examples, max_len)
+        yield from _about_data(f"valid {part.name}".strip(), part.batches.examples)
         yield from _about_faults(part.batches.examples, batches.examples)
     yield from _about_steps(run, batches)
     yield from _about_model(run.model, memory)
     yield _about_disk(run)
 
 
-def _about_data(name: str, examples: ExampleSet, max_len: int) -> Iterator[str]:
+def _about_data(name: str, examples: ExampleSet) -> Iterator[str]:
     items = f"{examples.num_items.sum():,.0f} target items"
     if not examples.has_lengths:
         yield f"{name}: {len(examples):,} examples; {items}"
@@ -56,12 +55,8 @@ def _about_data(name: str, examples: ExampleSet, max_len: int) -> Iterator[str]:
     percents = (5, 50, 95)
     values = np.percentile(lengths, percents)
     spread = ", ".join(f"{p} % {v:,.0f}" for p, v in zip(percents, values, strict=True))
-    full = int((lengths >= max_len).sum())
     yield f"{name}: {len(examples):,} examples, {int(lengths.sum()):,} tokens; {items}"
-    yield (
-        f"  tokens: {lengths.min():,} to {lengths.max():,} ({spread}); "
-        f"{full:,} reach --max_len {max_len} (possibly truncated)"
-    )
+    yield f"  tokens: {lengths.min():,} to {lengths.max():,} ({spread})"
 
 
 def _about_faults(examples: ExampleSet, train: ExampleSet | None = None) -> Iterator[str]:

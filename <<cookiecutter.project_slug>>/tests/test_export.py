@@ -1,4 +1,4 @@
-"""export.py writes a checkpoint in another precision, or as ONNX."""
+"""export.py writes a checkpoint in another precision, or as ONNX, with its settings."""
 
 import importlib.util
 import shutil
@@ -18,7 +18,7 @@ from model.modeling import Model
 from training.command_line import DTYPES
 from training.contract import Task
 from training.loading import load_model
-from training.state import STATE_FILE, SavedRun, TrainState
+from training.predictor_config import PREDICTOR_FILE, PredictorConfig
 
 MISSING = [name for name in export.ONNX_PACKAGES if not importlib.util.find_spec(name)]
 
@@ -30,6 +30,8 @@ def checkpoint(sample, tokenizer, tmp_path_factory) -> Path:
     torch.manual_seed(0)
     Model(ModelConfig(str(ROOT / "tiny"), **schema)).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    settings = PredictorConfig(48, schema, {})
+    (folder / PREDICTOR_FILE).write_text(settings.to_text(), encoding="utf-8")
     return folder
 
 
@@ -43,6 +45,7 @@ def test_exported_weights_equal_the_checkpoint_in_another_precision(dtype, check
     for name, tensor in weights.items():
         assert torch.equal(exported[name], tensor.to(getattr(torch, dtype))), name
     load_model(Task().model_class, str(output))
+    assert PredictorConfig.read(str(output)) == PredictorConfig.read(str(checkpoint))
     text = "Do you see it?"
     tokens = AutoTokenizer.from_pretrained(output)(text)
     assert tokens["input_ids"] == AutoTokenizer.from_pretrained(checkpoint)(text)["input_ids"]
@@ -69,15 +72,6 @@ def test_weights_too_large_for_a_dtype_are_refused(checkpoint, tmp_path):
     assert not (tmp_path / "exported").exists()
 
 
-def test_choices_of_the_run_that_are_not_exported_are_reported(checkpoint, tmp_path, capsys):
-    trained = shutil.copytree(checkpoint, tmp_path / "trained")
-    state = TrainState(8, predict_options={"threshold": {"a": 0.25}})
-    saved = SavedRun({}, {}, {}, state, train_losses=[0.0], named_losses=[{}])
-    (trained / STATE_FILE).write_text(saved.to_text(), encoding="utf-8")
-    export.main(["--checkpoint", str(trained), "--output", str(tmp_path / "exported")])
-    assert 'not exported: threshold {"a": 0.25}' in capsys.readouterr().out
-
-
 def test_a_folder_that_cannot_be_written_is_refused(checkpoint, tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(RunError, match="not saved"):
@@ -100,3 +94,12 @@ def test_onnx_is_compared_with_the_model_or_refused(checkpoint, tmp_path, capsys
         assert "compared with the model's logits" in capsys.readouterr().out
         return
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("content", [b"\x80\x04K.", b"[]", b'{"max_len": 48}'])
+def test_damaged_settings_of_predict_py_are_refused_in_one_sentence(content, tmp_path):
+    (tmp_path / PREDICTOR_FILE).write_bytes(content)
+    with pytest.raises(RunError, match=f"{PREDICTOR_FILE}: not the settings of predict.py"):
+        PredictorConfig.read(str(tmp_path))
+    (tmp_path / PREDICTOR_FILE).unlink()
+    assert PredictorConfig.read(str(tmp_path)) is None

@@ -15,6 +15,8 @@ from helpers.assertions import assert_equal_tensors, read_weights
 from helpers.hub_server import Hub
 from reporting.hub import Uploads
 from training.atomic import STORE
+from training.contract import Task
+from training.loading import load_model
 
 pytestmark = pytest.mark.proof
 
@@ -140,6 +142,12 @@ def test_repository_that_cannot_be_resumed_is_refused(arguments, tmp_path, hub):
         with pytest.raises(RunError, match=reason) as raised:
             train.main([*resumed, place])
         assert "\n" not in str(raised.value)
+
+
+def test_an_adapter_on_the_hub_is_refused_in_one_sentence(hub):
+    hub.files = {"adapter_config.json": b"{}"}
+    with pytest.raises(RunError, match="someone/mine: an adapter on the Hub; expected a folder"):
+        load_model(Task().model_class, "someone/mine")
 
 
 def test_hub_strategy_without_a_repository_is_refused(arguments):

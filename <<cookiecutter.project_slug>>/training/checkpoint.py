@@ -24,6 +24,7 @@ from .batches import Step
 from .contract import ExampleSet, accepts_weights
 from .distributed import RankGroup
 from .optimizer_state import OptimizerState
+from .predictor_config import PREDICTOR_FILE, PredictorConfig
 from .staging import bytes_to_copy, free_memory, live_memory, stage, with_own_configs
 from .state import OPTIMIZER_FILE, STATE_FILE, SavedRun, TrainState, to_json
 from .strategy import Strategy
@@ -106,13 +107,7 @@ class Checkpointer:
         self.join()
         scaler = self.accelerator.scaler
         state.scaler = scaler.state_dict() if scaler is not None else None
-        losses = self.group.gather((state.train_loss, state.named_losses))
-        saved = SavedRun(
-            **self.about(),
-            state=state,
-            train_losses=[loss for loss, _ in losses],
-            named_losses=[named for _, named in losses],
-        ).to_text()
+        settings = self._settings(state)
         log = to_json(state.log, indent=4)
         weights = self._gather(model)
         moments = self.strategy.optimizer_state(model, optimizer)
@@ -120,17 +115,15 @@ class Checkpointer:
 
         def start() -> None:
             is_copy = self._stage(model, optimizer, [weights, moments.tensors])
-            write_model = self._model_writer(model, weights)
-            write_best_model = self._model_writer(model, best_weights)
+            write_model = self._model_writer(model, weights, settings)
+            write_best_model = self._model_writer(model, best_weights, settings)
 
             def write_last(folder: Path) -> None:
                 write_model(folder)
-                (folder / STATE_FILE).write_text(saved, encoding="utf-8")
                 moments.save(folder / OPTIMIZER_FILE)
 
             def write_best(folder: Path) -> None:
                 write_best_model(folder)
-                (folder / STATE_FILE).write_text(saved, encoding="utf-8")
                 if describe is not None:
                     describe(folder)
 
@@ -229,7 +222,7 @@ class Checkpointer:
         weights = self._gather(model)
 
         def write_all(folder: Path) -> None:
-            self._model_writer(model, weights)(folder)
+            self._model_writer(model, weights, {})(folder)
             batch = examples.batch(step.examples)
             tensors = {key: value for key, value in batch.items() if isinstance(value, Tensor)}
             save_file(tensors, folder / "batch.safetensors")
@@ -246,6 +239,17 @@ class Checkpointer:
         except RunError as error:
             return str(error)
         return f"{self.outdir}/bad_batch contains them and the weights before this step"
+
+    def _settings(self, state: TrainState) -> dict[str, str]:
+        """Return the files with the settings and the state of the run, by name."""
+        losses = self.group.gather((state.train_loss, state.named_losses))
+        saved = SavedRun(
+            **self.about(),
+            state=state,
+            train_losses=[loss for loss, _ in losses],
+            named_losses=[named for _, named in losses],
+        )
+        return {STATE_FILE: saved.to_text(), PREDICTOR_FILE: PredictorConfig.of(saved).to_text()}
 
     def _gather(self, model: torch.nn.Module) -> dict[str, Tensor]:
         """Gather the weights to save on the main rank; every rank has to call this."""
@@ -265,11 +269,11 @@ class Checkpointer:
             return {k: tensor.to("cpu", copy=True) for k, tensor in self._gather(model).items()}
 
     def _model_writer(
-        self, model: torch.nn.Module, weights: dict[str, Tensor]
+        self, model: torch.nn.Module, weights: dict[str, Tensor], settings: dict[str, str]
     ) -> Callable[[Path], None]:
-        """Return a function that writes model and tokenizer into a folder."""
+        """Return a function that writes model, tokenizer and settings into a folder."""
         bare = with_own_configs(self.accelerator.unwrap_model(model, keep_torch_compile=False))
-        files = self._tokenizer_files
+        files = self._tokenizer_files | {name: text.encode() for name, text in settings.items()}
         options = {"state_dict": weights} if accepts_weights(bare) else {}
 
         def write(folder: Path) -> None:

@@ -38,7 +38,9 @@ def check_early(check: Callable[[list[str]], object]) -> None:
 
 def build_predict_parser(task: TaskOptions) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(usage="predict.py [arguments]", formatter_class=HelpFormatter)
-    parser.add_argument("--checkpoint", default="outputs/best", help="folder of the checkpoint")
+    parser.add_argument(
+        "--checkpoint", default="outputs/best", help="folder or Hub id of the checkpoint"
+    )
     files: dict = {"nargs": "+", "action": OneOrMore, "metavar": "FILE"}
     parser.add_argument("--input", help="input file(s); interactive if omitted", **files)
     parser.add_argument("--output", help=f"output file ({OUTPUT})")

@@ -19,7 +19,7 @@ from errors import RunError
 from model.revision import split_revision
 
 from .adapter import base_of, compare_base, is_adapter, load_options
-from .config import RunConfig
+from .config import ADAPTER_FILE, RunConfig
 from .contract import Task
 from .packages import require
 
@@ -151,6 +151,7 @@ def load_model(
             if compares_base:
                 compare_base(model, Path(folder))
         else:
+            _check_no_adapter(folder)
             model = _load(model_class, folder, options=options or {})
     except RunError:
         raise
@@ -244,6 +245,27 @@ def _load_adapter(
     model, info = model_class.from_pretrained(str(folder), output_loading_info=True, **options)
     _check_weights(model, info, str(folder))
     return model
+
+
+def _check_no_adapter(model_id: str) -> None:
+    """Check that a Hub id is not that of an adapter, which is loaded from a folder only.
+
+    Raises:
+        RunError: It is.
+    """
+    name, hub = split_revision(model_id)
+    file = cached_file(
+        name,
+        ADAPTER_FILE,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+        **hub,
+    )
+    if file is not None:
+        raise RunError(
+            f"{model_id}: an adapter on the Hub; expected a folder "
+            f"(`hf download {name} --local-dir FOLDER`)"
+        )
 
 
 def _left_out(model: PreTrainedModel, folder: Path) -> set[str]:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import sys
 import zlib
 from bisect import bisect_left, insort
 from collections.abc import Iterable, Iterator
@@ -125,12 +126,12 @@ class Dataset(torch.utils.data.Dataset):
         notes: Iterable[str] = (),
     ):
         rows = origin.tokens
-        lengths, num_items, checksums, is_cut = (
-            rows.data.column(name).to_numpy()
-            for name in ("length", "num_items", CHECKSUM, "is_cut")
+        lengths, num_items, checksums = (
+            rows.data.column(name).to_numpy() for name in ("length", "num_items", CHECKSUM)
         )
         self.rows = rows
         self.origin = origin
+        self.max_len = max_len
         self.input_ids = column(rows, "input_ids")
         self.labels = column(rows, "labels")
         # Example i consists of the conversations order[bounds[i]:bounds[i + 1]].
@@ -144,12 +145,12 @@ class Dataset(torch.utils.data.Dataset):
         self.lengths = np.add.reduceat(lengths[self.order], starts)
         self.num_items = np.add.reduceat(num_items[self.order], starts)
         self.checksums = np.bitwise_xor.reduceat(checksums[self.order], starts)
+        pair = [schema.prompt_column, schema.completion_column]
+        self.columns = pair if schema.messages_column is None else [schema.messages_column]
         self.schema = dataclasses.asdict(schema)
         self.fingerprint = zlib.crc32(repr(self.schema).encode(), fingerprint(rows))
         self.tokenizer = tokenizer
         self.notes = list(notes)
-        self.cut = f"--max_len {max_len} truncates {is_cut.sum():,} of {len(rows):,} conversations"
-        self.cut += f" ({is_cut.mean():.1%})"
 
     def __len__(self) -> int:
         return len(self.bounds) - 1
@@ -169,8 +170,7 @@ class Dataset(torch.utils.data.Dataset):
         return {key: pad(examples, key, fill[key])[0] for key in examples[0]}
 
     def describe(self) -> Iterator[str]:
-        """Yield a line about truncation, and a few examples."""
-        yield f"  {self.cut}"
+        """Yield lines that show a few examples."""
         yield from describe_examples(self, self._decode)
 
     def faults(self, train: "Dataset | None" = None) -> Iterator[str]:
@@ -179,25 +179,29 @@ class Dataset(torch.utils.data.Dataset):
         Args:
             train: The training data, if these are validation data.
         """
+        origin = self.origin
+        yield from origin.line("with an empty message", np.array(list(self._empty()), dtype=int))
+
+        def encode(batch: dict[str, list]) -> list[list]:
+            targets = self.schema["targets"]
+            found = encode_rows(rows_of(batch, self.columns), self.tokenizer, targets, sys.maxsize)
+            return [row["input_ids"] for row in found]
+
+        is_cut = self.rows.data.column("is_cut").to_numpy()
+        yield from origin.cut("conversations", np.flatnonzero(is_cut), self.max_len, encode)
         own, *others = (
             data.rows.data.column(CHECKSUM).to_numpy() for data in (self, train) if data is not None
         )
-        yield from self.origin.line("conversations with an empty answer", self._without_text())
-        yield from self.origin.doubled("input_ids", self.tokenizer)
-        yield from self.origin.repeated(own, others[0] if others else None)
+        yield from origin.doubled("input_ids", self.tokenizer)
+        yield from origin.repeated(own, others[0] if others else None)
 
-    def _without_text(self) -> np.ndarray:
-        """Return the rows with a target answer that consists of its end-of-turn token only."""
-        found = [np.empty(0, dtype=np.int64)]
-        first = 0
-        for chunk in self.rows.data.column("labels").chunks:
-            labels = chunk.flatten().to_numpy()
-            follows_target = np.concatenate([[False], labels[:-1] != -100])
-            places = np.isin(labels, self.schema["end_ids"]) & ~follows_target
-            rows = np.repeat(np.arange(len(chunk)), chunk.value_lengths().to_numpy())
-            found.append(first + np.unique(rows[places]))
-            first += len(chunk)
-        return np.concatenate(found)
+    def _empty(self) -> Iterator[int]:
+        """Yield the index of each conversation with a message without text."""
+        batches = self.origin.texts.iter(batch_size=1000)
+        rows = (row for batch in batches for row in rows_of(batch, self.columns))
+        for index, (messages, _) in enumerate(map(as_conversation, rows)):
+            if not all(message["content"].strip() for message in messages):
+                yield index
 
     def _decode(self, example: dict[str, torch.Tensor]) -> tuple[str, str]:
         labels = example["labels"]
@@ -230,6 +234,12 @@ def pack(lengths: np.ndarray, room: int) -> list[list[int]]:
             insort(rooms, left)
         by_room[left].append(number)
     return packs
+
+
+def rows_of(batch: dict[str, list], columns: list[str]) -> list[dict[str, Any]]:
+    """Return the rows of a batch of JSON cells, with the columns in the given order."""
+    cells = zip(*(batch[name] for name in columns), strict=True)
+    return [dict(zip(columns, map(json.loads, row), strict=True)) for row in cells]
 
 
 def render_row(
@@ -300,9 +310,7 @@ def generate_dataset(
     table = read_table(path, columns, nested=columns)
 
     def encode(batch: dict[str, list]) -> dict[str, list]:
-        cells = zip(*(batch[name] for name in columns), strict=True)
-        rows = [dict(zip(columns, map(json.loads, row), strict=True)) for row in cells]
-        found = list(encode_rows(rows, tokenizer, targets, max_len))
+        found = list(encode_rows(rows_of(batch, columns), tokenizer, targets, max_len))
         return {name: [row[name] for row in found] for name in found[0]}
 
     rows = tokenize(table, encode, tokenizer)

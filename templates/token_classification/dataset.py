@@ -269,11 +269,13 @@ class Dataset(torch.utils.data.Dataset):
         """
         if self.schema["text_column"] is not None:
             yield from self.origin.empty(self.schema["text_column"])
+        assert self.origin.row_of is not None
+        counts = np.bincount(self.origin.row_of, self.rows.data.column("num_items").to_numpy())
+        yield from self.origin.line("without a labelled token", np.flatnonzero(counts == 0))
         yield from self.origin.doubled("input_ids", self.tokenizer)
         others = None if train is None else train.own_checksums
         yield from self.origin.repeated(self.own_checksums, others)
         if train is None:
-            assert self.origin.row_of is not None
             rows = np.repeat(self.origin.row_of, self.lengths)
             labels = label_ids(self.rows)
             is_labelled = labels >= 0

@@ -6,6 +6,7 @@ python class_scores.py FOLDER    prints a table of single labels, and the labels
 """
 
 import json
+import shutil
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
+import export
 import predict
 import train
 from model.metrics import THRESHOLDS, Scores
@@ -111,3 +113,12 @@ def macro_f1_with(thresholds: dict[str, float], *options: str) -> float:
 
 assert abs(macro_f1_with(chosen) - state["best"]["tuned_macro_f1"]) < 1e-6
 assert macro_f1_with(dict.fromkeys(chosen, 0.6), "--threshold", "0.6") < macro_f1_with(chosen)
+
+# They are exported; and read from training_state.json, as earlier versions saved them.
+export.main([f"--checkpoint={BEST}", f"--output={FOLDER / 'exported'}"])
+OLD = FOLDER / "old"
+shutil.copytree(BEST, OLD)
+(OLD / "predictor_config.json").unlink()
+assert not (FOLDER / "exported" / "training_state.json").exists()
+for checkpoint in (FOLDER / "exported", OLD):
+    assert macro_f1_with(chosen, f"--checkpoint={checkpoint}") == macro_f1_with(chosen)

@@ -18,6 +18,7 @@ source, folder = map(Path, sys.argv[1:3])
 fields = json.loads(sys.argv[3])
 shutil.copytree(source.resolve(), folder)
 (folder / "manifest.json").unlink()
+(folder / "predictor_config.json").unlink()
 
 config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
 auto_class = Model.auto_class.__name__
