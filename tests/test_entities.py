@@ -127,7 +127,7 @@ WORDS = {"words": ["It", "rains"], "labels": ["O", "O"]}
         ),
         (
             [{"words": "a b", "labels": "B-X N"}],
-            " the labels 'B-X' and 'N'; expected a prefix on all or none",
+            " the labels 'B-X' and 'N'; expected a prefix on all labels or on none",
         ),
         (
             [TEXT, {**TEXT, "entities": [[9, 14, "LOC"]]}],

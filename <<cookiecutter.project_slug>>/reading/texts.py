@@ -62,7 +62,8 @@ class _Batch:
         """Add a row.
 
         Args:
-            is_first: Whether it is the first row of its file, whose keys are the columns.
+            is_first: Whether this is the first row of its file. A column that it lacks is missing
+                in the file.
         """
         for name in self._columns:
             value = row.get(name)
@@ -114,7 +115,7 @@ class _Batch:
 
 
 def _as_json(place: str, name: str, value: Any) -> str:
-    """Format a value as JSON: a number as text, as in other columns, unless it is nested."""
+    """Format a value as JSON. A number becomes text, unless it is in a list or an object."""
     try:
         inner = value if isinstance(value, str) else _with_numbers(value)
         return json.dumps(inner, ensure_ascii=False)

@@ -22,7 +22,7 @@ SAMPLED = 100  # steps in which padding tokens are counted
 
 
 def preview(run: Run, train_step: Callable[[Run, Step], Any]) -> None:
-    """Run everything up to the first optimizer step, and print what was found.
+    """Run everything up to the first optimizer step, and print the results.
 
     Raises:
         RunError: A step does not fit into memory, or the checkpoints do not fit on the disk.
@@ -90,7 +90,7 @@ def _about_steps(run: Run, batches: Batches) -> Iterator[str]:
 
 
 def _padding(run: Run, batches: Batches) -> float | None:
-    """Return the fraction of tokens that are padding; None for batches without `input_ids`."""
+    """Return padding as a fraction of all tokens; None for batches without `input_ids`."""
     has_decoder = is_encoder_decoder(run.accelerator.unwrap_model(run.model))
     real = 0
     computed = 0
@@ -135,7 +135,7 @@ def _about_disk(run: Run) -> str:
     weights = trained if run.config.lora_rank else whole  # only the adapter is saved
     last = weights + 2 * trained
     free = shutil.disk_usage(folder).free
-    # best/, last/ and the previous last/ are kept; a new pair is written beside them.
+    # best/, last/ and the previous last/ stay on the disk while a new best/ and last/ are written.
     if free < (needed := 3 * last + 2 * weights):
         raise RunError(f"{folder}: {_size(free)} are free; checkpoints take {_size(needed)}")
     return f"disk: best/ {_size(weights)}, last/ {_size(last)}; {_size(free)} free in {folder}"
