@@ -147,7 +147,7 @@ def raise_not_finite(run: Run, step: Step) -> None:
     """Save the batch of a step whose loss or gradient is not finite, and end the run."""
     place = run.checkpoints.save_bad_batch(run.model, run.train_data.examples, step)
     raise RunError(
-        f"{step.place}: the loss or its gradient is not finite, {list_examples(step.examples)}; "
+        f"{step.place}: the loss or its gradient is not finite for {list_examples(step.examples)}; "
         f"{place}"
     )
 

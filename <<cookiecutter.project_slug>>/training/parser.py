@@ -29,7 +29,7 @@ from .options import TaskOptions
 
 
 def check_form(argv: list[str]) -> None:
-    """Check names, types and ranges of arguments; print the help of `--help`.
+    """Check names, types and ranges of arguments; with `--help`, print the help.
 
     Raises:
         RunError: A value is out of range, or the YAML file cannot be read.
@@ -44,7 +44,7 @@ def build_parser(task: TaskOptions) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         usage="train.py [arguments]",
         formatter_class=HelpFormatter,
-        epilog="Names of transformers.TrainingArguments, such as --output_dir, are accepted, too.",
+        epilog="Some names of transformers.TrainingArguments, such as --output_dir, also work.",
     )
     groups = {name: parser.add_argument_group(name) for name in (DATA, RUN, STEP, VALIDATION)}
     groups |= {name: parser.add_argument_group(name) for name in (LORA, SPEED, REPORT)}
@@ -68,7 +68,7 @@ def build_parser(task: TaskOptions) -> argparse.ArgumentParser:
 
 
 def insert_yaml(parser: argparse.ArgumentParser, argv: list[str]) -> list[str]:
-    """Insert the values of `--config` ahead of the command line, so that the latter overrides them.
+    """Insert the values of `--config` before the command line, whose arguments override them.
 
     Raises:
         RunError: The file cannot be read, or a key is not an argument.

@@ -65,7 +65,7 @@ def grid(space: dict[str, BaseDistribution]) -> Iterator[dict[str, str]]:
     choices = []
     for name, values in space.items():
         if not hasattr(values, "choices"):
-            raise RunError(f"--search {name}: a range; expected --trials, too")
+            raise RunError(f"--search {name}: has a range of values; expected --trials, too")
         choices.append(values.choices)
     for combination in itertools.product(*choices):
         yield dict(zip(space, combination, strict=True))
