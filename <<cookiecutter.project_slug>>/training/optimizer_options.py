@@ -31,9 +31,7 @@ class Kind:
 ADAM = ("beta1", "beta2", "eps")
 OPTIMIZERS = {
     "adamw": Kind(ADAM),
-    "adamw_8bit": Kind(
-        ADAM, ("bitsandbytes", "8bit"), for_matrices=True, needs_full_matrices=True
-    ),
+    "adamw_8bit": Kind(ADAM, ("bitsandbytes", "8bit"), for_matrices=True, needs_full_matrices=True),
     "muon": Kind((*ADAM, "momentum"), for_matrices=True, needs_full_matrices=True),
     "schedule_free": Kind(ADAM, ("schedulefree", "schedulefree"), averages=True),
     "sgd": Kind(("momentum",)),

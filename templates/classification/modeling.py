@@ -49,7 +49,7 @@ class Model(Wrapper):
             attention_mask: 1 for tokens, 0 for padding, shape (batch, length).
             labels: See `compute_loss`.
             num_items_in_batch: Divisor of the summed loss: the number of labels in the global
-                batch, or the sum of their weights. Default: that of this batch.
+                batch, or the sum of their weights. Default: this number in the given batch.
             class_weights: Weight of each label in the loss, shape (labels,). Default: 1.
 
         Returns:
