@@ -155,7 +155,7 @@ class RunConfig:
     num_warmup_steps: int = option(
         0, "number of warm-up steps", "warmup_steps", group=STEP, at_least=0
     )
-    weight_decay: float = option(0.01, "weight decay (of matrices only)", group=STEP, at_least=0)
+    weight_decay: float = option(0.01, "weight decay, for matrices only", group=STEP, at_least=0)
     max_grad_norm: float = option(
         1.0, "maximum norm of the gradient; 0 for no clipping", group=STEP, at_least=0
     )
@@ -193,7 +193,7 @@ class RunConfig:
     ema: float = option(
         0.0,
         "decay of an exponential moving average of the weights, which is validated and saved as "
-        "best/ (0: off)",
+        "best/; 0: off",
         group=STEP,
         at_least=0,
     )
@@ -218,7 +218,7 @@ class RunConfig:
     )
 
     lora_rank: int = option(
-        0, "train an adapter of rank N instead of the full model (0: off)", group=LORA, at_least=0
+        0, "train an adapter of rank N instead of the full model; 0: off", group=LORA, at_least=0
     )
     lora_alpha: int | None = option(
         None, "the adapter is scaled by LORA_ALPHA / LORA_RANK (2 * rank)", group=LORA, at_least=1
