@@ -44,7 +44,7 @@ class Logits(nn.Module):
 
 
 def export_onnx(model: Any, tokenizer: PreTrainedTokenizerBase, file: Path) -> None:
-    """Export a model as ONNX, for any batch size and length; compare the logits of both.
+    """Export a model as ONNX, for any batch size and length; check that its logits are the same.
 
     Raises:
         RunError: torch cannot export the model, or the logits differ.
@@ -114,7 +114,7 @@ def check_merged(model: Any, inputs: dict[str, Tensor], output: Path) -> None:
     """Load a merged checkpoint without `model/`, and compare the logits.
 
     Raises:
-        RunError: The logits differ; the folder is removed.
+        RunError: The logits differ. The folder has been removed.
     """
     stock = model.auto_class.from_pretrained(output, dtype=torch.float32).eval()
     try:
@@ -184,7 +184,7 @@ def main(argv: list[str] | None = None) -> None:
         model.to(getattr(torch, args.dtype)).save_pretrained(output)
         if tokenizer is not None:
             tokenizer.save_pretrained(output)
-    except Exception as error:  # from the disk, safetensors or the user's code
+    except Exception as error:  # errors of the disk, of safetensors or of the user's code
         raise RunError(f"--output {output}: not saved ({describe(error)})") from error
     if merged:
         check_merged(model, inputs, output)

@@ -44,7 +44,7 @@ from training.output_file import OutputFile
 from training.state import STATE_FILE, SavedRun
 from training.user_code import at_place
 
-MAX_LEN = 128  # for a checkpoint without training_state.json
+MAX_LEN = 128  # default of --max_len for a checkpoint without training_state.json
 PLACES = ("input", "output", "checkpoint")  # predictions do not depend on these paths
 
 

@@ -62,7 +62,7 @@ def add_gradient(run: Run, step: Step, micro: MicroBatch) -> dict[str, Tensor]:
         _, losses = run.task.forward(run.model, batch, step.num_items)
         factor = loss_factor(run.task, micro)
         # The loss is multiplied by the number of ranks, since DDP, FSDP and ZeRO average gradients
-        # over the ranks. If it is not finite, it becomes NaN, and so do the gradients on all ranks.
+        # over the ranks. If the loss is not finite, it and the gradients on all ranks become NaN.
         loss = sum_over_ranks(losses[LOSS] * factor, run.accelerator.num_processes)
         run.accelerator.backward(loss)
     return losses

@@ -21,7 +21,7 @@ WEIGHTS_FILE = "adapter_model.safetensors"
 BASE_CONFIG_FILE = "base_config.json"
 GENERATION_FILE = "generation_config.json"
 NAME = "default"  # name of the adapter in PEFT
-PREFIX = "base_model.model."  # of all tensor names in an adapter file
+PREFIX = "base_model.model."  # prefix of all tensor names in an adapter file
 ALL_LINEAR = "all-linear"
 
 
@@ -156,7 +156,8 @@ def adapter_tensors(base: nn.Module, tensors: dict[str, Tensor] | None = None) -
     """Return the tensors of the adapter by their PEFT names, without the prefix.
 
     Args:
-        tensors: All tensors of the base model, or only the trained ones. Default: its state dict.
+        tensors: All tensors of the base model, or only the trained ones. Default: the state dict of
+            `base`.
     """
     tensors = base.state_dict() if tensors is None else tensors
     # By default PEFT also saves the full embeddings if they have an adapter, although they are

@@ -173,7 +173,8 @@ class Wrapper(PreTrainedModel):
 
     def adopt(self, base: PreTrainedModel, config: WrapperConfig) -> PreTrainedModel:
         """Prepare a base model that has just been loaded."""
-        for name in base._keys_to_ignore_on_save or ():  # such as Marian's sinusoidal positions
+        # Do not train tensors that are not saved, such as the sinusoidal positions of Marian.
+        for name in base._keys_to_ignore_on_save or ():
             base.get_parameter(name).requires_grad_(False)
         base.config._name_or_path = ""
         config.base_config = base.config  # `from_pretrained` has copied the configuration
@@ -335,7 +336,7 @@ class Wrapper(PreTrainedModel):
         try:
             with evaluating(self):
                 reason = difference_to_base(self, self._dummy_batch() if batch is None else batch)
-        except Exception as error:  # from the user's forward, or because it returns no logits
+        except Exception as error:  # the user's `forward` fails, or returns no logits
             why = (str(error).strip().splitlines() or [""])[0]
             reason = (
                 f"the outputs of Model cannot be compared with those of {name} "

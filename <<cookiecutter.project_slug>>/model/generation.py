@@ -5,8 +5,8 @@ from typing import Any
 from torch import Tensor
 from transformers import GenerationConfig, GenerationMixin
 
-# The generation settings that greedy search keeps: those about tokens. Others would select another
-# search.
+# The generation settings that `generate_greedily` keeps: those about tokens. Other settings could
+# select another search.
 TOKEN_SETTINGS = (
     *("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id"),
     *("forced_bos_token_id", "forced_eos_token_id", "bad_words_ids"),
@@ -15,7 +15,7 @@ TOKEN_SETTINGS = (
 
 
 class WrapperGenerationMixin(GenerationMixin):
-    """Let the base model of a `Wrapper` generate."""
+    """Delegate generation to the base model of a `Wrapper`."""
 
     def generate(self, *args, **kwargs):
         """Call `generate` of the base model: see `transformers.GenerationMixin.generate`."""

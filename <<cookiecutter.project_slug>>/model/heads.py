@@ -62,7 +62,7 @@ def _load_body(
 
 
 def _label_dims(auto_class: Any, config: Any) -> dict[str, int]:
-    """Return the names of the parameters whose size depends on the labels, and that dimension."""
+    """Return, by parameter name, the dimension whose size depends on the number of labels."""
     sizes = []
     for count in (config.num_labels, config.num_labels + 1):
         other = copy.deepcopy(config.base_config)

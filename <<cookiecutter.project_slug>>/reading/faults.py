@@ -12,8 +12,8 @@ from transformers import PreTrainedTokenizerBase
 from .locate import locate_row
 from .sources import Source
 
-BATCH = 1000  # rows tokenized at a time
-NAMES = 8  # labels listed in a line
+BATCH = 1000  # number of rows tokenized at a time
+NAMES = 8  # maximum number of labels listed in a line
 
 
 @dataclass(frozen=True)

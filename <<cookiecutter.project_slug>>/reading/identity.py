@@ -57,7 +57,7 @@ def _imported_names(source: str, package: str) -> list[str]:
         if isinstance(node, ast.Import):
             names += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
-            with suppress(ImportError):  # more dots than packages: outside the project
+            with suppress(ImportError):  # a relative import with too many dots
                 base = importlib.util.resolve_name("." * node.level + (node.module or ""), package)
                 names += [base, *(f"{base}.{alias.name}" for alias in node.names)]
     return names

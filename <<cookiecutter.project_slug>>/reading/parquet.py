@@ -12,7 +12,7 @@ from errors import DataError
 from .columns import as_text
 from .files import open_file
 
-ROWS = 1000  # rows converted at a time
+ROWS = 1000  # number of rows converted at a time
 
 
 def read_parquet(

@@ -23,8 +23,8 @@ class Number(str):
 # Numbers keep their literal text: 1.10 is not 1.1, and a long integer is exact. NaN and Infinity
 # are not valid JSON. They are read as missing values, since Python writes NaN for a missing number.
 DECODER = json.JSONDecoder(parse_int=Number, parse_float=Number, parse_constant=lambda _: None)
-BLOCK = 2**20  # bytes of a JSON array read at a time
-PEEK = 4096  # bytes that are read to find the first character of a JSON file
+BLOCK = 2**20  # number of bytes of a JSON array read at a time
+PEEK = 4096  # number of bytes searched for the first character of a JSON file
 SPACE = re.compile(r"[ \t\r\n]*")
 SEPARATOR_LINE = re.compile(r'"?sep=([,;:|\t])"?\r?\n?')  # a first line that sets Excel's delimiter
 QUOTED_LIKE_CSV = re.compile(r'"(?:[^"]|"")*""(?:[^"]|"")*"')

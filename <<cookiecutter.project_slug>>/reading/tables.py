@@ -98,7 +98,7 @@ def is_plain_text(source: Source) -> bool:
     """Return whether the source consists of .txt files, which form one document without rows."""
     match = parse_name(source)
     if match and not expand_user(match["name"]).is_dir():
-        return False  # on the Hub
+        return False  # a data set on the Hub
     files = resolve(source).files
     return bool(files) and format_of(files[0]) == ".txt"
 

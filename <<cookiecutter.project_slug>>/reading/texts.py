@@ -10,10 +10,10 @@ from errors import DataError
 
 from .records import Number, read_records
 
-# Approximate maximum of rows and characters in a batch.
+# Approximate maximum numbers of rows and characters in a batch.
 ROWS = 1000
 CHARACTERS = 2**24
-WORDS = {True: "true", False: "false"}  # of JSON
+WORDS = {True: "true", False: "false"}  # as in JSON
 
 
 def read_texts(
@@ -46,7 +46,7 @@ class _Batch:
         self._columns = columns
         self._lists = lists
         self._nested = nested
-        self._holds_lists: dict[str, bool] = {}  # by column: whether the first row holds a list
+        self._holds_lists: dict[str, bool] = {}  # for each column, whether the first row has a list
         self._clear()
 
     def _clear(self) -> None:

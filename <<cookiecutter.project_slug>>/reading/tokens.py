@@ -164,5 +164,5 @@ def pad(
     mask = np.arange(lengths.max()) < lengths[:, None]
     values = torch.cat(parts).numpy()
     padded = np.full(mask.shape, value, values.dtype)
-    padded[mask] = values  # one copy: torch's pad_sequence copies row by row
+    padded[mask] = values  # a single copy; pad_sequence of torch would copy row by row
     return torch.from_numpy(padded), torch.from_numpy(mask.astype(np.int64))

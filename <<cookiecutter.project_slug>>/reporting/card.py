@@ -101,7 +101,7 @@ def write_card(
                 task_type=pipeline_tag or "other",
                 dataset_type="text",
                 dataset_name=name.rpartition("/")[0] or valid_input,
-                dataset_config=name.rpartition("/")[0] or None,  # groups results on the Hub
+                dataset_config=name.rpartition("/")[0] or None,  # the Hub groups results by this
                 metric_type=name.rpartition("/")[2],
                 metric_value=value,
             )

@@ -17,10 +17,10 @@ from training.distributed import RankGroup
 from training.user_code import at_place, user_code
 
 BATCHES = 64  # number of full batches in a block; the rows of a block are sorted by length
-PORTION = 1000  # rows of a table that are read at a time
+PORTION = 1000  # number of rows of a table read at a time
 SHORTEST = 0.75  # minimum length in a batch, relative to its longest example
 Row = dict[str, Any]
-Rows = Callable[[], Iterator[Row]]  # reads the rows from the beginning
+Rows = Callable[[], Iterator[Row]]  # a function that reads all rows from the beginning
 
 
 def open_rows(source: str | list[str], columns: list[str] | None, predictor: TaskPredictor) -> Rows:
@@ -101,7 +101,7 @@ def predict_rows(
                 found += zip(batch, predictions, strict=True)
             bar.update(len(batch))
         by_index = dict(chain.from_iterable(group.gather(found)))
-        bar.update(len(block) - len(found))  # of the other ranks
+        bar.update(len(block) - len(found))  # the rows of the other ranks
         first += len(block)
         yield [{**row, **by_index[index]} for index, row in enumerate(block)]
 

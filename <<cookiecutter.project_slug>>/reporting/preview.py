@@ -17,8 +17,8 @@ from training.run import Run
 from training.throughput import count_positions, is_encoder_decoder, peak_memory
 from training.user_code import user_code
 
-FLOAT = 4  # bytes: weights and optimizer state are in float32
-SAMPLED = 100  # steps in which padding tokens are counted
+FLOAT = 4  # bytes per number of weights and optimizer state, which are in float32
+SAMPLED = 100  # number of steps in which padding tokens are counted
 
 
 def preview(run: Run, train_step: Callable[[Run, Step], Any]) -> None:
@@ -29,7 +29,7 @@ def preview(run: Run, train_step: Callable[[Run, Step], Any]) -> None:
     """
     batches = run.train_batches
     memory = _memory_of_a_step(run, train_step)
-    # The main rank prints; the other ranks wait, and also end if it raises an error.
+    # The main rank prints. The other ranks wait, and also end if the main rank raises an error.
     run.group.on_main(lambda: print(*_lines(run, batches, memory), sep="\n"))
 
 
@@ -132,7 +132,7 @@ def _about_disk(run: Run) -> str:
     folder = Path(run.config.outdir).resolve()
     trained = FLOAT * sum(full_size(p) for p in run.model.parameters() if p.requires_grad)
     whole = FLOAT * sum(map(full_size, run.model.parameters()))
-    weights = trained if run.config.lora_rank else whole  # only the adapter is saved
+    weights = trained if run.config.lora_rank else whole  # with LoRA, only the adapter is saved
     last = weights + 2 * trained
     free = shutil.disk_usage(folder).free
     # best/, last/ and the previous last/ stay on the disk while a new best/ and last/ are written.

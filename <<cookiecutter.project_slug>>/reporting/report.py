@@ -100,7 +100,7 @@ class Report:
             state.add_curve_point(losses[LOSS], lr, norm)
             values = {f"train/{name}": loss for name, loss in losses.items()}
             values |= {"train/lr": lr, "train/grad_norm": norm, "train/epoch": state.current_epoch}
-            if self.config.report_to:  # synchronizes the ranks
+            if self.config.report_to:  # only then, since `since_log` synchronizes the ranks
                 speed = self.run.throughput.since_log(self.run.group)
                 values |= {f"speed/{name}": value for name, value in speed.items()}
             self._log(values)

@@ -19,7 +19,7 @@ from errors import RunError, describe
 
 MANIFEST = "manifest.json"
 STORE = ".checkpoints"
-KEEP_PREVIOUS = {"last": 1}  # older versions of a folder to keep as a fallback
+KEEP_PREVIOUS = {"last": 1}  # number of older versions of a folder to keep as a fallback
 
 # Error numbers for symbolic links on exFAT, on FUSE mounts such as Google Drive, and on some
 # network mounts.
@@ -123,7 +123,8 @@ def _repoint(name: Path, version: Path) -> None:
         _replace_by_copy(name, version)
     else:
         copied = version.parent / f"{name.name}.copied.tmp"
-        if name.is_dir() and not name.is_symlink():  # a copy made by `cp -rL`, or by this function
+        # A copy that `cp -rL` or `_replace_by_copy` made.
+        if name.is_dir() and not name.is_symlink():
             os.rename(name, copied)
         os.replace(temporary, name)
         shutil.rmtree(copied, ignore_errors=True)

@@ -83,7 +83,8 @@ class Checkpointer:
 
     def __exit__(self, *_: object) -> None:
         self._thread.shutdown()
-        if self.has_failed and self._pending is not None:  # the run ends with another error
+        # `join` was not called, since the run ends with another error.
+        if self.has_failed and self._pending is not None:
             print(self._pending.exception(), file=sys.stderr)
 
     def save(
@@ -224,7 +225,7 @@ class Checkpointer:
         if self.accelerator.scaler is not None and state.scaler is not None:
             self.accelerator.scaler.load_state_dict(state.scaler)
         if self.group.is_main:
-            with saving(self.outdir, 0):  # the run may have been killed before it wrote its log
+            with saving(self.outdir, 0):  # the run may have been killed before it wrote log.json
                 write_file(self.outdir / LOG_FILE, to_json(state.log, indent=4))
 
     def save_bad_batch(self, model: torch.nn.Module, examples: ExampleSet, step: Step) -> str:

@@ -20,11 +20,11 @@ LOSS = "loss"  # name of the loss among the scores
 BASE_DTYPES = ("float32", "bfloat16")
 HUB_STRATEGIES = ("end", "every_save", "checkpoint")  # as in transformers
 CONSTANT = ("constant", "constant_with_warmup")
-TRACKERS = (  # of accelerate
+TRACKERS = (  # supported by accelerate
     *("aim", "clearml", "comet_ml", "dvclive", "mlflow", "swanlab"),
     *("tensorboard", "trackio", "wandb"),
 )
-SCHEDULERS = (  # of transformers, except two that depend on a metric
+SCHEDULERS = (  # those of transformers, except two that depend on a metric
     *("constant", "constant_with_warmup", "cosine", "cosine_warmup_with_min_lr"),
     *("cosine_with_min_lr", "cosine_with_restarts", "inverse_sqrt", "linear"),
     *("polynomial", "warmup_stable_decay"),

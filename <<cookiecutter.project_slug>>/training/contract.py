@@ -336,7 +336,7 @@ def _leaves(value: Any) -> Iterator[bytes]:
             yield from _leaves(value[key])
     elif isinstance(value, torch.Tensor):
         yield value.detach().contiguous().cpu().view(-1).to(torch.float64).numpy().tobytes()
-    elif isinstance(value, np.ndarray):  # its repr is abbreviated
+    elif isinstance(value, np.ndarray):  # the repr of a long array omits values
         yield np.ascontiguousarray(value).tobytes()
     else:
         yield repr(value).encode()

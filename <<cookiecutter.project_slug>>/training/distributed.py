@@ -99,7 +99,7 @@ class RankGroup:
         first_host, first = gathered[0]
         for rank, (host, others) in enumerate(gathered):
             for name, value in first.items():
-                if repr(others[name]) != repr(value):  # by repr, since NaN != NaN
+                if repr(others[name]) != repr(value):  # compare by repr, since NaN != NaN
                     raise RunError(
                         f"{name}: {others[name]} on rank {rank} ({host}), {value} on rank 0 "
                         f"({first_host}); expected the same on all machines"

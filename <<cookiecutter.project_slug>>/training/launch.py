@@ -109,7 +109,7 @@ def _is_common(error: Exception) -> bool:
 def _check_fsdp_version() -> None:
     """Reject FSDP1. Call this first: on a CPU, the Accelerator cannot be created with FSDP1."""
     is_fsdp = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
-    version = os.environ.get("FSDP_VERSION", "1")  # older configuration files have no version
+    version = os.environ.get("FSDP_VERSION", "1")  # files of older versions lack it
     if is_fsdp and version != "2":
         raise RunError(f"fsdp_version {version}: expected `fsdp_version: 2`")
 

@@ -16,7 +16,7 @@ from .contract import ExampleSet, model_inputs
 from .user_code import user_code
 
 TOLERANCE = 1e-4  # relative to the largest logit
-ROWS = 2  # examples in the batch for the checks
+ROWS = 2  # number of examples in the batch for the checks
 
 
 def check_model(
@@ -107,7 +107,7 @@ def sample_batch(examples: ExampleSet) -> dict[str, Any]:
 
 @contextmanager
 def probing(model: nn.Module) -> Iterator[None]:
-    """Run the model in evaluation mode, without gradients. Restore RNG states and training modes."""
+    """Run the model in evaluation mode, without gradients; restore modes and RNG states at exit."""
     modes = [(module, module.training) for module in model.modules()]
     devices = [torch.accelerator.current_device_index()] if torch.accelerator.is_available() else []
     with torch.random.fork_rng(devices), torch.no_grad():

@@ -71,7 +71,7 @@ def build_scheduler(
     Raises:
         RunError: The schedule is undefined at a step, for example `polynomial` without decay steps.
     """
-    lr = optimizer.param_groups[0]["lr"]  # read before a schedule replaces it
+    lr = optimizer.param_groups[0]["lr"]  # the value before a schedule changes it
     options: dict[str, dict] = {
         "warmup_stable_decay": {"num_decay_steps": total_steps // 10},
         "cosine_with_min_lr": {"min_lr_rate": 0.1},

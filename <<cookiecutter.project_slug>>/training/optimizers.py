@@ -101,7 +101,7 @@ def build_optimizer(
         optimizer = _build_combined(model, group, options)
     else:
         optimizer = BUILDERS[options.optimizer](group(trained), options)
-    optimizer.defaults["lr"] = lr  # read by the polynomial schedule of transformers
+    optimizer.defaults["lr"] = lr  # the polynomial schedule of transformers reads this
     return optimizer
 
 

@@ -40,7 +40,7 @@ def _read_constant(module: str, name: str, default: Any) -> Any:
     if module not in sys.modules and spec.origin is not None:
         try:
             return evaluate(Path(spec.origin), name, default)
-        except Exception:  # import the full module instead; this also raises the user's own errors
+        except Exception:  # import the full module instead, which also raises the user's errors
             pass
     return getattr(importlib.import_module(module), name, default)
 

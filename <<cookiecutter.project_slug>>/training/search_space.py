@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from errors import RunError
 
-if TYPE_CHECKING:  # an extra: see pyproject.toml
+if TYPE_CHECKING:  # optuna is an optional dependency: see pyproject.toml
     from optuna.distributions import BaseDistribution
 
 FORMS = "expected NAME=A,B,C or NAME=LOW..HIGH or NAME=log:LOW..HIGH"

@@ -33,8 +33,8 @@ class StopSignals:
         self._group = group
         self._reason: str | None = None
         self._time = 0.0
-        # A launcher of a single process exits after a signal without forwarding the signal. So its
-        # exit, after which this process has another parent, also counts as a signal.
+        # A launcher of a single process exits after a signal, without forwarding the signal.
+        # Therefore the exit of the launcher also counts as a signal: the parent process changes.
         self._launcher = os.getppid() if launcher_command() else None
         self._handlers: dict = {}
 
@@ -94,7 +94,7 @@ def blocked_signals() -> Iterator[None]:
         return
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
-        resource_tracker.ensure_running()  # unblocks SIGINT and SIGTERM in this process
+        resource_tracker.ensure_running()  # this unblocks SIGINT and SIGTERM in this process
         signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         yield
     finally:

@@ -35,7 +35,7 @@ from .model_check import probing
 from .user_code import user_code
 
 SAMPLE = 2  # number of examples in a batch for the checks
-SMALL = 2**28  # bytes; the trial save, load and generation are skipped for larger models
+SMALL = 2**28  # bytes; for larger models, skip the trial save, load and generation
 
 
 def check_inputs(model: torch.nn.Module, examples: ExampleSet) -> None:

@@ -165,7 +165,7 @@ class TrainState:
             self.train_loss = 0.0
             self.named_losses = {}
         loss = valid_log["loss"]
-        # Comparisons with NaN are false: a NaN loss is never the lowest, a NaN score never the best.
+        # Comparisons with NaN are false: a NaN loss is never the lowest, nor a NaN score the best.
         if loss < (math.inf if self.min_valid_loss is None else self.min_valid_loss):
             self.min_valid_loss = loss
         sign = -1 if self.greater_is_better else 1
@@ -212,7 +212,7 @@ class SavedRun:
             known = {field.name for field in fields(TrainState)} & content.keys()
             state = TrainState(**{name: content[name] for name in known})
             state.best = _with_nan(state.best)
-            # Earlier versions saved no gradient norm, and a single validation set.
+            # Earlier versions saved no gradient norms, and only one validation set.
             state.curve = [(*point, None)[:4] for point in state.curve]
             if not isinstance(valid := content["data"].get("valid", {}), dict):
                 content["data"]["valid"] = {"": valid}

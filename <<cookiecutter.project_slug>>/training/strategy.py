@@ -68,7 +68,7 @@ class Strategy:
         bare = self.accelerator.unwrap_model(model)
         names = {name for name, _ in bare.named_parameters(remove_duplicate=False)}
         copies = names - {name for name, _ in bare.named_parameters()}
-        weights = self.accelerator.get_state_dict(model) or {}  # under ZeRO-3, None on other ranks
+        weights = self.accelerator.get_state_dict(model) or {}  # with ZeRO-3, None on other ranks
         return {name: tensor for name, tensor in weights.items() if name not in copies}
 
     def trained_weights(self, model: nn.Module) -> dict[str, Tensor]:

@@ -10,7 +10,7 @@ from errors import RunError
 
 from .search_space import grid
 
-if TYPE_CHECKING:  # an extra: see pyproject.toml
+if TYPE_CHECKING:  # optuna is an optional dependency: see pyproject.toml
     from optuna.distributions import BaseDistribution
     from optuna.trial import FrozenTrial
 

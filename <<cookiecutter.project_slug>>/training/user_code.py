@@ -9,7 +9,7 @@ from errors import RankError, RunError, UserError, describe
 
 from .distributed import is_lost_connection
 
-SHOWN = 8  # examples listed in a message
+SHOWN = 8  # maximum number of examples listed in a message
 
 
 @contextmanager

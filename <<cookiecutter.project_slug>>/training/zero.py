@@ -85,7 +85,7 @@ class ZeroStrategy(Strategy):
     def load_optimizer_state(self, model: nn.Module, optimizer: Any, state: OptimizerState) -> None:
         step = None
         for name, parameter in _trained(model):
-            if f"{name}/step" not in state.tensors:  # has never had a gradient
+            if f"{name}/step" not in state.tensors:  # the parameter never had a gradient
                 continue
             step = state.tensors[f"{name}/step"]
             for key in MOMENTS:
