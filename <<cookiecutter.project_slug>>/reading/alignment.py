@@ -111,7 +111,7 @@ class TokenLabels:
 
     Attributes:
         names: Label of each token that has one.
-        inside: Tokens of entities except the first of each: no window should begin there.
+        inside: Tokens of entities, except the first of each entity. No window should begin at one.
         widened: Number of entities that begin or end inside a token.
         lost: Number of entities without a token.
     """

@@ -26,9 +26,9 @@ class Encoded(NamedTuple):
     """A tokenized conversation.
 
     Attributes:
-        input_ids: All tokens.
+        input_ids: All token ids.
         labels: The token ids of the answers, and -100 at all other positions.
-        ends: The last token of each answer.
+        ends: The last token id of each answer.
     """
 
     input_ids: list[int]

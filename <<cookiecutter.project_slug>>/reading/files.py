@@ -66,7 +66,7 @@ def open_file(file: str) -> Iterator[io.BufferedReader]:
 
 
 def identify_file(file: str) -> str:
-    """Return a string that changes when the content of the file does.
+    """Return a string that changes when the content of the file changes.
 
     Raises:
         DataError: There is no such remote file, or it cannot be reached.

@@ -29,7 +29,7 @@ class Resolved:
     split: str | None = None
 
     def identify(self) -> list[str]:
-        """Return strings that change when the content does."""
+        """Return strings that change when the content changes."""
         if self.table is None:
             return [identify_file(file) for file in self.files]
         files = [file["filename"] for file in self.table.cache_files]

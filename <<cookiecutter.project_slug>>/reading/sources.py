@@ -101,7 +101,7 @@ def _files_in(folder: Path) -> list[str]:
 
 
 def files_of_split(folder: Path, split: str) -> list[str]:
-    """List the files of a split in a folder: their relative paths contain its name as a word.
+    """List the files of a split in a folder: those with the split's name as a word in their path.
 
     If no path contains the name of a split, all files belong to `train`.
 

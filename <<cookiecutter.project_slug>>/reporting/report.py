@@ -77,7 +77,10 @@ class Report:
                 self._attempt("README.md", lambda: self._write_card(Path(folder), state, {}))
 
     def progress_bar(self, phase: str, total: int, initial: int = 0) -> tqdm:
-        """`[Epoch 0] [TRAIN]:  12%|█▏        | 520/4387 [02:31<20:56,  3.08it/s, loss=2.56]`"""
+        """Return a progress bar.
+
+        It looks like `[Epoch 0] [TRAIN]:  12%|█▏        | 520/4387 [02:31<20:56,  3.08it/s]`.
+        """
         return tqdm(
             total=total,
             initial=initial,
@@ -147,7 +150,7 @@ class Report:
         return write
 
     def finish(self) -> None:
-        """Print the best scores and the paths; upload `best/` if `--push_to_hub` is given.
+        """Print the best scores and the paths; with `--push_to_hub`, complete the uploads.
 
         Raises:
             RunError: The upload failed.

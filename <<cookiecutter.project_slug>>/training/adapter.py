@@ -27,7 +27,7 @@ def base_of(folder: Path) -> str:
 
 
 def holds_adapter(model: torch.nn.Module) -> bool:
-    """Return whether a model has an adapter, so that checkpoints have only trained parameters."""
+    """Return whether a model has an adapter. Its checkpoints then have only trained parameters."""
     return hasattr(model, "add_lora") and has_adapter(model.base_model)
 
 

@@ -61,7 +61,7 @@ def write_file(path: Path, content: str | bytes) -> None:
 
 
 def publish(outdir: Path, writers: dict[str, Callable[[Path], None]]) -> None:
-    """Write folders to temporary paths, then let their names refer to them, atomically one by one.
+    """Write folders to temporary paths; then, one by one, replace the named folders atomically.
 
     `outdir/NAME` is a symbolic link to `outdir/.checkpoints/NAME.NUMBER`. If the process is killed
     at any moment, each name refers either to its old or to its new content. If a writer raises an
@@ -198,7 +198,7 @@ def find_intact(folder: Path) -> tuple[Path, str | None]:
     """Find the newest intact version of a published folder.
 
     Returns:
-        The folder to read; and None or, if this is another version, the damage of `folder`.
+        The folder to read; and a description of the damage of `folder`, or None if it is intact.
 
     Raises:
         RunError: `folder` is not a checkpoint, or no version is intact.

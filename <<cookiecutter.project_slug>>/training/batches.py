@@ -129,7 +129,7 @@ def split(
 
 
 class Batches:
-    """The steps of a data set, loaded by this rank.
+    """Divides a data set into steps, and loads this rank's examples of each step.
 
     Args:
         batch_size: Maximum number of examples per rank and micro-batch.

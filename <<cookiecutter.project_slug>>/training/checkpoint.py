@@ -97,13 +97,11 @@ class Checkpointer:
         """Save `last/` and log.json; if `describe` is given, also `best/`.
 
         Wait for the preceding save, copy the tensors into host memory, and let a thread write the
-        copy. If there is too little memory for a copy, or `save_pretrained` cannot save one, wait
-        for the thread. `best/` is published first, so that `last/` never refers to a missing
-        `best/`.
+        copy. If the memory is too small for a copy, or `save_pretrained` cannot save one, wait for
+        the thread. `best/` is published first: `last/` never refers to a missing `best/`.
 
         Args:
-            describe: Function that writes README.md and loss.png into the new folder of `best/`.
-                It is called in the thread.
+            describe: Function that writes README.md and loss.png into `best/`, in the thread.
 
         Raises:
             RunError: The preceding save failed, for example because the disk is full.

@@ -121,7 +121,7 @@ class ExampleSet:
         """Yield lines about examples that may be wrong, for `--dry_run`.
 
         Args:
-            train: Training data, if this is validation data.
+            train: Training data, if this data set is validation data.
         """
         if hasattr(self.dataset, "faults"):
             yield from self.dataset.faults(train and train.dataset)

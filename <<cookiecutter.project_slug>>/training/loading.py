@@ -136,7 +136,7 @@ def load_model(
 
     Args:
         options: Arguments of `ModelConfig` from the command line. They take precedence over those
-            of the checkpoint; a stock checkpoint has none.
+            saved in the checkpoint. A stock checkpoint contains no such arguments.
         base_model_id: New path or Hub id of the base model of an adapter, if it was moved.
         compares_base: Whether to compare the hash of an adapter's base model with the saved hash.
 

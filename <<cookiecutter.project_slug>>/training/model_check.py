@@ -57,7 +57,7 @@ def check_length(model: nn.Module, max_len: int) -> None:
     """Check that the model can run a sequence of `max_len` tokens.
 
     Raises:
-        RunError: It cannot, for example because it has fewer positions.
+        RunError: The model cannot run it, for example because the model has fewer positions.
     """
     embeddings = _embeddings(model)
     if embeddings is None or not _takes(model, "input_ids"):

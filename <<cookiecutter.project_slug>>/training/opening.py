@@ -363,7 +363,13 @@ class _Opening:
         return state.step + max(0, left)
 
     def _compare_with(self, data: dict, args: dict, state: TrainState) -> None:
-        """Compare the data of a resumed run with those of its checkpoint."""
+        """Compare the data of a resumed run with those of its checkpoint.
+
+        If the validation data changed, or best/ is missing, forget the best score.
+
+        Raises:
+            RunError: The training data or their order changed inside an epoch.
+        """
         config = self.config
         now = self.about()["data"]
         same_train = all(now[key] == data[key] for key in ("examples", "train") if key in data)

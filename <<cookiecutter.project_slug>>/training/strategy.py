@@ -1,4 +1,4 @@
-"""Distribute a model over devices: one device, DDP or FSDP2 here, ZeRO in zero.py."""
+"""Run a model on one device, or distribute it with DDP or FSDP2. For ZeRO, see zero.py."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext

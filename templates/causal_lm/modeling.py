@@ -14,7 +14,7 @@ from .loss import LinearHead, cross_entropy, num_targets
 
 
 class Model(Wrapper, WrapperGenerationMixin):
-    """Any `AutoModelForCausalLM` (GPT-2, Llama, Qwen, SmolLM, ...)."""
+    """A wrapper of any `AutoModelForCausalLM` (GPT-2, Llama, Qwen, SmolLM, ...)."""
 
     config_class = ModelConfig
     auto_class = AutoModelForCausalLM

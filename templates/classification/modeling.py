@@ -13,7 +13,7 @@ from .loss import compute_loss
 
 
 class Model(Wrapper):
-    """Any `AutoModelForSequenceClassification` (BERT, RoBERTa, ModernBERT, GPT-2, Llama, ...)."""
+    """A wrapper of any `AutoModelForSequenceClassification` (BERT, RoBERTa, GPT-2, Llama, ...)."""
 
     config_class = ModelConfig
     auto_class = AutoModelForSequenceClassification

@@ -12,7 +12,7 @@ from .loss import cross_entropy
 
 
 class Model(Wrapper, WrapperGenerationMixin):
-    """Any `AutoModelForSeq2SeqLM` (T5, BART, Marian, mBART, an `EncoderDecoderModel`, ...)."""
+    """A wrapper of any `AutoModelForSeq2SeqLM` (T5, BART, Marian, `EncoderDecoderModel`, ...)."""
 
     config_class = ModelConfig
     auto_class = AutoModelForSeq2SeqLM

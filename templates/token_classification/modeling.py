@@ -13,7 +13,7 @@ from .loss import cross_entropy
 
 
 class Model(Wrapper):
-    """Any `AutoModelForTokenClassification` (BERT, RoBERTa, ModernBERT, Llama, ...)."""
+    """A wrapper of any `AutoModelForTokenClassification` (BERT, RoBERTa, ModernBERT, Llama, ...)."""
 
     config_class = ModelConfig
     auto_class = AutoModelForTokenClassification
