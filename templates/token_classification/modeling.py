@@ -13,7 +13,7 @@ from .loss import cross_entropy
 
 
 class Model(Wrapper):
-    """A wrapper of any `AutoModelForTokenClassification` (BERT, RoBERTa, ModernBERT, Llama, ...)."""
+    """A wrapper of any `AutoModelForTokenClassification` (BERT, RoBERTa, Llama, ...)."""
 
     config_class = ModelConfig
     auto_class = AutoModelForTokenClassification
