@@ -195,7 +195,8 @@ def validate(run: Run, report: Report) -> dict[str, float]:
     run.state.predict_options = chosen_options(run.scores)
     report.after_sets(log, len(results))
     # Ranks with different scores would make different decisions about best/ and early stopping.
-    run.group.expect_equal({f"{name} (Scores.compute has to reduce it)": log[name] for name in log})
+    advice = "(Scores.compute has to reduce it over the ranks)"
+    run.group.expect_equal({f"{name} {advice}": log[name] for name in log})
     return log
 
 

@@ -135,7 +135,7 @@ WORDS = {"words": ["It", "rains"], "labels": ["O", "O"]}
         ),
         (
             [TEXT, {**TEXT, "entities": [[9, 13, "LOC"], [4, 10, "X"]]}],
-            "2: the entities 'left L' and 'Lorn' overlap; expected separate ones",
+            "2: the entities 'left L' and 'Lorn' overlap; expected separate entities",
         ),
         (
             [TEXT, {**TEXT, "entities": [{"start": 0, "end": 2.5, "label": "X"}]}],

@@ -55,7 +55,7 @@ def use_template(tokenizer: PreTrainedTokenizerBase) -> list[str]:
         return []
     name = "eos_token" if tokenizer.eos_token else "sep_token"
     if not getattr(tokenizer, name):
-        raise DataError("the tokenizer has no chat_template and no eos_token; expected either one")
+        raise DataError("the tokenizer has no chat_template and no eos_token; expected one of them")
     begins = tokenizer.bos_token_id in tokenizer("").input_ids[:1]
     template = ("{{- bos_token -}}\n" if begins else "") + DEFAULT_TEMPLATE.replace("END", name)
     tokenizer.chat_template = template

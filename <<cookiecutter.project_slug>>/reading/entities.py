@@ -99,7 +99,7 @@ def parse_entities(name: str, value: Any, text: str) -> list[Entity]:
         if second.start < first.end:
             parts = [repr(text[entity.start : entity.end]) for entity in (first, second)]
             raise DataError(
-                f"the entities {parts[0]} and {parts[1]} overlap; expected separate ones"
+                f"the entities {parts[0]} and {parts[1]} overlap; expected separate entities"
             )
     return entities
 

@@ -169,7 +169,7 @@ def _is_finite(value: Any) -> bool:
 
 def _names(source: str | list[str] | None) -> str:
     if source is None:
-        return "a held-out part of it"
+        return "held-out training data"
     parts = [source] if isinstance(source, str) else source or []
     named = (part.rpartition("=") for part in parts)
     return ", ".join(f"{name}{mark}{Path(path).name}" for name, mark, path in named)

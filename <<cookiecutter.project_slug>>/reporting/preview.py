@@ -137,7 +137,7 @@ def _about_disk(run: Run) -> str:
     free = shutil.disk_usage(folder).free
     # best/, last/ and the previous last/ stay on the disk while a new best/ and last/ are written.
     if free < (needed := 3 * last + 2 * weights):
-        raise RunError(f"{folder}: {_size(free)} are free; checkpoints take {_size(needed)}")
+        raise RunError(f"{folder}: {_size(free)} are free; the checkpoints need {_size(needed)}")
     return f"disk: best/ {_size(weights)}, last/ {_size(last)}; {_size(free)} free in {folder}"
 
 

@@ -102,7 +102,7 @@ class RankGroup:
                 if repr(others[name]) != repr(value):  # compare by repr, since NaN != NaN
                     raise RunError(
                         f"{name}: {others[name]} on rank {rank} ({host}), {value} on rank 0 "
-                        f"({first_host}); expected the same on all machines"
+                        f"({first_host}); expected the same on all ranks"
                     )
 
     @contextmanager

@@ -93,7 +93,7 @@ class Schema:
         if MESSAGES in names and not missing:
             raise DataError(
                 f"{path}: has the columns {MESSAGES!r}, {pair[0]!r} and {pair[1]!r}; expected "
-                f"one kind, or --messages_column {MESSAGES}"
+                f"only one kind, or --messages_column {MESSAGES}"
             )
         if names and missing and MESSAGES not in names:
             found = ", ".join(map(repr, names))

@@ -48,7 +48,8 @@ class ModelConfig(WrapperConfig):
     ):
         saved = list((kwargs.get("id2label") or {}).values())
         if labels is not None and saved and saved != labels:
-            raise ValueError(f"the head is for the labels {', '.join(saved)}; expected the same")
+            found = ", ".join(saved)
+            raise ValueError(f"the head is for the labels {found}; expected the same labels")
         super().__init__(base_model_id, **kwargs)
         if labels is not None:
             self.base_config.id2label = self.id2label = dict(enumerate(labels))
