@@ -21,14 +21,9 @@ from pathlib import Path
 import pytest
 
 from conftest import ROOT, SLUG, Render, about
+from running import run, run_python
 
 TOOLS = Path(__file__).parent / "tools"
-ENVIRONMENT = {
-    **os.environ,
-    "HF_HUB_OFFLINE": "1",
-    "OMP_NUM_THREADS": "1",
-    "ACCELERATE_USE_CPU": "true",
-}
 SHORT = ["--max_steps", "20", "--valid_steps", "20", "--batch_size", "8"]
 TEXTS = ["See you at lunch", "FREE entry! Text WIN to claim your prize"]
 SCORES = """
@@ -44,21 +39,6 @@ heavy = pytest.mark.skipif("TEST_ALL" not in os.environ, reason="only in make te
 def needs(*modules: str) -> pytest.MarkDecorator:
     missing = [name for name in modules if not importlib.util.find_spec(name)]
     return pytest.mark.skipif(bool(missing), reason=f"not installed: {', '.join(missing)}")
-
-
-def run(folder: Path, *command: str | Path) -> str:
-    done = subprocess.run(
-        list(map(str, command)),
-        cwd=folder,
-        env=ENVIRONMENT,
-        stdin=subprocess.DEVNULL,  # no prompt to confirm the execution of code
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stdout[-5000:]
-    return done.stdout
 
 
 def try_tool(folder: Path, name: str, *arguments: str | Path) -> None:
@@ -87,7 +67,7 @@ def trained(render: Render, tmp_path_factory: pytest.TempPathFactory) -> Callabl
             if recipe:
                 model = ROOT / "docs" / "recipes" / recipe / "model"
                 shutil.copytree(model, project / "model", dirs_exist_ok=True)
-            run(project, sys.executable, "train.py", *SHORT)
+            run_python(project, "train.py", *SHORT)
             projects[task, recipe] = project
         return projects[task, recipe]
 
@@ -102,7 +82,7 @@ def onnx(trained: Callable[..., Path]) -> Callable[[], Path]:
         project = trained("classification")
         if not (project / "exported").exists():
             _, *words = shlex.split(command_of(project, "ONNX Runtime"))
-            run(project, sys.executable, *words)
+            run_python(project, *words)
         return project / "exported"
 
     return folder
@@ -147,7 +127,7 @@ def test_transformers_js(onnx: Callable[[], Path], tmp_path: Path) -> None:
     package = "require.resolve('@huggingface/transformers')"
     if not node or subprocess.run([node, "-e", package], capture_output=True).returncode:
         pytest.skip("not installed: @huggingface/transformers for node, with NODE_PATH")
-    expected = run(tmp_path, sys.executable, "-c", SCORES, onnx(), *TEXTS).splitlines()[-1]
+    expected = run(tmp_path, sys.executable, "-c", SCORES, onnx(), *TEXTS).stdout.splitlines()[-1]
     assert len(json.loads(expected)) == len(TEXTS)
     run(tmp_path, node, TOOLS / "with_transformers_js.cjs", onnx(), expected)
 
@@ -202,7 +182,7 @@ def test_printed_commands_equal_the_commands_of_the_readme(
     project = trained(task)
     output = tmp_path / "exported"
     options = ["--output", str(output), "--dtype", "bfloat16"]
-    printed = run(project, sys.executable, "export.py", *options)
+    printed = run_python(project, "export.py", *options).stdout
     _, *commands = printed.partition("parameters in bfloat16")[2].splitlines()
     readme = (project / "README.md").read_text(encoding="utf-8")
     for command in commands:
