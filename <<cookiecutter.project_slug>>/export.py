@@ -1,7 +1,7 @@
-"""Export a checkpoint for other tools: merged, in another precision, or as ONNX.
+"""Export a checkpoint for other tools: with a merged adapter, in another dtype, or as ONNX.
 
 python export.py --output exported --dtype bfloat16
-python export.py --output exported --onnx                pip install -e '.[onnx]'
+python export.py --output exported --onnx                requires pip install -e '.[onnx]'
 """
 
 import shutil
@@ -34,7 +34,7 @@ TOLERANCE = 1e-4  # relative to the largest logit
 
 
 class Logits(nn.Module):
-    """Compute logits from token ids and mask: the part of a model exported as ONNX."""
+    """The part of a model that is exported as ONNX: from token ids and attention mask to logits."""
 
     def __init__(self, model: nn.Module):
         super().__init__()
@@ -45,7 +45,7 @@ class Logits(nn.Module):
 
 
 def export_onnx(model: Any, tokenizer: PreTrainedTokenizerBase, file: Path) -> None:
-    """Write model.onnx for any batch size and length; compare its logits with the model's.
+    """Export a model as ONNX, for any batch size and length; check that its logits are the same.
 
     Raises:
         RunError: torch cannot export the model, or the logits differ.
@@ -66,7 +66,7 @@ def export_onnx(model: Any, tokenizer: PreTrainedTokenizerBase, file: Path) -> N
             dynamo=True,
             verbose=False,
         )
-    except Exception as error:  # many types, for architectures that torch cannot trace
+    except Exception as error:  # torch raises many types if it cannot trace an architecture
         name = type(model).__name__
         raise RunError(f"--onnx: torch cannot export {name} ({describe(error)})") from error
     session = onnxruntime.InferenceSession(file)
@@ -84,12 +84,12 @@ def check_onnx(model: Any) -> None:
     """Check that a model can be exported as ONNX.
 
     Raises:
-        RunError: A package is missing, or the model generates.
+        RunError: A package is missing, or the model generates text.
     """
     for package in ONNX_PACKAGES:
         require(package, "onnx", "--onnx")
     if model.can_generate():
-        raise RunError("--onnx: the model generates; expected a classifier")
+        raise RunError("--onnx: the model generates text; expected a classifier")
 
 
 def merge(model: Any, inputs: dict[str, Tensor]) -> str:
@@ -99,7 +99,8 @@ def merge(model: Any, inputs: dict[str, Tensor]) -> str:
         A line with the largest difference.
 
     Raises:
-        RunError: The logits differ, or the merged model has no stock form.
+        RunError: The logits differ, or the merged model cannot be saved in stock form (see
+            `Wrapper`).
     """
     expected = _logits(model, inputs)
     model.merge_lora()
@@ -114,7 +115,7 @@ def check_merged(model: Any, inputs: dict[str, Tensor], output: Path) -> None:
     """Load a merged checkpoint without `model/`, and compare the logits.
 
     Raises:
-        RunError: The logits differ; the folder is removed.
+        RunError: The logits differ. The folder has been removed.
     """
     stock = model.auto_class.from_pretrained(output, dtype=torch.float32).eval()
     try:
@@ -161,7 +162,7 @@ def _difference(logits: Tensor, expected: Tensor, what: str) -> float:
 
 
 def next_commands(model: Any, output: Path) -> Iterator[str]:
-    """Yield commands of tools that can open the exported model."""
+    """Yield lines to print: commands of tools that can open the exported model, if any."""
     if not getattr(model, "saves_stock", False):
         yield f"{output} contains its own code: load it with trust_remote_code=True"
     elif model.can_generate() and model.config.is_encoder_decoder:
@@ -177,7 +178,7 @@ def main(argv: list[str] | None = None) -> None:
     task = Task()
     output = Path(args.output).expanduser()
     if output.is_file() or (output.exists() and any(output.iterdir())):
-        raise RunError(f"--output {output}: is not empty; expected a new folder")
+        raise RunError(f"--output {output}: is not an empty folder; expected a new folder")
     if args.onnx and args.dtype != "float32":
         raise RunError(
             f"--onnx: model.onnx is written in float32; expected no --dtype {args.dtype}"
@@ -194,7 +195,7 @@ def main(argv: list[str] | None = None) -> None:
         inputs = sample_inputs(model.float(), tokenizer)
         merged = merge(model, inputs)
     if hasattr(model, "choose_form"):
-        print(model.choose_form())  # in float32, as it was trained
+        print(model.choose_form())  # before the conversion, to compare the logits in float32
     convert(model, args.dtype)
     try:
         model.save_pretrained(output)
@@ -202,7 +203,7 @@ def main(argv: list[str] | None = None) -> None:
             tokenizer.save_pretrained(output)
         if settings is not None:
             (output / PREDICTOR_FILE).write_text(settings.to_text(), encoding="utf-8")
-    except Exception as error:  # from the disk, safetensors or the user's code
+    except Exception as error:  # errors of the disk, of safetensors or of the user's code
         raise RunError(f"--output {output}: not saved ({describe(error)})") from error
     if merged:
         check_merged(model, inputs, output)
@@ -210,7 +211,7 @@ def main(argv: list[str] | None = None) -> None:
     print(f"{output}: {model.num_parameters():,} parameters in {args.dtype}")
     if args.onnx:
         export_onnx(model, tokenizer, output / "model.onnx")
-        print(f"{output / 'model.onnx'}: compared with the model's logits")
+        print(f"{output / 'model.onnx'}: its logits agree with those of the model")
     for line in next_commands(model, output):
         print(line)
 

@@ -1,10 +1,10 @@
-"""Predict with a checkpoint: for the rows of a file, in their order; or interactively.
+"""Predict with a checkpoint, either for all rows of a file, in their order, or interactively.
 
-The same command resumes an interrupted prediction of a file.
+If the prediction of a file is interrupted, the same command resumes it.
 
 python predict.py --input new.jsonl --output predictions.jsonl
 accelerate launch --multi_gpu --num_processes 2 predict.py --input new.jsonl    two GPUs
-python predict.py                                    a prediction or answer per line typed
+python predict.py                          one prediction or answer for each line that you type
 """
 
 import argparse
@@ -45,7 +45,7 @@ from training.predictor_config import PREDICTOR_FILE, PredictorConfig
 from training.state import STATE_FILE, SavedRun
 from training.user_code import at_place
 
-MAX_LEN = 128  # for a checkpoint without predictor_config.json
+MAX_LEN = 128  # default of --max_len for a checkpoint without predictor_config.json
 PLACES = ("input", "output", "checkpoint")  # predictions do not depend on these paths
 
 
@@ -53,7 +53,8 @@ class Trained(NamedTuple):
     """A loaded checkpoint, and the settings of its training.
 
     Attributes:
-        chosen: Arguments of `Predictor`, chosen on the validation data: see `Scorer`.
+        chosen: Arguments of `Predictor` that were chosen on the validation data: see
+            `Scorer.predict_options`.
     """
 
     model: Any
@@ -101,7 +102,7 @@ def build_predictor(
     """Build the predictor, and print its notes.
 
     Raises:
-        RunError: The constructor fails.
+        RunError: The constructor of `Predictor` fails.
     """
     model, tokenizer, max_len, schema, chosen = trained
     given = {name: getattr(args, name) for name in task.predict_options}
@@ -121,8 +122,8 @@ def identify(task: Task, trained: Trained, args: argparse.Namespace, content: in
     model, tokenizer, *settings = trained
     weights = 0
     for tensor in model.state_dict().values():
-        content_of = tensor.cpu().contiguous().view(-1).view(torch.uint8).numpy()
-        weights = zlib.crc32(content_of, weights)
+        data = tensor.cpu().contiguous().view(-1).view(torch.uint8).numpy()
+        weights = zlib.crc32(data, weights)
     classes = [part for part in (task.predictor_class, task.model_class) if part is not None]
     return hash_values(
         content,
@@ -155,7 +156,7 @@ def predict_file(
         rows = open_rows(args.input, args.column, predictor)
         count, content = hash_rows(rows())
     group.expect_equal({"content hash of --input": content})
-    # Hashing all weights takes time: only the main rank, which writes, needs the hash.
+    # Hashing all weights takes time. Only the main rank needs the hash, since it writes the output.
     identity = identify(task, trained, args, content) if group.is_main else ""
     output = OutputFile(args.output, identity)
     with lock_file(group, args.output):
@@ -167,7 +168,9 @@ def predict_file(
                 group.on_main(partial(output.append, block))
                 done += len(block)
         if done != count:
-            raise DataError(f"{args.input}: {done:,} rows, but {count:,} before the prediction")
+            raise DataError(
+                f"{args.input}: {done:,} rows; expected {count:,}, as before the prediction"
+            )
         group.on_main(output.publish)
     if group.is_main:
         print(f"{count:,} predictions: see {args.output}")
@@ -190,7 +193,7 @@ def start_conversation(predictor: TaskPredictor) -> Conversation:
     """Start a conversation, or predict lines separately if the predictor has no conversations.
 
     Raises:
-        RunError: The predictor accepts only files, by its method `read`.
+        RunError: The predictor has a method `read`, and therefore accepts only files.
     """
     if hasattr(predictor, "start_conversation"):
         return predictor.start_conversation()
@@ -212,7 +215,7 @@ def converse(conversation: Conversation, lines: Iterable[str]) -> None:
 
 
 def standard_input() -> Iterable[str]:
-    """Return the lines of the standard input; bytes that are not UTF-8 become U+FFFD."""
+    """Return the lines of standard input; bytes that are not UTF-8 become U+FFFD."""
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(encoding="utf-8", errors="replace")
     return sys.stdin

@@ -35,7 +35,8 @@ class Sweep:
 
     Attributes:
         arguments: Arguments of train.py for all runs.
-        runs: The runs of each trial: a dict from the folder name of a run to its further arguments.
+        runs: The runs of each trial: the additional arguments of each run, by the name of its
+            folder.
         metric: Name of the score to compare.
         direction: "minimize" or "maximize".
     """
@@ -50,7 +51,7 @@ class Sweep:
         """Train all runs of a trial; return their mean score, or None if a run failed.
 
         Raises:
-            RunError: train.py rejects its arguments.
+            RunError: train.py rejects the arguments.
             Stopped: This process or train.py received a signal.
         """
         chosen = [_as_argument(name, value) for name, value in values.items()]

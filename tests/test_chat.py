@@ -85,8 +85,8 @@ def test_a_file_has_messages_or_pairs(project: Path, tmp_path: Path) -> None:
     files |= {"prompt": [PAIR, {**PAIR, "prompt": []}], "right": [PAIR, PAIR]}
     files |= {"other": [{**GOOD, "prompt": "A?", "prompt_id": 1}]}
     assert read_files(project, tmp_path, files) == [
-        "both.jsonl: has the columns 'messages', 'prompt' and 'completion'; expected one kind, or "
-        "--messages_column messages",
+        "both.jsonl: has the columns 'messages', 'prompt' and 'completion'; expected only "
+        "one kind, or --messages_column messages",
         "half.jsonl:1: no column 'completion', and no 'messages'; the file has 'prompt'",
         "neither.jsonl:1: no column 'prompt', and no 'messages'; the file has 'text'",
         "prompt.jsonl:2: 'prompt' holds an empty list; expected messages",

@@ -115,7 +115,7 @@ WORDS = {"words": ["It", "rains"], "labels": ["O", "O"]}
         ),
         (
             [{"words": "a b", "labels": "B-X N"}],
-            " the labels 'B-X' and 'N'; expected a prefix on all or none",
+            " the labels 'B-X' and 'N'; expected a prefix on all labels or on none",
         ),
         (
             [TEXT, {**TEXT, "entities": [[9, 14, "LOC"]]}],
@@ -123,7 +123,7 @@ WORDS = {"words": ["It", "rains"], "labels": ["O", "O"]}
         ),
         (
             [TEXT, {**TEXT, "entities": [[9, 13, "LOC"], [4, 10, "X"]]}],
-            "2: the entities 'left L' and 'Lorn' overlap; expected separate ones",
+            "2: the entities 'left L' and 'Lorn' overlap; expected separate entities",
         ),
         (
             [TEXT, {**TEXT, "entities": [{"start": 0, "end": 2.5, "label": "X"}]}],

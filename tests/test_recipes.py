@@ -196,4 +196,4 @@ def test_scores_that_are_not_reduced_are_refused(recipe: str, rewritten: Path) -
     launch = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
     arguments = ["train.py", "--epochs", "1", "--batch_size", "4"]
     done = run(rewritten, sys.executable, *launch, *arguments, code=1)
-    assert "(Scores.compute has to reduce it)" in done.stderr
+    assert "(Scores.compute has to reduce it over the ranks)" in done.stderr

@@ -240,8 +240,8 @@ def test_cookiecutter_that_is_too_old(version: str, shell: Shell, tmp_path: Path
     done = shell.run(python=with_cookiecutter(version, tmp_path / "venv"))
     assert done.returncode == 1
     assert done.stdout == (
-        "Unable to load extension: hf-template needs cookiecutter 2.6.0 or newer, this is "
-        f"{version}: pip install --upgrade cookiecutter\n"
+        "Unable to load extension: hf-template needs cookiecutter 2.6.0 or newer; the installed "
+        f"version is {version}: pip install --upgrade cookiecutter\n"
     )
     assert done.stderr == ""
     assert list(shell.here.iterdir()) == []

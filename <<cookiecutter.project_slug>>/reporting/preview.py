@@ -17,19 +17,19 @@ from training.run import Run
 from training.throughput import count_positions, is_encoder_decoder, peak_memory
 from training.user_code import user_code
 
-FLOAT = 4  # bytes: weights and optimizer state are in float32
-SAMPLED = 100  # steps in which padding tokens are counted
+FLOAT = 4  # bytes per number of weights and optimizer state, which are in float32
+SAMPLED = 100  # number of steps in which padding tokens are counted
 
 
 def preview(run: Run, train_step: Callable[[Run, Step], Any]) -> None:
-    """Run everything up to the first optimizer step, and print what was found.
+    """Run everything up to the first optimizer step, and print the results.
 
     Raises:
         RunError: A step does not fit into memory, or the checkpoints do not fit on the disk.
     """
     batches = run.train_batches
     memory = _memory_of_a_step(run, train_step)
-    # The main rank prints; the other ranks wait, and also end if it raises an error.
+    # The main rank prints. The other ranks wait, and also end if the main rank raises an error.
     run.group.on_main(lambda: print(*_lines(run, batches, memory), sep="\n"))
 
 
@@ -85,7 +85,7 @@ def _about_steps(run: Run, batches: Batches) -> Iterator[str]:
 
 
 def _padding(run: Run, batches: Batches) -> float | None:
-    """Return the fraction of tokens that are padding; None for batches without `input_ids`."""
+    """Return padding as a fraction of all tokens; None for batches without `input_ids`."""
     has_decoder = is_encoder_decoder(run.accelerator.unwrap_model(run.model))
     real = 0
     computed = 0
@@ -127,12 +127,12 @@ def _about_disk(run: Run) -> str:
     folder = Path(run.config.outdir).resolve()
     trained = FLOAT * sum(full_size(p) for p in run.model.parameters() if p.requires_grad)
     whole = FLOAT * sum(map(full_size, run.model.parameters()))
-    weights = trained if run.config.lora_rank else whole  # only the adapter is saved
+    weights = trained if run.config.lora_rank else whole  # with LoRA, only the adapter is saved
     last = weights + 2 * trained
     free = shutil.disk_usage(folder).free
-    # best/, last/ and the previous last/ are kept; a new pair is written beside them.
+    # best/, last/ and the previous last/ stay on the disk while a new best/ and last/ are written.
     if free < (needed := 3 * last + 2 * weights):
-        raise RunError(f"{folder}: {_size(free)} are free; checkpoints take {_size(needed)}")
+        raise RunError(f"{folder}: {_size(free)} are free; the checkpoints need {_size(needed)}")
     return f"disk: best/ {_size(weights)}, last/ {_size(last)}; {_size(free)} free in {folder}"
 
 

@@ -34,5 +34,5 @@ def test_dry_run_in_two_processes_prints_once(arguments, tmp_path):
 @pytest.mark.proof
 def test_dry_run_ends_where_checkpoints_would_not_fit(arguments, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(10, 10, 1000))
-    with pytest.raises(RunError, match="are free; checkpoints take"):
+    with pytest.raises(RunError, match="are free; the checkpoints need"):
         train.main([*arguments, "--dry_run"])

@@ -54,7 +54,7 @@ def test_exported_weights_equal_the_checkpoint_in_another_precision(dtype, check
 def test_a_folder_with_files_and_onnx_in_another_precision_are_refused(checkpoint, tmp_path):
     arguments = ["--checkpoint", str(checkpoint), "--output", str(tmp_path)]
     (tmp_path / "file").touch()
-    with pytest.raises(RunError, match="is not empty; expected a new folder"):
+    with pytest.raises(RunError, match="is not an empty folder; expected a new folder"):
         export.main(arguments)
     (tmp_path / "file").unlink()
     with pytest.raises(RunError, match="--onnx: model.onnx is written in float32"):
@@ -76,7 +76,7 @@ def test_a_folder_that_cannot_be_written_is_refused(checkpoint, tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(RunError, match="not saved"):
         export.main(["--checkpoint", str(checkpoint), "--output", str(tmp_path / "file" / "new")])
-    with pytest.raises(RunError, match="is not empty"):
+    with pytest.raises(RunError, match="is not an empty folder"):
         export.main(["--checkpoint", str(checkpoint), "--output", str(tmp_path / "file")])
 
 
@@ -86,12 +86,12 @@ def test_onnx_is_compared_with_the_model_or_refused(checkpoint, tmp_path, capsys
         with pytest.raises(RunError, match=f"--onnx needs the package {MISSING[0]}: pip install"):
             export.main(arguments)
     elif Model.can_generate():
-        with pytest.raises(RunError, match="the model generates; expected a classifier"):
+        with pytest.raises(RunError, match="the model generates text; expected a classifier"):
             export.main(arguments)
     else:
         export.main(arguments)
         assert (tmp_path / "model.onnx").is_file()
-        assert "compared with the model's logits" in capsys.readouterr().out
+        assert "its logits agree with those of the model" in capsys.readouterr().out
         return
     assert list(tmp_path.iterdir()) == []
 

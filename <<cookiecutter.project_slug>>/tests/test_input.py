@@ -261,7 +261,7 @@ def test_error_in_one_of_several_files_is_located(sample, tmp_path, tokenizer):
     ("source", "words"),
     [
         ("none-*.jsonl", "no such files"),
-        (["a.jsonl", "b.csv"], "another format than"),
+        (["a.jsonl", "b.csv"], "not in the format of"),
         ("folder", "no such files"),
         ("nobody/nothing:train", "cannot be read"),
         ("shards:test", "cannot be read"),

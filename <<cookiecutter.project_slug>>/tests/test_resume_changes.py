@@ -107,7 +107,7 @@ def test_epochs_given_on_resume_replace_max_steps(own_arguments, steps, tmp_path
 def test_changed_seed_is_refused_within_an_epoch_only(own_arguments, tmp_path):
     stop_within_epoch(own_arguments)
     last = ["--restore_dir", str(tmp_path / "run" / "last")]
-    with pytest.raises(RunError, match="--seed 7: the order of epoch 0 depends on it"):
+    with pytest.raises(RunError, match="--seed 7: the order of epoch 0 depends on the seed"):
         train.main([*last, "--seed", "7"])
     train.main([*last, "--epochs", "1"])
     train.main([*last, "--epochs", "2", "--seed", "7"])

@@ -101,7 +101,7 @@ def test_damaged_checkpoint_falls_back_to_the_one_before(
     else:
         (weights if damage == "missing" else last / "manifest.json").unlink()
     train.main(["--restore_dir", str(last)])
-    assert "resuming from the previous one" in capfd.readouterr().out
+    assert "resuming from the previous checkpoint" in capfd.readouterr().out
     assert_bit_identical(tmp_path / "run", uninterrupted(arguments))
 
 

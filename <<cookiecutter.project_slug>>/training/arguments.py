@@ -96,7 +96,7 @@ def _find_checkpoint(values: dict[str, Any], intact: str | None) -> tuple[Path |
         raise RunError(f"{folder}: has no optimizer state; expected a last/, not a best/")
     if fault is None:
         return folder, []
-    return folder, [f"{name} is damaged ({fault}); resuming from the previous one, {folder}"]
+    return folder, [f"{name} is damaged ({fault}); resuming from the previous checkpoint, {folder}"]
 
 
 def _is_inside(checkpoint: Path, outdir: Path) -> bool:
@@ -127,10 +127,13 @@ def _check_unused(outdir: Path, restore_dir: str | None) -> None:
 
 
 def _outdir_of(place: str, defaults: dict[str, Any]) -> str:
-    """Return the output directory of a run, given the path of its last/ or of the link's target.
+    """Return the output directory of a run.
+
+    Args:
+        place: `restore_dir`: the path of last/, or of the folder to which the link last/ points.
 
     Raises:
-        RunError: The folder has another name.
+        RunError: The path is neither of these.
     """
     restore_dir = Path(place)
     if place == AUTO or is_remote(place):
@@ -149,7 +152,7 @@ def _outdir_of(place: str, defaults: dict[str, Any]) -> str:
 
 
 def _changes(saved: dict[str, Any], given: dict[str, Any]) -> list[str]:
-    """Return one line for each argument whose value in the resumed run differs."""
+    """Return one line for each given argument that differs from its saved value."""
     ignored = ("restore_dir", "config", "outdir", "dry_run")
     return [
         f"--{name} is now {value}; it was {saved[name]}"
@@ -230,7 +233,7 @@ def _by_field(values: dict[str, Any], task: TaskOptions) -> dict[str, Any]:
 
 
 def _expanded(value: Any) -> Any:
-    """Expand `~` in a path, or in each of several."""
+    """Expand `~` in a path, or in each of several paths."""
     if isinstance(value, list):
         return [_expanded(part) for part in value]
     if isinstance(value, str) and value.startswith("~"):

@@ -16,7 +16,7 @@ DTYPES = ("float32", "bfloat16", "float16")
 
 
 def exit_code_of(main: Callable[[], object]) -> int:
-    """Run a function that does not use torch; return the exit code of the process."""
+    """Run a function that does not use torch; return the exit code for the process."""
     try:
         main()
     except (UserError, Stopped) as error:
@@ -45,7 +45,7 @@ def build_predict_parser(task: TaskOptions) -> argparse.ArgumentParser:
     parser.add_argument("--input", help="input file(s); interactive if omitted", **files)
     parser.add_argument("--output", help=f"output file ({OUTPUT})")
     parser.add_argument("--column", nargs="+", help="columns to read (default: as in training)")
-    parser.add_argument("--batch_size", type=int, default=32, help="examples per process and batch")
+    parser.add_argument("--batch_size", type=int, default=32, help="examples per batch and process")
     parser.add_argument("--max_len", type=int, help="maximum sequence length in tokens")
     for name, option in task.predict_options.items():
         parser.add_argument(f"--{name}", **option)
@@ -85,5 +85,5 @@ def build_export_parser() -> argparse.ArgumentParser:
     parser.add_argument("--checkpoint", default="outputs/best", help="checkpoint to export")
     parser.add_argument("--output", required=True, help="output folder, new or empty")
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="dtype of the weights")
-    parser.add_argument("--onnx", action="store_true", help="also write model.onnx (classifiers)")
+    parser.add_argument("--onnx", action="store_true", help="also write model.onnx (a classifier)")
     return parser

@@ -31,7 +31,7 @@ UNSET = object()
 
 
 def check_form(argv: list[str]) -> None:
-    """Check names, types and ranges of arguments; print the help of `--help`.
+    """Check names, types and ranges of arguments; with `--help`, print the help.
 
     Raises:
         RunError: A value is out of range, or the YAML file cannot be read.
@@ -47,7 +47,7 @@ def build_parser(task: TaskOptions) -> argparse.ArgumentParser:
         usage="train.py [arguments]",
         formatter_class=HelpFormatter,
         allow_abbrev=False,  # --conf would not be recognized as --config
-        epilog="Names of transformers.TrainingArguments, such as --output_dir, are accepted, too; "
+        epilog="Some names of transformers.TrainingArguments, such as --output_dir, also work. "
         "--no_NAME switches off a flag of a resumed run.",
     )
     groups = {name: parser.add_argument_group(name) for name in (DATA, RUN, STEP, VALIDATION)}
@@ -92,7 +92,7 @@ def given_names(parser: argparse.ArgumentParser, argv: list[str]) -> set[str]:
 
 
 def insert_yaml(parser: argparse.ArgumentParser, argv: list[str]) -> list[str]:
-    """Insert the values of `--config` ahead of the command line, so that the latter overrides them.
+    """Insert the values of `--config` before the command line, whose arguments override them.
 
     Raises:
         RunError: The file cannot be read, a key is not an argument, or an argument is repeated.

@@ -12,7 +12,8 @@ from .options import TaskOptions
 from .packages import require
 from .parser import build_parser as build_train_parser, given_names, insert_yaml
 
-PLACES = ("outdir", "restore_dir")  # arguments of train.py set by this script
+# Arguments of train.py that sweep.py sets.
+PLACES = ("outdir", "restore_dir")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -35,7 +36,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--direction",
         choices=("minimize", "maximize"),
-        help="required for a --metric_for_best_model other than loss",
+        help="whether smaller or larger scores are better; required unless the metric is the loss",
     )
     parser.add_argument("--outdir", default="sweep", help="output directory")
     parser.add_argument(

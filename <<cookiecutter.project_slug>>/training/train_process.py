@@ -1,4 +1,4 @@
-"""Run train.py in a process of its own."""
+"""Run train.py in a child process."""
 
 import shlex
 import shutil
@@ -14,7 +14,7 @@ SIGNALS = ("SIGTERM", "SIGINT", "SIGHUP")
 
 
 class Training:
-    """Run train.py, and forward signals to it.
+    """Runs train.py, and forwards signals to it.
 
     Args:
         launch: Launch command, such as "accelerate launch". "python" means this interpreter.
@@ -52,7 +52,7 @@ class Training:
             if self._is_stopped:  # by a signal before the process existed
                 self._child.send_signal(signal.SIGTERM)
             code = self._child.wait()
-        # A launcher replaces the exit code of train.py, so the signal is recorded here.
+        # A launcher replaces the exit code of train.py, so `_forward` records the signal.
         if self._is_stopped or code == STOPPED:
             raise Stopped("stopped; run the same command to continue")
         return code

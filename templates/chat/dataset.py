@@ -45,7 +45,8 @@ OPTIONS: dict[str, dict] = {
     },
     "packing": {
         "action": "store_true",
-        "help": "pack conversations into rows of --max_len tokens, with masked attention",
+        "help": "pack conversations into rows of up to --max_len tokens, with attention masked "
+        "between conversations",
     },
     "drop_without_target": {
         "action": "store_true",
@@ -57,7 +58,7 @@ MESSAGES = "messages"
 
 @dataclasses.dataclass(frozen=True)
 class Schema:
-    """Options for reading a file.
+    """Settings with which a data file is read.
 
     Attributes:
         messages_column: Column of the lists of messages. Default: `messages`, if the file has this
@@ -83,7 +84,7 @@ class Schema:
         """Return the columns to read: the messages, or prompt and completion.
 
         Raises:
-            DataError: The file has both, or neither.
+            DataError: The file has both kinds of columns, or neither kind.
         """
         if self.messages_column is not None:
             return [self.messages_column]
@@ -93,7 +94,7 @@ class Schema:
         if MESSAGES in names and not missing:
             raise DataError(
                 f"{path}: has the columns {MESSAGES!r}, {pair[0]!r} and {pair[1]!r}; expected "
-                f"one kind, or --messages_column {MESSAGES}"
+                f"only one kind, or --messages_column {MESSAGES}"
             )
         if names and missing and MESSAGES not in names:
             found = ", ".join(map(repr, names))
@@ -108,11 +109,13 @@ class Dataset(torch.utils.data.Dataset):
     """Tokenized conversations or, with `packing`, rows of several conversations.
 
     Attributes:
-        lengths: Tokens of each example, shape (n,). Examples of similar length are batched
-            together.
-        num_items: Target tokens of each example, shape (n,); the loss is averaged over all of them.
-        schema: Keyword arguments for `generate_dataset` to read another file in the same way.
-        checksums: Checksum of each example, shape (n,), which decides whether it is held out.
+        lengths: Number of tokens of each example, shape (n,). Examples of similar length are
+            batched together.
+        num_items: Number of target tokens of each example, shape (n,). The loss is averaged over
+            these tokens.
+        schema: Keyword arguments of `generate_dataset` for reading another file in the same way.
+        checksums: Checksum of each example, shape (n,). It determines whether the example is held
+            out for validation.
         fingerprint: Hash of the tokens, the same on every machine.
         notes: Lines to print about the chat template and omitted conversations.
     """
@@ -160,12 +163,12 @@ class Dataset(torch.utils.data.Dataset):
         parts = self.input_ids[members]
         example = {"input_ids": torch.cat(parts), "labels": torch.cat(self.labels[members])}
         if self.schema["packing"]:
-            # transformers masks attention across the points where positions start at 0 again.
+            # transformers masks attention between parts whose positions each start at 0.
             example["position_ids"] = torch.cat([torch.arange(len(part)) for part in parts])
         return example
 
     def collate(self, examples: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-        """Pad on the right to the longest example: tensors of shape (batch, length)."""
+        """Pad on the right to the longest example; return tensors of shape (batch, length)."""
         fill = {"input_ids": self.tokenizer.pad_token_id or 0, "labels": -100, "position_ids": 0}
         return {key: pad(examples, key, fill[key])[0] for key in examples[0]}
 
@@ -177,7 +180,7 @@ class Dataset(torch.utils.data.Dataset):
         """Yield lines about conversations that may be wrong.
 
         Args:
-            train: The training data, if these are validation data.
+            train: Training data, if this data set is validation data.
         """
         origin = self.origin
         yield from origin.line("with an empty message", np.array(list(self._empty()), dtype=int))
@@ -210,7 +213,7 @@ class Dataset(torch.utils.data.Dataset):
 
 
 def pack(lengths: np.ndarray, room: int) -> list[list[int]]:
-    """Distribute items among packs of at most `room` tokens by best-fit decreasing."""
+    """Distribute items among packs of at most `room` tokens, by the best-fit decreasing method."""
     packs: list[list[int]] = []
     by_room: dict[int, list[int]] = {}  # indices of packs, by their free room
     rooms: list[int] = []  # the keys of by_room, sorted
@@ -293,14 +296,14 @@ def generate_dataset(
 
     Args:
         path: A JSON, CSV, TSV or Parquet file, or another source: see `read_table`.
-        tokenizer: Default: the tokenizer of the default base model. Without a chat template,
-            `DEFAULT_TEMPLATE` is set.
+        tokenizer: Default: the tokenizer of the default base model. If the tokenizer has no chat
+            template, `DEFAULT_TEMPLATE` is set.
         max_len: Maximum number of tokens. Longer conversations are truncated at the end.
         schema: Attributes of `Schema`.
 
     Raises:
         DataError: The file cannot be read, a row is malformed, the chat template rejects or changes
-            it, or truncation removes all targets of a conversation.
+            the messages, or truncation removes all targets of a conversation.
     """
     tokenizer = tokenizer or AutoTokenizer.from_pretrained(BASE_MODEL)
     notes = use_template(tokenizer)
@@ -357,7 +360,7 @@ def _end_ids(
     """Return the ids of the end-of-turn tokens.
 
     Raises:
-        DataError: A token is not in `known`: generation would not stop at it.
+        DataError: An end-of-turn token is not in `known`, so generation would not stop at it.
     """
     ends = pc.list_flatten(rows.data.column("ends"))
     found = pc.unique(ends).to_pylist()
