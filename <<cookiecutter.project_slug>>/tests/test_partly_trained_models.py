@@ -79,9 +79,7 @@ def test_parameter_that_a_later_step_does_not_use_is_an_error_with_two_processes
 
 
 @pytest.mark.parametrize("kind", ["declared", "at_random"])
-def test_models_that_skip_parameters_are_trained_in_two_processes(
-    kind, partly_arguments, tmp_path
-):
+def test_models_that_skip_parameters_are_trained_in_two_processes(kind, partly_arguments, tmp_path):
     patch = partial(files_of_model_in, f"skipping/{kind}", "least_contract")
     output = Launch(
         skipping_arguments(tmp_path, partly_arguments, 2), tmp_path / "output", 2, patch

@@ -63,9 +63,7 @@ def test_resumed_run_is_bit_identical(micro_batches, arguments, tmp_path, uninte
 
 
 @pytest.mark.proof
-def test_run_killed_before_a_validation_validates_on_resume(
-    arguments, tmp_path, uninterrupted
-):
+def test_run_killed_before_a_validation_validates_on_resume(arguments, tmp_path, uninterrupted):
     arguments += ["--save_steps", "1"]
     with seams.killed_before_validation(), pytest.raises(Killed):
         train.main(arguments)
