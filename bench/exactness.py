@@ -2,8 +2,8 @@
 
 python bench/exactness.py [--json FILE] [--markdown FILE]
 
-The script renders a project for each task. It runs the project, transformers.Trainer and the loop
-of Accelerate's documentation on the same examples. It needs no network and no GPU.
+The script renders projects for three tasks. It runs each project, transformers.Trainer and the
+loop of Accelerate's documentation on the same examples. It needs no network and no GPU.
 """
 
 import argparse
@@ -26,8 +26,8 @@ os.environ.update(
 import datasets  # noqa: E402
 import numpy as np  # noqa: E402
 import torchmetrics  # noqa: E402, F401  (imported here once, for all processes)
-from common import TASKS, environment, render, table  # noqa: E402
-from peers import AcceleratePeer, OurModelInTrainer, TrainerPeer  # noqa: E402
+from common import environment, render, table  # noqa: E402
+from peers import STOCK, AcceleratePeer, OurModelInTrainer, TrainerPeer  # noqa: E402
 from processes import recorded, run_in  # noqa: E402
 from systems import (  # noqa: E402
     ACCUMULATION,
@@ -138,9 +138,9 @@ def compare_resumed(systems: list[System], folder: Path, log: Path) -> Results:
 
 
 def measure(folder: Path) -> Results:
-    """Run all comparisons for all tasks."""
+    """Run all comparisons for the tasks of STOCK."""
     log, results = folder / "log", {}
-    for task in TASKS:
+    for task in STOCK:
         project, sample = render(task, folder), folder / f"{task}-sample"
         write_sample(task, project, sample)
         systems = [system(task, project, sample) for system in SYSTEMS]

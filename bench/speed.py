@@ -2,7 +2,7 @@
 
 python bench/speed.py [--rounds 3] [--device cuda] [--write FOLDER]
 
-The script renders a project for each task. The project and the other systems train on the same
+The script renders projects for three tasks. Each project and the other systems train on the same
 texts, alternately, so that noise of the machine affects all systems. Each run is a separate
 process. The script needs no network.
 """
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import TASKS, environment, render, table
+from common import environment, render, table
 
 SYSTEMS = ["hf-template", "Trainer", "Trainer, tuned", "Accelerate's example", "limit"]
 HERE = Path(__file__).parent
@@ -237,7 +237,7 @@ def draw(results: dict[str, Any], path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=3, help="runs of each system")
-    parser.add_argument("--task", choices=TASKS, action="append", help="measure only this task")
+    parser.add_argument("--task", choices=list(CPU), action="append", help="measure only this task")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="device")
     parser.add_argument("--workers", type=int, default=1, help="loader processes of tuned Trainer")
     parser.add_argument("--flags", default="", help="further arguments of the template's train.py")
@@ -246,14 +246,13 @@ def main() -> None:
     sizes = GPU if args.device == "cuda" else CPU
     with tempfile.TemporaryDirectory() as folder:
         results = {
-            task: measure(task, sizes[task], args, Path(folder) / task)
-            for task in args.task or TASKS
+            task: measure(task, sizes[task], args, Path(folder) / task) for task in args.task or CPU
         }
     about = environment()
     kept = args.write / "speed.json" if args.write else Path()
     if args.task and kept.is_file():  # keep the results of tasks measured earlier
         results = json.loads(kept.read_text(encoding="utf-8"))["tasks"] | results
-        results = {task: results[task] for task in TASKS if task in results}
+        results = {task: results[task] for task in CPU if task in results}
     text = markdown(results, args, about)
     print(text)
     if args.write:

@@ -55,6 +55,10 @@ optimizer.step()
 AUTO = {
     "classification": ("AutoModelForSequenceClassification", "torch.zeros(16, dtype=torch.long)"),
     "seq2seq": ("AutoModelForSeq2SeqLM", 'batch["input_ids"]'),
+    "token_classification": (
+        "AutoModelForTokenClassification",
+        'torch.zeros_like(batch["input_ids"])',
+    ),
 }
 CAUSAL = ("AutoModelForCausalLM", 'batch["input_ids"]')
 SCRIPTS = ("train.py", "predict.py", "export.py", "sweep.py")
