@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TypeAlias
@@ -14,14 +11,9 @@ from typing import TypeAlias
 import pytest
 
 from conftest import ROOT, SCRIPTS, SLUG, Render, some
+from running import run_python
 
 TEMPLATES = ROOT / "tests" / "fixtures" / "chat_templates"
-ENVIRONMENT = {
-    **os.environ,
-    "HF_HUB_OFFLINE": "1",
-    "OMP_NUM_THREADS": "1",
-    "ACCELERATE_USE_CPU": "true",
-}
 
 
 @pytest.fixture(scope="module")
@@ -29,20 +21,6 @@ def project(render: Render, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A project shared by all tests of this module."""
     folder = tmp_path_factory.mktemp("chat") / SLUG
     return Path(shutil.copytree(render(task="chat"), folder))
-
-
-def run(project: Path, *command: str | Path, code: int = 0) -> str:
-    """Run Python in the project's folder; return the output."""
-    done = subprocess.run(
-        [sys.executable, *map(str, command)],
-        cwd=project,
-        env={**ENVIRONMENT, "PYTHONPATH": str(project)},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == code, done.stdout + done.stderr
-    return done.stdout + (done.stderr if code else "")
 
 
 Files: TypeAlias = dict[str, list[dict[str, object]]]
@@ -60,7 +38,7 @@ def write(path: Path, rows: Sequence[Mapping[str, object]]) -> Path:
 def read_files(project: Path, folder: Path, files: Files, **options: object) -> list[str]:
     """Read each file; return the error, without its path, or the number of examples."""
     paths = [write(folder / f"{name}.jsonl", rows) for name, rows in files.items()]
-    out = run(project, SCRIPTS / "chat_rows.py", json.dumps(options), *paths)
+    out = run_python(project, SCRIPTS / "chat_rows.py", json.dumps(options), *paths).stdout
     return out.replace(f"{folder}/", "").splitlines()
 
 
@@ -133,7 +111,7 @@ def test_conversations_without_a_target_after_truncation_are_refused_or_omitted(
     file = tmp_path / "some.jsonl"
     data = [f"--{part}_input={file}" for part in ("train", "valid")]
     options = ["--max_len=40", "--drop_without_target", "--dry_run", f"--outdir={tmp_path}/run"]
-    out = run(project, "train.py", *data, *options)
+    out = run_python(project, "train.py", *data, *options).stdout
     assert out.count("they are omitted") == 1
     assert f"{words.replace('some', f'{tmp_path}/some')}; they are omitted" in out
     assert "train: 2 examples" in out
@@ -143,11 +121,11 @@ def test_conversations_without_a_target_after_truncation_are_refused_or_omitted(
 @pytest.mark.parametrize("script", ["chat_formats", "chat_packing"])
 def test_formats_and_packing(script: str, project: Path) -> None:
     """The docstring of each script describes what it checks."""
-    run(project, SCRIPTS / f"{script}.py")
+    run_python(project, SCRIPTS / f"{script}.py")
 
 
 def test_loss_equals_an_independent_computation_for_each_chat_template(project: Path) -> None:
-    run(project, SCRIPTS / "chat_losses.py", TEMPLATES)
+    run_python(project, SCRIPTS / "chat_losses.py", TEMPLATES)
 
 
 REPLY = """
@@ -174,21 +152,21 @@ def test_transformers_stops_at_the_end_of_turn_token_of_training(
 ) -> None:
     """Test a template whose end-of-turn token is not the EOS token, and the default template."""
     files = [TEMPLATES / f"{template}.jinja"] if template else []
-    run(project, SCRIPTS / "chat_base.py", tmp_path / "base", *files)
+    run_python(project, SCRIPTS / "chat_base.py", tmp_path / "base", *files)
     rows = [{"messages": [turn("user", q), turn("assistant", a)]} for q, a in ANSWERS.items()]
     many = write(tmp_path / "many.jsonl", rows * 160)
     few = write(tmp_path / "few.jsonl", rows)
     options = [f"--train_input={many}", f"--valid_input={few}", f"--model_id={tmp_path}/base"]
     options += ["--batch_size=6", "--epochs=1", "--lr=3e-3", "--max_new_tokens=0"]
-    out = run(project, "train.py", *options, f"--outdir={tmp_path}/run")
+    out = run_python(project, "train.py", *options, f"--outdir={tmp_path}/run").stdout
     assert ("DEFAULT_TEMPLATE of" in out) == (template is None)
 
     best = tmp_path / "run" / "best"
     (tmp_path / "empty").mkdir()
     question, answer = next(iter(ANSWERS.items()))
     messages = json.dumps([turn("user", question)])
-    done = run(tmp_path / "empty", "-c", REPLY, best, messages)
-    tokens, text, ends, reply = json.loads(done.splitlines()[-1])
+    done = run_python(tmp_path / "empty", "-c", REPLY, best, messages)
+    tokens, text, ends, reply = json.loads(done.stdout.splitlines()[-1])
     if template:
         assert tokens[-1] == "<|eot_id|>"
         assert ends == [1026, 2]
@@ -202,14 +180,14 @@ def test_transformers_stops_at_the_end_of_turn_token_of_training(
     command = ["predict.py", f"--checkpoint={best}"]
     asked = write(tmp_path / "asked.jsonl", [{"prompt": question}])
     answered = tmp_path / "answered.jsonl"
-    run(project, *command, f"--input={asked}", "--column=prompt", f"--output={answered}")
+    run_python(project, *command, f"--input={asked}", "--column=prompt", f"--output={answered}")
     found = [json.loads(line) for line in answered.read_text(encoding="utf-8").splitlines()]
     assert found == [{"prompt": question, "prediction": answer}]
 
 
 def test_run_with_packing_writes_samples_with_answers(project: Path, tmp_path: Path) -> None:
     options = ["--packing", "--targets=last", "--max_len=200", "--max_steps=3"]
-    run(project, "train.py", *options, f"--outdir={tmp_path}/run")
+    run_python(project, "train.py", *options, f"--outdir={tmp_path}/run")
     log = json.loads((tmp_path / "run" / "log.json").read_text())["Epoch 0"]["valid_log"]
     assert set(log) == {"loss", "perplexity", "count"}
     samples = (tmp_path / "run" / "samples.txt").read_text(encoding="utf-8")

@@ -3,30 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from conftest import SCRIPTS, Render
+from running import run_python
 
 LABELS = "O B-PER I-PER O B-LOC"
-
-
-def run(project: Path, *command: str | Path) -> str:
-    environment = {"HF_HUB_OFFLINE": "1", "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, *map(str, command)],
-        cwd=project,
-        env={**os.environ, **environment, "PYTHONPATH": str(project)},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
 
 
 def write(path: Path, *rows: dict) -> None:
@@ -42,13 +26,13 @@ def project(render: Render) -> Path:
 def best(project: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The checkpoint best/ of a run on the sample data."""
     outdir = tmp_path_factory.mktemp("tokens") / "run"
-    run(project, "train.py", "--outdir", outdir)
+    run_python(project, "train.py", "--outdir", outdir)
     return outdir / "best"
 
 
 def test_labels_windows_and_scores_are_correct(project: Path, tmp_path: Path) -> None:
     """The names of the functions in scripts/entities.py describe the checks."""
-    run(project, SCRIPTS / "entities.py", tmp_path)
+    run_python(project, SCRIPTS / "entities.py", tmp_path)
 
 
 def test_run_learns_from_the_sample_data(best: Path) -> None:
@@ -64,7 +48,7 @@ def test_predicted_entities_have_the_f1_of_the_validation(
     project: Path, best: Path, tmp_path: Path
 ) -> None:
     output = tmp_path / "out.jsonl"
-    run(
+    run_python(
         project,
         "predict.py",
         "--checkpoint",
@@ -92,7 +76,7 @@ def test_predicted_entities_have_the_f1_of_the_validation(
 
 
 def test_pipeline_finds_the_same_entities_as_the_predictor(project: Path, best: Path) -> None:
-    run(project, SCRIPTS / "entity_pipeline.py", best, "simple")
+    run_python(project, SCRIPTS / "entity_pipeline.py", best, "simple")
 
 
 def test_labels_of_words_are_learned_and_predicted(project: Path, tmp_path: Path) -> None:
@@ -100,14 +84,18 @@ def test_labels_of_words_are_learned_and_predicted(project: Path, tmp_path: Path
     labels = ["O", "O", "B-PER", "I-PER", "O", "B-LOC"]
     write(tmp_path / "words.jsonl", *({**row, "labels": labels} for row in words))
     data = [f"--{part}_input={tmp_path}/words.jsonl" for part in ("train", "valid")]
-    run(project, "train.py", *data, "--epochs=12", f"--outdir={tmp_path}/run")
+    run_python(project, "train.py", *data, "--epochs=12", f"--outdir={tmp_path}/run")
     output = tmp_path / "out.jsonl"
     checkpoint = ["--checkpoint", str(tmp_path / "run" / "best")]
-    run(project, "predict.py", *checkpoint, "--input", tmp_path / "words.jsonl", "--output", output)
+    run_python(
+        project, "predict.py", *checkpoint, "--input", tmp_path / "words.jsonl", "--output", output
+    )
     for line in output.read_text().splitlines():
         assert json.loads(line)["prediction"] == labels
     write(tmp_path / "texts.jsonl", {"words": "He met Ada Marsh in Lorn3"})
-    run(project, "predict.py", *checkpoint, "--input", tmp_path / "texts.jsonl", "--output", output)
+    run_python(
+        project, "predict.py", *checkpoint, "--input", tmp_path / "texts.jsonl", "--output", output
+    )
     found = json.loads(output.read_text())["prediction"]
     assert [(entity["label"], entity["text"]) for entity in found][0] == ("PER", "Ada Marsh")
 
@@ -168,8 +156,10 @@ def refusals(
     for number, (rows, _) in enumerate(mark.args[1]):
         write(folder / f"{number}.jsonl", *rows)
         found[json.dumps(rows)] = f"{folder}/{number}.jsonl:"
-    lines = run(project, SCRIPTS / "refused_files.py", *(name[:-1] for name in found.values()))
+    lines = run_python(
+        project, SCRIPTS / "refused_files.py", *(name[:-1] for name in found.values())
+    )
     return {
         key: line.removeprefix(name).strip()
-        for (key, name), line in zip(found.items(), lines.splitlines(), strict=True)
+        for (key, name), line in zip(found.items(), lines.stdout.splitlines(), strict=True)
     }

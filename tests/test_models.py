@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from conftest import TASKS, Render, about
+from running import run_python
 
 SMALL = {
     "vocab_size": 1088,
@@ -107,22 +106,10 @@ for kind, options in kinds.items():
 """
 
 
-def run(script: str, project: Path, arguments: list[str], text: str = "") -> str:
-    done = subprocess.run(
-        [sys.executable, "-c", script, *arguments],
-        cwd=project,
-        env={**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
-        input=text,
-        capture_output=True,
-        text=True,
-        timeout=1200,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
-
-
 def results(project: Path, kinds: dict, out: Path) -> dict[str, str]:
-    lines = run(SCRIPT, project, [json.dumps(SIZES), str(out)], json.dumps(kinds)).splitlines()
+    lines = run_python(
+        project, "-c", SCRIPT, json.dumps(SIZES), out, typed=json.dumps(kinds)
+    ).stdout.splitlines()
     return dict(json.loads(line) for line in lines if line.startswith("["))
 
 
@@ -215,7 +202,9 @@ def test_adapters_of_all_architectures_are_loaded_and_merged(
     kinds = about(task)["architectures"]
     start, _, rest = SCRIPT.partition("def try_one")
     script = start + ADAPTERS + rest[rest.index("kinds, sizes") :]
-    lines = run(script, render(task=task), [json.dumps(SIZES), str(tmp_path)], json.dumps(kinds))
+    lines = run_python(
+        render(task=task), "-c", script, json.dumps(SIZES), tmp_path, typed=json.dumps(kinds)
+    ).stdout
     found = dict(json.loads(line) for line in lines.splitlines() if line.startswith("["))
     assert found == dict.fromkeys(kinds, "checkpoints are adapters")
 
@@ -258,7 +247,7 @@ for labels in (["x", "y", "z"], ["x", "y"]):
 def test_head_of_a_base_classifier_is_kept_only_for_the_same_labels(
     render: Render, tmp_path: Path
 ) -> None:
-    run(HEADS, render(task="classification"), [str(tmp_path), json.dumps(SMALL)])
+    run_python(render(task="classification"), "-c", HEADS, tmp_path, json.dumps(SMALL))
 
 
 LINEAR_HEAD = """
@@ -331,7 +320,7 @@ for smoothing in (0.0, 0.2):
 def test_loss_and_gradient_computed_in_parts_equal_those_of_torch_in_float64(
     render: Render,
 ) -> None:
-    run(HEAD_IN_FLOAT64, render(task="causal_lm"), [])
+    run_python(render(task="causal_lm"), "-c", HEAD_IN_FLOAT64)
 
 
 @pytest.mark.parametrize(
@@ -348,5 +337,6 @@ def test_loss_and_gradient_computed_in_parts_equal_those_of_torch_in_float64(
 def test_loss_computed_in_parts_equals_the_loss_of_all_logits(
     kind: str, options: dict, is_linear: bool, render: Render, tmp_path: Path
 ) -> None:
-    out = run(LINEAR_HEAD, render(task="causal_lm"), [kind, json.dumps(options), str(tmp_path)])
-    assert out.splitlines()[-1] == str(is_linear)
+    arguments = [kind, json.dumps(options), str(tmp_path)]
+    done = run_python(render(task="causal_lm"), "-c", LINEAR_HEAD, *arguments)
+    assert done.stdout.splitlines()[-1] == str(is_linear)

@@ -7,41 +7,25 @@ the model has changed.
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
 
 from conftest import SCRIPTS, some
+from running import run_python
 
-ENVIRONMENT = {
-    **os.environ,
-    "HF_HUB_OFFLINE": "1",
-    "OMP_NUM_THREADS": "1",
-    "ACCELERATE_USE_CPU": "true",
-}
-ENVIRONMENT["PYTHONPATH"] = "."
 DATA = ["--train_input", "rows.jsonl", "--valid_input", "rows.jsonl"]
 FIELDS = {"classification": {"classifier_dropout": 0.1}}  # in addition to the fields of all tasks
 FROM_PRETRAINED = "from model.modeling import Model; Model.from_pretrained('old/last')"
 
 
 def run(project: Path, *command: str | Path, code: int = 0) -> str:
-    done = subprocess.run(
-        [sys.executable, *map(str, command)],
-        cwd=project,
-        env=ENVIRONMENT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == code, done.stdout[-3000:]
-    assert "executed" not in done.stdout
-    return done.stdout
+    """Run Python in the project; check that the code of the checkpoint is not executed."""
+    done = run_python(project, *command, code=code)
+    output = done.stdout + done.stderr
+    assert "executed" not in output
+    return output
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import pytest
 
 from conftest import ROOT, SLUG, Render, contents, some
 from recipes.rows import write_rows
+from running import run, run_python
 
 RECIPES = ROOT / "docs" / "recipes"
 SCRIPTS = Path(__file__).parent / "recipes"
@@ -22,13 +22,6 @@ ARGUMENTS = {
     "distillation": ["--softness", "3.0"],  # an argument that a stock checkpoint does not contain
     "reward": ["--target_column", "target"],  # pairs are tested by test_contract.py
     "lstm": ["--hidden_size", "16"],
-}
-ENVIRONMENT = {
-    **os.environ,
-    "HF_HUB_OFFLINE": "1",
-    "OMP_NUM_THREADS": "1",
-    "ACCELERATE_USE_CPU": "true",
-    "RECIPES": str(RECIPES),
 }
 TEACHER = """
 from transformers import AutoConfig, AutoModelForSequenceClassification
@@ -103,26 +96,11 @@ MISTAKES = [
 ]
 
 
-def run(project: Path, *command: str | Path, code: int = 0) -> str:
-    done = subprocess.run(
-        list(map(str, command)),
-        cwd=project,
-        env=ENVIRONMENT,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=900,
-    )
-    assert done.returncode == code, done.stdout[-5000:]
-    return done.stdout
-
-
 def put_in_place(recipe: str, project: Path) -> None:
     """Install a recipe in the folder of a project, by the commands of its page."""
     page = (RECIPES / recipe / "README.md").read_text(encoding="utf-8")
     (commands,) = re.findall(r"^```sh\n(.+?)^```", page, re.DOTALL | re.MULTILINE)
-    run(project, "sh", "-e", "-c", commands)
+    run(project, "sh", "-e", "-c", commands, RECIPES=str(RECIPES))
 
 
 @pytest.fixture
@@ -132,7 +110,7 @@ def rewritten(recipe: str, render: Render, tmp_path: Path) -> Path:
     put_in_place(recipe, project)
     write_rows(recipe, project / "data")
     if recipe == "distillation":
-        run(project, sys.executable, "-c", TEACHER)
+        run_python(project, "-c", TEACHER)
     return project
 
 
@@ -170,13 +148,14 @@ def test_recipe_is_trained_killed_resumed_and_loaded(
 ) -> None:
     size = ["--epochs", "2", "--batch_size", str(8 // processes)]
     arguments = [*size, *ARGUMENTS.get(recipe, [])]
-    run(rewritten, sys.executable, SCRIPTS / "kill_and_resume.py", str(processes), *arguments)
+    run_python(rewritten, SCRIPTS / "kill_and_resume.py", str(processes), *arguments)
     if processes > 1 or not (rewritten / "model" / "prediction.py").exists():
         return
     best = rewritten / "runs" / "whole-1" / "best"
     inputs = ["--input", "data/valid.jsonl", "--output", "predictions.jsonl"]
-    output = run(rewritten, sys.executable, "predict.py", "--checkpoint", best, *inputs)
-    assert "custom code" not in output  # the user is not asked whether to trust the code
+    done = run_python(rewritten, "predict.py", "--checkpoint", best, *inputs)
+    # The user is not asked whether to trust the code.
+    assert "custom code" not in done.stdout + done.stderr
     rows = (rewritten / "data" / "valid.jsonl").read_text(encoding="utf-8").count("\n")
     predictions = (rewritten / "predictions.jsonl").read_text(encoding="utf-8")
     assert predictions.count('"prediction"') == rows
@@ -184,8 +163,8 @@ def test_recipe_is_trained_killed_resumed_and_loaded(
 
 @pytest.mark.parametrize("recipe", IN_FULL)
 def test_recipe_passes_the_projects_own_tests(recipe: str, rewritten: Path) -> None:
-    run(rewritten, sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider")
-    run(rewritten, sys.executable, "train.py", "--dry_run", *ARGUMENTS.get(recipe, []))
+    run(rewritten, sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", timeout=900)
+    run_python(rewritten, "train.py", "--dry_run", *ARGUMENTS.get(recipe, []))
     run(rewritten, sys.executable, "-m", "mypy", "model")
 
 
@@ -194,8 +173,8 @@ def test_recipe_passes_the_projects_own_tests(recipe: str, rewritten: Path) -> N
 def test_contrastive_gradient_does_not_depend_on_chunks_or_processes(
     recipe: str, rewritten: Path
 ) -> None:
-    output = run(rewritten, sys.executable, SCRIPTS / "split_of_a_step.py")
-    *same, accumulated = map(float, output.split())
+    done = run_python(rewritten, SCRIPTS / "split_of_a_step.py")
+    *same, accumulated = map(float, done.stdout.split())
     assert max(same) < 1e-5
     assert accumulated > 1e-3  # accumulation has fewer negatives: the comparison can fail
 
@@ -211,9 +190,9 @@ def test_mistake_in_model_is_reported_before_the_first_step(
     code = path.read_text(encoding="utf-8")
     assert before in code
     path.write_text(code.replace(before, after), encoding="utf-8")
-    output = run(rewritten, sys.executable, "train.py", "--epochs", "1", code=2)
-    assert output.splitlines()[-1].startswith(f"train.py: {sentence}")
-    assert "Traceback" not in output
+    done = run_python(rewritten, "train.py", "--epochs", "1", code=2)
+    assert done.stderr.splitlines()[-1].startswith(f"train.py: {sentence}")
+    assert "Traceback" not in done.stderr
     assert not (rewritten / "outputs" / "last").exists()
 
 
@@ -227,5 +206,5 @@ def test_scores_that_are_not_reduced_over_the_ranks_are_refused(
     path.write_text(code.replace('reduce(self.counts, "sum")', "self.counts"), encoding="utf-8")
     launch = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
     arguments = ["train.py", "--epochs", "1", "--batch_size", "4"]
-    output = run(rewritten, sys.executable, *launch, *arguments, code=1)
-    assert "(Scores.compute has to reduce it)" in output
+    done = run(rewritten, sys.executable, *launch, *arguments, code=1)
+    assert "(Scores.compute has to reduce it)" in done.stderr

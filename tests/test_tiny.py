@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import transformers
 
 from conftest import ROOT, TASKS, about, contents
+from running import run_python
 from scripts.make_samples import read, save_tagger
 
 SMALLEST_HEAD = 32  # smallest size of an attention head that vLLM supports on a CPU
@@ -83,18 +81,6 @@ for source, target in [(row[0], row[-1]) for row in texts]:
 """
 
 
-def run(*command: str | Path) -> str:
-    done = subprocess.run(
-        [sys.executable, *map(str, command)],
-        env={**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
-
-
 def folders_of(task: str) -> tuple[Path, Path]:
     """Return the folder of the task's base model, and the file of its training data."""
     folder = ROOT / "templates" / task
@@ -103,7 +89,7 @@ def folders_of(task: str) -> tuple[Path, Path]:
 
 def test_tiny_has_the_settings_and_tokens_that_tools_require(task: str) -> None:
     tiny, data = folders_of(task)
-    found = json.loads(run("-c", DESCRIBE, tiny, data))
+    found = json.loads(run_python(ROOT, "-c", DESCRIBE, tiny, data).stdout)
     assert found["head"] >= SMALLEST_HEAD
     assert found["rows"] == found["tokens"]
     assert all(found["special"]) and found["ids"] == found["expected_ids"]
@@ -113,7 +99,7 @@ def test_tiny_has_the_settings_and_tokens_that_tools_require(task: str) -> None:
 def test_ctranslate2_computes_the_same_scores(task: str, tmp_path: Path) -> None:
     pytest.importorskip("ctranslate2", reason="ctranslate2 is not installed")
     tiny, data = folders_of(task)
-    run("-c", COMPARE, about(task)["auto_class"], tiny, data, tmp_path)
+    run_python(ROOT, "-c", COMPARE, about(task)["auto_class"], tiny, data, tmp_path)
 
 
 def test_script_writes_the_same_bytes(tmp_path: Path) -> None:

@@ -22,14 +22,9 @@ from pathlib import Path
 import pytest
 
 from conftest import ROOT, SLUG, Render, about
+from running import run, run_python
 
 TOOLS = Path(__file__).parent / "tools"
-ENVIRONMENT = {
-    **os.environ,
-    "HF_HUB_OFFLINE": "1",
-    "OMP_NUM_THREADS": "1",
-    "ACCELERATE_USE_CPU": "true",
-}
 SHORT = ["--max_steps", "20", "--valid_steps", "20", "--batch_size", "8"]
 TEXTS = ["See you at lunch", "FREE entry! Text WIN to claim your prize"]
 SCORES = """
@@ -45,21 +40,6 @@ heavy = pytest.mark.skipif("TEST_ALL" not in os.environ, reason="run by make tes
 def needs(*modules: str) -> pytest.MarkDecorator:
     missing = [name for name in modules if not importlib.util.find_spec(name)]
     return pytest.mark.skipif(bool(missing), reason=f"not installed: {', '.join(missing)}")
-
-
-def run(folder: Path, *command: str | Path) -> str:
-    done = subprocess.run(
-        list(map(str, command)),
-        cwd=folder,
-        env=ENVIRONMENT,
-        stdin=subprocess.DEVNULL,  # a prompt, as for trust_remote_code, would fail
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stdout[-5000:]
-    return done.stdout
 
 
 def try_tool(folder: Path, name: str, *arguments: str | Path) -> None:
@@ -88,7 +68,7 @@ def trained(render: Render, tmp_path_factory: pytest.TempPathFactory) -> Callabl
             if recipe:
                 model = ROOT / "docs" / "recipes" / recipe / "model"
                 shutil.copytree(model, project / "model", dirs_exist_ok=True)
-            run(project, sys.executable, "train.py", *SHORT)
+            run_python(project, "train.py", *SHORT)
             projects[task, recipe] = project
         return projects[task, recipe]
 
@@ -103,7 +83,7 @@ def onnx(trained: Callable[..., Path]) -> Callable[[], Path]:
         project = trained("classification")
         if not (project / "exported").exists():
             _, *words = shlex.split(command_of(project, "ONNX Runtime"))
-            run(project, sys.executable, *words)
+            run_python(project, *words)
         return project / "exported"
 
     return folder
@@ -152,7 +132,7 @@ def test_transformers_js_computes_the_same_scores(onnx: Callable[[], Path], tmp_
     package = "require.resolve('@huggingface/transformers')"
     if not node or subprocess.run([node, "-e", package], capture_output=True).returncode:
         pytest.skip("not installed: @huggingface/transformers for node, with NODE_PATH")
-    expected = run(tmp_path, sys.executable, "-c", SCORES, onnx(), *TEXTS).splitlines()[-1]
+    expected = run(tmp_path, sys.executable, "-c", SCORES, onnx(), *TEXTS).stdout.splitlines()[-1]
     assert len(json.loads(expected)) == len(TEXTS)
     run(tmp_path, node, TOOLS / "with_transformers_js.cjs", onnx(), expected)
 
@@ -213,7 +193,7 @@ def test_commands_printed_by_export_py_are_in_the_readme(
     project = trained(task)
     output = tmp_path / "exported"
     options = ["--output", str(output), "--dtype", "bfloat16"]
-    printed = run(project, sys.executable, "export.py", *options)
+    printed = run_python(project, "export.py", *options).stdout
     _, *commands = printed.partition("parameters in bfloat16")[2].splitlines()
     readme = (project / "README.md").read_text(encoding="utf-8")
     for command in commands:
