@@ -1,13 +1,13 @@
-"""Measure the speed of prediction: predict.py compared with the tools of transformers.
+"""Compare the speed of predict.py with that of transformers.
 
 python bench/prediction.py --encoder FOLDER [--rows 600] [--rounds 3] [--write FOLDER]
 
-classification: `pipeline`, with the best of several batch sizes, on texts of varying length.
-seq2seq: `Seq2SeqTrainer` with `predict_with_generate`, greedy search, on a model that is trained
-briefly first, so that the lengths of its outputs vary.
+classification: `pipeline` with several batch sizes, on texts of varying length. seq2seq:
+`Seq2SeqTrainer` with `predict_with_generate` and greedy search. The model is trained briefly
+before, so that the lengths of its outputs vary.
 
-Both predict the same rows with the same weights alternately, in one process with one thread. The
-predictions are compared. Needs no network.
+predict.py and the tool of transformers predict the same rows with the same weights alternately, in
+one process with one thread. The script compares the predictions. It needs no network.
 """
 
 import argparse
@@ -25,15 +25,15 @@ from typing import Any
 import numpy as np
 from common import environment, render, table
 
-MEDIAN, SIGMA = 2.0, 0.8  # rows of data/ in a text, log-normal
-BATCH_SIZES = (1, 8, 32)  # of the pipeline
+MEDIAN, SIGMA = 2.0, 0.8  # log-normal distribution of the number of rows joined to a text
+BATCH_SIZES = (1, 8, 32)  # of `pipeline`
 BATCH_SIZE = 32
 MAX_LEN = 256
 NEW_TOKENS = 128
 
 
 def write_rows(source: Path, target: Path, count: int, seed: int) -> None:
-    """Write texts of varying length: rows of the project's data, joined."""
+    """Write texts of varying length, which are joined rows of the project's data."""
     lines = source.read_text(encoding="utf-8").splitlines()
     rows = [json.loads(line) for line in lines]
     rng = np.random.default_rng(seed)
@@ -46,7 +46,7 @@ def write_rows(source: Path, target: Path, count: int, seed: int) -> None:
 
 
 def train(project: Path, folder: Path, *arguments: str) -> Path:
-    """Train a model; return its best/."""
+    """Train a model; return the folder best/ of the run."""
     data = [f"--train_input={folder / 'train.jsonl'}", f"--valid_input={folder / 'valid.jsonl'}"]
     command = [sys.executable, "train.py", *data, f"--max_len={MAX_LEN}", *arguments]
     subprocess.run(
@@ -56,7 +56,7 @@ def train(project: Path, folder: Path, *arguments: str) -> Path:
 
 
 def compare(ours: Callable, others: dict[str, Callable], rounds: int) -> dict[str, Any]:
-    """Run all alternately; return their median seconds, and the share of equal predictions."""
+    """Run all systems alternately; return median seconds and the fraction of equal predictions."""
     seconds: dict[str, list[float]] = {}
     expected: list = []
     equal: dict[str, float] = {}
@@ -71,7 +71,7 @@ def compare(ours: Callable, others: dict[str, Callable], rounds: int) -> dict[st
 
 
 def project_predictor(task_name: str, checkpoint: Path, rows: Path) -> tuple[Any, Callable]:
-    """Return the predictor of predict.py, and a function that predicts all rows as it does."""
+    """Return the predictor, and a function that predicts all rows as predict.py does."""
     from tqdm import tqdm
 
     import predict
@@ -163,7 +163,7 @@ def seq2seq(checkpoint: Path, rows: Path, rounds: int) -> dict[str, Any]:
 
 
 def measure(task: str, args: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """Train a model and measure it, in a process of the rendered project."""
+    """Train a model; measure predictions in a process that runs in the rendered project."""
     project = render(task, folder)
     for name, count, seed in (("train", 3000, 0), ("valid", 100, 1), ("new", args.rows, 2)):
         source = project / "data" / ("train.jsonl" if name == "train" else "valid.jsonl")
@@ -195,24 +195,27 @@ def markdown(results: dict[str, Any], args: argparse.Namespace, about: dict[str,
     head = ["task", "system", "rows/s", "predict.py is × as fast", "equal predictions"]
     return f"""# Speed of prediction
 
-Made by `python bench/prediction.py`. {"; ".join(f"{k} {v}" for k, v in about.items())}.
-{args.rows} rows, medians of {args.rounds} rounds, one thread. Texts are rows of the project's data,
-joined; the number of joined rows is log-normal (median {MEDIAN:.0f}, sigma {SIGMA}).
-classification: the encoder of `--encoder`; seq2seq: the tiny model after {args.steps}
-steps, greedy search, at most {NEW_TOKENS} new tokens. transformers 5 has no pipeline from text to
-text.
+Written by `python bench/prediction.py`. {"; ".join(f"{k} {v}" for k, v in about.items())}.
+{args.rows} rows, medians of {args.rounds} rounds, one thread. Texts are joined rows of the
+project's data; the number of joined rows has a log-normal distribution (median {MEDIAN:.0f},
+sigma {SIGMA}). The model for classification is the encoder given by `--encoder`. The model for
+seq2seq is `tiny` after {args.steps} training steps; it generates at most {NEW_TOKENS} tokens by
+greedy search. transformers 5 has no text-to-text pipeline.
 
 {table(*head, rows=rows)}"""
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("--rows", type=int, default=600)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser = argparse.ArgumentParser(
+        description=__doc__.partition("\n")[0],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("--rows", type=int, default=600, help="rows to predict")
+    parser.add_argument("--rounds", type=int, default=3, help="runs of each system")
     parser.add_argument("--steps", type=int, default=300, help="training steps of seq2seq")
     parser.add_argument("--encoder", help="folder of an encoder, such as all-MiniLM-L6-v2")
-    parser.add_argument("--tasks", nargs="+", default=["classification", "seq2seq"])
-    parser.add_argument("--write", help="folder of the results")
+    parser.add_argument("--tasks", nargs="+", default=["classification", "seq2seq"], help="tasks")
+    parser.add_argument("--write", help="folder for prediction.md")
     parser.add_argument("--measure", nargs=2, help=argparse.SUPPRESS)
     parser.add_argument("--input", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()

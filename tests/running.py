@@ -1,4 +1,4 @@
-"""Run programs in the folder of a project: offline, on the CPU, with one thread per process."""
+"""Functions that run programs in a folder: offline, on the CPU, one thread per process."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from types import ModuleType
 from unittest import mock
 
 SETTINGS = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-# Without the variables of pytest-xdist's workers: a nested pytest would treat itself as a worker.
+# With the variables of pytest-xdist, a pytest that a test starts would act as an xdist worker.
 ENVIRONMENT = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_XDIST")} | SETTINGS
 ACCELERATE = Path(sys.executable).with_name("accelerate")
-TIMEOUT = 300.0  # seconds until a program counts as hanging
+TIMEOUT = 300.0  # in seconds; a program that runs longer is killed
 
-# Packages that scripts import; one that is not installed is skipped.
+# The server imports these modules once. It skips modules that are not installed.
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(
     [
@@ -37,21 +37,21 @@ Done = subprocess.CompletedProcess[str]
 def run(
     folder: Path, *command: str | Path, code: int = 0, timeout: float = TIMEOUT, **variables: str
 ) -> Done:
-    """Run a program in a new process; return its output.
+    """Run a program in a new process, and return its exit code and output.
 
     Args:
-        folder: Working directory.
-        code: Expected exit code.
-        variables: Environment variables in addition to `ENVIRONMENT`.
+        folder: The working directory of the program.
+        code: The expected exit code.
+        variables: Environment variables that are added to `ENVIRONMENT`.
 
     Raises:
-        AssertionError: The exit code is another one.
+        AssertionError: The exit code is not `code`.
     """
     done = subprocess.run(
         list(map(str, command)),
         cwd=folder,
         env=ENVIRONMENT | variables,
-        stdin=subprocess.DEVNULL,  # no prompt to confirm the execution of code
+        stdin=subprocess.DEVNULL,  # a prompt, as for trust_remote_code, would fail
         capture_output=True,
         text=True,
         timeout=timeout,
@@ -60,21 +60,22 @@ def run(
 
 
 def run_python(folder: Path, *command: str | Path, code: int = 0, typed: str = "") -> Done:
-    """Do the same as `run` for `python COMMAND...`, in a process forked from a server.
+    """Run `python COMMAND...` like `run`, but in a process that is forked from a server.
 
-    The server has imported the packages of `FORKS`, so that the process does not spend seconds on
-    that. In everything else it is like a process that `python` starts with the folder and its
-    subfolder tests/ in PYTHONPATH.
+    The server has already imported the modules that are listed above. The forked process therefore
+    saves several seconds of imports. Its PYTHONPATH consists of the folder and the folder's
+    subfolder tests/.
 
     Args:
-        typed: Standard input.
+        typed: The text that the program reads from standard input.
     """
     words = list(map(str, command))
     with tempfile.TemporaryDirectory() as temporary:
         files = [Path(temporary, name) for name in ("input", "output", "error")]
         files[0].write_text(typed, encoding="utf-8")
         process = FORKS.Process(target=_execute, args=(words, folder, files))
-        with mock.patch.dict(os.environ, SETTINGS):  # of the server, which the first call starts
+        # The first call also starts the server, which inherits these variables.
+        with mock.patch.dict(os.environ, SETTINGS):
             process.start()
         process.join(TIMEOUT)
         texts = [file.read_text(encoding="utf-8", errors="replace") for file in files[1:]]
@@ -85,7 +86,7 @@ def run_python(folder: Path, *command: str | Path, code: int = 0, typed: str = "
 
 
 def _execute(command: list[str], folder: Path, files: list[Path]) -> None:
-    """Do in this process what `python` does with the arguments in `command`."""
+    """Execute `python COMMAND...` in this process."""
     os.chdir(folder)
     os.environ.clear()
     added = [str(folder), str(folder / "tests")]
@@ -93,13 +94,13 @@ def _execute(command: list[str], folder: Path, files: list[Path]) -> None:
     for descriptor, file in enumerate(files):
         flags = os.O_RDONLY if descriptor == 0 else os.O_WRONLY | os.O_CREAT
         os.dup2(os.open(file, flags), descriptor)
-    sys.stdin = os.fdopen(0, encoding="utf-8")  # multiprocessing has replaced it
+    sys.stdin = os.fdopen(0, encoding="utf-8")  # multiprocessing has replaced sys.stdin
     installed = [entry for entry in sys.path if entry.startswith((sys.prefix, sys.base_prefix))]
     sys.path[:] = ["", *added, *installed]
     try:
         _run_main(command)
     finally:
-        atexit._run_exitfuncs()  # a forked process does not run them
+        atexit._run_exitfuncs()  # a forked process does not run the functions of atexit
 
 
 def _run_main(command: list[str]) -> None:

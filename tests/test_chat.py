@@ -1,4 +1,4 @@
-"""The task `chat`: target tokens, refused rows and templates, and the end of generation."""
+"""The task chat: target tokens, refused rows and templates, packing, and the end of generation."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def write(path: Path, rows: Sequence[Mapping[str, object]]) -> Path:
 
 
 def read_files(project: Path, folder: Path, files: Files, **options: object) -> list[str]:
-    """Read each file; return its error, without the path, or its number of examples."""
+    """Read each file; return the error, without its path, or the number of examples."""
     paths = [write(folder / f"{name}.jsonl", rows) for name, rows in files.items()]
     out = run_python(project, SCRIPTS / "chat_rows.py", json.dumps(options), *paths).stdout
     return out.replace(f"{folder}/", "").splitlines()
@@ -47,7 +47,7 @@ ASKED = turn("user", "A?")
 ANSWERED = turn("assistant", "B.")
 GOOD: dict[str, object] = {"messages": [ASKED, ANSWERED]}
 PAIR: dict[str, object] = {"prompt": "A?", "completion": "B."}
-# Refused rows, each written as the second row of a file, and the beginning of the error.
+# Refused messages, and the beginning of the error. They are written as the second row of a file.
 BAD: dict[str, tuple[object, str]] = {
     "role": ([ASKED, turn("tool", "B.")], "a message has the role 'tool'; expected one of system"),
     "no_role": ([ASKED, {"content": "B."}], "a message has the role None; expected one of system"),
@@ -68,7 +68,7 @@ BAD: dict[str, tuple[object, str]] = {
 }
 
 
-def test_a_malformed_row_is_reported_in_one_sentence(project: Path, tmp_path: Path) -> None:
+def test_malformed_row_is_refused_in_one_sentence(project: Path, tmp_path: Path) -> None:
     files: Files = {name: [GOOD, {"messages": messages}] for name, (messages, _) in BAD.items()}
     found = read_files(project, tmp_path, files)
     assert len(found) == len(BAD)
@@ -76,7 +76,7 @@ def test_a_malformed_row_is_reported_in_one_sentence(project: Path, tmp_path: Pa
         assert line.startswith(f"{name}.jsonl:2: {words}")
 
 
-def test_a_file_has_messages_or_pairs(project: Path, tmp_path: Path) -> None:
+def test_file_must_have_either_messages_or_pairs(project: Path, tmp_path: Path) -> None:
     files: Files = {
         "both": [{**GOOD, **PAIR}],
         "half": [{"prompt": "A?"}],
@@ -97,7 +97,7 @@ def test_a_file_has_messages_or_pairs(project: Path, tmp_path: Path) -> None:
     assert read_files(project, tmp_path, both, messages_column="messages") == ["1"]
 
 
-def test_conversations_truncated_to_no_target_are_refused_or_omitted(
+def test_conversations_without_a_target_after_truncation_are_refused_or_omitted(
     project: Path, tmp_path: Path
 ) -> None:
     long: dict[str, object] = {"messages": [turn("user", "word " * 60), ANSWERED]}
@@ -128,12 +128,12 @@ def test_conversations_truncated_to_no_target_are_refused_or_omitted(
 
 
 @pytest.mark.parametrize("script", ["chat_formats", "chat_packing"])
-def test_chat(script: str, project: Path) -> None:
-    """See the docstrings of the scripts."""
+def test_formats_and_packing(script: str, project: Path) -> None:
+    """The docstring of each script describes what it checks."""
     run_python(project, SCRIPTS / f"{script}.py")
 
 
-def test_the_loss_equals_a_float64_computation_for_each_template_style(project: Path) -> None:
+def test_loss_equals_an_independent_computation_for_each_chat_template(project: Path) -> None:
     run_python(project, SCRIPTS / "chat_losses.py", TEMPLATES)
 
 
@@ -159,7 +159,7 @@ ANSWERS = {"Red?": "A warm colour.", "Blue?": "A cold one.", "Ape?": "An animal.
 def test_transformers_stops_at_the_end_of_turn_token_of_training(
     template: str | None, project: Path, tmp_path: Path
 ) -> None:
-    """With an end-of-turn token that is not the EOS token, and with the default template."""
+    """Test a template whose end-of-turn token is not the EOS token, and the default template."""
     files = [TEMPLATES / f"{template}.jinja"] if template else []
     run_python(project, SCRIPTS / "chat_base.py", tmp_path / "base", *files)
     rows = [{"messages": [turn("user", q), turn("assistant", a)]} for q, a in ANSWERS.items()]
@@ -194,7 +194,7 @@ def test_transformers_stops_at_the_end_of_turn_token_of_training(
     assert found == [{"prompt": question, "prediction": answer}]
 
 
-def test_training_packs_and_samples_show_answers(project: Path, tmp_path: Path) -> None:
+def test_run_with_packing_writes_samples_with_answers(project: Path, tmp_path: Path) -> None:
     options = ["--packing", "--targets=last", "--max_len=200", "--max_steps=3"]
     run_python(project, "train.py", *options, f"--outdir={tmp_path}/run")
     log = json.loads((tmp_path / "run" / "log.json").read_text())["Epoch 0"]["valid_log"]

@@ -1,4 +1,4 @@
-"""Token classification: alignment with tokens, windows, scores, predictions and refused files."""
+"""The task token_classification: labels of tokens, windows, scores, predictions, refused files."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ def project(render: Render) -> Path:
 
 @pytest.fixture(scope="module")
 def best(project: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Train on the sample data; return `best/`."""
+    """The checkpoint best/ of a run on the sample data."""
     outdir = tmp_path_factory.mktemp("tokens") / "run"
     run_python(project, "train.py", "--outdir", outdir)
     return outdir / "best"
 
 
-def test_tokens_windows_and_scores(project: Path, tmp_path: Path) -> None:
-    """Run the functions of scripts/entities.py; their docstrings state the checks."""
+def test_labels_windows_and_scores_are_correct(project: Path, tmp_path: Path) -> None:
+    """The names of the functions in scripts/entities.py describe the checks."""
     run_python(project, SCRIPTS / "entities.py", tmp_path)
 
 
-def test_the_sample_is_learned(best: Path) -> None:
+def test_run_learns_from_the_sample_data(best: Path) -> None:
     logs = [
         entry["valid_log"] for entry in json.loads((best.parent / "log.json").read_text()).values()
     ]
@@ -44,7 +44,7 @@ def test_the_sample_is_learned(best: Path) -> None:
     assert "AddressNumber" in (best.parent / "scores.txt").read_text()
 
 
-def test_predicted_entities_have_the_scores_of_the_validation(
+def test_predicted_entities_have_the_f1_of_the_validation(
     project: Path, best: Path, tmp_path: Path
 ) -> None:
     output = tmp_path / "out.jsonl"
@@ -75,11 +75,11 @@ def test_predicted_entities_have_the_scores_of_the_validation(
     assert f1 == pytest.approx(expected["f1"])
 
 
-def test_pipeline_finds_the_entities_of_the_predictor(project: Path, best: Path) -> None:
+def test_pipeline_finds_the_same_entities_as_the_predictor(project: Path, best: Path) -> None:
     run_python(project, SCRIPTS / "entity_pipeline.py", best, "simple")
 
 
-def test_words_are_trained_and_predicted(project: Path, tmp_path: Path) -> None:
+def test_labels_of_words_are_learned_and_predicted(project: Path, tmp_path: Path) -> None:
     words = [{"words": f"He met Ada Marsh in Lorn{n}".split()} for n in range(8)]
     labels = ["O", "O", "B-PER", "I-PER", "O", "B-LOC"]
     write(tmp_path / "words.jsonl", *({**row, "labels": labels} for row in words))
@@ -134,7 +134,7 @@ WORDS = {"words": ["It", "rains"], "labels": ["O", "O"]}
         ([{**TEXT, **WORDS}], " has the columns 'words' and 'text'; expected one of them, or"),
     ],
 )
-def test_invalid_rows_are_located(
+def test_invalid_rows_are_refused_with_their_line(
     rows: list[dict], sentence: str, refusals: dict[str, str]
 ) -> None:
     key = json.dumps(rows)
@@ -145,9 +145,13 @@ def test_invalid_rows_are_located(
 def refusals(
     project: Path, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, str]:
-    """Return the error for each list of rows, without the file name; use a single process."""
+    """Return the error for each list of rows, without the file name.
+
+    All files are read by one process, which is faster.
+    """
     folder = tmp_path_factory.mktemp("refused")
-    (mark,) = [m for m in test_invalid_rows_are_located.pytestmark if m.name == "parametrize"]
+    marks = test_invalid_rows_are_refused_with_their_line.pytestmark
+    (mark,) = [m for m in marks if m.name == "parametrize"]
     found = {}
     for number, (rows, _) in enumerate(mark.args[1]):
         write(folder / f"{number}.jsonl", *rows)

@@ -1,4 +1,4 @@
-"""Classification by the type of the labels: single, several, or values; pairs of texts."""
+"""Classification with one label, several labels or a value per example, and of pairs of texts."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_each_type_of_label_is_trained_and_predicted(
     assert best[reached[0]] > reached[1]
     output = tmp_path / "out.jsonl"
     arguments = ["--checkpoint", str(outdir / "best"), "--input", str(tmp_path / "valid.jsonl")]
-    if label is several:  # the threshold of exact_match
+    if label is several:  # as for exact_match
         arguments += ["--threshold", "0.5"]
     run_python(project, "predict.py", *arguments, "--output", str(output))
     rows = [json.loads(line) for line in (tmp_path / "valid.jsonl").read_text().splitlines()]
@@ -115,7 +115,7 @@ def test_invalid_lists_of_labels_are_refused(
         (value, '"much"', "valid.jsonl:21: unknown label 'much'; expected a number"),
     ],
 )
-def test_unknown_label_is_located(
+def test_unknown_label_is_refused_with_its_line(
     label: Callable, wrong: str, words: str, render: Render, tmp_path: Path
 ) -> None:
     project = render(task="classification")
@@ -123,7 +123,7 @@ def test_unknown_label_is_located(
     write(tmp_path / "valid.jsonl", label, 20, 1)
     row = f'{{"text": "good", "more": "bad", "label": {wrong}}}\n'
     content = (tmp_path / "valid.jsonl").read_text()
-    if label is value:  # a JSON column has one type, so use CSV
+    if label is value:  # use CSV, since the values of a JSON column have one type
         lines = [json.loads(line) for line in [*content.splitlines(), row]]
         csv = "".join(f"{line['text']},{line['label']}\n" for line in lines)
         (tmp_path / "valid.csv").write_text("text,label\n" + csv)
@@ -136,8 +136,8 @@ def test_unknown_label_is_located(
     assert words in done.stderr.splitlines()[-1]
 
 
-def test_classes_of_the_hub_keep_their_names(render: Render, tmp_path: Path) -> None:
-    """Data sets of the Hub store label numbers with their names, also for lists of labels."""
+def test_label_numbers_of_the_hub_are_read_as_names(render: Render, tmp_path: Path) -> None:
+    """Data sets on the Hub store label numbers, and the names of the labels as a feature."""
     project = render(task="classification")
     done = run_python(project, SCRIPTS / "class_labels.py", tmp_path)
     single, several = done.stdout.splitlines()

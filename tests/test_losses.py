@@ -1,4 +1,4 @@
-"""Weights of the labels, label smoothing, chosen thresholds, and scores of each label."""
+"""Class weights, label smoothing, chosen thresholds, and scores of each label."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ REFUSED = [
 
 
 def write_rows(path: Path, several: bool = False) -> Path:
-    """Write texts with a label of imbalanced classes, or with several labels."""
+    """Write texts with imbalanced labels: one label per text, or several."""
     draw = random.Random(0)
     rows = []
     for label, size in SIZES.items():
@@ -38,7 +38,7 @@ def write_rows(path: Path, several: bool = False) -> Path:
     return path
 
 
-def test_losses_are_those_of_torch_with_the_weights_of_sklearn(
+def test_losses_equal_those_of_torch_with_the_weights_of_sklearn(
     render: Render, tmp_path: Path
 ) -> None:
     rows = write_rows(tmp_path / "rows.jsonl")
@@ -56,10 +56,10 @@ def test_losses_are_those_of_torch_with_the_weights_of_sklearn(
     assert found == pytest.approx(list(expected), rel=1e-12)
 
 
-def test_losses_of_labelled_tokens_have_the_weights_of_sklearn(
+def test_losses_of_tokens_equal_those_of_torch_with_the_weights_of_sklearn(
     render: Render, tmp_path: Path
 ) -> None:
-    """Also in several windows, with a label that has no token."""
+    """Some texts have several windows, and one label has no token."""
     draw = random.Random(0)
     for name, sizes in (("train", (3, 20, 4, 9, 15, 2)), ("valid", (19, 3, 8))):
         rows = []
@@ -96,14 +96,14 @@ def test_scores_and_thresholds_follow_their_definitions(render: Render, tmp_path
 
 
 @pytest.mark.parametrize(("task", "shift"), [("seq2seq", "0"), ("chat", "1")])
-def test_losses_of_tokens_are_smoothed_in_training_only(
+def test_losses_of_tokens_are_smoothed_only_in_training(
     task: str, shift: str, render: Render
 ) -> None:
     run_python(render(task=task), SCRIPTS / "smoothed_loss.py", shift)
 
 
 def test_results_do_not_depend_on_the_split(render: Render, tmp_path: Path) -> None:
-    """Compare gradients, losses, scores and thresholds: 1 or 2 processes, with micro-batches."""
+    """Compare gradients, losses, scores and thresholds, with one process and with two."""
     for folder in (tmp_path / "single", tmp_path / "several"):
         folder.mkdir()
         for name in ("train", "valid"):
@@ -111,11 +111,11 @@ def test_results_do_not_depend_on_the_split(render: Render, tmp_path: Path) -> N
     run_python(render(task="classification"), SCRIPTS / "splits.py", tmp_path)
 
 
-def test_a_weighted_run_resumes_bit_identically(render: Render, tmp_path: Path) -> None:
+def test_run_with_class_weights_resumes_bit_identically(render: Render, tmp_path: Path) -> None:
     script = Path(__file__).parent / "recipes" / "kill_and_resume.py"
     project = Path(shutil.copytree(render(task="classification"), tmp_path / SLUG))
     rows = write_rows(tmp_path / "rows.jsonl")
     data = [f"--{name}_input={rows}" for name in ("train", "valid")]
-    sizes = ["--batch_size", "4", "--max_steps", "16"]  # 14 steps in an epoch
+    sizes = ["--batch_size", "4", "--max_steps", "16"]  # an epoch has 14 steps
     options = ["--class_weight", "balanced", "--label_smoothing", "0.1"]
     run_python(project, script, "1", *data, *sizes, *options)

@@ -1,7 +1,7 @@
-"""Checkpoints of earlier versions: with code, and with prefixed tensors of the base model.
+"""Checkpoints of earlier versions resume and predict like stock checkpoints, or are refused.
 
-They resume and predict like stock checkpoints, or are refused if the model has changed. Their
-code is not executed.
+They contain code, which is not executed, and their tensor names have a prefix. They are refused if
+the model has changed.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def old(project: Path, task: str) -> Path:
 
 
 @pytest.mark.parametrize("task", some(["causal_lm", "seq2seq"]))
-def test_an_old_checkpoint_resumes_and_predicts_like_a_stock_checkpoint(old: Path) -> None:
+def test_old_checkpoint_resumes_and_predicts_like_a_stock_checkpoint(old: Path) -> None:
     weights = []
     predictions = []
     for folder in ("old", "outputs"):
@@ -57,7 +57,7 @@ def test_an_old_checkpoint_resumes_and_predicts_like_a_stock_checkpoint(old: Pat
 
 
 @pytest.mark.parametrize("task", ["classification"])
-def test_an_old_checkpoint_of_another_model_is_refused_in_a_sentence(old: Path) -> None:
+def test_old_checkpoint_of_a_changed_model_is_refused_in_one_sentence(old: Path) -> None:
     for command in (
         ["train.py", "--restore_dir", "old/last"],
         ["train.py", "--model_id", "old/last", "--outdir", "new", *DATA],

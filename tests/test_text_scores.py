@@ -1,4 +1,4 @@
-"""Scores of generated texts equal what sacrebleu computes on the texts of the file itself."""
+"""Scores of generated texts equal those that sacrebleu computes with the targets in the file."""
 
 from __future__ import annotations
 
@@ -11,12 +11,14 @@ import sacrebleu
 from conftest import Render
 from running import run_python
 
-# After six steps, some of the targets are generated correctly, others are not.
+# After six steps, some targets are generated correctly, and others are not.
 SOURCES = ("h o u s e", "s p e a k", "{x}", "Ünïcode  two spaces", "a b", " lead")
 TARGETS = ("HH AW S", "S P IY K", "{A: A}", "Ü ñ  two", "AE B", " L IY D")
 
 
-def test_scores_are_those_of_sacrebleu_on_the_raw_texts(render: Render, tmp_path: Path) -> None:
+def test_scores_equal_those_of_sacrebleu_on_the_texts_of_the_file(
+    render: Render, tmp_path: Path
+) -> None:
     project = render(task="seq2seq")
     rows = [{"source": s, "target": t} for s, t in zip(SOURCES, TARGETS, strict=True)]
     data = tmp_path / "rows.jsonl"

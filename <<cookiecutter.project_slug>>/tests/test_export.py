@@ -36,7 +36,7 @@ def checkpoint(sample, tokenizer, tmp_path_factory) -> Path:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_exported_weights_equal_the_checkpoint_in_another_precision(dtype, checkpoint, tmp_path):
+def test_exported_weights_are_those_of_the_checkpoint_in_a_dtype(dtype, checkpoint, tmp_path):
     output = tmp_path / "exported"
     export.main(["--checkpoint", str(checkpoint), "--output", str(output), "--dtype", dtype])
     weights = load_file(checkpoint / "model.safetensors")
@@ -51,7 +51,7 @@ def test_exported_weights_equal_the_checkpoint_in_another_precision(dtype, check
     assert tokens["input_ids"] == AutoTokenizer.from_pretrained(checkpoint)(text)["input_ids"]
 
 
-def test_a_folder_with_files_and_onnx_in_another_precision_are_refused(checkpoint, tmp_path):
+def test_nonempty_output_folder_and_onnx_in_another_precision_are_refused(checkpoint, tmp_path):
     arguments = ["--checkpoint", str(checkpoint), "--output", str(tmp_path)]
     (tmp_path / "file").touch()
     with pytest.raises(RunError, match="is not an empty folder; expected a new folder"):
@@ -72,7 +72,7 @@ def test_weights_too_large_for_a_dtype_are_refused(checkpoint, tmp_path):
     assert not (tmp_path / "exported").exists()
 
 
-def test_a_folder_that_cannot_be_written_is_refused(checkpoint, tmp_path):
+def test_output_folder_that_cannot_be_written_is_refused(checkpoint, tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(RunError, match="not saved"):
         export.main(["--checkpoint", str(checkpoint), "--output", str(tmp_path / "file" / "new")])
@@ -80,7 +80,7 @@ def test_a_folder_that_cannot_be_written_is_refused(checkpoint, tmp_path):
         export.main(["--checkpoint", str(checkpoint), "--output", str(tmp_path / "file")])
 
 
-def test_onnx_is_compared_with_the_model_or_refused(checkpoint, tmp_path, capsys):
+def test_onnx_export_is_compared_with_the_model_or_refused(checkpoint, tmp_path, capsys):
     arguments = ["--checkpoint", str(checkpoint), "--output", str(tmp_path), "--onnx"]
     if MISSING:
         with pytest.raises(RunError, match=f"--onnx needs the package {MISSING[0]}: pip install"):

@@ -1,4 +1,4 @@
-"""An error of model/ after the first step ends the run in one sentence; last/ is kept."""
+"""An error in model/ after the first step ends the run with one sentence; last/ is kept."""
 
 import json
 from contextlib import closing
@@ -33,7 +33,7 @@ SENTENCES = {
 
 @pytest.fixture
 def failing_arguments(tmp_path):
-    """Arguments of a run that fails at the row with this label."""
+    """Return a function: arguments of a run that fails at the row with the given label."""
 
     def arguments(label: float, processes: int) -> list[str]:
         for name, is_bad in (("train", label <= IN_FORWARD), ("valid", label >= IN_UPDATE)):
@@ -54,7 +54,7 @@ def failing_arguments(tmp_path):
 
 
 @pytest.mark.parametrize("label", list(SENTENCES))
-def test_an_error_after_the_first_step_names_step_and_examples(label, failing_arguments, tmp_path):
+def test_error_after_the_first_step_contains_step_and_examples(label, failing_arguments, tmp_path):
     with FAILING(), pytest.raises(RankError, match=SENTENCES[label]) as caught:
         train.main(failing_arguments(label, 1))
     assert "\n" not in str(caught.value)
@@ -62,7 +62,7 @@ def test_an_error_after_the_first_step_names_step_and_examples(label, failing_ar
 
 
 @pytest.mark.proof
-def test_an_error_in_a_loader_process_names_step_and_examples(failing_arguments):
+def test_error_in_a_loader_process_contains_step_and_examples(failing_arguments):
     _, path, *_ = failing_arguments(IN_LOADING, 1)
     batches = Batches(ExampleSet(generate_dataset(path)), Accelerator(), 4, seed=7, num_workers=1)
     done = 0
@@ -75,7 +75,7 @@ def test_an_error_in_a_loader_process_names_step_and_examples(failing_arguments)
 
 @pytest.mark.proof
 @pytest.mark.parametrize("label", list(SENTENCES))
-def test_an_error_on_one_rank_ends_the_other_rank(label, failing_arguments, tmp_path):
+def test_error_on_one_rank_also_ends_the_other_rank(label, failing_arguments, tmp_path):
     launch = Launch(failing_arguments(label, 2), tmp_path / "output", 2, FAILING)
     assert launch.wait() == [REFUSED, REFUSED]
     outputs = [launch.output(rank) for rank in range(2)]
@@ -93,7 +93,7 @@ def test_an_error_on_one_rank_ends_the_other_rank(label, failing_arguments, tmp_
         (RankError("epoch 1, step 2: KeyError"), "rank 1: epoch 1, step 2: KeyError"),
     ],
 )
-def test_an_error_on_one_rank_is_printed_by_that_rank(error, sentence, monkeypatch, capsys):
+def test_error_is_printed_by_the_rank_on_which_it_occurs(error, sentence, monkeypatch, capsys):
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("LOCAL_RANK", "1")
 

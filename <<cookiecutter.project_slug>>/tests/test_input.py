@@ -1,4 +1,4 @@
-"""Invalid input gives a one-sentence error (what, where, what was expected); nothing is written."""
+"""Invalid input is refused in one sentence (what, where, what was expected); nothing is written."""
 
 import gzip
 import json
@@ -95,7 +95,7 @@ def test_bad_file_is_refused_in_one_sentence(name, content, sentence, tmp_path, 
 
 
 def plain(example: dict) -> dict:
-    """Convert an example to comparable types."""
+    """Convert the tensors of an example to lists, which can be compared."""
     return {k: v.tolist() if isinstance(v, torch.Tensor) else v for k, v in example.items()}
 
 
@@ -126,7 +126,7 @@ def test_a_cell_may_hold_a_whole_document(tokenizer, tmp_path):
 
 
 @pytest.mark.proof
-def test_tokens_are_cached_for_another_process(sample):
+def test_second_process_uses_the_token_cache_of_the_first(sample):
     code = (
         "import sys; from model.dataset import generate_dataset as g; "
         "from training.loading import load_tokenizer as t; from pathlib import Path; "
@@ -164,7 +164,7 @@ def test_bad_arguments_are_refused(extra, sentence, arguments, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.skipif(torch.accelerator.is_available(), reason="it can train there")
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="flex_attention can train there")
 def test_attention_without_training_support_is_refused(arguments, tmp_path):
     with pytest.raises(
         RunError, match="flex_attention: does not support training on cpu; use sdpa"
@@ -230,7 +230,7 @@ def split_in_two(sample, folder):
     return rows
 
 
-def test_several_files_are_read_as_one(sample, tmp_path, tokenizer):
+def test_several_files_are_read_as_one_data_set(sample, tmp_path, tokenizer):
     split_in_two(sample, tmp_path)
     shards = tmp_path / "shards"
     shards.mkdir()
@@ -244,7 +244,7 @@ def test_several_files_are_read_as_one(sample, tmp_path, tokenizer):
         assert plain(many[len(one) - 1]) == plain(one[len(one) - 1])
 
 
-def test_error_in_one_of_several_files_is_located(sample, tmp_path, tokenizer):
+def test_error_in_one_of_several_files_contains_file_and_line(sample, tmp_path, tokenizer):
     split_in_two(sample, tmp_path)
     second = tmp_path / "train-00001-of-00002.jsonl"
     second.write_text(second.read_text("utf-8") + "{broken\n", encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Other optimizers: their full state is saved, and NaN never reaches the weights."""
+"""With optimizers of model/, the full state is saved, and NaN never reaches the weights."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -43,7 +43,7 @@ def test_resumed_run_is_bit_identical_with_another_optimizer(kind, processes, ar
     assert_equal_tensors(result.weights, whole.weights)
     assert_equal_tensors(result.moments, whole.moments)
     assert result.state["optimizer"] == whole.state["optimizer"]
-    assert any(whole.state["optimizer"].values())  # there are numbers to save
+    assert any(whole.state["optimizer"].values())  # the optimizer has numbers to save
 
 
 @contextmanager
@@ -79,13 +79,13 @@ def test_nonfinite_step_leaves_weights_unchanged_with_an_optimizer_that_is_not_f
     ],
 )
 @pytest.mark.filterwarnings("ignore:optimizer contains a parameter group with duplicate")
-def test_an_optimizer_of_other_parameters_is_refused(build, sentence):
+def test_optimizer_that_does_not_have_each_parameter_once_is_refused(build, sentence):
     model = torch.nn.Linear(2, 1)
     with pytest.raises(RunError, match=sentence):
         check_optimizer(build(model), model)
 
 
-def test_a_schedule_that_depends_on_a_score_is_refused():
+def test_schedule_that_is_not_a_function_of_the_step_is_refused():
     optimizer = SGD([torch.nn.Parameter(torch.ones(1))])
     check_scheduler(LambdaLR(optimizer, lambda step: 1.0))
     for other in (ReduceLROnPlateau(optimizer), lambda step: 1.0):

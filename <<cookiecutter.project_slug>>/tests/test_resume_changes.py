@@ -1,4 +1,4 @@
-"""A resume with other data, arguments or paths uses them, keeps the old ones, or is refused."""
+"""Changed data, arguments and paths are used by a resumed run, ignored, or refused."""
 
 import json
 import math
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.proof
 
 @pytest.fixture
 def own_arguments(arguments, sample, tmp_path) -> list[str]:
-    """Arguments of the short run, with data files that a test may change."""
+    """Arguments of a short run, with copies of the data files, which tests may change."""
     for name in ("train", "valid"):
         shutil.copy(sample / f"{name}.jsonl", tmp_path)
         arguments += [f"--{name}_input", str(tmp_path / f"{name}.jsonl")]
@@ -61,7 +61,7 @@ def test_changed_rows_within_an_epoch_are_refused(change, own_arguments, tmp_pat
     assert outcome(tmp_path / "run") == before
 
 
-def test_changed_rows_between_epochs_are_trained_on_completely(own_arguments, tmp_path, tokenizer):
+def test_rows_changed_between_epochs_are_used_completely(own_arguments, tmp_path, tokenizer):
     train.main([*own_arguments, "--epochs", "1"])
     done = read_state(tmp_path / "run" / "last")["step"]
     file = tmp_path / "train.jsonl"
@@ -84,7 +84,7 @@ def train_lr_after(run: Path) -> float:
 
 @pytest.mark.parametrize(("epochs", "expected"), [("1", 2), ("2", 2), ("3", 3)])
 def test_number_of_epochs_may_change(epochs, expected, own_arguments, steps, tmp_path):
-    """If fewer epochs are requested than were completed, no step is done."""
+    """If the run has already completed this number of epochs, no step is done."""
     train.main(own_arguments)
     weights = read_weights(tmp_path / "run" / "last")
     train.main(["--restore_dir", str(tmp_path / "run" / "last"), "--epochs", epochs])
@@ -104,7 +104,7 @@ def test_epochs_given_on_resume_replace_max_steps(own_arguments, steps, tmp_path
     assert state["args"]["max_steps"] is None
 
 
-def test_changed_seed_is_refused_within_an_epoch_only(own_arguments, tmp_path):
+def test_changed_seed_is_refused_only_within_an_epoch(own_arguments, tmp_path):
     stop_within_epoch(own_arguments)
     last = ["--restore_dir", str(tmp_path / "run" / "last")]
     with pytest.raises(RunError, match="--seed 7: the order of epoch 0 depends on the seed"):
@@ -165,7 +165,7 @@ def test_changed_batch_size_keeps_the_global_batch_size(own_arguments, tmp_path,
     assert state["current_epoch"] == 2
 
 
-def test_changed_validation_data_start_a_new_best(own_arguments, tmp_path, capsys):
+def test_next_validation_is_the_best_after_changed_validation_data(own_arguments, tmp_path, capsys):
     with seams.scores_replaced_by([{"loss": 0.0}]):
         train.main([*own_arguments, "--epochs", "1"])
     file = tmp_path / "valid.jsonl"
@@ -177,7 +177,7 @@ def test_changed_validation_data_start_a_new_best(own_arguments, tmp_path, capsy
     assert best["best"]["epoch"] == "Epoch 1"
 
 
-def test_changed_validation_data_restart_patience(own_arguments, tmp_path):
+def test_changed_validation_data_reset_the_count_of_patience(own_arguments, tmp_path):
     own_arguments += ["--patience", "1"]
     with seams.scores_replaced_by([{"loss": 1.0}, {"loss": 2.0}]):
         train.main([*own_arguments, "--epochs", "9"])
@@ -190,7 +190,7 @@ def test_changed_validation_data_restart_patience(own_arguments, tmp_path):
 
 
 @pytest.mark.parametrize("path", ["link", "target", "relative link"])
-def test_run_saves_next_to_its_checkpoint_for_any_path(path, own_arguments, tmp_path, monkeypatch):
+def test_resumed_run_saves_into_its_folder_for_any_path(path, own_arguments, tmp_path, monkeypatch):
     train.main([*own_arguments, "--epochs", "1"])
     given = tmp_path / "shortcut"
     if path == "target":
@@ -206,7 +206,7 @@ def test_run_saves_next_to_its_checkpoint_for_any_path(path, own_arguments, tmp_
     assert sorted(p.name for p in tmp_path.iterdir() if p.is_dir()) == ["run"] or path != "target"
 
 
-def test_copy_of_last_alone_resumes_with_a_best_of_its_own(own_arguments, tmp_path, capsys):
+def test_copy_of_last_without_best_gets_a_new_best(own_arguments, tmp_path, capsys):
     train.main([*own_arguments, "--epochs", "1"])
     elsewhere = tmp_path / "elsewhere"
     shutil.copytree(tmp_path / "run" / "last", elsewhere / "last")
@@ -218,7 +218,7 @@ def test_copy_of_last_alone_resumes_with_a_best_of_its_own(own_arguments, tmp_pa
     assert outcome(tmp_path / "run") == before
 
 
-def test_another_outdir_gets_all_saves(own_arguments, tmp_path):
+def test_resumed_run_with_another_outdir_saves_only_there(own_arguments, tmp_path):
     train.main([*own_arguments, "--epochs", "1"])
     before = outcome(tmp_path / "run")
     last = ["--restore_dir", str(tmp_path / "run" / "last"), "--outdir", str(tmp_path / "other")]
@@ -229,7 +229,7 @@ def test_another_outdir_gets_all_saves(own_arguments, tmp_path):
     assert outcome(tmp_path / "run") == before
 
 
-def test_checkpoint_of_another_name_needs_an_outdir(own_arguments, tmp_path):
+def test_checkpoint_with_another_name_needs_an_outdir(own_arguments, tmp_path):
     train.main([*own_arguments, "--epochs", "1"])
     copied = tmp_path / "checkpoint"
     shutil.copytree(tmp_path / "run" / "last", copied)
@@ -239,8 +239,8 @@ def test_checkpoint_of_another_name_needs_an_outdir(own_arguments, tmp_path):
     assert read_state(tmp_path / "new" / "last")["current_epoch"] == 2
 
 
-def test_missing_links_are_restored_in_a_copy(own_arguments, tmp_path):
-    """Some copy tools omit symbolic links."""
+def test_missing_links_are_restored(own_arguments, tmp_path):
+    """Some tools omit symbolic links when they copy a folder."""
     with seams.scores_replaced_by([{"loss": 0.0}]):
         train.main([*own_arguments, "--epochs", "1"])
     weights = read_weights(tmp_path / "run" / "best")

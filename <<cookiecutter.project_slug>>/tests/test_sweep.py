@@ -1,4 +1,4 @@
-"""sweep.py: trials, seeds, folds, and continuation after an interruption."""
+"""sweep.py runs trials with different arguments, seeds and folds, and resumes after a signal."""
 
 import json
 import math
@@ -36,7 +36,7 @@ def best_loss(folder: Path) -> float:
 
 @pytest.fixture
 def train_arguments(arguments) -> list[str]:
-    """Arguments of train.py without its output directory."""
+    """Arguments of train.py, without `--outdir`."""
     position = arguments.index("--outdir")
     return [*arguments[:position], *arguments[position + 2 :], "--max_steps", "3"]
 
@@ -46,7 +46,7 @@ def test_table_has_mean_standard_deviation_and_failed_trials(tmp_path, train_arg
     search = ("--search", "lr=1e-4,1e-2,1e30", "--seeds", "1", "2")
     text = sweep(tmp_path / "sweep", *search, "--", *train_arguments)
     rows = [line.split("|")[1:-1] for line in text.splitlines() if line.startswith("|")][2:]
-    assert [row[2].strip() for row in rows[2:]] == ["failed"]  # it diverges
+    assert [row[2].strip() for row in rows[2:]] == ["failed"]  # the run with lr=1e30 diverges
     for trial, lr, mean, spread, runs in (map(str.strip, row) for row in rows[:2]):
         folder = tmp_path / "sweep" / f"trial-{int(trial):03d}"
         losses = [best_loss(folder / f"seed-{seed}") for seed in (1, 2)]
@@ -60,7 +60,7 @@ def test_table_has_mean_standard_deviation_and_failed_trials(tmp_path, train_arg
 
 
 @pytest.mark.proof
-def test_interrupted_sweep_gives_the_same_results(tmp_path, train_arguments):
+def test_interrupted_and_resumed_sweep_has_the_same_results(tmp_path, train_arguments):
     search = ("--search", "lr=log:1e-4..1e-2", "--trials", "2", "--", *train_arguments)
     whole = tmp_path / "whole"
     expected = sweep(whole, *search).split("\n| ", 1)[1]
@@ -89,7 +89,7 @@ def test_folds_hold_out_each_example_once(tmp_path, sample, tokenizer, train_arg
 
 
 @pytest.mark.proof
-def test_arguments_refused_by_train_py_end_the_sweep_with_its_error(tmp_path):
+def test_error_of_train_py_in_its_arguments_ends_the_sweep(tmp_path):
     text = sweep(tmp_path / "s", "--seeds", "1", "--", "--train_input", "missing.jsonl", code=2)
     assert "missing.jsonl" in text.splitlines()[-1]
 

@@ -1,8 +1,8 @@
-"""Check calibration error, thresholds and table of a classification project against definitions.
+"""Check calibration error, thresholds and table of the task classification by their definitions.
 
-python class_scores.py FOLDER    prints a table of single labels, and the labels and predictions it
-                                 is computed from; then trains on several labels in
-                                 FOLDER/several.jsonl, and predicts with the chosen thresholds
+python class_scores.py FOLDER    prints, for examples with one label, the table, the labels and the
+                                 predictions; then trains on FOLDER/several.jsonl, with several
+                                 labels per example, and predicts with the chosen thresholds
 """
 
 import json
@@ -34,7 +34,7 @@ def scores_of(kind: str, logits: torch.Tensor, labels: torch.Tensor, size: int) 
     return scores
 
 
-# Single labels: ECE by a loop over the bins.
+# One label per example: compute ECE by a loop over the bins.
 logits = torch.from_numpy(rng.normal(scale=2.0, size=(500, 3))).float()
 labels = torch.from_numpy(rng.integers(0, 3, 500))
 probabilities = logits.softmax(-1).double().numpy()
@@ -55,7 +55,7 @@ assert scores.predict_options() == {}
 pairs = [labels.tolist(), probabilities.argmax(1).tolist()]
 print(json.dumps([scores.table(), pairs]))
 
-# Several labels: no threshold of the list has a higher F1 than the chosen one.
+# Several labels per example: no threshold has a higher F1 than the chosen one.
 several = torch.from_numpy((rng.random((400, 3)) < [0.5, 0.1, 0.0]).astype("float32"))
 logits = torch.from_numpy(rng.normal(size=(400, 3))).float() + 2 * several - 1
 
@@ -77,11 +77,11 @@ for size in (400, 9):
         assert reached[label] == highest
     assert abs(found["tuned_macro_f1"] - np.mean(reached)) < 1e-9
     assert found["tuned_macro_f1"] > found["macro_f1"]
-    assert chosen["d"] == 0.5  # has no example
+    assert chosen["d"] == 0.5  # this label has no example
     for value, row in zip(reached, scores.table().values(), strict=True):
         assert abs(row["f1"] - value) < 1e-5
 
-# The chosen thresholds are saved, and used unless one is given.
+# The chosen thresholds are saved, and predict.py uses them unless --threshold is given.
 ROWS = FOLDER / "several.jsonl"
 BEST = FOLDER / "run" / "best"
 data = [f"--{name}_input={ROWS}" for name in ("train", "valid")]

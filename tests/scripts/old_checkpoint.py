@@ -1,6 +1,6 @@
-"""Convert a checkpoint to the layout of earlier versions: with code and prefixed tensors.
+"""Convert a checkpoint to the layout of earlier versions: with code, and prefixes of tensor names.
 
-python old_checkpoint.py FOLDER NEW_FOLDER FIELDS      (JSON: further fields of config.json)
+python old_checkpoint.py FOLDER NEW_FOLDER FIELDS      (further fields of config.json, as JSON)
 """
 
 import json
