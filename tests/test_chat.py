@@ -111,8 +111,8 @@ def test_conversations_without_a_target_after_truncation_are_refused_or_omitted(
         f"{expected}",
     ]
     file = tmp_path / "some.jsonl"
-    blank = [GOOD, {"messages": [ASKED, turn("assistant", "")]}]
-    blank_file = write(tmp_path / "blank.jsonl", blank)
+    blank: dict[str, object] = {"messages": [ASKED, turn("assistant", "")]}
+    blank_file = write(tmp_path / "blank.jsonl", [GOOD, blank])
     data = [f"--train_input={file}", f"--valid_input={blank_file}"]
     options = ["--max_len=40", "--drop_without_target", "--dry_run", f"--outdir={tmp_path}/run"]
     out = run_python(project, "train.py", *data, *options).stdout
