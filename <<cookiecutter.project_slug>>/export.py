@@ -115,14 +115,16 @@ def check_merged(model: Any, inputs: dict[str, Tensor], output: Path) -> None:
     """Load a merged checkpoint without `model/`, and compare the logits.
 
     Raises:
-        RunError: The logits differ. The folder has been removed.
+        RunError: The logits differ, or the checkpoint cannot be loaded. The folder is removed.
     """
-    stock = model.auto_class.from_pretrained(output, dtype=torch.float32).eval()
     try:
+        stock = model.auto_class.from_pretrained(output, dtype=torch.float32).eval()
         _difference(_logits(stock, inputs), _logits(model.float(), inputs), str(output))
-    except RunError:
+    except Exception as error:
         shutil.rmtree(output)
-        raise
+        if isinstance(error, RunError):
+            raise
+        raise RunError(f"{output}: cannot be loaded ({describe(error)})") from error
 
 
 def convert(model: Any, dtype: str) -> None:

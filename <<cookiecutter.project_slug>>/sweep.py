@@ -66,7 +66,8 @@ class Sweep:
                 raise RunError(f"{folder}: {_last_line(output)}")
             score = None if code else self.score(folder)
             if score is None:
-                print(f"  failed (exit code {code}): see {output}", flush=True)
+                reason = f"exit code {code}" if code else f"{self.metric} is never a number"
+                print(f"  failed ({reason}): see {output}", flush=True)
                 return None
             print(f"  {self.metric} {score:.4g}", flush=True)
         return mean(self.scores(number))
@@ -95,7 +96,7 @@ class Sweep:
         trials.sort(key=lambda trial: trial.mean, reverse=self.direction == "maximize")
         failed = [Trial(number, values, []) for number, values in study.failed()]
         if not trials:
-            raise RunError(f"{self.outdir}: all {len(failed)} trials failed")
+            raise RunError(f"{self.outdir}: no trial of {len(failed)} has a score")
         text = table(trials, failed, self.metric)
         write_file(self.outdir / "results.md", text + "\n")
         write_file(self.outdir / "results.png", draw(trials, self.metric))

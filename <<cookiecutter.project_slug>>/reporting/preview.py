@@ -13,6 +13,7 @@ from errors import RunError
 from training.batches import Batches, Step
 from training.contract import ExampleSet
 from training.flops import full_size
+from training.optimizer_options import OPTIMIZERS
 from training.run import Run
 from training.throughput import count_positions, is_encoder_decoder, peak_memory
 from training.user_code import user_code
@@ -42,7 +43,7 @@ def _lines(run: Run, batches: Batches, memory: int) -> Iterator[str]:
         yield from _about_data(f"valid {part.name}".strip(), part.batches.examples)
         yield from _about_faults(part.batches.examples, batches.examples)
     yield from _about_steps(run, batches)
-    yield from _about_model(run.model, memory)
+    yield from _about_model(run, memory)
     yield _about_disk(run)
 
 
@@ -112,23 +113,29 @@ def _memory_of_a_step(run: Run, train_step: Callable[[Run, Step], Any]) -> int:
     return peak_memory(run.accelerator.device)
 
 
-def _about_model(model: torch.nn.Module, memory: int) -> Iterator[str]:
-    parameters = list(model.parameters())
+def _about_model(run: Run, memory: int) -> Iterator[str]:
+    parameters = list(run.model.parameters())
     trained = sum(full_size(p) for p in parameters if p.requires_grad)
     dtypes = ", ".join(sorted({str(p.dtype).removeprefix("torch.") for p in parameters}))
     yield f"model: {sum(map(full_size, parameters)):,} parameters ({dtypes}), {trained:,} trained"
-    yield (
-        f"  memory: peak {_size(memory)} so far, with a step of the longest examples; "
-        f"AdamW will add {_size(2 * FLOAT * trained)}"
-    )
+    yield f"  memory: peak {_size(memory)} so far, with a step of the longest examples"
+    if run.task.build_optimizer is None:
+        yield f"  the first optimizer step adds a state of up to {_size(_state_size(run, trained))}"
+
+
+def _state_size(run: Run, trained: int) -> int:
+    """Return the size in bytes of the state of `--optimizer`, with the average of `--ema`."""
+    tensors = OPTIMIZERS[run.config.optimizer].state_tensors + (run.config.ema > 0)
+    return FLOAT * trained * tensors
 
 
 def _about_disk(run: Run) -> str:
     folder = Path(run.config.outdir).resolve()
-    trained = FLOAT * sum(full_size(p) for p in run.model.parameters() if p.requires_grad)
-    whole = FLOAT * sum(map(full_size, run.model.parameters()))
-    weights = trained if run.config.lora_rank else whole  # with LoRA, only the adapter is saved
-    last = weights + 2 * trained
+    trained = sum(full_size(p) for p in run.model.parameters() if p.requires_grad)
+    whole = sum(map(full_size, run.model.parameters()))
+    # With LoRA, only the adapter is saved.
+    weights = FLOAT * (trained if run.config.lora_rank else whole)
+    last = weights + _state_size(run, trained)
     free = shutil.disk_usage(folder).free
     # best/, last/ and the previous last/ stay on the disk while a new best/ and last/ are written.
     if free < (needed := 3 * last + 2 * weights):

@@ -432,5 +432,5 @@ def test_dry_run_shows_the_memory_and_size_of_an_adapter(lora, capsys):
     output = capsys.readouterr().out
     assert "(bfloat16, float32)" in output
     trained = int(re.search(r", ([\d,]+) trained", output)[1].replace(",", ""))  # type: ignore[index]
-    assert f"AdamW will add {8 * trained / 2**20:,.1f} MiB" in output
+    assert f"adds a state of up to {8 * trained / 2**20:,.1f} MiB" in output
     assert f"best/ {4 * trained / 2**20:,.1f} MiB" in output

@@ -354,10 +354,9 @@ def _check_folder(model_id: str) -> None:
         RunError: The folder does not exist.
     """
     folder = Path(split_revision(model_id)[0])
-    if not folder.is_dir():
-        if model_id.startswith((".", "/")) or len(folder.parts) > 2:
-            raise RunError(f"{model_id}: no such folder; expected a Hub id or a folder")
-        return
+    can_be_hub_id = not model_id.startswith((".", "/")) and len(folder.parts) <= 2
+    if not folder.is_dir() and not can_be_hub_id:
+        raise RunError(f"{model_id}: no such folder; expected a Hub id or a folder")
 
 
 def _check_tokens(model_id: str, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -381,7 +381,7 @@ class _Opening:
         if state.examples and not same_train:
             raise RunError(
                 f"{config.train_input}: the data changed during epoch {state.current_epoch} "
-                f"({data['examples']} examples before, {now['examples']} now, or other content); "
+                f"({data['examples']} examples before, {now['examples']} now, with other content); "
                 "expected the same data until the epoch ends"
             )
         if state.examples and args.get("seed", config.seed) != config.seed:

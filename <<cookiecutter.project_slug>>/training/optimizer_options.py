@@ -14,6 +14,7 @@ class Kind:
 
     Attributes:
         options: Arguments of train.py that apply to this optimizer, but not to all optimizers.
+        state_tensors: Number of float32 tensors of the shape of a parameter in its state, at most.
         package: Name of an optional package that it requires, and the extra that installs it.
         for_matrices: Whether it trains only the matrices of hidden layers. AdamW trains the other
             parameters.
@@ -22,6 +23,7 @@ class Kind:
     """
 
     options: tuple[str, ...]
+    state_tensors: int = 2
     package: tuple[str, str] | None = None
     for_matrices: bool = False
     needs_full_matrices: bool = False
@@ -31,10 +33,12 @@ class Kind:
 ADAM = ("beta1", "beta2", "eps")
 OPTIMIZERS = {
     "adamw": Kind(ADAM),
-    "adamw_8bit": Kind(ADAM, ("bitsandbytes", "8bit"), for_matrices=True, needs_full_matrices=True),
+    "adamw_8bit": Kind(
+        ADAM, package=("bitsandbytes", "8bit"), for_matrices=True, needs_full_matrices=True
+    ),
     "muon": Kind((*ADAM, "momentum"), for_matrices=True, needs_full_matrices=True),
-    "schedule_free": Kind(ADAM, ("schedulefree", "schedulefree"), averages=True),
-    "sgd": Kind(("momentum",)),
+    "schedule_free": Kind(ADAM, package=("schedulefree", "schedulefree"), averages=True),
+    "sgd": Kind(("momentum",), state_tensors=1),
 }
 
 
