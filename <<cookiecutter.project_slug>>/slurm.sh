@@ -16,7 +16,7 @@
 
 set -uo pipefail
 : "${SLURM_JOB_ID:?is not set; submit this script by sbatch}"
-export PATH="$PWD/.venv/bin:$PATH" # the environment of make if it exists, else that of sbatch
+export PATH="$PWD/.venv/bin:$PATH" # the environment created by make or, without one, that of sbatch
 MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1} # srun does not inherit it from sbatch
 export MASTER_ADDR MASTER_PORT=$((20000 + SLURM_JOB_ID % 10000)) WORLD_SIZE=$SLURM_NTASKS
@@ -26,7 +26,7 @@ export MASTER_ADDR MASTER_PORT=$((20000 + SLURM_JOB_ID % 10000)) WORLD_SIZE=$SLU
 cancelled=no
 trap 'cancelled=yes' TERM
 # Processes save a checkpoint and exit on these signals. This shell must survive them to requeue the job,
-# also if the whole job is signalled, as by scancel --full. The processes would inherit ''.
+# even if the whole job is signalled, as by scancel --full. The processes would inherit ''.
 trap : HUP USR1 USR2
 
 # If a process dies, the others end by themselves: killing them could interrupt a save.

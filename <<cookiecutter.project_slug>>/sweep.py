@@ -96,7 +96,7 @@ class Sweep:
         trials.sort(key=lambda trial: trial.mean, reverse=self.direction == "maximize")
         failed = [Trial(number, values, []) for number, values in study.failed()]
         if not trials:
-            raise RunError(f"{self.outdir}: no trial of {len(failed)} has a score")
+            raise RunError(f"{self.outdir}: none of the trials has a score ({len(failed)} failed)")
         text = table(trials, failed, self.metric)
         write_file(self.outdir / "results.md", text + "\n")
         write_file(self.outdir / "results.png", draw(trials, self.metric))

@@ -32,9 +32,10 @@ SCORES = ("loss", "accuracy", "macro_f1", "ece")
 
 
 def skew(source: Path, sizes: list[int], target: Path) -> dict[str, int]:
-    """Write the first rows of each class, `sizes` of them; return the number of rows by class.
+    """Write the first rows of each class, and return the number of rows by class.
 
-    The first size is for the most frequent class.
+    Args:
+        sizes: Maximum number of rows of each class, the most frequent class first.
     """
     rows = [json.loads(line) for line in source.read_text(encoding="utf-8").splitlines()]
     frequent = Counter(row["label"] for row in rows).most_common()

@@ -215,8 +215,8 @@ Dropout is off.
 {table("task", "split", *NAMES, rows=gradients)}
 ## Killed in the middle of an epoch, and resumed
 
-Each cell compares the final weights with those of an uninterrupted run. It also has the number of
-examples that were used twice / never, of the {EXAMPLES} examples of the epoch. Dropout is on.
+Each cell compares the final weights with those of an uninterrupted run. It also has two numbers:
+how many of the {EXAMPLES} examples of the epoch were used twice / never. Dropout is on.
 
 {table("task", "processes", *NAMES[:-1], rows=resumed)}
 ## Validation loss for different evaluation batch sizes

@@ -1,4 +1,4 @@
-"""Measure the memory for training a full model, an adapter, and an adapter of 16-bit weights.
+"""Measure the memory for training a full model, an adapter, and an adapter of a 16-bit model.
 
 python bench/lora.py [--write FOLDER]
 

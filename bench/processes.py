@@ -80,7 +80,7 @@ def _child(
         sender.send(result)
     if torch.distributed.is_initialized():
         torch.distributed.barrier()
-    os._exit(0)  # no cleanup, because the destruction of a process group may hang
+    os._exit(0)  # no cleanup, because destroying a process group may hang
 
 
 class Recorder:

@@ -199,7 +199,7 @@ PARTS = {
     "data": Part(
         "Numbers of examples",
         "At the first start, the texts are read and tokenized; at the second start, their tokens "
-        "come from the cache. Memory-mapped files fill free memory, which the system can reclaim.",
+        "come from the cache. The system can reclaim the memory of memory-mapped files.",
         [
             "examples",
             "peak memory without mapped files at the first start, MiB",

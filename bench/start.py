@@ -121,7 +121,7 @@ def markdown(results: dict[str, Any], rounds: int, about: dict[str, str]) -> str
     return f"""# Time to the first step
 
 Written by `python bench/start.py`. {"; ".join(f"{k} {v}" for k, v in about.items())}. Medians of
-{rounds} rounds, one thread. The times end with the first optimizer step of the base model `tiny`.
+{rounds} rounds, one thread, base model `tiny`. Each time ends after the first optimizer step.
 
 {table(*head, rows=rows)}"""
 

@@ -88,7 +88,7 @@ def load_adapter(base: PreTrainedModel, folder: Path) -> None:
     if config.peft_type != peft.PeftType.LORA:
         raise ValueError(f"an adapter of type {config.peft_type.value}; expected LORA")
     config.inference_mode = False
-    config.megatron_config = None  # otherwise PEFT would import a module that the file names
+    config.megatron_config = None  # otherwise PEFT would import the module given in the file
     _inject(base, config)
     saved = load_file(folder / WEIGHTS_FILE)
     tensors = {name.removeprefix(PREFIX): tensor for name, tensor in saved.items()}

@@ -14,8 +14,8 @@ def as_messages(name: str, value: Any, role: str = "") -> list[Message]:
 
     Args:
         name: Name of the column.
-        role: Role of the message if the cell is a plain text instead of a list of messages.
-            Default: a plain text raises DataError.
+        role: Role of the message if the cell is a string instead of a list of messages.
+            Default: a string raises DataError.
 
     Raises:
         DataError: The cell is malformed.

@@ -18,7 +18,7 @@ from training.run import Run
 from training.throughput import count_positions, is_encoder_decoder, peak_memory
 from training.user_code import user_code
 
-FLOAT = 4  # bytes per number of weights and optimizer state, which are in float32
+FLOAT = 4  # bytes per element: weights and optimizer state are in float32
 SAMPLED = 100  # number of steps in which padding tokens are counted
 
 

@@ -179,8 +179,8 @@ def test_compute_returns_each_score_of_directions_and_reset_removes_old_values(p
         f"Scores.directions returns, {sorted(expected)}"
     )
     assert repr(found[0]) == repr(found[1]), (
-        "model/metrics.py: Scores.reset keeps values of the previous validation; expected that it "
-        "removes them"
+        "model/metrics.py: Scores.reset keeps values of the previous validation; expected it to "
+        "remove them"
     )
 
 

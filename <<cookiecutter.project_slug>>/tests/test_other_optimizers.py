@@ -93,9 +93,7 @@ def test_schedule_that_is_not_a_function_of_the_step_is_refused():
             check_scheduler(other)
 
 
-def test_schedule_of_the_command_line_beside_one_of_the_model_is_reported(
-    arguments, monkeypatch, capsys
-):
+def test_unused_lr_scheduler_type_is_reported(arguments, monkeypatch, capsys):
     class WithSchedule(Task):
         def __init__(self) -> None:
             super().__init__()

@@ -35,7 +35,7 @@ class WeightAverage:
     with the average, and `train()` restores the weights.
 
     Args:
-        optimizer: An optimizer without state. If it has a method `eval()`, call its `train()`.
+        optimizer: An optimizer without state. If it has a method `eval()`, its `train()` is called.
         decay: Decay of the exponential moving average; 0 for no moving average.
         updates: Number of updates before the run was resumed; 0 in a new run.
     """

@@ -90,7 +90,7 @@ def _sentence(error: Exception) -> str:
             f"{_first_line(error)}; resume with a lower --batch_size, which does not change the "
             "global batch size"
         )
-    if "device-side assert" in str(error):  # raised some operations after the faulty operation
+    if "device-side assert" in str(error):  # CUDA raises it in a later operation
         return (
             f"{_first_line(error)}: a label, a token id or another index is out of range; set "
             "CUDA_LAUNCH_BLOCKING=1 for a message with step and examples"

@@ -61,7 +61,7 @@ def open_run(task: Task, argv: list[str]) -> Iterator[Run]:
     """Build the parts of a run; the output directory is locked inside the `with` block.
 
     Raises:
-        RunError, DataError: The run cannot start as requested. No step has been done.
+        RunError, DataError: The run cannot start as requested. Raised before the first step.
     """
     config, notes, accelerator, group = _join(task, argv)
     with ended_children(), lock_folder(group, Path(config.outdir)):
@@ -361,7 +361,7 @@ class _Opening:
         return state
 
     def _steps_of_epochs(self, state: TrainState) -> int:
-        """Return the steps done, plus the steps left if all epochs have the size of this one."""
+        """Return the completed plus the remaining steps if all epochs have the size of this one."""
         per_epoch = math.ceil(len(self.train_data.examples) / state.global_batch_size)
         done = math.ceil(state.examples / state.global_batch_size)
         left = (self.config.epochs - state.current_epoch) * per_epoch - done

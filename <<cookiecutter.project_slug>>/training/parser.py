@@ -85,7 +85,7 @@ def _add_negations(parser: argparse.ArgumentParser) -> None:
 
 
 def given_names(parser: argparse.ArgumentParser, argv: list[str]) -> set[str]:
-    """Return the names of the arguments in `argv`, also of those given by an alias."""
+    """Return the names of the arguments in `argv`, including those given by an alias."""
     blank = argparse.Namespace(**dict.fromkeys(vars(parser.parse_args([])), UNSET))
     values = vars(parser.parse_args(argv, blank))
     return {name for name, value in values.items() if value is not UNSET}

@@ -88,7 +88,7 @@ class TrainState:
         self.best = {"epoch": next(reversed(self.log), None)}
 
     def is_finished(self, patience: int | None) -> bool:
-        """Return whether the last step is done and validated, or early stopping applies."""
+        """Return whether the last step has been validated, or early stopping applies."""
         is_last = self.step >= self.total_steps or self.is_stuck(patience)
         return is_last and self.is_validated
 

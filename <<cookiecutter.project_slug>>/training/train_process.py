@@ -26,7 +26,7 @@ class Training:
     def __init__(self, launch: str):
         try:
             words = shlex.split(launch)
-        except ValueError:  # an open quotation mark
+        except ValueError:  # an unclosed quotation mark
             words = []
         self._command = [sys.executable if word == "python" else word for word in words]
         if not words or shutil.which(self._command[0]) is None:

@@ -61,7 +61,7 @@ class ZeroStrategy(Strategy):
     def prepare(
         self, model: nn.Module, optimizer: Optimizer, may_leave_unused: bool
     ) -> tuple[nn.Module, Optimizer]:
-        """Build the engine, whose optimizer steps inside `Accelerator.backward`.
+        """Build the engine. It calls `step` of its optimizer inside `Accelerator.backward`.
 
         Return Accelerate's wrapper of the optimizer, whose `step` does nothing.
         """

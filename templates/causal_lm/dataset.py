@@ -79,7 +79,7 @@ class Dataset(torch.utils.data.Dataset):
         first, last = np.searchsorted(self.documents, [begin + 1, begin + length])
         starts = np.concatenate([[0], self.documents[first:last] - begin])
         labels[starts] = -100
-        # transformers masks attention between parts whose positions each start at 0.
+        # If positions restart at 0 for each part, transformers masks attention between parts.
         positions = np.arange(length)
         positions -= np.repeat(starts, np.diff(starts, append=length))
         return {"input_ids": ids, "labels": labels, "position_ids": torch.from_numpy(positions)}

@@ -163,7 +163,7 @@ class Dataset(torch.utils.data.Dataset):
         parts = self.input_ids[members]
         example = {"input_ids": torch.cat(parts), "labels": torch.cat(self.labels[members])}
         if self.schema["packing"]:
-            # transformers masks attention between parts whose positions each start at 0.
+            # If positions restart at 0 for each part, transformers masks attention between parts.
             example["position_ids"] = torch.cat([torch.arange(len(part)) for part in parts])
         return example
 

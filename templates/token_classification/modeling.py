@@ -1,4 +1,4 @@
-"""The model: a classifier of tokens, with the head of its architecture."""
+"""The model: a token classifier, with the head of its architecture."""
 
 import torch
 from torch import Tensor

@@ -63,7 +63,7 @@ for mode, smoothing in ((True, 0.1), (False, 0.0)):
     items = dataset.num_items.sum()
     torch.testing.assert_close(model(**batch, num_items_in_batch=items).loss, expected)
 
-# With the schema of the first file, another file is read with the weights of the first file.
+# A file that is read with the schema of a data set gets the weights of that data set.
 again = generate_dataset(ROWS, **dataset.schema)
 assert again.schema == dataset.schema
 assert again.fingerprint == dataset.fingerprint

@@ -33,7 +33,7 @@ class Launch:
         arguments: Command line arguments.
         output: Folder for the files with the output.
         processes: Number of processes, which form one process group.
-        patch: Importable function that returns a context manager. `main` runs inside of it.
+        patch: Importable function that returns a context manager. `main` runs inside it.
         module: Module whose `main` is called.
     """
 

@@ -69,7 +69,7 @@ def before_step(action: Callable[[Run, Step], None], rank: int | None = None) ->
 
 @contextmanager
 def killed_before_micro_batch(number: int) -> Iterator[None]:
-    """Raise `Killed` instead of training on a micro-batch (0-based), also inside of a step."""
+    """Raise `Killed` instead of training on a micro-batch (0-based), even inside a step."""
     gradient_sync = Strategy.gradient_sync
     done = 0
 
@@ -238,7 +238,7 @@ def before_save(
 
 @contextmanager
 def first_best_written_after(step: int) -> Iterator[None]:
-    """Write the first `best/`, and `last/` with it, only when the run is at this step."""
+    """Delay the first save of `best/`, and `last/` with it, until the run is at this step."""
     publish = atomic.publish
     is_there = threading.Event()
 

@@ -69,7 +69,7 @@ class Model(Wrapper):
 
 
 def gather(own: Tensor) -> tuple[Tensor, int]:
-    """Concatenate the rows of all ranks; return them and the position of the first own row."""
+    """Concatenate the rows of all ranks; return them and the index of this rank's first row."""
     if not dist.is_initialized():
         return own, 0
     counts = own.new_zeros(dist.get_world_size(), dtype=torch.long)
@@ -80,7 +80,10 @@ def gather(own: Tensor) -> tuple[Tensor, int]:
 
 
 class _Gather(torch.autograd.Function):
-    """Concatenate the rows of all ranks; sum the gradients of the own rows in the backward pass."""
+    """Concatenate the rows of all ranks.
+
+    The backward pass sums the gradients of this rank's rows over all ranks.
+    """
 
     @staticmethod
     def forward(ctx: Any, own: Tensor, start: int, total: int) -> Tensor:
