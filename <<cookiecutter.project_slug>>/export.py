@@ -128,17 +128,20 @@ def check_merged(model: Any, inputs: dict[str, Tensor], output: Path) -> None:
 
 
 def convert(model: Any, dtype: str) -> None:
-    """Convert all weights to a dtype.
+    """Convert all weights and buffers to a dtype.
 
     Raises:
-        RunError: A weight is too large for it.
+        RunError: A value is too large for it.
     """
+    finite = _finite_tensors(model)
     model.to(getattr(torch, dtype))
-    for name, parameter in model.named_parameters():
-        if not parameter.isfinite().all():
-            raise RunError(
-                f"--dtype {dtype}: {name} has values out of its range; expected bfloat16"
-            )
+    if too_large := finite - _finite_tensors(model):
+        name = min(too_large)
+        raise RunError(f"--dtype {dtype}: {name} has values out of its range; expected bfloat16")
+
+
+def _finite_tensors(model: Any) -> set[str]:
+    return {name for name, tensor in model.state_dict().items() if tensor.isfinite().all()}
 
 
 def sample_inputs(model: Any, tokenizer: PreTrainedTokenizerBase | None) -> dict[str, Tensor]:
