@@ -11,17 +11,17 @@ STAMP := $(VENV)/.made-by-make
 
 help:
 	@echo "make demo      render a project into demo/ and train it; TASK=... selects another task than classification"
-	@echo "make test      run the tests"
-	@echo "make test-all  run all tests, including those of shared code, for every task"
+	@echo "make test      run the tests, those of shared code for one task only"
+	@echo "make test-all  run all tests for every task, and the tests with old versions of cookiecutter"
 	@echo "make bench     compare exactness, speed and memory with other trainers; write bench/results/ (over an hour)"
 	@echo "make lint      check style, format and types"
 	@echo "make clean     remove the environment and the caches, but not demo/"
 	@echo
-	@echo "They use the environment in $(VENV), which the first call creates with $(PYTHON)."
+	@echo "These targets use the environment in $(VENV), which the first call creates with $(PYTHON)."
 	@echo "VENV=folder selects another one, which is not changed unless make created it."
 
-# An environment without the stamp file was not created by make. The stamp is written first, with an
-# old date, so that an interrupted installation is repeated.
+# An environment without the stamp file was not created by make. The stamp file is written first, with an
+# old date, so that make repeats an interrupted installation.
 $(STAMP): pyproject.toml constraints.txt
 	@if [ -x "$(BIN)/python" ] && [ ! -f "$@" ]; then exit 0; fi; \
 	$(PYTHON) -c 'import sys, ensurepip, venv; sys.exit(sys.version_info < (3, 10))' 2>/dev/null || { \
@@ -42,7 +42,7 @@ demo: $(STAMP)
 test: $(STAMP)
 	"$(BIN)/python" -m pytest -n 2 --dist worksteal
 
-# `make test` runs the tests of shared code for one task, this target for each.
+# `make test` runs the tests of shared code for one task only; this target runs them for each task.
 test-all: $(STAMP)
 	TEST_ALL=1 "$(BIN)/python" -m pytest -n 2 --dist worksteal
 

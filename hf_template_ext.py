@@ -1,8 +1,9 @@
 """Jinja filters of this template: `check` refuses invalid answers, `lit` quotes valid ones.
 
 Cookiecutter imports this module as a local extension, before the first question and also with
---accept-hooks no. It puts the template last on sys.path, so a module of this name anywhere else
-would be imported instead. Therefore it has the template's name, and is not in hooks/.
+--accept-hooks no. Cookiecutter appends the template's folder to sys.path, so any other module of
+the same name is found first. Therefore this module has the name of the template, and is not part of
+a package with a common name such as `hooks`.
 """
 
 from __future__ import annotations
@@ -25,13 +26,13 @@ from jinja2.ext import Extension
 if "env" not in inspect.signature(find_template).parameters:
     # The error does not use cookiecutter.__version__, which is wrong in 2.7.0.
     raise ImportError(
-        "hf-template needs cookiecutter 2.6.0 or newer, this is "
+        "hf-template needs cookiecutter 2.6.0 or newer; the installed version is "
         f"{metadata.version('cookiecutter')}: pip install --upgrade cookiecutter"
     )
-if sys.version_info < (3, 10):  # noqa: UP036 - cookiecutter 2.6 also runs on older ones
+if sys.version_info < (3, 10):  # noqa: UP036 - cookiecutter 2.6 also runs on older versions
     raise ImportError(
-        "hf-template needs Python 3.10 or newer, cookiecutter runs on "
-        f"{sys.version.split()[0]} here: install it into a newer one"
+        "hf-template needs Python 3.10 or newer; cookiecutter is installed in Python "
+        f"{sys.version.split()[0]}: install cookiecutter in a newer one"
     )
 
 MAX_TEXT = 200
@@ -41,9 +42,11 @@ MAX_HUB_ID = 96
 SLUG = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
 HUB_NAME = r"[A-Za-z0-9_]([A-Za-z0-9._-]*[A-Za-z0-9_])?"
 HUB_ID = re.compile(rf"({HUB_NAME}/)?{HUB_NAME}")
-TEMPLATE_MARKS = ("<<", ">>", "{{", "}}", "{%", "%}", "{#", "#}")  # of this template and of a copy
+# Marks of this template, and of the copy that scripts/make_copy.py writes.
+TEMPLATE_MARKS = ("<<", ">>", "{{", "}}", "{%", "%}", "{#", "#}")
 
-# Texts that Cookiecutter renders in addition to files. Any other text with marks is an answer.
+# Texts of the template that Cookiecutter renders in addition to files. Any other text with marks is
+# an answer of the user.
 ROOT = Path(__file__).resolve().parent
 QUESTIONS = (ROOT / "cookiecutter.json").read_text(encoding="utf-8")
 HOOKS = [path.read_text(encoding="utf-8") for path in ROOT.glob("hooks/*_gen_project.py")]
@@ -71,7 +74,7 @@ DEVICES = """
     lpt0 lpt1 lpt2 lpt3 lpt4 lpt5 lpt6 lpt7 lpt8 lpt9
 """
 
-# A project named like one of these would break imports, pip or the file system.
+# A project with one of these names would break imports, pip or the file system.
 TAKEN = {
     "a Python keyword": set(keyword.kwlist),
     "a module of the standard library": set(sys.stdlib_module_names),
@@ -114,7 +117,10 @@ def base_model_problem(value: str) -> str | None:
     """Return the error in a base model, or None. A valid one needs no escaping in a string."""
     if re.match(r"(/|\./|~/).", value):
         if value != value.strip() or re.search(r"[\"'\\]", value):
-            return "is not a usable path; expected one without quotes, backslashes or outer spaces"
+            return (
+                "is not a usable path; expected one without quotes, backslashes, leading or "
+                "trailing spaces"
+            )
         return text_problem(value)
     odd = "--" in value or ".." in value or value.endswith(".git")
     if len(value) > MAX_HUB_ID or odd or not HUB_ID.fullmatch(value):
@@ -171,7 +177,7 @@ def description_of(task: str) -> str:
 
 
 def usable_slug(slug: str) -> str:
-    """Return a slug that `check` accepts: add a prefix if it is empty, or like 123-go or torch."""
+    """Return a slug that `check` accepts: prefix one that is empty or refused, such as torch."""
     slug = slug[:MAX_SLUG].rstrip("-")
     return f"project-{slug}"[:MAX_SLUG].rstrip("-") if slug_problem(slug) else slug
 
@@ -183,11 +189,15 @@ class HFExtension(Extension):
         super().__init__(environment)
         filters = (check, description_of, lit, usable_slug)
         environment.filters.update({function.__name__: function for function in filters})
-        # So that the next render imports its own version: cruft update renders two in one process.
+        # cruft update renders two versions of the template in one process. Let each render import
+        # its own version of this module.
         sys.modules.pop(__name__, None)
 
     def preprocess(self, source: str, name: str | None, filename: str | None = None) -> str:
-        """Refuse answers that are templates: key=value and user settings would run as code."""
+        """Refuse answers that are templates.
+
+        Cookiecutter would run templates in `key=value` arguments and in user settings as code.
+        """
         is_own = source in OWN_TEXTS or json.dumps(source, ensure_ascii=False) in QUESTIONS
         foreign = name is None and not is_own
         # Use the lexer instead of a search for <<, since a user's settings can change the marks.

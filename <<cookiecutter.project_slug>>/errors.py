@@ -1,19 +1,20 @@
-"""Errors that end a program in one sentence: what, where, and what was expected."""
+"""Errors that end a program with one sentence: what is wrong, where, and what was expected."""
 
 import traceback
 from pathlib import Path
 
 REFUSED = 2  # exit code after a UserError
+INTERRUPTED = 130  # exit code after a Ctrl-C, as in shells
 STOPPED = 75  # exit code after Stopped; EX_TEMPFAIL of sysexits.h: try again
 MODEL = Path(__file__).parent / "model"
 
 
 class UserError(ValueError):
-    """A request that cannot be met. Ends the program with exit code 2."""
+    """Something cannot be done as the user asked. Ends the program with exit code 2."""
 
 
 class DataError(UserError):
-    """A data file that cannot be used."""
+    """A data file cannot be used."""
 
 
 class RunError(UserError):
@@ -21,15 +22,19 @@ class RunError(UserError):
 
 
 class RankError(RunError):
-    """An error on a single rank, which reports it; its exit ends the other ranks."""
+    """An error occurred on a single rank. That rank prints it; its exit ends the other ranks."""
 
 
 class Stopped(Exception):
-    """A run that was asked to stop and has saved. Ends the program with exit code 75."""
+    """A run was saved and stopped after a signal. Ends the program with exit code 75."""
 
 
 def describe(error: Exception) -> str:
-    """Return the type of an error, its first line, and the last line of model/ in its traceback."""
+    """Describe an error on one line.
+
+    Return the type, the first line of the message and, if the traceback contains code of model/,
+    the file and line of its last such entry. For a UserError, return the message only.
+    """
     lines = str(error).strip().splitlines()
     if isinstance(error, UserError):
         return lines[0]

@@ -1,7 +1,7 @@
-"""Export a checkpoint for other tools: merged, in another precision, or as ONNX.
+"""Export a checkpoint for other tools: with a merged adapter, in another dtype, or as ONNX.
 
 python export.py --output exported --dtype bfloat16
-python export.py --output exported --onnx                pip install -e '.[onnx]'
+python export.py --output exported --onnx                requires pip install -e '.[onnx]'
 """
 
 import shutil
@@ -26,6 +26,7 @@ from training.contract import Task
 from training.launch import run as exit_code_of
 from training.loading import load_model, load_tokenizer
 from training.packages import require
+from training.predictor_config import PREDICTOR_FILE, PredictorConfig
 
 ONNX_PACKAGES = ("onnx", "onnxruntime", "onnxscript")
 SAMPLES = ("Do you see it?", "No.")
@@ -33,7 +34,7 @@ TOLERANCE = 1e-4  # relative to the largest logit
 
 
 class Logits(nn.Module):
-    """Compute logits from token ids and mask: the part of a model exported as ONNX."""
+    """The part of a model that is exported as ONNX: from token ids and attention mask to logits."""
 
     def __init__(self, model: nn.Module):
         super().__init__()
@@ -44,7 +45,7 @@ class Logits(nn.Module):
 
 
 def export_onnx(model: Any, tokenizer: PreTrainedTokenizerBase, file: Path) -> None:
-    """Write model.onnx for any batch size and length; compare its logits with the model's.
+    """Export a model as ONNX, for any batch size and length; check that its logits are the same.
 
     Raises:
         RunError: torch cannot export the model, or the logits differ.
@@ -65,7 +66,7 @@ def export_onnx(model: Any, tokenizer: PreTrainedTokenizerBase, file: Path) -> N
             dynamo=True,
             verbose=False,
         )
-    except Exception as error:  # many types, for architectures that torch cannot trace
+    except Exception as error:  # torch raises many types if it cannot trace an architecture
         name = type(model).__name__
         raise RunError(f"--onnx: torch cannot export {name} ({describe(error)})") from error
     session = onnxruntime.InferenceSession(file)
@@ -83,12 +84,12 @@ def check_onnx(model: Any) -> None:
     """Check that a model can be exported as ONNX.
 
     Raises:
-        RunError: A package is missing, or the model generates.
+        RunError: A package is missing, or the model generates text.
     """
     for package in ONNX_PACKAGES:
         require(package, "onnx", "--onnx")
     if model.can_generate():
-        raise RunError("--onnx: the model generates; expected a classifier")
+        raise RunError("--onnx: the model generates text; expected a classifier")
 
 
 def merge(model: Any, inputs: dict[str, Tensor]) -> str:
@@ -98,7 +99,8 @@ def merge(model: Any, inputs: dict[str, Tensor]) -> str:
         A line with the largest difference.
 
     Raises:
-        RunError: The logits differ, or the merged model has no stock form.
+        RunError: The logits differ, or the merged model cannot be saved in stock form (see
+            `Wrapper`).
     """
     expected = _logits(model, inputs)
     model.merge_lora()
@@ -113,14 +115,30 @@ def check_merged(model: Any, inputs: dict[str, Tensor], output: Path) -> None:
     """Load a merged checkpoint without `model/`, and compare the logits.
 
     Raises:
-        RunError: The logits differ; the folder is removed.
+        RunError: The logits differ, or the checkpoint cannot be loaded. The folder is removed.
     """
-    stock = model.auto_class.from_pretrained(output, dtype=torch.float32).eval()
     try:
+        stock = model.auto_class.from_pretrained(output, dtype=torch.float32).eval()
         _difference(_logits(stock, inputs), _logits(model.float(), inputs), str(output))
-    except RunError:
+    except Exception as error:
         shutil.rmtree(output)
-        raise
+        if isinstance(error, RunError):
+            raise
+        raise RunError(f"{output}: cannot be loaded ({describe(error)})") from error
+
+
+def convert(model: Any, dtype: str) -> None:
+    """Convert all weights to a dtype.
+
+    Raises:
+        RunError: A weight is too large for it.
+    """
+    model.to(getattr(torch, dtype))
+    for name, parameter in model.named_parameters():
+        if not parameter.isfinite().all():
+            raise RunError(
+                f"--dtype {dtype}: {name} has values out of its range; expected bfloat16"
+            )
 
 
 def sample_inputs(model: Any, tokenizer: PreTrainedTokenizerBase | None) -> dict[str, Tensor]:
@@ -146,7 +164,7 @@ def _difference(logits: Tensor, expected: Tensor, what: str) -> float:
 
 
 def next_commands(model: Any, output: Path) -> Iterator[str]:
-    """Yield commands of tools that can open the exported model."""
+    """Yield lines to print: commands of tools that can open the exported model, if any."""
     if not getattr(model, "saves_stock", False):
         yield f"{output} contains its own code: load it with trust_remote_code=True"
     elif model.can_generate() and model.config.is_encoder_decoder:
@@ -161,8 +179,8 @@ def main(argv: list[str] | None = None) -> None:
     args = build_export_parser().parse_args(argv)
     task = Task()
     output = Path(args.output).expanduser()
-    if output.exists() and any(output.iterdir()):
-        raise RunError(f"--output {output}: is not empty; expected a new folder")
+    if output.is_file() or (output.exists() and any(output.iterdir())):
+        raise RunError(f"--output {output}: is not an empty folder; expected a new folder")
     if args.onnx and args.dtype != "float32":
         raise RunError(
             f"--onnx: model.onnx is written in float32; expected no --dtype {args.dtype}"
@@ -170,6 +188,7 @@ def main(argv: list[str] | None = None) -> None:
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     tokenizer = load_tokenizer(args.checkpoint) if task.needs_tokenizer else None
+    settings = PredictorConfig.read(args.checkpoint)
     model = load_model(task.model_class, args.checkpoint).eval()
     if args.onnx:
         check_onnx(model)
@@ -178,12 +197,15 @@ def main(argv: list[str] | None = None) -> None:
         inputs = sample_inputs(model.float(), tokenizer)
         merged = merge(model, inputs)
     if hasattr(model, "choose_form"):
-        print(model.choose_form())  # in float32, as it was trained
+        print(model.choose_form())  # before the conversion, to compare the logits in float32
+    convert(model, args.dtype)
     try:
-        model.to(getattr(torch, args.dtype)).save_pretrained(output)
+        model.save_pretrained(output)
         if tokenizer is not None:
             tokenizer.save_pretrained(output)
-    except Exception as error:  # from the disk, safetensors or the user's code
+        if settings is not None:
+            (output / PREDICTOR_FILE).write_text(settings.to_text(), encoding="utf-8")
+    except Exception as error:  # errors of the disk, of safetensors or of the user's code
         raise RunError(f"--output {output}: not saved ({describe(error)})") from error
     if merged:
         check_merged(model, inputs, output)
@@ -191,7 +213,7 @@ def main(argv: list[str] | None = None) -> None:
     print(f"{output}: {model.num_parameters():,} parameters in {args.dtype}")
     if args.onnx:
         export_onnx(model, tokenizer, output / "model.onnx")
-        print(f"{output / 'model.onnx'}: compared with the model's logits")
+        print(f"{output / 'model.onnx'}: its logits agree with those of the model")
     for line in next_commands(model, output):
         print(line)
 

@@ -1,10 +1,10 @@
-"""Predict with a checkpoint: for the rows of a file, in their order; or interactively.
+"""Predict with a checkpoint, either for all rows of a file, in their order, or interactively.
 
-The same command resumes an interrupted prediction of a file.
+If the prediction of a file is interrupted, the same command resumes it.
 
 python predict.py --input new.jsonl --output predictions.jsonl
 accelerate launch --multi_gpu --num_processes 2 predict.py --input new.jsonl    two GPUs
-python predict.py                                    a prediction or answer per line typed
+python predict.py                          one prediction or answer for each line that you type
 """
 
 import argparse
@@ -33,7 +33,7 @@ from transformers import PreTrainedTokenizerBase
 from errors import DataError, RunError
 from model.interface import Conversation, TaskPredictor
 from reading.identity import hash_source, hash_tokenizer, hash_values
-from reporting.predictions import hash_rows, open_rows, predict_rows
+from reporting.predictions import check_output, hash_rows, open_rows, predict_rows
 from training.contract import Task
 from training.distributed import RankGroup
 from training.launch import run, start
@@ -41,10 +41,11 @@ from training.loading import load_model, load_tokenizer
 from training.lock import lock_file
 from training.model_check import check_length
 from training.output_file import OutputFile
+from training.predictor_config import PREDICTOR_FILE, PredictorConfig
 from training.state import STATE_FILE, SavedRun
 from training.user_code import at_place
 
-MAX_LEN = 128  # for a checkpoint without training_state.json
+MAX_LEN = 128  # default of --max_len for a checkpoint without predictor_config.json
 PLACES = ("input", "output", "checkpoint")  # predictions do not depend on these paths
 
 
@@ -52,7 +53,8 @@ class Trained(NamedTuple):
     """A loaded checkpoint, and the settings of its training.
 
     Attributes:
-        chosen: Arguments of `Predictor`, chosen on the validation data: see `Scorer`.
+        chosen: Arguments of `Predictor` that were chosen on the validation data: see
+            `Scorer.predict_options`.
     """
 
     model: Any
@@ -70,25 +72,28 @@ def load_trained(task: Task, args: argparse.Namespace, accelerator: Accelerator)
     """
     if task.predictor_class is None:
         raise RunError("model/prediction.py: no class Predictor; expected one for predict.py")
-    checkpoint = Path(args.checkpoint)
     tokenizer = load_tokenizer(args.checkpoint) if task.needs_tokenizer else None
-    schema: dict = {}
-    model_options: dict = {}
-    chosen: dict = {}
-    max_len = MAX_LEN
-    if (checkpoint / STATE_FILE).is_file():
-        saved = SavedRun.read(checkpoint)
-        schema = saved.schema
-        max_len = saved.args["max_len"]
-        chosen = saved.state.predict_options
-        model_options = {name: v for name, v in saved.args.items() if name in task.model_options}
-    elif args.max_len is None:
-        accelerator.print(f"{checkpoint} has no {STATE_FILE}: using --max_len {max_len}")
-    model = load_model(task.model_class, args.checkpoint, model_options)
+    settings = PredictorConfig.read(args.checkpoint)
+    if settings is None:
+        settings = PredictorConfig(MAX_LEN, schema={}, options={})
+        accelerator.print(
+            f"{args.checkpoint} has no {PREDICTOR_FILE}: using --max_len "
+            f"{args.max_len or MAX_LEN}, and the defaults of all other settings of its training, "
+            "such as columns"
+        )
+    model = load_model(task.model_class, args.checkpoint, _model_options(task, args.checkpoint))
     model.to(accelerator.device).eval()
-    max_len = args.max_len or max_len
+    max_len = args.max_len or settings.max_len
     check_length(model, max_len)
-    return Trained(model, tokenizer, max_len, schema, chosen)
+    return Trained(model, tokenizer, max_len, settings.schema, settings.options)
+
+
+def _model_options(task: Task, checkpoint: str) -> dict[str, Any]:
+    """Return the saved arguments of `ModelConfig`, which a stock checkpoint does not contain."""
+    if not (Path(checkpoint) / STATE_FILE).is_file():
+        return {}
+    args = SavedRun.read(Path(checkpoint)).args
+    return {name: value for name, value in args.items() if name in task.model_options}
 
 
 def build_predictor(
@@ -97,7 +102,7 @@ def build_predictor(
     """Build the predictor, and print its notes.
 
     Raises:
-        RunError: The constructor fails.
+        RunError: The constructor of `Predictor` fails.
     """
     model, tokenizer, max_len, schema, chosen = trained
     given = {name: getattr(args, name) for name in task.predict_options}
@@ -117,8 +122,8 @@ def identify(task: Task, trained: Trained, args: argparse.Namespace, content: in
     model, tokenizer, *settings = trained
     weights = 0
     for tensor in model.state_dict().values():
-        content_of = tensor.cpu().contiguous().view(-1).view(torch.uint8).numpy()
-        weights = zlib.crc32(content_of, weights)
+        data = tensor.cpu().contiguous().view(-1).view(torch.uint8).numpy()
+        weights = zlib.crc32(data, weights)
     classes = [part for part in (task.predictor_class, task.model_class) if part is not None]
     return hash_values(
         content,
@@ -142,14 +147,16 @@ def predict_file(
     """Predict the rows of a file, and write them with their predictions.
 
     Raises:
-        RunError: The output cannot be written, or another process is writing it.
+        RunError: The output cannot be written, is a file of the input, or another process is
+            writing it.
         DataError: The file cannot be read, or changes while it is read.
     """
     with group.in_agreement():
+        check_output(args.input, args.output)
         rows = open_rows(args.input, args.column, predictor)
         count, content = hash_rows(rows())
     group.expect_equal({"content hash of --input": content})
-    # Hashing all weights takes time: only the main rank, which writes, needs the hash.
+    # Hashing all weights takes time. Only the main rank needs the hash, since it writes the output.
     identity = identify(task, trained, args, content) if group.is_main else ""
     output = OutputFile(args.output, identity)
     with lock_file(group, args.output):
@@ -161,7 +168,9 @@ def predict_file(
                 group.on_main(partial(output.append, block))
                 done += len(block)
         if done != count:
-            raise DataError(f"{args.input}: {done:,} rows, but {count:,} before the prediction")
+            raise DataError(
+                f"{args.input}: {done:,} rows; expected {count:,}, as before the prediction"
+            )
         group.on_main(output.publish)
     if group.is_main:
         print(f"{count:,} predictions: see {args.output}")
@@ -184,7 +193,7 @@ def start_conversation(predictor: TaskPredictor) -> Conversation:
     """Start a conversation, or predict lines separately if the predictor has no conversations.
 
     Raises:
-        RunError: The predictor accepts only files, by its method `read`.
+        RunError: The predictor has a method `read`, and therefore accepts only files.
     """
     if hasattr(predictor, "start_conversation"):
         return predictor.start_conversation()
@@ -206,7 +215,7 @@ def converse(conversation: Conversation, lines: Iterable[str]) -> None:
 
 
 def standard_input() -> Iterable[str]:
-    """Return the lines of the standard input; bytes that are not UTF-8 become U+FFFD."""
+    """Return the lines of standard input; bytes that are not UTF-8 become U+FFFD."""
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(encoding="utf-8", errors="replace")
     return sys.stdin

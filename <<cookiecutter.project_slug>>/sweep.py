@@ -35,7 +35,8 @@ class Sweep:
 
     Attributes:
         arguments: Arguments of train.py for all runs.
-        runs: The runs of each trial: a dict from the folder name of a run to its further arguments.
+        runs: The runs of each trial: the additional arguments of each run, by the name of its
+            folder.
         metric: Name of the score to compare.
         direction: "minimize" or "maximize".
     """
@@ -50,11 +51,10 @@ class Sweep:
         """Train all runs of a trial; return their mean score, or None if a run failed.
 
         Raises:
-            RunError: train.py rejects its arguments.
+            RunError: train.py rejects the arguments.
             Stopped: This process or train.py received a signal.
         """
         chosen = [_as_argument(name, value) for name, value in values.items()]
-        chosen = [argument for argument in chosen if argument]
         for name, own in self.runs.items():
             folder = self.outdir / f"trial-{number:03d}" / name
             folder.parent.mkdir(exist_ok=True)
@@ -66,7 +66,8 @@ class Sweep:
                 raise RunError(f"{folder}: {_last_line(output)}")
             score = None if code else self.score(folder)
             if score is None:
-                print(f"  failed (exit code {code}): see {output}", flush=True)
+                reason = f"exit code {code}" if code else f"{self.metric} is never a number"
+                print(f"  failed ({reason}): see {output}", flush=True)
                 return None
             print(f"  {self.metric} {score:.4g}", flush=True)
         return mean(self.scores(number))
@@ -95,7 +96,7 @@ class Sweep:
         trials.sort(key=lambda trial: trial.mean, reverse=self.direction == "maximize")
         failed = [Trial(number, values, []) for number, values in study.failed()]
         if not trials:
-            raise RunError(f"{self.outdir}: all {len(failed)} trials failed")
+            raise RunError(f"{self.outdir}: no trial of {len(failed)} has a score")
         text = table(trials, failed, self.metric)
         write_file(self.outdir / "results.md", text + "\n")
         write_file(self.outdir / "results.png", draw(trials, self.metric))
@@ -108,9 +109,9 @@ def _last_line(file: Path) -> str:
 
 
 def _as_argument(name: str, value: Any) -> str:
-    """Format an argument of train.py; return an empty string for a disabled flag."""
+    """Format an argument of train.py."""
     if value in ("true", "false"):
-        return f"--{name}" if value == "true" else ""
+        return f"--{name}" if value == "true" else f"--no_{name}"
     return f"--{name}={value}"
 
 
@@ -121,13 +122,16 @@ def main(argv: list[str] | None = None) -> None:
     runs = runs_of_a_trial(args.seeds, args.folds)
     direction = args.direction or "minimize"
     sweep = Sweep(args.outdir, arguments, runs, metric, direction)
-    args.outdir.mkdir(parents=True, exist_ok=True)
+    training = Training(args.launch)
+    try:
+        args.outdir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunError(f"{args.outdir}: not writable ({error.strerror})") from None
     try:
         with FileLock(args.outdir / LOCK_FILE, timeout=0):
             about = {"search": args.search, "seeds": args.seeds, "folds": args.folds}
             about |= {"arguments": arguments, "metric": metric, "direction": direction}
             study = Study(args.outdir, about, space, args.trials)
-            training = Training(args.launch)
             for number, values in study.to_train():
                 study.record(number, sweep.train(number, values, training))
             sweep.report(study)

@@ -1,4 +1,4 @@
-"""Train the model of `model/` on the data of `data/`.
+"""Train the model in `model/` on the data in `data/`.
 
 accelerate launch train.py                                          first run, default arguments
 accelerate launch train.py --train_input my.jsonl --valid_input my_valid.jsonl --outdir run1
@@ -40,7 +40,7 @@ from training.validation import SetResult, ValidationSet, combine, summarize
 
 
 def train_step(run: Run, step: Step) -> dict[str, Tensor]:
-    """Accumulate the gradient of one global batch; return this rank's part of its losses."""
+    """Accumulate the gradient of a step; return the sums of the losses of its micro-batches."""
     step_losses: dict[str, Tensor] = {}
     for micro in step.micro_batches:
         with at_place(step.place, micro.indices):
@@ -51,29 +51,30 @@ def train_step(run: Run, step: Step) -> dict[str, Tensor]:
 
 def add_gradient(run: Run, step: Step, micro: MicroBatch) -> dict[str, Tensor]:
     """Accumulate the gradient of a micro-batch; return its losses."""
-    # Dropout depends only on (seed, epoch, step, rank, number): no RNG state has to be saved.
+    # Dropout depends only on seed, epoch, step, rank and micro-batch: no RNG state has to be saved.
     seed_all(*micro.rng_key)
     batch = send_to_device(micro.batch, run.accelerator.device, non_blocking=True)
     run.throughput.add_batch(micro.batch)
-    # Gradients are reduced over the ranks once per step, in its last backward pass.
+    # Gradients are reduced over the ranks once per step, in the last backward pass of the step.
     with run.strategy.gradient_sync(run.model, enabled=micro.is_last):
-        # Divided by the target items of the whole step, over all its micro-batches and ranks,
-        # so that the gradient does not depend on how the step was split.
+        # The loss is divided by the number of target items of the full step, over all micro-batches
+        # and ranks, so that the gradient does not depend on how the step is split.
         _, losses = run.task.forward(run.model, batch, step.num_items)
         factor = loss_factor(run.task, micro)
-        # Times the number of ranks, since DDP, FSDP and ZeRO average gradients over the ranks.
-        # A loss that is not finite becomes NaN, which the reduction spreads to all ranks.
+        # The loss is multiplied by the number of ranks, since DDP, FSDP and ZeRO average gradients
+        # over the ranks. If the loss is not finite, it and the gradients on all ranks become NaN.
         loss = sum_over_ranks(losses[LOSS] * factor, run.accelerator.num_processes)
         run.accelerator.backward(loss)
     return losses
 
 
 def train_until_validation(run: Run, report: Report) -> dict[str, float]:
-    """Train to the end of the epoch, or for `--valid_steps` steps; return mean losses."""
+    """Train until the next validation or the end of the epoch; return the mean losses."""
     state = run.state
     batches = run.train_batches
     all_steps = batches.steps(state.current_epoch, start=state.examples)
-    done = math.ceil(state.examples / batches.global_batch_size)  # the last step may be smaller
+    # Number of steps done in this epoch. The last step of an epoch may have fewer examples.
+    done = math.ceil(state.examples / batches.global_batch_size)
     left = min(len(batches) - done, state.steps_to_validation(run.config.valid_steps))
     run.losses = LossMeter(run.accelerator, {LOSS: state.train_loss, **state.named_losses})
     run.model.train()
@@ -82,8 +83,8 @@ def train_until_validation(run: Run, report: Report) -> dict[str, float]:
     with bar, closing(all_steps) as steps:
         for step in islice(steps, left):
             losses = train_step(run, step)
-            # Once a loss or gradient is not finite, this loss is NaN and the optimizer leaves the
-            # weights unchanged. Both happen on the device, without synchronizing with it.
+            # After a loss or gradient that is not finite, this loss is NaN, and no optimizer step
+            # changes the weights. A fused optimizer does this without a device synchronization.
             losses[LOSS], norm = run.guard.clip_gradients(losses[LOSS])
             lr = scheduled_lr(run.optimizer)
             with at_place(step.place):
@@ -99,20 +100,20 @@ def train_until_validation(run: Run, report: Report) -> dict[str, float]:
 
 
 def save_point(run: Run, is_due: bool = False) -> None:
-    """Save `last/` if it is due; if a rank received a signal, save `last/` and stop.
+    """Save `last/` if `is_due`, or if a rank received a signal. After a signal, also stop the run.
 
-    With several ranks, all of them see a signal at the next call: the ranks exchange their flags
-    in the background, so that none of them waits for the others in every step.
+    With several ranks, the run stops at the call after the signal: the ranks inform each other in
+    the background, so that no rank waits for the others in every step.
 
     Raises:
-        Stopped: A rank received a signal, and the run has been saved.
+        Stopped: A rank received a signal, and `last/` has been saved.
         RunError: A loss or gradient was not finite, or a save failed.
     """
     is_broken = run.losses.first_bad_step is not None or run.checkpoints.has_failed
     must_stop = run.signals.stop_requested(is_broken)
     if must_stop or is_due:
         mean_losses(run)  # raises if a loss was not finite, so that such a step is never saved
-        with run.average.applied(False):  # last/ has the raw weights, even during a validation
+        with run.average.applied(False):  # save the weights, not their average, as last/
             run.checkpoints.save(run.model, run.optimizer, run.state)
     if must_stop:
         run.checkpoints.join()
@@ -124,10 +125,10 @@ def is_multiple(step: int, interval: int | None) -> bool:
 
 
 def mean_losses(run: Run) -> dict[str, float]:
-    """Copy the loss sums of the epoch into the state; return their means over all ranks.
+    """Copy the loss sums of the epoch into the state; return the mean losses over all ranks.
 
     Raises:
-        RunError: A loss was not finite; `bad_batch/` has been saved to reproduce it.
+        RunError: A loss or gradient was not finite. `bad_batch/` has been saved to reproduce this.
     """
     sums = run.losses.sums()
     run.state.add_grad_norms(run.losses.take_norms())
@@ -146,7 +147,7 @@ def raise_not_finite(run: Run, step: Step) -> None:
     """Save the batch of a step whose loss or gradient is not finite, and end the run."""
     place = run.checkpoints.save_bad_batch(run.model, run.train_data.examples, step)
     raise RunError(
-        f"{step.place}: the loss or its gradient is not finite, {list_examples(step.examples)}; "
+        f"{step.place}: the loss or its gradient is not finite for {list_examples(step.examples)}; "
         f"{place}"
     )
 
@@ -159,7 +160,7 @@ def validate_step(run: Run, step: Step, losses: LossMeter, scorers: list[Scorer]
         with at_place(step.place, micro.indices):
             outputs, parts = run.task.forward(run.model, batch, step.num_items)
             losses.update({name: part * factor for name, part in parts.items()}, step)
-            for scores in scorers if micro.weight else []:  # weight 0: a rank without an example
+            for scores in scorers if micro.weight else []:  # weight 0: this rank has no example
                 scores.update(outputs, batch)
         save_point(run)
 
@@ -184,7 +185,7 @@ def validate_set(run: Run, report: Report, part: ValidationSet) -> SetResult:
 
 @torch.no_grad()
 def validate(run: Run, report: Report) -> dict[str, float]:
-    """Compute losses and scores of all validation data, and of each named set."""
+    """Compute the losses and scores of all validation data, and of each named set."""
     run.scores.reset()
     run.model.eval()
     generates = getattr(run.scores, "generates", False)
@@ -193,8 +194,9 @@ def validate(run: Run, report: Report) -> dict[str, float]:
         log = combine(results, run.scores)
     run.state.predict_options = chosen_options(run.scores)
     report.after_sets(log, len(results))
-    # Ranks that disagree on a score would disagree on best/ and on early stopping, too.
-    run.group.expect_equal({f"{name} (Scores.compute has to reduce it)": log[name] for name in log})
+    # Ranks with different scores would make different decisions about best/ and early stopping.
+    advice = "(Scores.compute has to reduce it over the ranks)"
+    run.group.expect_equal({f"{name} {advice}": log[name] for name in log})
     return log
 
 
@@ -210,7 +212,8 @@ def main(argv: list[str] | None = None) -> None:
             start = time.perf_counter()
             train_log = train_until_validation(run, report)
             speed = run.throughput.since_restart(run.group)
-            save_point(run, is_due=not run.state.log)  # the first validation may fail
+            # Save before the first validation: if the validation fails, no steps are lost.
+            save_point(run, is_due=not run.state.log)
             with run.average.applied():
                 valid_log = validate(run, report)
             is_best = run.state.record(

@@ -1,8 +1,8 @@
-"""Compare training with and without `--class_weight balanced` on few examples of rare classes.
+"""Compare runs with and without `--class_weight balanced` on data with rare classes.
 
 python bench/class_weight.py --model_id FOLDER --data FOLDER --markdown FILE
 
-The folder of --data has train.jsonl and valid.jsonl, with the columns text and label.
+The folder --data must have train.jsonl and valid.jsonl, with the columns text and label.
 """
 
 import argparse
@@ -32,7 +32,10 @@ SCORES = ("loss", "accuracy", "macro_f1", "ece")
 
 
 def skew(source: Path, sizes: list[int], target: Path) -> dict[str, int]:
-    """Write the first rows of each class, fewer of rarer classes; return their numbers."""
+    """Write the first rows of each class, `sizes` of them; return the number of rows by class.
+
+    The first size is for the most frequent class.
+    """
     rows = [json.loads(line) for line in source.read_text(encoding="utf-8").splitlines()]
     frequent = Counter(row["label"] for row in rows).most_common()
     limits = {name: size for (name, _), size in zip(frequent, sizes, strict=True)}
@@ -65,15 +68,16 @@ def markdown(
         cells = [f"{statistics.mean(v):.4f} ({min(v):.4f} to {max(v):.4f})" for v in values]
         rows.append([variant, len(runs), *cells])
     counts = ", ".join(f"{name} {size}" for name, size in sizes.items())
-    return f"""# Balanced weights on rare classes
+    return f"""# Balanced class weights for rare classes
 
-Made by `python bench/class_weight.py`. {"; ".join(f"{k} {v}" for k, v in environment().items())}.
+Written by `python bench/class_weight.py`.
+{"; ".join(f"{k} {v}" for k, v in environment().items())}.
 
-Base model: {args.model_id.name}. Training data: the first rows of each class of
-{args.data.name}: {counts}. Validation data: all rows.
-`--max_len 64 --epochs {args.epochs} --lr {args.lr}`; scores after the last epoch.
-Each cell has the mean over the seeds, with the smallest and the largest value in brackets.
-The losses of the two rows are not comparable: the second is weighted, also in validation.
+Base model: {args.model_id.name}. Training data: the first rows of each class of {args.data.name}:
+{counts}. Validation data: all rows. Arguments: `--max_len 64 --epochs {args.epochs} --lr
+{args.lr}`. The scores are those after the last epoch. Each cell has the mean over the seeds, with
+the smallest and the largest value in brackets. The losses of the two rows are not comparable:
+with balanced weights, the validation loss is weighted, too.
 
 {table("class weight", "seeds", *SCORES, rows=rows)}"""
 
@@ -81,18 +85,18 @@ The losses of the two rows are not comparable: the second is weighted, also in v
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--model_id", type=Path, required=True, help="folder of an encoder")
-    parser.add_argument("--data", type=Path, required=True, help="folder of the data")
+    parser.add_argument("--data", type=Path, required=True, help="folder with the data")
     parser.add_argument(
         "--sizes",
         type=int,
         nargs="+",
         default=[400, 200, 100, 50, 25, 12],
-        help="examples of each class, from the most frequent to the rarest",
+        help="training examples of each class, from the most frequent to the rarest class",
     )
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--lr", type=float, default=2e-4)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
-    parser.add_argument("--markdown", type=Path, help="write the table here")
+    parser.add_argument("--markdown", type=Path, help="file for the table")
     args = parser.parse_args()
     results: dict[str, list[dict]] = {variant: [] for variant in VARIANTS}
     with tempfile.TemporaryDirectory() as folder:

@@ -1,4 +1,4 @@
-"""Helpers of all benchmarks: rendered projects, the environment, tables."""
+"""Functions that several benchmarks use: render projects, list versions, format tables."""
 
 import json
 import os
@@ -24,7 +24,7 @@ def render(task: str, folder: Path) -> Path:
             no_input=True,
             extra_context={"task": task},
             output_dir=str(folder / task),
-            accept_hooks=False,  # they only check the answers and print the next commands
+            accept_hooks=False,  # hooks only check the answers and print the next commands
             default_config={"replay_dir": str(folder), "cookiecutters_dir": str(folder)},
         )
     )

@@ -1,10 +1,10 @@
-"""Measure whole runs, from the command to the last file, of this template and of other trainers.
+"""Measure the time of whole runs of this template and of other trainers.
 
 python bench/endtoend.py --base classification=FOLDER causal_lm=FOLDER [--rounds 3] [--write FOLDER]
 
-Each system trains one epoch (a causal LM: some steps) on the template's sample data, validates,
-and saves. Each run is a process of its own, and the systems alternate. FOLDER is a pretrained
-model; without one, and for seq2seq always, the model has random weights.
+Each system trains one epoch (for causal LM: some steps) on the template's sample data, validates,
+and saves. Each run is a separate process, and the systems alternate. FOLDER is the folder of a
+pretrained model. Tasks without a FOLDER, and seq2seq, use random weights.
 """
 
 import argparse
@@ -32,14 +32,14 @@ SPECS: dict[str, dict] = {
     "seq2seq": {"batch_size": 32, "max_len": 64, "lr": 1e-3, "max_steps": 0},
     "causal_lm": {"batch_size": 4, "max_len": 256, "lr": 5e-5, "max_steps": 16},
 }
-SAMPLING = {"causal_lm": "random"}  # by the tuned Trainer; it samples other tasks by length
+SAMPLING = {"causal_lm": "random"}  # of the tuned Trainer; in other tasks, it groups by length
 NEW_TOKENS = {"seq2seq": 32}
 VALID_ROWS = {"causal_lm": 4}
 TINY = "templates/{}/tiny"
 
 
 def prepare(task: str, base: Path | None, folder: Path) -> dict[str, Any]:
-    """Write the data and the base model; return the description of a run."""
+    """Write the data and the base model; return the settings of a run."""
     folder.mkdir()
     data = ROOT / "templates" / task / "data"
     shutil.copy(data / "train.jsonl", folder)
@@ -67,7 +67,7 @@ def prepare(task: str, base: Path | None, folder: Path) -> dict[str, Any]:
 
 
 def run(system: str, spec: dict, folder: Path) -> dict[str, float]:
-    """Run once, without caches of earlier runs; return the seconds by phase, and in total."""
+    """Run once, without caches of earlier runs; return the seconds of each phase and in total."""
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         path = Path(scratch) / "spec.json"
         path.write_text(json.dumps({**spec, "outdir": f"{scratch}/run"}), encoding="utf-8")
@@ -108,7 +108,7 @@ def measure(task: str, base: Path | None, rounds: int, folder: Path) -> dict[str
 
 
 def matrix_rate(size: int = 1024, rounds: int = 9) -> float:
-    """Measure a float32 matrix product; return its floating-point operations per second."""
+    """Time a float32 matrix product; return the number of floating-point operations per second."""
     import torch
 
     a, b = torch.randn(size, size), torch.randn(size, size)
@@ -140,20 +140,21 @@ def markdown(
     bases = "; ".join(f"{task}: {path.name}" for task, path in args.base.items())
     return f"""# Whole runs
 
-Made by `python bench/endtoend.py`. {"; ".join(f"{k} {v}" for k, v in about.items())}.
-Medians of {args.rounds} rounds, in seconds, from the command to the end of the process; no cache is
+Written by `python bench/endtoend.py`. {"; ".join(f"{k} {v}" for k, v in about.items())}. Seconds
+from the command to the end of the process; medians, number of rounds: {args.rounds}. No cache is
 kept between runs.
 
 The data are the template's samples. Base models: {bases or "none"}; seq2seq: a 2 + 2-layer BART
-(width 256) with random weights. One epoch of batches of 32 (causal LM: 16 steps of 4 blocks of 256
-tokens); then a validation, seq2seq with 32 generated tokens at most, and a save. `first step` is
-the time from the command to the end of the first step; the columns after it add up to the total.
-Trainer, tuned: fused AdamW, `group_by_length`, one worker, `predict_with_generate`.
+(width 256) with random weights. Each run trains one epoch with batches of 32 examples (causal LM:
+16 steps with 4 blocks of 256 tokens), validates (seq2seq: and generates at most 32 tokens per
+example), and saves. `first step` is the time from the command to the end of the first step. The
+columns after it add up to the total. The tuned Trainer has fused AdamW, `group_by_length`, one
+loader process and `predict_with_generate`.
 
 {table(*columns, rows=rows)}
-Training of hf-template, as a share of the rate of a float32 matrix product of this machine
-({rate / 1e9:.0f} GFLOP/s; operations by the formula of `training/flops.py`, which does not cover
-encoder-decoders): {", ".join(shares)}.
+FLOPs per second of hf-template in training, relative to those of a float32 matrix product on this
+machine ({rate / 1e9:.0f} GFLOP/s): {", ".join(shares)}. The FLOPs of training are computed by the
+formula of `training/flops.py`, which does not cover encoder-decoder models.
 """
 
 
@@ -165,11 +166,20 @@ def named_folder(text: str) -> tuple[str, Path]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Measure whole runs.")
-    parser.add_argument("--base", type=named_folder, nargs="+", default=[], metavar="TASK=FOLDER")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--task", choices=list(SPECS), action="append", help="only this one")
-    parser.add_argument("--write", type=Path, help="write endtoend.md and .json here")
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument(
+        "--base",
+        type=named_folder,
+        nargs="+",
+        default=[],
+        metavar="TASK=FOLDER",
+        help="pretrained base models",
+    )
+    parser.add_argument("--rounds", type=int, default=3, help="runs of each system")
+    parser.add_argument(
+        "--task", choices=list(SPECS), action="append", help="measure only this task"
+    )
+    parser.add_argument("--write", type=Path, help="folder for endtoend.md and endtoend.json")
     args = parser.parse_args()
     args.base = dict(args.base)
     with tempfile.TemporaryDirectory() as folder:

@@ -1,9 +1,9 @@
-"""Measure whether training results depend on splits, processes and kills; compare with peers.
+"""Measure whether results depend on splits, processes and kills; compare with other trainers.
 
 python bench/exactness.py [--json FILE] [--markdown FILE]
 
-Renders a project for each task. Runs it, transformers.Trainer and the loop of Accelerate's
-documentation on the same examples. Needs no network and no GPU.
+The script renders projects for three tasks. It runs each project, transformers.Trainer and the
+loop of Accelerate's documentation on the same examples. It needs no network and no GPU.
 """
 
 import argparse
@@ -25,9 +25,9 @@ os.environ.update(
 
 import datasets  # noqa: E402
 import numpy as np  # noqa: E402
-import torchmetrics  # noqa: E402, F401  (once here, not in every process)
-from common import TASKS, environment, render, table  # noqa: E402
-from peers import AcceleratePeer, OurModelInTrainer, TrainerPeer  # noqa: E402
+import torchmetrics  # noqa: E402, F401  (imported here once, for all processes)
+from common import environment, render, table  # noqa: E402
+from peers import STOCK, AcceleratePeer, OurModelInTrainer, TrainerPeer  # noqa: E402
 from processes import recorded, run_in  # noqa: E402
 from systems import (  # noqa: E402
     ACCUMULATION,
@@ -45,14 +45,14 @@ SYSTEMS = [Ours, TrainerPeer, AcceleratePeer, OurModelInTrainer]
 NAMES = [system.name for system in SYSTEMS]
 SPLITS = [(1, 8, 1), (1, 2, 4), (1, 1, 8), (2, 2, 2)]  # processes, micro-batch, accumulation
 VALID_EXAMPLES = 21
-VALID_SIZES = {1: [1, 2, 3, 4, 8, 64], 2: [1, 2, 4]}  # by processes
-EXAMPLES = STEPS_PER_EPOCH * GLOBAL_BATCH_SIZE  # in an epoch of a run that is killed
+VALID_SIZES = {1: [1, 2, 3, 4, 8, 64], 2: [1, 2, 4]}  # batch sizes by number of processes
+EXAMPLES = STEPS_PER_EPOCH * GLOBAL_BATCH_SIZE  # in an epoch of the killed runs
 
 Results = dict[str, Any]
 
 
 def write_sample(task: str, project: Path, folder: Path) -> None:
-    """Write as many examples as an epoch has, and the base model with and without dropout."""
+    """Write the examples of an epoch, and the base model with and without dropout."""
     for name, dropout in (("tiny", 0.0), ("tiny-dropout", 0.1)):
         (folder / name).mkdir(parents=True)
         for file in (project / "tiny").iterdir():
@@ -65,7 +65,7 @@ def write_sample(task: str, project: Path, folder: Path) -> None:
         with (project / "data" / f"{part}.jsonl").open(encoding="utf-8") as lines:
             rows = [json.loads(line) for line in islice(lines, 4 * EXAMPLES)]
         if task == "causal_lm":
-            # Short texts with EOS, just enough to fill 48 blocks.
+            # Use short texts, as many as fit into the blocks of an epoch, each with its EOS token.
             rows = [{"text": row["text"][: 2 * MAX_LENGTH]} for row in rows]
             lengths = [len(tokenizer(row["text"])["input_ids"]) + 1 for row in rows]
             rows = rows[: int((np.cumsum(lengths) <= EXAMPLES * (MAX_LENGTH - 1)).sum())]
@@ -76,9 +76,9 @@ def write_sample(task: str, project: Path, folder: Path) -> None:
 
 
 def compare_gradients(systems: list[System], log: Path) -> Results:
-    """Measure for each system the norm of the gradient by split, relative to the first split.
+    """Measure the norm of the gradient for each system and split, relative to the first split.
 
-    For our Model in Trainer, it is relative to the template's loop, which trains the same model.
+    For the template's Model in Trainer, the norm is relative to that in the template's own loop.
     """
     results: Results = {}
     reference: dict[str, np.ndarray] = {}
@@ -95,7 +95,7 @@ def compare_gradients(systems: list[System], log: Path) -> Results:
 
 
 def compare_valid_losses(systems: list[System], log: Path) -> Results:
-    """Measure for each system and number of processes the validation loss by batch size."""
+    """Measure the validation losses for each system, number of processes and batch size."""
     return {
         system.name: {
             str(processes): run_in(processes, log, system.valid_losses, sizes, VALID_EXAMPLES)
@@ -106,7 +106,7 @@ def compare_valid_losses(systems: list[System], log: Path) -> Results:
 
 
 def compare_resumed(systems: list[System], folder: Path, log: Path) -> Results:
-    """Compare for each system and number of processes a killed and resumed run with a complete one.
+    """Compare killed and resumed runs with complete runs, for each system and number of processes.
 
     The run is killed in the step after the save, in the middle of the last epoch.
     """
@@ -138,9 +138,9 @@ def compare_resumed(systems: list[System], folder: Path, log: Path) -> Results:
 
 
 def measure(folder: Path) -> Results:
-    """Run all comparisons for all tasks."""
+    """Run all comparisons for the tasks of STOCK."""
     log, results = folder / "log", {}
-    for task in TASKS:
+    for task in STOCK:
         project, sample = render(task, folder), folder / f"{task}-sample"
         write_sample(task, project, sample)
         systems = [system(task, project, sample) for system in SYSTEMS]
@@ -195,40 +195,44 @@ def markdown(results: Results, about: dict[str, str]) -> str:
     sizes = {processes: ", ".join(map(str, sizes)) for processes, sizes in VALID_SIZES.items()}
     return f"""# Exactness of training results
 
-Made by `python bench/exactness.py`. {"; ".join(f"{k} {v}" for k, v in about.items())}.
+Written by `python bench/exactness.py`. {"; ".join(f"{k} {v}" for k, v in about.items())}.
 
-Trainer is `transformers.Trainer` with its defaults. Accelerate's recipe is the loop of its guide
-and of its `complete_nlp_example.py`: `accumulate`, `save_state`, `load_state`,
-`skip_first_batches`. (A separate section of the guide, on samples of variable size, normalises the
-loss by hand; this is not measured here.) Both train the stock model with the configuration of the
-template's tiny base model. In the last column, Trainer trains the template's Model instead.
+"Trainer" is `transformers.Trainer` with its defaults. "Accelerate's recipe" is the training loop
+of Accelerate's guide to gradient accumulation and of its `complete_nlp_example.py`, with
+`accumulate`, `save_state`, `load_state` and `skip_first_batches`. (Another section of the guide,
+on samples of variable size, normalises the loss by hand; this is not measured here.) Both train
+the stock model with the configuration of the template's tiny base model. In the last column,
+Trainer trains the template's Model instead.
 
-## The gradient of one step over the same {GLOBAL_BATCH_SIZE} examples
+## The gradient of one step on the same {GLOBAL_BATCH_SIZE} examples
 
-The norm of the gradient by processes × micro-batch × accumulation, as a multiple of the norm for 1
-× 8 × 1; and the norm of the difference from the gradient for 1 × 8 × 1, as a multiple of its norm.
-For the Model in Trainer, the reference is the gradient of the template's own loop. Dropout is off.
+A split is given as processes × examples in a micro-batch × accumulation. The first rows of each
+task have the norm of the gradient, relative to the norm for the split 1 × 8 × 1. The last row has
+the largest norm of a difference from the gradient for this split, relative to the norm of that
+gradient. For the Model in Trainer, the reference is the gradient in the template's own loop.
+Dropout is off.
 
 {table("task", "split", *NAMES, rows=gradients)}
 ## Killed in the middle of an epoch, and resumed
 
-The final weights, compared with those of an uninterrupted run; and the number of examples, of the
-{EXAMPLES} of the epoch, that were used twice / never. Dropout is on.
+Each cell compares the final weights with those of an uninterrupted run. It also has the number of
+examples that were used twice / never, of the {EXAMPLES} examples of the epoch. Dropout is on.
 
 {table("task", "processes", *NAMES[:-1], rows=resumed)}
-## Validation loss by evaluation batch size
+## Validation loss for different evaluation batch sizes
 
-The smallest and the largest loss reported for the same {VALID_EXAMPLES} examples and weights, over
-the evaluation batch sizes {sizes[1]} in one process and {sizes[2]} in two; and their difference,
+The cells have the smallest and the largest loss reported for the same {VALID_EXAMPLES} examples
+and weights, for the evaluation batch sizes {sizes[1]} in one process and {sizes[2]} in two
+processes. The last row of each task has the difference of the largest and the smallest loss,
 relative to the smallest. The weights are random, not trained.
 
 {table("task", "processes", *NAMES, rows=losses)}"""
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Compare exactness with other trainers.")
-    parser.add_argument("--json", type=Path, help="write all numbers here")
-    parser.add_argument("--markdown", type=Path, help="write the tables here")
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--json", type=Path, help="file for all numbers")
+    parser.add_argument("--markdown", type=Path, help="file for the tables")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         tempfile.tempdir = folder  # for temporary files of killed processes

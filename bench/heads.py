@@ -1,11 +1,12 @@
-"""Compare the classification head of the architecture with mean pooling, on your data.
+"""Compare the head of the architecture with mean pooling, for classification on your data.
 
 python bench/heads.py --model_id FOLDER --data trec=FOLDER sms=FOLDER --json FILE --markdown FILE
 
-Renders an unchanged classification project, one with docs/recipes/head and one with
-docs/recipes/pooling, and trains each with the same arguments. A data folder has train.jsonl and
-valid.jsonl, with `text` and `label`. Each run is added to the JSON file; runs already in the file
-are not repeated, so an interrupted bench can be restarted.
+The script renders three classification projects: an unchanged one, one with docs/recipes/head and
+one with docs/recipes/pooling. It trains each with the same arguments. A data folder must have
+train.jsonl and valid.jsonl, with the columns text and label. The result of each run is added to the
+JSON file. Runs that are already in the file are not repeated, so an interrupted benchmark can be
+restarted.
 """
 
 import argparse
@@ -67,11 +68,12 @@ def markdown(results: list[dict], args: argparse.Namespace) -> str:
     further = " ".join(args.arguments) or "none"
     return f"""# The architecture's head and mean pooling
 
-Made by `python bench/heads.py`. {"; ".join(f"{k} {v}" for k, v in environment().items())}.
+Written by `python bench/heads.py`. {"; ".join(f"{k} {v}" for k, v in environment().items())}.
 
-Base model: {args.model_id.name}. Training data: the first rows, in the number given in the
-table. Validation data: all rows. `--max_len 64`, further arguments: {further}.
-Each cell has the mean over the seeds, with the smallest and the largest value in brackets.
+Base model: {args.model_id.name}. Training data: the first rows of each data set; their number is
+in the column "rows". Validation data: all rows. Arguments: `--max_len 64`; further arguments:
+{further}. Each cell has the mean over the seeds, with the smallest and the largest value in
+brackets.
 
 {table("data", "rows", "head", "epoch", "seeds", *SCORES, rows=rows)}"""
 
@@ -79,12 +81,14 @@ Each cell has the mean over the seeds, with the smallest and the largest value i
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--model_id", type=Path, required=True, help="folder of an encoder")
-    parser.add_argument("--data", nargs="+", required=True, help="name=folder")
+    parser.add_argument("--data", nargs="+", required=True, help="data sets: NAME=FOLDER")
     parser.add_argument("--rows", type=int, default=1600, help="training rows per data set")
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--json", type=Path, default=Path("heads.json"), help="file of the results")
-    parser.add_argument("--markdown", type=Path, help="write the table here")
+    parser.add_argument(
+        "--json", type=Path, default=Path("heads.json"), help="file for the results"
+    )
+    parser.add_argument("--markdown", type=Path, help="file for the table")
     args, args.arguments = parser.parse_known_args()
     results = json.loads(args.json.read_text(encoding="utf-8")) if args.json.exists() else []
     for seed, pair, variant in product(args.seeds, args.data, RECIPES):

@@ -2,9 +2,9 @@
 
 python bench/kills.py [--kills 35] [--markdown FILE]
 
-Renders a project for each task and runs its own `tests/helpers/kill_loop.py`, which kills one
-process of a run with SIGKILL, resumes the run, kills it again, and compares the result with that of
-an uninterrupted run, bit for bit. Takes about ten minutes on two cores.
+The script renders a project for each task and runs the project's `tests/helpers/kill_loop.py`,
+which kills one process of a run by SIGKILL, resumes the run, kills it again, and compares the
+result with that of an uninterrupted run, bit for bit.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from common import TASKS, environment, render, table
 
 COLUMNS = {
     "kills": "kills",
-    "in_saves": "inside a save",
+    "in_saves": "during a save",
     "in_start": "before the process group existed",
     "resumed": "resumed",
     "runs": "completed runs, bit-identical",
@@ -38,21 +38,24 @@ def markdown(results: list[dict]) -> str:
     rows.append(["all", "", *(sum(r[name] for r in results) for name in COLUMNS)])
     return f"""# Repeatedly killed runs
 
-Made by `python bench/kills.py`. {"; ".join(f"{k} {v}" for k, v in environment().items())}.
+Written by `python bench/kills.py`. {"; ".join(f"{k} {v}" for k, v in environment().items())}.
 
-One process of a run, chosen at random, gets SIGKILL at a random moment. The run is resumed with
-`--restore_dir auto` and killed again, until it finishes. It saves after every step. After each
-kill, `last/`, `best/` and `log.json` have to be intact; at the end, weights, optimizer state and
-log have to be bit-identical to those of an uninterrupted run.
+A random process of a run is killed by SIGKILL at a random moment. The run is resumed with
+`--restore_dir auto` and killed again, until it is complete. Runs save after every step. After
+each kill, the script checks that `last/`, `best/` and `log.json` are intact. At the end of a run,
+it checks that weights, optimizer state and log are bit-identical to those of an uninterrupted
+run.
 
 {table("task", "processes", *COLUMNS.values(), rows=rows)}"""
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Kill runs, resume them, and compare the results.")
-    parser.add_argument("--kills", type=int, default=35, help="for each task and process count")
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument(
+        "--kills", type=int, default=35, help="kills for each task and number of processes"
+    )
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--markdown", type=Path, help="write the table here")
+    parser.add_argument("--markdown", type=Path, help="file for the table")
     args = parser.parse_args()
     results = []
     with tempfile.TemporaryDirectory() as folder:

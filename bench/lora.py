@@ -1,8 +1,8 @@
-"""Measure the memory of training the full model, an adapter, and an adapter on 16-bit weights.
+"""Measure the memory for training a full model, an adapter, and an adapter of 16-bit weights.
 
 python bench/lora.py [--write FOLDER]
 
-Renders a project and runs it, once per process. Needs no network and no GPU.
+The script renders a project and trains it once for each variant. It needs no network and no GPU.
 """
 
 import argparse
@@ -23,7 +23,7 @@ LLAMA = {  # the size of SmolLM2-135M
     "tie_word_embeddings": True,
 }
 RANK = 16
-# Few tokens per step, so that weights, gradients and optimizer state take most of the memory.
+# A step has few tokens, so that weights, gradients and optimizer state take most of the memory.
 SIZE = {"batch_size": 1, "max_len": 128, "max_steps": 6, "warmup": 1}
 FEW = ["--eval_batch_size", "1"]
 VARIANTS = {
@@ -43,7 +43,7 @@ def save_weights(base: Path) -> int:
 
 
 def measure(folder: Path) -> tuple[int, list[list[str]]]:
-    """Return the number of parameters, and the rows of the table."""
+    """Measure all variants; return the number of parameters and the rows of the table."""
     spec = spec_of("causal_lm", LLAMA, 64, folder / "lora", **SIZE)
     count = save_weights(Path(spec["base"]))
     rows = []
@@ -63,19 +63,20 @@ def markdown(count: int, rows: list[list[str]]) -> str:
     columns = ["trained parameters", "peak memory, MiB", "relative"]
     return f"""# Memory with an adapter
 
-Made by `python bench/lora.py` with {shown},
+Written by `python bench/lora.py` with {shown},
 on {machine}.
 
-Peak memory of a full run of {SIZE["max_steps"]} steps, including checks, validation and
-saves: a Llama of {count / 1e6:,.0f} million parameters, one block of \
-{SIZE["max_len"]} tokens in a step. Python and its libraries take about 500 MiB of it.
+The table has the peak memory of runs with {SIZE["max_steps"]} steps, including checks, validation
+and
+saves. The model is a Llama with {count / 1e6:,.0f} million parameters; a step has one block of \
+{SIZE["max_len"]} tokens. Python and its libraries take about 500 MiB of the memory.
 
 {table(*columns, rows=rows)}"""
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Measure the memory of training with an adapter.")
-    parser.add_argument("--write", type=Path, help="write lora.md here")
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--write", type=Path, help="folder for lora.md")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         text = markdown(*measure(Path(folder)))

@@ -1,6 +1,6 @@
-"""One training run of one system, measured from the first import to its last step.
+"""Train once with one system; measure from the first import to the last step.
 
-python one_run.py SYSTEM SPEC.json      (called by speed.py; prints one line of JSON)
+python one_run.py SYSTEM SPEC.json      (run by speed.py; prints one line of JSON)
 """
 
 import json
@@ -13,13 +13,13 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-BEGAN = float(os.environ.get("BENCH_BEGAN", time.time()))  # start of the command
+BEGAN = float(os.environ.get("BENCH_BEGAN", time.time()))  # when the command was started
 
 
 class Memory(threading.Thread):
-    """Measures the peak memory of a process, without memory-mapped files.
+    """Measures the peak memory of this process, without memory-mapped files.
 
-    Pages of mapped files count as resident, but the system can reclaim them at any time.
+    Pages of mapped files are excluded, because the system can reclaim them at any time.
     """
 
     def __init__(self) -> None:
@@ -36,10 +36,10 @@ class Memory(threading.Thread):
 
 
 class Meter:
-    """Records the start time of each forward pass in training, and its tokens.
+    """Records the start time and the number of tokens of each forward pass in training.
 
     Args:
-        has_targets: Whether labels are separate texts; then their tokens are counted as well.
+        has_targets: Whether labels are separate texts, whose tokens are counted as well.
     """
 
     def __init__(self, has_targets: bool) -> None:
@@ -97,7 +97,7 @@ def ours(spec: dict, meter: Meter) -> None:
     train_step = train.train_step
 
     def measured(run: Any, step: Any) -> Any:
-        if not meter.is_attached:  # passes before the first step are checks
+        if not meter.is_attached:  # exclude the checks before the first step
             meter.attach(run.accelerator.unwrap_model(run.model, keep_torch_compile=False))
         return train_step(run, step)
 
@@ -112,7 +112,10 @@ def our_arguments(spec: dict) -> list[str]:
 
 
 def limit(spec: dict, meter: Meter) -> None:
-    """Run a bare loop (forward, backward, fused step) over the prepared batches of `ours`."""
+    """Run a bare loop (forward, backward, fused optimizer step) on the batches of `ours`.
+
+    The batches are prepared before the loop.
+    """
     sys.path.insert(0, spec["project"])
     import torch
     from accelerate import Accelerator
@@ -177,7 +180,7 @@ def trainer(spec: dict, meter: Meter, **options: Any) -> None:
 
 
 def tuned_trainer(spec: dict, meter: Meter) -> None:
-    """Run transformers.Trainer with all documented options that make it faster."""
+    """Run transformers.Trainer with all documented options for speed."""
     trainer(
         spec,
         meter,
@@ -189,7 +192,7 @@ def tuned_trainer(spec: dict, meter: Meter) -> None:
 
 
 def accelerate_example(spec: dict, meter: Meter) -> None:
-    """Run the loop of Accelerate's examples/complete_nlp_example.py."""
+    """Run the training loop of Accelerate's examples/complete_nlp_example.py."""
     import torch
     from accelerate import Accelerator
     from stock import Stock

@@ -1,12 +1,14 @@
-"""Compare the validation loss of each `--optimizer`, and of `--ema`, after the same steps.
+"""Compare the validation losses of all optimizers, and of `--ema`, after the same number of steps.
 
 python bench/optimizers.py
 
-Renders a causal_lm project and trains its tiny base model from random weights on its own data.
-Each optimizer is trained with several learning rates and one seed, then with the best of them and
-a second seed. `--ema` is compared with the same runs without it. Each run is added to
-bench/results/optimizers.json; runs already in the file are not repeated, so an interrupted bench
-can be restarted. Optimizers whose packages are not installed are omitted.
+The script renders a causal_lm project and trains the base model `tiny` from random weights on the
+sample data: with several learning rates and one seed for each optimizer, then with the best
+learning rate and a second seed. `--ema` is compared with the same runs without `--ema`.
+
+The result of each run is added to bench/results/optimizers.json. Runs that are already in the file
+are not repeated, so an interrupted benchmark can be restarted. Optimizers whose packages are not
+installed are omitted.
 """
 
 import importlib.util
@@ -23,7 +25,7 @@ from common import ROOT, environment, render, table
 
 RESULTS = ROOT / "bench" / "results"
 JSON = RESULTS / "optimizers.json"
-STEPS = 72  # an epoch of the sample data
+STEPS = 72  # one epoch of the sample data
 SEEDS = (1, 2)
 RATES = {
     "adamw": (1e-3, 2e-3, 4e-3, 8e-3),
@@ -43,14 +45,14 @@ ENVIRONMENT = {
 
 
 class Bench:
-    """Train in a project; keep the results in a file."""
+    """Trains in a project, and keeps the results in a file."""
 
     def __init__(self, project: Path):
         self.project = project
         self.results = json.loads(JSON.read_text(encoding="utf-8")) if JSON.exists() else {}
 
     def loss(self, seed: int, arguments: str) -> float:
-        """Return the validation loss after the last step; train unless the file has it."""
+        """Return the validation loss after the last step; train if it is not in the file."""
         key = f"--seed {seed} {arguments}"
         if key not in self.results:
             with tempfile.TemporaryDirectory() as folder:
@@ -93,16 +95,17 @@ def markdown(bench: Bench) -> str:
         suffix = "" if schedule == "linear" else f" --lr_scheduler_type {schedule}"
         averaged.append(bench.row(schedule, adamw + suffix))
         averaged.append(bench.row(f"{schedule}, average", f"{adamw}{suffix} --ema {DECAY}"))
-    return f"""# Optimizers, and the average of the weights
+    return f"""# Optimizers and weight averaging
 
-Made by `python bench/optimizers.py`. {"; ".join(f"{k} {v}" for k, v in versions.items())}.
+Written by `python bench/optimizers.py`. {"; ".join(f"{k} {v}" for k, v in versions.items())}.
 
-Task: causal_lm with its sample data and the tiny base model from random weights, {STEPS} steps of
-16 examples, other arguments as by default. Validation loss after the last step. The runs are short
-and the model is tiny: they show that each optimizer trains, and with which learning rates, but
-nothing about other models.
+Task: causal_lm with its sample data and the base model `tiny` from random weights, {STEPS} steps
+of 16 examples, default values of all other arguments. The tables have the validation loss after
+the last step. The runs are short and the model is tiny. They show that each optimizer trains, and
+with which learning rates, but nothing about other models.
 
-Best learning rate of those tried; mean of the seeds {SEEDS[0]} and {SEEDS[1]}, each in brackets:
+The best of the learning rates below; the loss is the mean of those of the seeds {SEEDS[0]} and
+{SEEDS[1]}, which are in brackets:
 
 {table("optimizer", "arguments", "loss", rows=compared)}
 All learning rates, seed {SEEDS[0]}:

@@ -1,4 +1,4 @@
-"""The systems to compare with: transformers.Trainer, and the loop of Accelerate's documentation."""
+"""The other systems: transformers.Trainer, and the training loop of Accelerate's documentation."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -45,7 +45,7 @@ STOCK: dict[str, Any] = {
 
 
 class Peer(System):
-    """A system that trains the stock model, configured like the base model, on the same data."""
+    """A system that trains the stock model with the base model's configuration on the same data."""
 
     def model(self, dataset: Any, base: str = "tiny") -> PreTrainedModel:
         labels = dataset.schema.get("labels")
@@ -55,7 +55,7 @@ class Peer(System):
         return STOCK[self.task].from_config(config)
 
     def build(self, record: Callable | None = None) -> PreTrainedModel:
-        """Build the model. With `record`, it has dropout and records its training examples."""
+        """Build the model. With `record`, add dropout, and call `record` with training examples."""
         model = self.model(self.dataset("train"), "tiny-dropout" if record else "tiny")
 
         def take_ids(module: torch.nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
@@ -107,7 +107,7 @@ class TrainerPeer(Peer):
             model,
             self.sample / "trainer",
             max_steps=1,
-            max_grad_norm=0.0,  # not clipped
+            max_grad_norm=0.0,  # no clipping
             per_device_train_batch_size=batch_size,
             gradient_accumulation_steps=accumulation,
         )
@@ -144,18 +144,18 @@ class TrainerPeer(Peer):
 
 
 class OurModelInTrainer(TrainerPeer):
-    """The rendered project's model under transformers.Trainer."""
+    """The rendered project's model, trained with transformers.Trainer."""
 
     name = "our Model in Trainer"
     model = Ours.model
 
 
 class AcceleratePeer(Peer):
-    """The loop of Accelerate's documentation.
+    """The training loop of Accelerate's documentation.
 
-    `accumulate` and the order of calls are from its guide to gradient accumulation; saving, loading
-    and skipping from examples/complete_nlp_example.py; the validation loss from transformers'
-    run_clm_no_trainer.py.
+    `accumulate` and the order of calls are taken from Accelerate's guide to gradient accumulation;
+    saving, loading and skipping are taken from its examples/complete_nlp_example.py; the validation
+    loss is taken from run_clm_no_trainer.py of transformers.
     """
 
     name = "Accelerate's recipe"
@@ -191,7 +191,8 @@ class AcceleratePeer(Peer):
         examples, original = self.run_examples(), self.build(record)
         loader = DataLoader(examples, fit.batch_size, shuffle=True, collate_fn=examples.numbered)
         optimizer = torch.optim.AdamW(original.parameters(), lr=LEARNING_RATE)
-        # Before `prepare`, the length counts the batches of all processes, as the scheduler does.
+        # Before `prepare`, the length is the number of batches of all processes: the scheduler
+        # counts them.
         training_steps = EPOCHS * len(loader) // ACCUMULATION
         scheduler = get_linear_schedule_with_warmup(optimizer, 0, training_steps)
         model, optimizer, loader, scheduler = accelerator.prepare(

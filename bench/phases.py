@@ -1,4 +1,4 @@
-"""Divide the time of a process into phases."""
+"""Measure how much time a process spends in each of several phases."""
 
 import functools
 import time
@@ -9,11 +9,11 @@ from typing import Any
 
 
 class Phases:
-    """A clock that adds elapsed time to the innermost open phase.
+    """A clock that adds the elapsed time to the innermost open phase.
 
     Args:
-        start: `time.time()` at which the first phase began.
-        first: Name of the first phase, which `enter` replaces.
+        start: `time.time()` at the start of the first phase.
+        first: Name of the first phase. It is open until `enter` is called.
     """
 
     def __init__(self, start: float, first: str) -> None:
@@ -44,7 +44,7 @@ class Phases:
             self._open.pop()
 
     def wrap(self, owner: Any, name: str, phase: str, mark: str = "") -> None:
-        """Time each call of `owner.name`; record the end of the first one as `mark`."""
+        """Time each call of `owner.name`; record the end of the first call as `mark`."""
         function = getattr(owner, name)
 
         @functools.wraps(function)

@@ -1,4 +1,4 @@
-"""Forked processes, so that each measurement has the same initial state and can be killed."""
+"""Run measurements in forked processes, which have the same initial state and can be killed."""
 
 import json
 import multiprocessing
@@ -17,11 +17,11 @@ TIMEOUT = 120  # seconds
 
 
 def run_in(processes: int, log: Path, function: Callable, *args: Any, killed: bool = False) -> Any:
-    """Call a function in several processes, with the environment that a launcher would set.
+    """Call a function in several processes, with the environment variables that a launcher sets.
 
     Args:
         log: File for the output of all processes.
-        killed: Whether the processes are expected to end without a result.
+        killed: Whether a process is expected to be killed, so that there is no result.
 
     Returns:
         The result of the first process.
@@ -52,7 +52,7 @@ def run_in(processes: int, log: Path, function: Callable, *args: Any, killed: bo
     for child in children:
         child.kill()
         child.join()
-    # If one process is killed, another one may fail before it is killed itself.
+    # If one process is killed, another process may fail before it is killed, too.
     if None in codes or (-signal.SIGKILL not in codes if killed else any(codes)):
         raise RuntimeError(f"exit codes {codes}:\n{log.read_text()[-3000:]}")
     return result
@@ -80,7 +80,7 @@ def _child(
         sender.send(result)
     if torch.distributed.is_initialized():
         torch.distributed.barrier()
-    os._exit(0)  # without cleanup, since a process group may hang at exit
+    os._exit(0)  # no cleanup, because the destruction of a process group may hang
 
 
 class Recorder:

@@ -2,8 +2,9 @@
 
 python bench/saving.py [--steps 60] [--markdown FILE]
 
-In one run, saves alternate: one is written by the thread while training continues, the next blocks.
-Takes about three minutes on two cores, and 3 GB of disk space.
+In one run, two kinds of saves alternate: a thread writes one save while training continues; the
+next save blocks training. The script takes about three minutes on two cores, and needs 3 GB of
+disk space.
 """
 
 import argparse
@@ -24,7 +25,7 @@ SAVE_STEPS = 6
 
 
 def measure(folder: Path, steps: int) -> dict[str, list[float]]:
-    """Return the seconds of saves and steps, by kind."""
+    """Train, and return the seconds of each save and step, by kind."""
     project = render("classification", folder)
     base = folder / "base"
     shutil.copytree(project / "tiny", base)
@@ -47,15 +48,17 @@ def markdown(seconds: dict[str, list[float]]) -> str:
     rows = [[name, len(seconds[name]), f"{value:.2f}"] for name, value in middle.items()]
     return f"""# Time for which a save blocks training
 
-Made by `python bench/saving.py`. {"; ".join(f"{k} {v}" for k, v in environment().items())}.
+Written by `python bench/saving.py`. {"; ".join(f"{k} {v}" for k, v in environment().items())}.
 
-A DistilBERT of about 100 million parameters with AdamW on the CPU: a save has 0.4 GB of weights and
-0.8 GB of optimizer state; one with `best/` has 0.4 GB more. In one run, two ways of saving
-alternate. "background": `Checkpointer.save` copies, and a thread writes. "waiting": it returns
-when the save is published, and blocks the loop {held:.1f} times as long. Medians:
+The model is a DistilBERT with about 100 million parameters, trained with AdamW on the CPU. A save
+of `last/` has 0.4 GB of weights and 0.8 GB of optimizer state; a save of `best/` adds 0.4 GB. In
+one run, two kinds of saves alternate. "background": `Checkpointer.save` copies the tensors and
+returns; a thread writes them. "waiting": `Checkpointer.save` returns when the checkpoint is
+written, and blocks the loop {held:.1f} times as long. The table has the medians of these times,
+and of the times of training steps:
 
 {table("", "count", "seconds", rows=rows)}
-On a CPU the thread uses the same cores as training: compare the last two rows.
+On a CPU, the thread uses the same cores as training, so steps take longer while it writes.
 """
 
 
@@ -63,8 +66,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description="Measure how long a save blocks the training loop."
     )
-    parser.add_argument("--steps", type=int, default=60)
-    parser.add_argument("--markdown", type=Path, help="write the table here")
+    parser.add_argument("--steps", type=int, default=60, help="training steps")
+    parser.add_argument("--markdown", type=Path, help="file for the table")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         text = markdown(measure(Path(folder), args.steps))

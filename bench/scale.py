@@ -1,8 +1,8 @@
-"""Measure speed and memory with much data, late in an epoch, in two processes, and with flags.
+"""Measure speed and memory with large data, late in an epoch, in two processes, and with flags.
 
 python bench/scale.py [--examples 1000000] [--write FOLDER]
 
-Renders projects and runs each in its own process. Needs no network and no GPU.
+The script renders projects and runs each in a separate process. It needs no network and no GPU.
 """
 
 import argparse
@@ -29,12 +29,12 @@ SMALL_BERT = {
     "num_attention_heads": 2,
     "intermediate_size": 512,
 }
-PLANNED = 10_000_000  # examples in an epoch whose order is timed
+PLANNED = 10_000_000  # examples in the epoch for which the computation of the order is timed
 IN_PROJECT = Path(__file__).parent / "in_project"
 
 
 def spec_of(task: str, config: dict, count: int, folder: Path, **options: Any) -> dict[str, Any]:
-    """Create data, a base model and a project in a new folder; return how to train with them."""
+    """Create data, a base model and a project in a new folder; return the settings of a run."""
     folder.mkdir(parents=True)
     write_base(task, config, folder / "base")
     write_texts(task, count, folder / "train.jsonl")
@@ -59,7 +59,7 @@ def spec_of(task: str, config: dict, count: int, folder: Path, **options: Any) -
 
 
 def in_project(spec: dict, script: str, *arguments: str) -> list[float]:
-    """Return the numbers that a script of in_project/ prints in the folder of a project."""
+    """Run a script of in_project/ in the folder of a project; return the numbers that it prints."""
     done = subprocess.run(
         [sys.executable, str(IN_PROJECT / script), *arguments],
         cwd=spec["project"],
@@ -72,7 +72,7 @@ def in_project(spec: dict, script: str, *arguments: str) -> list[float]:
 
 
 def measure_data(examples: int, folder: Path) -> list[list[str]]:
-    """Measure memory and time by the number of examples."""
+    """Measure memory and time for different numbers of examples."""
     rows = []
     for count in (examples // 10, examples):
         spec = spec_of("classification", SMALL_BERT, count, folder / str(count), max_steps=20)
@@ -94,7 +94,7 @@ def measure_order(folder: Path) -> list[list[str]]:
 
 
 def measure_loop(folder: Path) -> list[list[str]]:
-    """Measure the overhead of the loop: time other than forward, backward and optimizer step."""
+    """Measure the overhead of the training loop, compared with bare loops."""
     rows = []
     for config, steps in ((SMALL_BERT, 2000), (BERT, 500)):
         size = config["hidden_size"]
@@ -124,7 +124,7 @@ def measure_processes(folder: Path, rounds: int) -> list[list[str]]:
 
 
 def launched(spec: dict, folder: Path, processes: int) -> list[dict[str, float]]:
-    """Start the processes of a run as a launcher does; return the measurements of each."""
+    """Start the processes of a run as a launcher does; return the measurements of each process."""
     path = folder / "spec.json"
     path.write_text(json.dumps(spec), encoding="utf-8")
     script = Path(__file__).with_name("one_run.py")
@@ -147,7 +147,7 @@ def launched(spec: dict, folder: Path, processes: int) -> list[dict[str, float]]
 
 
 def measure_flags(folder: Path, rounds: int) -> list[list[str]]:
-    """Measure speed and memory with each flag and without it, alternately."""
+    """Measure speed and memory without flags and with each flag, alternately."""
     variants: dict[str, tuple[list[str], dict]] = {
         "none": ([], {}),
         "`--compile`": (["--compile"], {}),
@@ -165,7 +165,7 @@ def measure_flags(folder: Path, rounds: int) -> list[list[str]]:
             for name, (flags, variables) in variants.items():
                 warmup = 20 if "--compile" in flags and task == "classification" else 3
                 with_flags = {**spec, "flags": flags, "variables": variables, "warmup": warmup}
-                if variables:  # it may be very slow
+                if variables:  # bfloat16 may be very slow
                     with_flags["max_steps"] = 6
                 results[name].append(run("hf-template", with_flags, place))
         plain = medians(results["none"])
@@ -183,7 +183,7 @@ def medians(results: list[dict]) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class Part:
-    """A measurement, shown in its own section.
+    """A measurement, which has its own section in scale.md.
 
     Attributes:
         measure: Returns the rows of the table; its argument is a new folder.
@@ -197,9 +197,9 @@ class Part:
 
 PARTS = {
     "data": Part(
-        "By the number of examples",
-        "At the first start the texts are read and tokenized; at the second start their tokens "
-        "come from the cache. Pages of mapped files fill free memory; the system can reclaim them.",
+        "Numbers of examples",
+        "At the first start, the texts are read and tokenized; at the second start, their tokens "
+        "come from the cache. Memory-mapped files fill free memory, which the system can reclaim.",
         [
             "examples",
             "peak memory without mapped files at the first start, MiB",
@@ -209,34 +209,40 @@ PARTS = {
             "first start to first step, s",
             "second",
             "first batch of an epoch, s",
-            "first batch at 99 % of it, s",
+            "first batch at 99 % of an epoch, s",
         ],
         lambda folder, args: measure_data(args.examples, folder),
     ),
     "order": Part(
         "The order of an epoch",
-        "Time to compute the order, by the number of examples.",
+        "Time to compute the order of the examples.",
         ["examples", "seconds"],
         lambda folder, args: measure_order(folder),
     ),
     "loop": Part(
-        "The loop itself",
-        "Additional time of `train.py` compared with a bare loop: forward pass, backward pass and "
-        "fused optimizer step over the same batches, made in advance, in the same process, "
-        "alternately step by step. `train.py` clips gradients; the bare loop clips in one "
-        "comparison only.",
-        ["BERT", "bare loop, ms per step", "bare loop with clipping", "without clipping"],
+        "The training loop",
+        "Additional time of a step of `train.py`, relative to bare loops: forward pass, backward "
+        "pass and fused optimizer step on the same batches, which are prepared in advance. All "
+        "loops run in the same process, alternately step by step. `train.py` clips gradients. One "
+        "bare loop clips gradients, the other does not.",
+        [
+            "BERT",
+            "bare loop without clipping, ms per step",
+            "additional time, relative to the loop with clipping",
+            "relative to the loop without clipping",
+        ],
         lambda folder, args: measure_loop(folder),
     ),
     "processes": Part(
-        "Two processes, one thread each, compared with one",
-        "Classification, batches of 32 over all processes. Padding counts as tokens.",
-        ["one process, tokens/s", "two", "efficiency", "largest difference in tokens"],
+        "One process and two processes, with one thread each",
+        "Classification with a global batch size of 32. Padding tokens are counted. The last "
+        "column has the largest difference between the numbers of tokens of the two processes.",
+        ["one process, tokens/s", "two processes, tokens/s", "efficiency", "largest difference"],
         lambda folder, args: measure_processes(folder, args.rounds),
     ),
     "flags": Part(
-        "With and without each flag",
-        "As a multiple of the value without the flag, on a CPU. bfloat16 is many times slower on a "
+        "Flags",
+        "Values relative to those without flags, on a CPU. bfloat16 is many times slower on a "
         "CPU without instructions for it (AVX-512 BF16 or AMX).",
         ["task", "flag", "speed", "peak memory"],
         lambda folder, args: measure_flags(folder, args.rounds),
@@ -256,20 +262,22 @@ Measured on {results[name]["machine"]}.
         if name in results
     ]
     about = "; ".join(f"{name} {version}" for name, version in environment().items())
-    return f"""# Much data, two processes, and the flags
+    return f"""# Large data, two processes, and flags
 
-Made by `python bench/scale.py`. {about}.
-A 2-layer BERT of width 128 for the data, otherwise the models of [speed.md](speed.md).
+Written by `python bench/scale.py`. {about}. The first section uses a 2-layer BERT of width 128;
+the other sections use the models of [speed.md](speed.md), unless they name another model.
 
 {chr(10).join(sections)}"""
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Measure with much data, processes, and flags.")
-    parser.add_argument("--examples", type=int, default=1_000_000)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--part", choices=list(PARTS), action="append", help="only this one")
-    parser.add_argument("--write", type=Path, help="write scale.md and .json here")
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--examples", type=int, default=1_000_000, help="size of the large data")
+    parser.add_argument("--rounds", type=int, default=3, help="runs of each variant")
+    parser.add_argument(
+        "--part", choices=list(PARTS), action="append", help="measure only this part"
+    )
+    parser.add_argument("--write", type=Path, help="folder for scale.md and scale.json")
     args = parser.parse_args()
     kept = args.write / "scale.json" if args.write else Path()
     results = {}

@@ -1,9 +1,10 @@
-"""Measure the speed of training: this template, its peers, and a bare loop.
+"""Measure the speed of training with this template, with other trainers, and with a bare loop.
 
 python bench/speed.py [--rounds 3] [--device cuda] [--write FOLDER]
 
-Renders a project for each task, and trains it and its peers on the same texts, alternately, each
-run in its own process, so that noise of the machine affects all systems. Needs no network.
+The script renders projects for three tasks. Each project and the other systems train on the same
+texts, alternately, so that noise of the machine affects all systems. Each run is a separate
+process. The script needs no network.
 """
 
 import argparse
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import TASKS, environment, render, table
+from common import environment, render, table
 
 SYSTEMS = ["hf-template", "Trainer", "Trainer, tuned", "Accelerate's example", "limit"]
 HERE = Path(__file__).parent
@@ -45,9 +46,11 @@ BART = {
     "forced_eos_token_id": None,
 }
 GPT2 = {"model_type": "gpt2", "n_embd": 256, "n_layer": 4, "n_head": 4, "n_positions": 1024}
-BATCHES = 640  # number of batches of varying length; a run uses the first `max_steps`
+BATCHES = (
+    640  # batches in the data of texts with varying length; a run trains on `max_steps` batches
+)
 VARYING = {"batch_size": 32, "max_len": 512, "texts": 32 * BATCHES, "sampling": "group_by_length"}
-# Several times slower than the others: one round is enough.
+# These systems are several times slower than the others: one round is enough.
 VARYING["in_first_round_only"] = ["Trainer", "Accelerate's example"]
 BLOCKS = {"sampling": "random", "in_first_round_only": []}
 CPU: dict[str, dict] = {
@@ -81,12 +84,12 @@ GPU: dict[str, dict] = {
         "texts": 61 * 16 * 1024 // 37,
     },
 }
-MEDIAN, SIGMA = 37, 0.8  # tokens in a text, log-normal
+MEDIAN, SIGMA = 37, 0.8  # log-normal distribution of the number of tokens in a text
 WARMUP = {"cpu": 0, "cuda": 3}  # forward passes that are not measured
 
 
 def write_base(task: str, config: dict, folder: Path) -> None:
-    """Write a base model without weights, and a tokenizer with one token per word."""
+    """Write the configuration of a base model, and a tokenizer with one token per word."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import AutoConfig, PreTrainedTokenizerFast
 
@@ -101,7 +104,7 @@ def write_base(task: str, config: dict, folder: Path) -> None:
 
 
 def write_texts(task: str, count: int, path: Path, seed: int = 0) -> None:
-    """Write texts of random words; a target is about as long as its source."""
+    """Write texts of random words. Targets for seq2seq are about as long as their sources."""
     rng = np.random.default_rng(seed)
     lengths = np.clip(rng.lognormal(np.log(MEDIAN), SIGMA, count), 3, 510).astype(int)
     ratios = rng.lognormal(0, 0.2, count)
@@ -118,7 +121,7 @@ def write_texts(task: str, count: int, path: Path, seed: int = 0) -> None:
 
 
 def run(system: str, spec: dict, folder: Path) -> dict[str, float]:
-    """Measure one run in its own process."""
+    """Train once in a separate process; return the measurements."""
     spec = {**spec, "outdir": tempfile.mkdtemp(dir=folder) + "/run"}
     (folder / "spec.json").write_text(json.dumps(spec), encoding="utf-8")
     variables = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(folder / "cache")}
@@ -190,22 +193,24 @@ def markdown(results: dict[str, Any], args: argparse.Namespace, about: dict[str,
     columns += ["peak memory, MiB", "start to first step, s"]
     return f"""# Speed of training
 
-Made by `python bench/speed.py`. {"; ".join(f"{k} {v}" for k, v in about.items())}.
-Device {args.device}; medians of {args.rounds} rounds. Each round runs the systems one after another
-(Trainer and Accelerate's example with texts of varying length in the first round only).
+Written by `python bench/speed.py`. {"; ".join(f"{k} {v}" for k, v in about.items())}. Device:
+{args.device}; medians of {args.rounds} rounds. Each round runs the systems one after another. For
+classification and seq2seq, Trainer and Accelerate's example run in the first round only.
 
-Texts of random words, log-normal in length (median {MEDIAN}, sigma {SIGMA}); a 4-layer BERT and a
-2 + 2-layer BART (width 256, vocabulary 8,000, batches of 32), and a 4-layer GPT-2 (vocabulary
-50,000, batches of 8 blocks of 256) on a CPU; BERT-base, BART-base and GPT-2 124M on a GPU. Real
-tokens do not include padding. The time to the first step is that of a start with cached tokens. The
-limit is a bare loop (forward, backward, fused step) over the template's batches, made in advance.
-Trainer, tuned: fused AdamW, `group_by_length`, {args.workers} worker(s).
+The texts are random words; their lengths have a log-normal distribution (median {MEDIAN}, sigma
+{SIGMA}). On a CPU, the models are a 4-layer BERT and a 2 + 2-layer BART (width 256, vocabulary
+8,000, batches of 32 texts), and a 4-layer GPT-2 (vocabulary 50,000, batches of 8 blocks of 256
+tokens); on a GPU, they are BERT-base, BART-base and GPT-2 124M. Real tokens do not include
+padding. The time to the first step is that of a start with cached tokens. "limit" is a bare loop
+(forward, backward, fused optimizer step) on the template's batches, which are prepared in
+advance. The tuned Trainer has fused AdamW, `group_by_length` and {args.workers} loader
+process(es).
 
 {table(*columns, rows=rows)}"""
 
 
 def draw(results: dict[str, Any], path: Path) -> None:
-    """Draw bars of real tokens per second, as multiples of Trainer's."""
+    """Draw bars of real tokens per second, relative to those of Trainer."""
     import matplotlib
 
     matplotlib.use("svg")
@@ -230,25 +235,24 @@ def draw(results: dict[str, Any], path: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Compare speed with other trainers.")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--task", choices=TASKS, action="append", help="only this one")
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--workers", type=int, default=1, help="of the tuned Trainer")
-    parser.add_argument("--flags", default="", help="more arguments for the template's train.py")
-    parser.add_argument("--write", type=Path, help="write speed.md, .json and .svg here")
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--rounds", type=int, default=3, help="runs of each system")
+    parser.add_argument("--task", choices=list(CPU), action="append", help="measure only this task")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="device")
+    parser.add_argument("--workers", type=int, default=1, help="loader processes of tuned Trainer")
+    parser.add_argument("--flags", default="", help="further arguments of the template's train.py")
+    parser.add_argument("--write", type=Path, help="folder for speed.md, speed.json and speed.svg")
     args = parser.parse_args()
     sizes = GPU if args.device == "cuda" else CPU
     with tempfile.TemporaryDirectory() as folder:
         results = {
-            task: measure(task, sizes[task], args, Path(folder) / task)
-            for task in args.task or TASKS
+            task: measure(task, sizes[task], args, Path(folder) / task) for task in args.task or CPU
         }
     about = environment()
     kept = args.write / "speed.json" if args.write else Path()
     if args.task and kept.is_file():  # keep the results of tasks measured earlier
         results = json.loads(kept.read_text(encoding="utf-8"))["tasks"] | results
-        results = {task: results[task] for task in TASKS if task in results}
+        results = {task: results[task] for task in CPU if task in results}
     text = markdown(results, args, about)
     print(text)
     if args.write:

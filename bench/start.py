@@ -1,10 +1,10 @@
-"""Measure the time to the first step and of --help, compared with a plain script.
+"""Measure the time to the first step, compared with a plain script, and the time of --help.
 
 python bench/start.py [--rounds 5] [--write FOLDER]
 
-The plain script imports torch and transformers, loads the same model and tokenizer, and runs one
-step on the first rows. Both are started alternately, each time in a new process, after one round
-that is not counted (it fills the caches of files and tokens).
+The plain script imports torch and transformers, loads the same model and tokenizer, and trains one
+step on the first rows. train.py and the plain script are started alternately, each time in a new
+process. The first round is not counted, because it fills the caches of files and tokens.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from common import TASKS, environment, render, table
 TIMES = (
     "print('TIMES', json.dumps([time.process_time(), time.time() - float(os.environ['BEGAN'])]))"
 )
-# The rest of a step is the same for both, so the clock stops after the first one.
+# All later steps are alike, so the process ends after the first step.
 OURS = f"""
 import json, os, sys, time
 import train
@@ -55,13 +55,17 @@ optimizer.step()
 AUTO = {
     "classification": ("AutoModelForSequenceClassification", "torch.zeros(16, dtype=torch.long)"),
     "seq2seq": ("AutoModelForSeq2SeqLM", 'batch["input_ids"]'),
+    "token_classification": (
+        "AutoModelForTokenClassification",
+        'torch.zeros_like(batch["input_ids"])',
+    ),
 }
 CAUSAL = ("AutoModelForCausalLM", 'batch["input_ids"]')
 SCRIPTS = ("train.py", "predict.py", "export.py", "sweep.py")
 
 
 def times(command: list[str], project: Path, folder: Path) -> list[float]:
-    """Run a script; return its CPU seconds and its seconds to the first step."""
+    """Run a script; return the CPU seconds and the wall time, in seconds, to the first step."""
     shell = ["import os, sys, time; os.environ['BEGAN'] = str(time.time())"]
     shell += ["os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"]
     variables = {"HF_HUB_OFFLINE": "1", "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
@@ -114,20 +118,22 @@ def markdown(results: dict[str, Any], rounds: int, about: dict[str, str]) -> str
         rows.append([*row, *(f"{found[script]:.2f}" for script in SCRIPTS)])
     head = ["task", "train.py, CPU s", "plain script, CPU s", "ratio", "train.py, s"]
     head += ["plain script, s", *(f"{script} --help, CPU s" for script in SCRIPTS)]
-    return f"""# Start
+    return f"""# Time to the first step
 
-Made by `python bench/start.py`. {"; ".join(f"{k} {v}" for k, v in about.items())}.
-Medians of {rounds} rounds, one thread. To the end of the first optimizer step, with the tiny model
-of each project.
+Written by `python bench/start.py`. {"; ".join(f"{k} {v}" for k, v in about.items())}. Medians of
+{rounds} rounds, one thread. The times end with the first optimizer step of the base model `tiny`.
 
 {table(*head, rows=rows)}"""
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--tasks", nargs="+", default=TASKS)
-    parser.add_argument("--write", help="folder of the results")
+    parser = argparse.ArgumentParser(
+        description=__doc__.partition("\n")[0],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("--rounds", type=int, default=5, help="runs of each script")
+    parser.add_argument("--tasks", nargs="+", default=TASKS, help="tasks")
+    parser.add_argument("--write", help="folder for start.md")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         results = {task: measure(task, args.rounds, Path(name)) for task in args.tasks}

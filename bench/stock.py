@@ -18,7 +18,7 @@ class Stock:
     """The stock model, tokenizer, data and collator for a task.
 
     Args:
-        spec: Has `task`, `base` (a folder), `seed`, `max_len` and `train_input`.
+        spec: Settings of the run: `task`, `base` (a folder), `seed` and `max_len` are used.
     """
 
     def __init__(self, spec: dict):
@@ -38,7 +38,7 @@ class Stock:
         return AUTO[self.task].from_config(hf.AutoConfig.from_pretrained(base, **options))
 
     def collator(self, model: Any) -> Callable:
-        """Return the data collator that the documentation uses for the task."""
+        """Return the data collator that the documentation of transformers uses for the task."""
         if self.task == "classification":
             return hf.DataCollatorWithPadding(self.tokenizer)
         if self.task == "seq2seq":
@@ -61,7 +61,7 @@ class Stock:
         return self.tokenizer(batch["source"], text_target=batch["target"], **self._cut)
 
     def _causal_lm(self, batch: dict) -> dict:
-        """Join texts as examples/pytorch/language-modeling/run_clm.py does."""
+        """Concatenate texts and cut them into blocks, as run_clm.py of transformers does."""
         size = self.spec["max_len"]
         ids = sum(self.tokenizer(batch["text"])["input_ids"], [])
         blocks = [ids[i : i + size] for i in range(0, len(ids) - size + 1, size)]

@@ -1,4 +1,4 @@
-"""The systems to compare and their examples; the rendered project is the first system."""
+"""The interface of the compared systems, their examples, and the system of this template."""
 
 import sys
 from collections.abc import Iterator
@@ -20,12 +20,12 @@ EPOCHS, STEPS_PER_EPOCH, SAVED_STEP, ACCUMULATION = 2, 6, 9, 2  # of the killed 
 
 @dataclass(frozen=True)
 class Fit:
-    """A run of EPOCHS epochs that saves after SAVED_STEP steps, or its resumption.
+    """A run of EPOCHS epochs that saves after SAVED_STEP steps, or the run that resumes it.
 
     Attributes:
         folder: Folder for checkpoints and records.
         phase: Part of the file names of the records.
-        batch_size: Examples in a forward pass of one process.
+        batch_size: Number of examples in a forward pass of one process.
         last_pass: The forward pass before which the run is killed, if any.
         resume: Whether to resume from the checkpoint in `folder`.
     """
@@ -40,8 +40,8 @@ class Fit:
 class Examples(torch.utils.data.Dataset):
     """The first examples of a data set, unchanged or truncated to different lengths.
 
-    Has the attributes that the template's loop reads, and the index of each example for the other
-    systems.
+    The data set has the attributes that the template's loop reads. For the other systems, batches
+    can contain the index of each example.
     """
 
     def __init__(self, dataset: Any, count: int, cut: bool):
@@ -82,11 +82,11 @@ def gradient_of(model: torch.nn.Module) -> np.ndarray:
 
 
 class System:
-    """A system that trains a model. Each method runs in one new process, or in several.
+    """A system that trains a model. Each method is called in new processes.
 
     Args:
-        task: The task of the project and the sample.
-        project: The project rendered for the task; all systems read their data with its code.
+        task: Task of the project and of the sample.
+        project: Project rendered for the task. All systems read the data with its code.
         sample: Folder with train.jsonl, valid.jsonl and two base models, without and with dropout.
     """
 
@@ -113,11 +113,11 @@ class System:
         raise NotImplementedError
 
     def gradient(self, batch_size: int, accumulation: int) -> np.ndarray:
-        """Return the gradient of one step over a global batch."""
+        """Return the gradient of one step on a global batch."""
         raise NotImplementedError
 
     def valid_losses(self, batch_sizes: list[int], count: int) -> list[float]:
-        """Return the validation loss by evaluation batch size."""
+        """Return the validation loss for each evaluation batch size."""
         raise NotImplementedError
 
     def fit(self, fit: Fit) -> np.ndarray:

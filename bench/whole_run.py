@@ -1,6 +1,6 @@
-"""Time the phases of one run of one system: read, train an epoch, validate, save.
+"""Time the phases of one run of one system: reading, training, validation, saving and others.
 
-python whole_run.py SYSTEM SPEC.json      (called by endtoend.py; prints one line of JSON)
+python whole_run.py SYSTEM SPEC.json      (run by endtoend.py; prints one line of JSON)
 """
 
 import json
@@ -14,7 +14,7 @@ from typing import Any
 from phases import Phases
 
 FIRST_STEP = "first step"
-BEGAN = float(os.environ.get("BENCH_BEGAN", time.time()))  # start of the command
+BEGAN = float(os.environ.get("BENCH_BEGAN", time.time()))  # when the command was started
 
 
 def ours(spec: dict, phases: Phases) -> None:
@@ -53,7 +53,7 @@ def ours(spec: dict, phases: Phases) -> None:
 
 
 def count_flops(phases: Phases) -> None:
-    """Record the floating-point operations of the training steps, where a formula applies."""
+    """Record the FLOPs of the training steps; 0 if there is no formula for the model."""
     from training.throughput import Throughput
 
     since_restart = Throughput.since_restart
@@ -72,7 +72,7 @@ def time_generation(phases: Phases) -> None:
 
 
 def score(spec: dict, peer: Any, predictions: Any, labels: Any) -> dict[str, float]:
-    """Compute the scores of the template, with the libraries of the examples."""
+    """Compute the scores that the template computes, with sklearn and sacrebleu."""
     if spec["task"] == "classification":
         from sklearn.metrics import accuracy_score, f1_score
 
@@ -161,7 +161,7 @@ def tuned_trainer(spec: dict, phases: Phases) -> None:
 
 
 def accelerate_example(spec: dict, phases: Phases) -> None:
-    """Run the loop of Accelerate's examples/complete_nlp_example.py."""
+    """Run the training loop of Accelerate's examples/complete_nlp_example.py."""
     import torch
     from accelerate import Accelerator
     from stock import Stock
@@ -207,7 +207,7 @@ def accelerate_example(spec: dict, phases: Phases) -> None:
 
 
 def evaluate_by_hand(spec: dict, peer: Any, accelerator: Any, model: Any, loader: Any) -> None:
-    """Compute loss and scores batch by batch, as the `no_trainer` examples do."""
+    """Compute loss and scores batch by batch, as the `no_trainer` examples of transformers do."""
     import torch
 
     losses, predictions, labels = [], [], []
@@ -232,7 +232,7 @@ def evaluate_by_hand(spec: dict, peer: Any, accelerator: Any, model: Any, loader
 
 
 def padded(rows: list) -> Any:
-    """Pad rows of different lengths to one array, with -100."""
+    """Pad rows of different lengths with -100, and return them as one array."""
     import numpy as np
 
     if not isinstance(rows[0], list):

@@ -1,9 +1,9 @@
-"""Draw docs/design.svg: the packages of a rendered project, their imports, and its data flow.
+"""Draw docs/design.svg: the packages of a rendered project, their imports, and the data flow.
 
     python scripts/draw_design.py
 
-Packages, modules and imports are read from the code of a rendered project. The functions of the
-second part are listed here, and looked up in the code.
+Packages, modules and imports are read from the code of a rendered project. The functions in the
+data flow are listed in this script, which checks that they exist in the code.
 """
 
 import ast
@@ -19,8 +19,8 @@ from cookiecutter.main import cookiecutter
 ROOT = Path(__file__).resolve().parent.parent
 PICTURE = ROOT / "docs" / "design.svg"
 
-SCRIPTS = "scripts"  # train.py and the other modules beside it
-# From the top down, with the purpose of each.
+SCRIPTS = "scripts"  # train.py and the other top-level scripts
+# The packages from the top down, with their purposes.
 PACKAGES = {
     SCRIPTS: "the loop and the commands",
     "reporting": "progress, pictures, model card, dry run",
@@ -29,7 +29,7 @@ PACKAGES = {
     "reading": "from a file to tokens",
     "errors": "errors that end a program in one sentence",
 }
-# The data flow: a function, its file, and what it returns.
+# The data flow: functions, their files, and their results.
 FLOW = [
     ("read_table", "reading/tables.py", "columns of text"),
     ("generate_dataset", "model/dataset.py", "tokens, cached on disk"),
@@ -47,9 +47,9 @@ WIDTH = 800
 MARGIN = 20
 PACKAGE_WIDTH = 560
 LINE = 18  # height of a line of text
-LANE = 32  # between the vertical lines of two packages
-GAP = 16  # between two packages
-COLUMNS = 76  # characters of a line in a package
+LANE = 32  # distance between the vertical lines of two packages
+GAP = 16  # distance between two packages
+COLUMNS = 76  # characters per line in a package
 STEP_WIDTH = 224
 STEP_HEIGHT = 66
 STEP_GAP = 44
@@ -77,7 +77,7 @@ def modules_of(project: Path) -> dict[str, list[Path]]:
 
 
 def imports_of(packages: dict[str, list[Path]]) -> dict[str, list[str]]:
-    """Return for each package the other packages that it imports, from the top down."""
+    """Return for each package the other packages that it imports, in the order of PACKAGES."""
     found: dict[str, list[str]] = {}
     for package, files in packages.items():
         names = {name for file in files for name in _imported(file)}
@@ -86,7 +86,7 @@ def imports_of(packages: dict[str, list[Path]]) -> dict[str, list[str]]:
 
 
 def _imported(file: Path) -> Iterator[str]:
-    """Yield the top-level names of absolute imports; relative imports stay in their package."""
+    """Yield the top-level names of absolute imports. Relative imports stay inside a package."""
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             yield from (alias.name.partition(".")[0] for alias in node.names)
@@ -119,7 +119,7 @@ def box(x: int, y: int, width: int, height: int, fill: str) -> str:
 
 
 def line(points: list[tuple[int, int]], color: str = "#555", is_arrow: bool = True) -> str:
-    """Draw a line with corners, and an arrowhead at its end."""
+    """Draw a line through points, with an arrowhead at its end."""
     path = " ".join(f"{x},{y}" for x, y in points)
     drawn = f'<polyline points="{path}" fill="none" stroke="{color}" stroke-width="1.5"/>'
     if not is_arrow:
@@ -144,7 +144,7 @@ def names_in(package: str, files: list[Path]) -> list[str]:
 
 
 def draw_packages(packages: dict[str, list[Path]], top: int) -> tuple[list[str], int]:
-    """Draw the packages one below the other, with a lane of arrows for each; return the bottom."""
+    """Draw the packages one below the other, and their imports; return the lower edge, too."""
     drawn: list[str] = []
     places: dict[str, tuple[int, int]] = {}
     y = top
@@ -184,7 +184,7 @@ def _draw_imports(imports: dict[str, list[str]], places: dict[str, tuple[int, in
 
 
 def draw_flow(top: int) -> tuple[list[str], int]:
-    """Draw the functions in rows from left to right; return the y coordinate of the lower edge."""
+    """Draw the functions in rows from left to right; return the lower edge, too."""
     places = [
         (
             MARGIN + (n % IN_A_ROW) * (STEP_WIDTH + STEP_GAP),

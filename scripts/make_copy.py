@@ -1,10 +1,10 @@
-"""Write a copy of this template that Windows and cruft can read, with {{ }} in place of << >>.
+"""Write a copy of this template for Windows and cruft, with {{ }} instead of << >>.
 
     python scripts/make_copy.py OUT
 
-OUT becomes a folder with all files that rendering needs; OUT.zip has the same files, for a
-release. Both render the same projects as this template. OUT may be a git repository: an
-earlier copy in it is replaced, and its history is kept.
+OUT is a folder with all files that Cookiecutter needs; OUT.zip has the same files, for a release.
+Both render the same projects as this template. OUT may be a git repository: an earlier copy in it
+is replaced, and the git history is kept.
 """
 
 import argparse
@@ -26,10 +26,10 @@ QUESTIONS = json.loads((ROOT / "cookiecutter.json").read_text(encoding="utf-8"))
 SETTINGS = QUESTIONS["_jinja2_env_vars"]
 OURS, USUAL = Environment(keep_trailing_newline=True, **SETTINGS), Environment()
 TEMPLATE = find_template(ROOT, OURS).name
-VERBATIM = re.compile("_(?!_|copy_without_render$)|__prompts__$")  # questions not rendered
+VERBATIM = re.compile("_(?!_|copy_without_render$)|__prompts__$")  # keys that are not rendered
 CACHE = re.compile(r"/(\.\w+_cache|__pycache__)/")
 
-# Token names of Jinja's lexer, each with the mark of this template and the default mark.
+# Token names of Jinja's lexer, each with the delimiter of this template and the default delimiter.
 MARKS = {
     f"{kind}_{token}": (getattr(OURS, setting), getattr(USUAL, setting))
     for kind in ("variable", "block", "comment")
@@ -38,18 +38,20 @@ MARKS = {
 
 
 def copied(token: str, text: str) -> str:
-    """Return one token of a template, written with the default marks of Jinja, such as `{{ }}`."""
-    if token in MARKS:  # the token can include + or -, and the newline that it trims
+    """Return one token of a template, with the default delimiters of Jinja, such as `{{ }}`."""
+    if token in MARKS:  # the text can include + or -, and a newline that is trimmed
         return text.replace(*MARKS[token])
-    if token == "data":  # also at the end: the brace of {<< x >>} would become part of the mark
+    # A brace at the end, as in {<< x >>}, would become part of a delimiter.
+    if token == "data":
         return re.sub(r"\{(?=[{%#]|\Z)", "{{ '{' }}", text)
-    if token in ("raw_begin", "raw_end"):  # not "", after which white space could begin a line
+    # Not "": Jinja would strip white space after it if this were the start of a line.
+    if token in ("raw_begin", "raw_end"):
         return "{{ '' }}"
     return text.replace("#}", "# }") if token == "comment" else text
 
 
 def translated(value: Any) -> Any:
-    """Return a template text with the default marks, also inside lists and dictionaries."""
+    """Translate a template text to the default delimiters, also inside lists and dictionaries."""
     if isinstance(value, dict):
         return {translated(key): translated(item) for key, item in value.items()}
     if isinstance(value, list):
@@ -72,7 +74,7 @@ def sources() -> Iterator[Path]:
 def is_rendered(path: Path) -> bool:
     """Return whether Cookiecutter renders a file, given its path relative to ROOT."""
     place, *inside = path.parts
-    if place != TEMPLATE:  # hf_template_ext.py is imported, and reads task.json
+    if place != TEMPLATE:  # Cookiecutter imports hf_template_ext.py, which reads task.json
         is_included = place == "templates" and path.name != "task.json"
         return is_included or path.stem in ("pre_gen_project", "post_gen_project")
     above = ("/".join(inside[:depth]) for depth in range(1, len(inside) + 1))
@@ -92,7 +94,7 @@ def write(path: Path, target: Path) -> None:
     elif is_rendered(path):
         with target.open(encoding="utf-8") as file:
             text, newlines = translated(file.read()), file.newlines
-        newline = newlines[0] if isinstance(newlines, tuple) else newlines  # Cookiecutter's choice
+        newline = newlines[0] if isinstance(newlines, tuple) else newlines  # as in Cookiecutter
         target.write_text(text, encoding="utf-8", newline=newline)
 
 
@@ -111,7 +113,9 @@ def main() -> None:
     for path, copy in copies.items():
         write(path, out / copy)
     with ZipFile(f"{out}.zip", "w", ZIP_DEFLATED) as archive:
-        archive.writestr(f"{out.name}/", "")  # Cookiecutter expects the folder as the first entry
+        archive.writestr(
+            f"{out.name}/", ""
+        )  # Cookiecutter requires that the folder is the first entry
         for copy in sorted(copies.values()):
             archive.write(out / copy, out.name / copy)
 

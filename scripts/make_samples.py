@@ -1,12 +1,14 @@
-"""Make the sample data and the built-in base models of templates/<task>/.
+"""Generate the sample data and the base models `tiny` in templates/<task>/.
 
     python scripts/make_samples.py --sms_spam DIR --cmudict DIR --austen DIR --wordnet_chat DIR \
         --usaddress FILE
 
-Each DIR contains train.jsonl and valid.jsonl; FILE is training/labeled.xml of the source
-distribution of usaddress. The LICENSE.md of each sample gives its source.
-Writes, for each task, data/train.jsonl, data/valid.jsonl and tiny/ (a configuration and a
-tokenizer, no weights). The same sources and the same transformers give the same bytes.
+Each DIR must contain train.jsonl and valid.jsonl. FILE is training/labeled.xml of the source
+distribution of usaddress. data/LICENSE.md of each task gives the source of its data.
+
+The script writes data/train.jsonl, data/valid.jsonl and tiny/ for each task. tiny/ has a
+configuration and a tokenizer, but no weights. With the same sources and the same version of
+transformers, the files are the same, byte for byte.
 """
 
 import argparse
@@ -27,7 +29,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-MARK = "<<"  # all opening marks of this template begin with it, and Jinja reads these files
+MARK = "<<"  # the start of all delimiters of this template: Jinja reads the generated files
 MAX_LENGTH = 512
 TOKENS = ("pad", "bos", "eos")
 HEAD_SIZE = 32  # the smallest head size that vLLM supports on a CPU
@@ -42,18 +44,21 @@ Row = dict[str, Any]
 
 
 def read(path: Path) -> Iterator[Row]:
-    """Yield the rows of a JSON lines file, without those that Jinja would treat as markup."""
+    """Yield the rows of a JSON lines file, without rows that Jinja would interpret as markup."""
     with path.open(encoding="utf-8") as lines:
         yield from (json.loads(line) for line in lines if MARK not in line)
 
 
 def messages(path: Path) -> list[Row]:
-    """Return the messages. Drop texts of several lines: many messages, joined by an open quote."""
+    """Return the messages of the SMS data, without texts of several lines or over 2000 characters.
+
+    In the source, texts of several lines are several messages, joined because of an open quote.
+    """
     return [row for row in read(path) if "\n" not in row["text"] and len(row["text"]) <= 2000]
 
 
 def novel(path: Path, title: str, size: int) -> Iterator[Row]:
-    """Yield rows from the one that begins with `title`, up to `size` characters in total."""
+    """Yield the rows of a novel from its title on, about `size` characters in total."""
     begun = False
     for row in read(path):
         begun = begun or row["text"].startswith(title)
@@ -65,7 +70,8 @@ def novel(path: Path, title: str, size: int) -> Iterator[Row]:
 def addresses(file: Path) -> Iterator[Row]:
     """Yield each distinct address, with its parts as entities.
 
-    Drop addresses with the name of a recipient, and those with a label of fewer than 20 entities.
+    Omit addresses with the name of a recipient, and addresses that have a label with fewer than 20
+    entities in the data.
     """
     rows = {row["text"]: row for row in map(address, ElementTree.parse(file).getroot())}
     counts = Counter(entity["label"] for row in rows.values() for entity in row["entities"])
@@ -76,7 +82,7 @@ def addresses(file: Path) -> Iterator[Row]:
 
 
 def address(item: ElementTree.Element) -> Row:
-    """Return the text of an address and its entities: adjacent words with the same label."""
+    """Return the text of an address, and its entities: adjacent words with the same label."""
     text = ""
     entities: list[Row] = []
     for word in item:
@@ -91,7 +97,7 @@ def address(item: ElementTree.Element) -> Row:
 
 
 def save_data(train: Iterable[Row], valid: Iterable[Row], task: Path) -> list[Row]:
-    """Write both parts; return the training rows, on which the tokenizer is trained."""
+    """Write both parts; return the training rows."""
     (task / "data").mkdir(parents=True, exist_ok=True)
     parts = {"train": list(train), "valid": list(valid)}
     for name, rows in parts.items():
@@ -107,10 +113,12 @@ def train_tokenizer(
     special: dict[str, str],
     splits: Sequence[pre_tokenizers.PreTokenizer] = (),
 ) -> PreTrainedTokenizerFast:
-    """Train a byte-level BPE. CTranslate2 requires that it never returns UNK.
+    """Train a byte-level BPE tokenizer, which never returns UNK: CTranslate2 requires this.
 
     Args:
-        splits: Further rules that divide a text.
+        template: Special tokens around a text `$A`.
+        special: Special tokens by name.
+        splits: Further pre-tokenizers.
     """
     trainer = trainers.BpeTrainer(
         vocab_size=size,
@@ -145,10 +153,10 @@ def save_model(
     shape |= {"vocab_size": len(tokenizer), "max_position_embeddings": MAX_LENGTH}
     ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in TOKENS}
     kind(**shape, **ids).save_pretrained(task / "tiny")
-    tokenizer.save_pretrained(task / "tiny", save_jinja_files=False)  # a chat template, if any
+    tokenizer.save_pretrained(task / "tiny", save_jinja_files=False)
     for path in (*task.glob("data/*"), *task.glob("tiny/*")):
         if MARK in path.read_text(encoding="utf-8"):
-            raise SystemExit(f"{path} holds {MARK}, which Jinja would take for markup")
+            raise SystemExit(f"{path} contains {MARK}, which Jinja would interpret as markup")
 
 
 def classification(source: Path, task: Path) -> None:
@@ -162,7 +170,8 @@ def classification(source: Path, task: Path) -> None:
 def seq2seq(source: Path, task: Path) -> None:
     train, valid = read(source / "train.jsonl"), read(source / "valid.jsonl")
     rows = save_data(islice(train, 6000), islice(valid, 500), task)
-    # 512 is never reached: when each letter and each phone is one token, no pair is left to merge.
+    # The vocabulary is smaller than 512: if each letter and phone is a token, there are no more
+    # pairs.
     special = {"bos_token": "</s>", "eos_token": "</s>"}
     tokenizer = train_tokenizer(rows, 512, "$A </s>", {"pad_token": "<pad>", **special})
     end = tokenizer.eos_token_id
@@ -170,16 +179,17 @@ def seq2seq(source: Path, task: Path) -> None:
     for side in ("encoder", "decoder"):
         shape |= {f"{side}_layers": 2, f"{side}_attention_heads": 96 // HEAD_SIZE}
         shape |= {f"{side}_ffn_dim": 256}
-    # CTranslate2 needs these keys, the same for every BART, which BartConfig no longer writes.
+    # CTranslate2 needs these keys, which BartConfig does not write any more. They are the same for
+    # every BART model.
     shape |= {"normalize_before": False, "normalize_embedding": True, "add_final_layer_norm": False}
-    # init_std: with the usual 0.02, the loss of such a small model hardly decreases.
+    # With the default init_std of 0.02, the loss of such a small model hardly decreases.
     save_model(BartConfig, tokenizer, task, init_std=0.08, num_labels=2, **shape)
 
 
 def causal_lm(source: Path, task: Path) -> None:
     train = novel(source / "train.jsonl", "NORTHANGER ABBEY", 432_000)
     rows = save_data(train, novel(source / "valid.jsonl", "Persuasion", 60_000), task)
-    # The token between two documents is also the first token of a text.
+    # BOS and EOS are the same token, which separates documents.
     special = {"bos_token": "</s>", "eos_token": "</s>"}
     tokenizer = train_tokenizer(rows, 1024, "$A", {"pad_token": "<pad>", **special})
     shape = {"hidden_size": 128, "intermediate_size": 384, "num_attention_heads": 128 // HEAD_SIZE}
@@ -209,7 +219,7 @@ def token_classification(source: Path, task: Path) -> None:
 
 
 def first_with_each_label(rows: list[Row]) -> list[Row]:
-    """Move the first row with each label to the front, so that a few rows have all labels."""
+    """Move the first row with each label to the front, so that the first rows have all labels."""
     firsts: dict[str, int] = {}
     for number, row in enumerate(rows):
         for entity in row["entities"]:
@@ -220,11 +230,11 @@ def first_with_each_label(rows: list[Row]) -> list[Row]:
 def save_tagger(rows: list[Row], task: Path) -> None:
     special = {"bos_token": "<s>", "eos_token": "</s>", "cls_token": "<s>", "sep_token": "</s>"}
     texts = [{"text": row["text"]} for row in rows]
-    # Punctuation marks are separate tokens, so that an entity may end before one.
+    # Punctuation marks are separate tokens, so that entities can end before them.
     splits = [pre_tokenizers.Punctuation("isolated"), pre_tokenizers.Digits(individual_digits=True)]
     form = "<s> $A </s>"
     tokenizer = train_tokenizer(texts, 1024, form, {"pad_token": "<pad>", **special}, splits)
-    # Offsets without the space before a word.
+    # Exclude the space before a word from the offsets.
     core = tokenizer.backend_tokenizer
     trim = processors.ByteLevel(trim_offsets=True, add_prefix_space=False)
     core.post_processor = processors.Sequence([trim, core.post_processor])
@@ -234,12 +244,13 @@ def save_tagger(rows: list[Row], task: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--sms_spam", type=Path, required=True, help="rows of text and label")
-    parser.add_argument("--cmudict", type=Path, required=True, help="rows of source and target")
-    parser.add_argument("--austen", type=Path, required=True, help="rows of text")
-    parser.add_argument("--wordnet_chat", type=Path, required=True, help="rows of messages")
+    parser.add_argument("--sms_spam", type=Path, required=True, help="rows with text and label")
+    parser.add_argument("--cmudict", type=Path, required=True, help="rows with source and target")
+    parser.add_argument("--austen", type=Path, required=True, help="rows with text")
+    parser.add_argument("--wordnet_chat", type=Path, required=True, help="rows with messages")
     parser.add_argument("--usaddress", type=Path, required=True, help="labeled.xml of usaddress")
-    parser.add_argument("--outdir", type=Path, default=Path(__file__).parents[1] / "templates")
+    templates = Path(__file__).parents[1] / "templates"
+    parser.add_argument("--outdir", type=Path, default=templates, help="output directory")
     args = parser.parse_args()
     classification(args.sms_spam, args.outdir / "classification")
     seq2seq(args.cmudict, args.outdir / "seq2seq")

@@ -1,4 +1,4 @@
-"""Answers: unusual ones are preserved, invalid ones are refused before a file is written."""
+"""Unusual answers are preserved; invalid answers are refused before a file is written."""
 
 from __future__ import annotations
 
@@ -286,7 +286,7 @@ GOOD_BASE_MODELS = [
 ]
 
 
-# Each creates the folder `ran` when it is rendered, as Cookiecutter does with key=value answers.
+# Each answer creates the folder `ran` if it is rendered. Cookiecutter renders key=value answers.
 RUNS_CODE = [
     "<< cycler.__init__.__globals__.os.mkdir('ran') >>",
     "<<% set made = lipsum.__globals__['os'].mkdir('ran') %>>",
@@ -301,7 +301,7 @@ def names(values: list[str]) -> list[str]:
 
 
 def assert_refused(folder: Path, name: str, value: str) -> None:
-    """Check that the error is one sentence with question and expectation; no file is created."""
+    """Check that the error is one sentence with the question's name; no file is created."""
     with pytest.raises(FailedHookException) as refused:
         check(value, name)
     sentence = str(refused.value)
@@ -309,7 +309,7 @@ def assert_refused(folder: Path, name: str, value: str) -> None:
     assert "expected" in sentence and sentence.isprintable() and len(sentence) < 300, sentence
     with pytest.raises(FailedHookException) as refused:
         bake(folder / "out", {name: value})
-    start = "The text " if "<<" in value else f"{name} "  # before the name of the question is known
+    start = "The text " if "<<" in value else f"{name} "  # refused before the questions
     assert str(refused.value).startswith(start)
     assert list(folder.iterdir()) == []
 
@@ -329,21 +329,21 @@ def test_unusual_text_is_preserved(text: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["project_name", "description", "author"])
 @pytest.mark.parametrize("text", BAD_TEXTS, ids=names(BAD_TEXTS))
-def test_bad_text_is_refused(name: str, text: str, tmp_path: Path) -> None:
+def test_invalid_text_is_refused(name: str, text: str, tmp_path: Path) -> None:
     assert_refused(tmp_path, name, text)
 
 
 @pytest.mark.parametrize("slug", BAD_SLUGS, ids=names(BAD_SLUGS))
-def test_bad_slug_is_refused(slug: str, tmp_path: Path) -> None:
+def test_invalid_slug_is_refused(slug: str, tmp_path: Path) -> None:
     assert_refused(tmp_path, "project_slug", slug)
 
 
 @pytest.mark.parametrize("base_model", BAD_BASE_MODELS, ids=names(BAD_BASE_MODELS))
-def test_bad_base_model_is_refused(base_model: str, tmp_path: Path) -> None:
+def test_invalid_base_model_is_refused(base_model: str, tmp_path: Path) -> None:
     assert_refused(tmp_path, "base_model", base_model)
 
 
-def test_good_answers_pass() -> None:
+def test_valid_answers_are_accepted() -> None:
     for slug in GOOD_SLUGS:
         assert check(slug, "project_slug") == slug
     for base_model in GOOD_BASE_MODELS:
@@ -354,10 +354,10 @@ def test_good_answers_pass() -> None:
 
 
 @pytest.mark.parametrize("base_model", ["~/models/mini", "./models [1]/a{b}*", "/srv/模型 1"])
-def test_a_folder_as_base_model_is_rendered_as_it_is(
+def test_folder_as_base_model_is_rendered_unchanged(
     base_model: str, task: str, tmp_path: Path
 ) -> None:
-    """Also with ~, which the project expands, so that each user of a shared project can run it."""
+    """`~` is kept, and expanded in a run, so that each user of a shared project can run it."""
     project = bake(tmp_path, {"task": task, "base_model": base_model})
     code = (project / "model" / "configuration.py").read_text(encoding="utf-8")
     assigned = {
@@ -379,7 +379,7 @@ def test_value_that_is_not_text_is_refused() -> None:
                 check(value, name)
 
 
-def test_names_used_by_the_project_are_refused_as_slugs(render: Render) -> None:
+def test_names_of_files_in_the_project_are_refused_as_slugs(render: Render) -> None:
     project = render()
     for path in project.iterdir():
         slug = path.stem.lower()
@@ -399,7 +399,7 @@ def test_names_used_by_the_project_are_refused_as_slugs(render: Render) -> None:
         ("a " * 60, "a-" * 31 + "a"),
     ],
 )
-def test_slug_made_from_the_name(name: str, slug: str, tmp_path: Path) -> None:
+def test_default_slug_is_derived_from_the_name(name: str, slug: str, tmp_path: Path) -> None:
     assert bake(tmp_path, {"project_name": name.strip()}, hooks=False).name == slug
 
 
@@ -411,7 +411,7 @@ def test_every_name_gives_a_valid_slug(name: str) -> None:
 
 @settings(deadline=None)
 @given(st.text(st.characters(exclude_categories=["Cs"])))
-def test_quoted_values_are_read_back_by_every_format(text: str) -> None:
+def test_quoted_text_is_read_unchanged_by_every_format(text: str) -> None:
     quoted = lit(text)
     assert ast.literal_eval(quoted) == text
     assert json.loads(quoted) == text
@@ -419,10 +419,10 @@ def test_quoted_values_are_read_back_by_every_format(text: str) -> None:
     assert tomllib.loads(f"x = {quoted}")["x"] == text
 
 
-# The following tests run the command and check its output.
+# The following tests run the command `cookiecutter` and check its output.
 
 
-def test_no_input(task: str, shell: Shell) -> None:
+def test_no_input_renders_a_project_with_the_default_answers(task: str, shell: Shell) -> None:
     done = shell.run("--no-input", f"task={task}")
     assert done.returncode == 0, done.stderr
     assert done.stdout == ""
@@ -430,7 +430,7 @@ def test_no_input(task: str, shell: Shell) -> None:
     assert f'name = "{SLUG}"' in (shell.here / SLUG / "pyproject.toml").read_text("utf-8")
 
 
-def test_typed_answers(shell: Shell) -> None:
+def test_typed_answers_are_rendered(shell: Shell) -> None:
     done = shell.run(typed='2\nTitle "x"\nmy-title\nIt\'s {x} \\ 日本語\nMe\n\n')
     assert done.returncode == 0, done.stdout + done.stderr
     assert "seq2seq: turns a text into another text" in done.stdout
@@ -442,7 +442,7 @@ def test_typed_answers(shell: Shell) -> None:
 @pytest.mark.parametrize(
     "answer", ["project_slug=../esc", "base_model=a b", "author=", "author=}}"]
 )
-def test_bad_answer_on_the_command_line(answer: str, shell: Shell) -> None:
+def test_invalid_answer_on_the_command_line_is_refused(answer: str, shell: Shell) -> None:
     done = shell.run("--no-input", answer)
     shell.assert_refused(done, answer.split("=")[0])
     assert len(done.stdout.splitlines()) == 1
@@ -450,7 +450,7 @@ def test_bad_answer_on_the_command_line(answer: str, shell: Shell) -> None:
 
 
 @pytest.mark.parametrize("code", RUNS_CODE, ids=names(RUNS_CODE))
-def test_code_as_an_answer_never_runs(code: str, shell: Shell) -> None:
+def test_code_in_an_answer_is_not_executed(code: str, shell: Shell) -> None:
     config = shell.home / "config.yaml"
     config.write_text(json.dumps({"default_context": {"description": code}}), encoding="utf-8")
     for arguments in (
@@ -476,7 +476,7 @@ def test_code_as_an_answer_never_runs(code: str, shell: Shell) -> None:
         ),
     ],
 )
-def test_code_with_marks_of_its_own_never_runs(
+def test_code_with_its_own_delimiters_is_not_executed(
     setting: str, mark: str, code: str, shell: Shell
 ) -> None:
     config = shell.home / "config.yaml"
@@ -488,7 +488,7 @@ def test_code_with_marks_of_its_own_never_runs(
     assert list(shell.here.iterdir()) == []
 
 
-def test_code_replayed_without_hooks_never_runs(shell: Shell) -> None:
+def test_code_in_a_replay_without_hooks_is_not_executed(shell: Shell) -> None:
     assert shell.run("--no-input", "-o", "first").returncode == 0
     replay = shell.home / ".cookiecutter_replay" / f"{ROOT.name}.json"
     answers = json.loads(replay.read_text(encoding="utf-8"))
@@ -511,10 +511,10 @@ def test_code_replayed_without_hooks_never_runs(shell: Shell) -> None:
         ("\n\n\n\n\ntorch torch\n", "base_model 'torch torch' is not a base model"),
     ],
 )
-def test_bad_answer_stops_the_questions(typed: str, start: str, shell: Shell) -> None:
+def test_invalid_answer_ends_the_questions(typed: str, start: str, shell: Shell) -> None:
     done = shell.run(typed=typed)
     assert done.returncode != 0
-    # The input is not echoed, so the last question and the error are in one line.
+    # The input is not echoed, so the last question and the error are on one line.
     assert f": {start}" in done.stdout.splitlines()[-1], done.stdout
     assert "Traceback" not in done.stdout + done.stderr
     assert list(shell.here.iterdir()) == []
@@ -532,7 +532,7 @@ def test_bad_answer_stops_the_questions(typed: str, start: str, shell: Shell) ->
         ("base_model", '"'),
     ],
 )
-def test_replay_checks_again(name: str, value: str, shell: Shell) -> None:
+def test_replayed_answers_are_checked_again(name: str, value: str, shell: Shell) -> None:
     assert shell.run("--no-input").returncode == 0
     replay = shell.home / ".cookiecutter_replay" / f"{ROOT.name}.json"
     answers = json.loads(replay.read_text(encoding="utf-8"))
@@ -547,7 +547,7 @@ def test_replay_checks_again(name: str, value: str, shell: Shell) -> None:
     assert not any((shell.here / "again").iterdir())
 
 
-def test_next_steps_on_odd_consoles(shell: Shell) -> None:
+def test_project_is_rendered_with_an_ascii_console_or_without_stderr(shell: Shell) -> None:
     done = shell.run("--no-input", "-o", "模型", PYTHONIOENCODING="ascii:strict", LC_ALL="C")
     assert done.returncode == 0, done.stderr
     assert "is ready" in done.stderr

@@ -1,12 +1,10 @@
-"""The task `chat`: target tokens, refused rows and templates, and the end of generation."""
+"""The task chat: target tokens, refused rows and templates, packing, and the end of generation."""
 
 from __future__ import annotations
 
 import json
-import os
+import re
 import shutil
-import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TypeAlias
@@ -14,14 +12,9 @@ from typing import TypeAlias
 import pytest
 
 from conftest import ROOT, SCRIPTS, SLUG, Render, some
+from running import run_python
 
 TEMPLATES = ROOT / "tests" / "fixtures" / "chat_templates"
-ENVIRONMENT = {
-    **os.environ,
-    "HF_HUB_OFFLINE": "1",
-    "OMP_NUM_THREADS": "1",
-    "ACCELERATE_USE_CPU": "true",
-}
 
 
 @pytest.fixture(scope="module")
@@ -29,20 +22,6 @@ def project(render: Render, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A project shared by all tests of this module."""
     folder = tmp_path_factory.mktemp("chat") / SLUG
     return Path(shutil.copytree(render(task="chat"), folder))
-
-
-def run(project: Path, *command: str | Path, code: int = 0) -> str:
-    """Run Python in the project; return its output."""
-    done = subprocess.run(
-        [sys.executable, *map(str, command)],
-        cwd=project,
-        env={**ENVIRONMENT, "PYTHONPATH": str(project)},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == code, done.stdout + done.stderr
-    return done.stdout + (done.stderr if code else "")
 
 
 Files: TypeAlias = dict[str, list[dict[str, object]]]
@@ -58,9 +37,9 @@ def write(path: Path, rows: Sequence[Mapping[str, object]]) -> Path:
 
 
 def read_files(project: Path, folder: Path, files: Files, **options: object) -> list[str]:
-    """Read each file; return its error, without the path, or its number of examples."""
+    """Read each file; return the error, without its path, or the number of examples."""
     paths = [write(folder / f"{name}.jsonl", rows) for name, rows in files.items()]
-    out = run(project, SCRIPTS / "chat_rows.py", json.dumps(options), *paths)
+    out = run_python(project, SCRIPTS / "chat_rows.py", json.dumps(options), *paths).stdout
     return out.replace(f"{folder}/", "").splitlines()
 
 
@@ -68,7 +47,7 @@ ASKED = turn("user", "A?")
 ANSWERED = turn("assistant", "B.")
 GOOD: dict[str, object] = {"messages": [ASKED, ANSWERED]}
 PAIR: dict[str, object] = {"prompt": "A?", "completion": "B."}
-# Refused rows, each written as the second row of a file, and the beginning of the error.
+# Refused messages, and the beginning of the error. They are written as the second row of a file.
 BAD: dict[str, tuple[object, str]] = {
     "role": ([ASKED, turn("tool", "B.")], "a message has the role 'tool'; expected one of system"),
     "no_role": ([ASKED, {"content": "B."}], "a message has the role None; expected one of system"),
@@ -89,7 +68,7 @@ BAD: dict[str, tuple[object, str]] = {
 }
 
 
-def test_a_malformed_row_is_reported_in_one_sentence(project: Path, tmp_path: Path) -> None:
+def test_malformed_row_is_refused_in_one_sentence(project: Path, tmp_path: Path) -> None:
     files: Files = {name: [GOOD, {"messages": messages}] for name, (messages, _) in BAD.items()}
     found = read_files(project, tmp_path, files)
     assert len(found) == len(BAD)
@@ -97,7 +76,7 @@ def test_a_malformed_row_is_reported_in_one_sentence(project: Path, tmp_path: Pa
         assert line.startswith(f"{name}.jsonl:2: {words}")
 
 
-def test_a_file_has_messages_or_pairs(project: Path, tmp_path: Path) -> None:
+def test_file_must_have_either_messages_or_pairs(project: Path, tmp_path: Path) -> None:
     files: Files = {
         "both": [{**GOOD, **PAIR}],
         "half": [{"prompt": "A?"}],
@@ -106,8 +85,8 @@ def test_a_file_has_messages_or_pairs(project: Path, tmp_path: Path) -> None:
     files |= {"prompt": [PAIR, {**PAIR, "prompt": []}], "right": [PAIR, PAIR]}
     files |= {"other": [{**GOOD, "prompt": "A?", "prompt_id": 1}]}
     assert read_files(project, tmp_path, files) == [
-        "both.jsonl: has the columns 'messages', 'prompt' and 'completion'; expected one kind, or "
-        "--messages_column messages",
+        "both.jsonl: has the columns 'messages', 'prompt' and 'completion'; expected only "
+        "one kind, or --messages_column messages",
         "half.jsonl:1: no column 'completion', and no 'messages'; the file has 'prompt'",
         "neither.jsonl:1: no column 'prompt', and no 'messages'; the file has 'text'",
         "prompt.jsonl:2: 'prompt' holds an empty list; expected messages",
@@ -118,10 +97,11 @@ def test_a_file_has_messages_or_pairs(project: Path, tmp_path: Path) -> None:
     assert read_files(project, tmp_path, both, messages_column="messages") == ["1"]
 
 
-def test_conversations_truncated_to_no_target_are_refused_or_omitted(
+def test_conversations_without_a_target_after_truncation_are_refused_or_omitted(
     project: Path, tmp_path: Path
 ) -> None:
     long: dict[str, object] = {"messages": [turn("user", "word " * 60), ANSWERED]}
+    empty: dict[str, object] = {"messages": [turn("user", " "), ANSWERED]}
     files: Files = {"some": [GOOD, long, GOOD, long], "all": [long]}
     words = "--max_len 40 truncates all targets of 2 of 4 conversations, the first at some.jsonl:2"
     expected = "expected a larger --max_len"
@@ -131,23 +111,30 @@ def test_conversations_truncated_to_no_target_are_refused_or_omitted(
         f"{expected}",
     ]
     file = tmp_path / "some.jsonl"
-    data = [f"--{part}_input={file}" for part in ("train", "valid")]
+    blank: dict[str, object] = {"messages": [ASKED, turn("assistant", "")]}
+    blank_file = write(tmp_path / "blank.jsonl", [GOOD, blank])
+    data = [f"--train_input={file}", f"--valid_input={blank_file}"]
     options = ["--max_len=40", "--drop_without_target", "--dry_run", f"--outdir={tmp_path}/run"]
-    out = run(project, "train.py", *data, *options)
+    out = run_python(project, "train.py", *data, *options).stdout
     assert out.count("they are omitted") == 1
     assert f"{words.replace('some', f'{tmp_path}/some')}; they are omitted" in out
     assert "train: 2 examples" in out
-    assert "--max_len 40 truncates 2 of 4 conversations (50.0%)" in out
+    cut = re.search(r"cut to --max_len 40: 2 of 4 \(by (\d+) to \1 tokens, (\d+) in all\)", out)
+    assert cut is not None and int(cut[2]) == 2 * int(cut[1]) > 0
+    assert f"with an empty message: 1, first {blank_file}:2" in out
+    write(file, [GOOD, GOOD, empty])
+    out = run_python(project, "train.py", *data, *options).stdout
+    assert f"with an empty message: 1, first {file}:3" in out
 
 
 @pytest.mark.parametrize("script", ["chat_formats", "chat_packing"])
-def test_chat(script: str, project: Path) -> None:
-    """See the docstrings of the scripts."""
-    run(project, SCRIPTS / f"{script}.py")
+def test_formats_and_packing(script: str, project: Path) -> None:
+    """The docstring of each script describes what it checks."""
+    run_python(project, SCRIPTS / f"{script}.py")
 
 
-def test_the_loss_equals_a_float64_computation_for_each_template_style(project: Path) -> None:
-    run(project, SCRIPTS / "chat_losses.py", TEMPLATES)
+def test_loss_equals_an_independent_computation_for_each_chat_template(project: Path) -> None:
+    run_python(project, SCRIPTS / "chat_losses.py", TEMPLATES)
 
 
 REPLY = """
@@ -172,23 +159,23 @@ ANSWERS = {"Red?": "A warm colour.", "Blue?": "A cold one.", "Ape?": "An animal.
 def test_transformers_stops_at_the_end_of_turn_token_of_training(
     template: str | None, project: Path, tmp_path: Path
 ) -> None:
-    """With an end-of-turn token that is not the EOS token, and with the default template."""
+    """Test a template whose end-of-turn token is not the EOS token, and the default template."""
     files = [TEMPLATES / f"{template}.jinja"] if template else []
-    run(project, SCRIPTS / "chat_base.py", tmp_path / "base", *files)
+    run_python(project, SCRIPTS / "chat_base.py", tmp_path / "base", *files)
     rows = [{"messages": [turn("user", q), turn("assistant", a)]} for q, a in ANSWERS.items()]
     many = write(tmp_path / "many.jsonl", rows * 160)
     few = write(tmp_path / "few.jsonl", rows)
     options = [f"--train_input={many}", f"--valid_input={few}", f"--model_id={tmp_path}/base"]
     options += ["--batch_size=6", "--epochs=1", "--lr=3e-3", "--max_new_tokens=0"]
-    out = run(project, "train.py", *options, f"--outdir={tmp_path}/run")
+    out = run_python(project, "train.py", *options, f"--outdir={tmp_path}/run").stdout
     assert ("DEFAULT_TEMPLATE of" in out) == (template is None)
 
     best = tmp_path / "run" / "best"
     (tmp_path / "empty").mkdir()
     question, answer = next(iter(ANSWERS.items()))
     messages = json.dumps([turn("user", question)])
-    done = run(tmp_path / "empty", "-c", REPLY, best, messages)
-    tokens, text, ends, reply = json.loads(done.splitlines()[-1])
+    done = run_python(tmp_path / "empty", "-c", REPLY, best, messages)
+    tokens, text, ends, reply = json.loads(done.stdout.splitlines()[-1])
     if template:
         assert tokens[-1] == "<|eot_id|>"
         assert ends == [1026, 2]
@@ -202,14 +189,14 @@ def test_transformers_stops_at_the_end_of_turn_token_of_training(
     command = ["predict.py", f"--checkpoint={best}"]
     asked = write(tmp_path / "asked.jsonl", [{"prompt": question}])
     answered = tmp_path / "answered.jsonl"
-    run(project, *command, f"--input={asked}", "--column=prompt", f"--output={answered}")
+    run_python(project, *command, f"--input={asked}", "--column=prompt", f"--output={answered}")
     found = [json.loads(line) for line in answered.read_text(encoding="utf-8").splitlines()]
     assert found == [{"prompt": question, "prediction": answer}]
 
 
-def test_training_packs_and_samples_show_answers(project: Path, tmp_path: Path) -> None:
+def test_run_with_packing_writes_samples_with_answers(project: Path, tmp_path: Path) -> None:
     options = ["--packing", "--targets=last", "--max_len=200", "--max_steps=3"]
-    run(project, "train.py", *options, f"--outdir={tmp_path}/run")
+    run_python(project, "train.py", *options, f"--outdir={tmp_path}/run")
     log = json.loads((tmp_path / "run" / "log.json").read_text())["Epoch 0"]["valid_log"]
     assert set(log) == {"loss", "perplexity", "count"}
     samples = (tmp_path / "run" / "samples.txt").read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""slurm.sh and full disks, with stand-ins for the commands of SLURM."""
+"""slurm.sh, with replacements of SLURM's commands; full and read-only file systems."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ import os, signal, subprocess, sys
 command = sys.argv[1:]
 while command[0].startswith("--"):
     del command[0]
-for name in ("SIGHUP", "SIGUSR1", "SIGUSR2"):  # srun forwards them and does not exit
+for name in ("SIGHUP", "SIGUSR1", "SIGUSR2"):  # srun does not exit on these signals
     signal.signal(getattr(signal, name), lambda *_: None)
 tasks = int(os.environ["SLURM_NTASKS"])
 children = [
@@ -40,7 +40,7 @@ WEIGHTS = Path("last") / "model.safetensors"
 
 @pytest.fixture
 def cluster(tmp_path: Path) -> dict[str, str]:
-    """The environment of slurm.sh."""
+    """The environment variables of a SLURM job, with replacements of srun and scontrol in PATH."""
     tools = tmp_path / "tools"
     tools.mkdir()
     for name, text in (("srun", SRUN.format(python=sys.executable)), ("scontrol", SCONTROL)):
@@ -89,10 +89,10 @@ def test_job_at_its_time_limit_is_requeued_and_resumes_bit_identically(
 
 @pytest.mark.parametrize("task", ["classification"])
 @pytest.mark.parametrize("name", some(["SIGUSR1", "SIGUSR2", "SIGHUP"]))
-def test_job_signalled_as_a_whole_is_requeued(
+def test_job_is_requeued_if_its_shell_and_srun_also_get_the_signal(
     name: str, project: Path, cluster: dict[str, str]
 ) -> None:
-    """Signal also the shell and srun, like scancel --full, and like submitit with SIGUSR2."""
+    """`scancel --full` sends signals in this way, and submitit sends SIGUSR2 in this way."""
     job = submit(project, cluster, "--epochs", "999")
     wait_for(lambda: (project / "outputs" / "last").exists())
     (srun,) = psutil.Process(job.pid).children()
@@ -115,7 +115,7 @@ def test_cancelled_job_saves_and_is_not_requeued(project: Path, cluster: dict[st
 
 
 @pytest.mark.parametrize("task", ["classification"])
-def test_slurm_sh_without_slurm_ends_in_one_sentence(project: Path) -> None:
+def test_slurm_sh_outside_of_a_job_ends_with_one_sentence(project: Path) -> None:
     done = subprocess.run(["bash", "slurm.sh"], cwd=project, capture_output=True, text=True)
     assert done.returncode != 0
     assert done.stderr.endswith("SLURM_JOB_ID: is not set; submit this script by sbatch\n")
@@ -143,7 +143,7 @@ PYTHONPATH=. python "$1" small/run
 """
 
 
-@pytest.mark.skipif(not can_mount(), reason="needs unshare and user namespaces, to mount a tmpfs")
+@pytest.mark.skipif(not can_mount(), reason="needs unshare and user namespaces to mount a tmpfs")
 @pytest.mark.parametrize("task", ["classification"])
 def test_last_save_is_intact_on_full_and_read_only_file_systems(
     project: Path, cluster: dict[str, str]

@@ -1,4 +1,4 @@
-"""The copy with {{ }} renders the same projects, and works with Windows and cruft."""
+"""The copy with {{ }} renders the same projects; its names are valid on Windows; cruft works."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from hf_template_ext import DEVICES
 
 ODD = 'it\'s "x" \\ {x} % {0} %d 100% # 日本語'
 
-# Text that a simple search and replace of the marks would translate incorrectly.
+# Text that would be changed incorrectly if each delimiter of Jinja was simply replaced.
 TRICKY = """\
 {{ x }} {% if x %} {# note #} {{{ x }}} {{%%}} {%- endraw %} ${{ x }}
 {<< cookiecutter.task >>} {<<- " a" ->> } << "%>> }} {{" >> << {"a": {"b": 1}}.a.b>>}
@@ -35,7 +35,7 @@ TRICKY = """\
 
 
 def run(*command: str, cwd: Path, typed: str = "") -> subprocess.CompletedProcess[str]:
-    """Run a command without the user's settings of Cookiecutter and git."""
+    """Run a command without the user's settings for Cookiecutter and git."""
     private = {"HOME": str(cwd), "GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_NOSYSTEM": "1"}
     return subprocess.run(
         command,
@@ -58,7 +58,7 @@ def make_copy(template: Path, out: Path) -> None:
 
 
 def bake_apart(source: Path, out: Path, **answers: str) -> Path:
-    """Render in a separate process, since each template has its own hf_template_ext."""
+    """Render in a separate process, since each copy of the template has its own hf_template_ext."""
     given = [f"{name}={value}" for name, value in answers.items()]
     out.mkdir()
     succeed(sys.executable, "-m", "cookiecutter", str(source), "--no-input", *given, cwd=out)
@@ -72,7 +72,7 @@ def assert_same(first: Path, second: Path) -> None:
 
 
 def commit(repository: Path) -> None:
-    """Commit all files of a folder to its repository."""
+    """Commit all files of a folder to a repository in this folder."""
     person = ("-c", "user.name=A", "-c", "user.email=a@example.org")
     succeed("git", "init", "-q", cwd=repository)
     succeed("git", "add", "-A", cwd=repository)
@@ -97,7 +97,9 @@ def template(tmp_path: Path) -> Path:
     return folder
 
 
-def test_same_project(task: str, copy: Path, render: Render, tmp_path: Path) -> None:
+def test_copy_renders_the_same_project(
+    task: str, copy: Path, render: Render, tmp_path: Path
+) -> None:
     project = bake_apart(copy, tmp_path / "plain", task=task)
     assert_same(project, render(task=task))
     for name in files_of(project):
@@ -110,7 +112,7 @@ def test_same_project(task: str, copy: Path, render: Render, tmp_path: Path) -> 
         assert_same(project, render(**answers))
 
 
-def test_names_that_windows_can_hold(copy: Path) -> None:
+def test_file_names_in_the_archive_are_valid_on_windows(copy: Path) -> None:
     with ZipFile(copy.with_suffix(".zip")) as archive:
         zipped = archive.namelist()
     assert [name for name in zipped if not name.endswith("/")] == [
@@ -123,7 +125,7 @@ def test_names_that_windows_can_hold(copy: Path) -> None:
     assert len({name.lower() for name in zipped}) == len(zipped)
 
 
-def test_tricky_files(template: Path, tmp_path: Path) -> None:
+def test_files_with_delimiters_are_rendered_the_same(template: Path, tmp_path: Path) -> None:
     project = template / TEMPLATE.name
     folder = project / "folder"
     folder.mkdir()
@@ -153,7 +155,7 @@ def test_tricky_files(template: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("answer", ["project_slug=../esc", "base_model=a b", "author=a }}"])
-def test_bad_answer_is_refused(answer: str, copy: Path, tmp_path: Path) -> None:
+def test_invalid_answer_is_refused(answer: str, copy: Path, tmp_path: Path) -> None:
     done = run(sys.executable, "-m", "cookiecutter", str(copy), "--no-input", answer, cwd=tmp_path)
     assert done.returncode != 0
     assert done.stdout.startswith(answer.split("=")[0]) and "expected" in done.stdout, done.stdout
@@ -161,8 +163,8 @@ def test_bad_answer_is_refused(answer: str, copy: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("mark", ["<<", "{{", "{%", "{#"])
-def test_typed_mark_is_refused(mark: str, copy: Path, tmp_path: Path) -> None:
-    """cruft renders the saved answers, so none may contain a mark of the copy."""
+def test_typed_delimiter_is_refused(mark: str, copy: Path, tmp_path: Path) -> None:
+    """cruft renders the saved answers, so an answer must not contain a delimiter of the copy."""
     command = [sys.executable, "-m", "cookiecutter", str(copy)]
     done = run(*command, cwd=tmp_path, typed=f"\na {mark} b\n")
     assert done.returncode != 0
@@ -170,7 +172,7 @@ def test_typed_mark_is_refused(mark: str, copy: Path, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_hooks_are_rendered(copy: Path, tmp_path: Path) -> None:
+def test_hooks_of_the_copy_work(copy: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "cookiecutter", str(copy)]
     done = run(*command, "--no-input", cwd=tmp_path)
     assert f"{SLUG} (classification) is ready" in done.stderr
@@ -183,8 +185,8 @@ def test_hooks_are_rendered(copy: Path, tmp_path: Path) -> None:
     assert not any((tmp_path / "again").iterdir()) and not (tmp_path / "esc").exists()
 
 
-def test_an_earlier_copy_is_replaced(copy: Path, template: Path, tmp_path: Path) -> None:
-    """Also if the earlier copy has other files: they are removed."""
+def test_earlier_copy_is_replaced(copy: Path, template: Path, tmp_path: Path) -> None:
+    """Files that only the earlier copy has are removed."""
     earlier = tmp_path / "earlier"
     (template / "templates" / "seq2seq" / "old.md").write_text("old", encoding="utf-8")
     make_copy(template, earlier)
@@ -193,7 +195,7 @@ def test_an_earlier_copy_is_replaced(copy: Path, template: Path, tmp_path: Path)
     assert_same(earlier, copy)
 
 
-def test_other_folder_is_left_alone(copy: Path, tmp_path: Path) -> None:
+def test_folder_that_is_not_a_copy_is_not_changed(copy: Path, tmp_path: Path) -> None:
     (tmp_path / "templates").mkdir()
     (tmp_path / "templates" / "mine").touch()
     command = [sys.executable, str(ROOT / "scripts" / "make_copy.py"), str(tmp_path)]
@@ -202,7 +204,7 @@ def test_other_folder_is_left_alone(copy: Path, tmp_path: Path) -> None:
     assert files_of(tmp_path) == ["templates/mine"]
 
 
-def test_cruft(template: Path, tmp_path: Path) -> None:
+def test_cruft_creates_and_updates_a_project(template: Path, tmp_path: Path) -> None:
     pytest.importorskip("cruft", reason="cruft is not installed (pip install cruft)")
     cruft = (sys.executable, "-m", "cruft")
     copy, project = tmp_path / "copy", tmp_path / SLUG
@@ -213,7 +215,7 @@ def test_cruft(template: Path, tmp_path: Path) -> None:
     commit(project)
     succeed(*cruft, "check", cwd=project)
 
-    # The user changes one file; the template changes another one, removes one and adds one.
+    # The user changes one file. The template changes another file, removes one file and adds one.
     (project / "train.py").write_text("# mine\n", encoding="utf-8")
     commit(project)
     ours = template / TEMPLATE.name

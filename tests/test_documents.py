@@ -1,4 +1,4 @@
-"""Documents: output, names and links are valid, and both languages have the same code."""
+"""In documents, output, test names and links are valid; both languages have the same code."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def broken_links(file: Path) -> list[str]:
 
 
 def without_comments(code: str) -> list[str]:
-    """Return the lines of a code block without translated parts: comments and file trees."""
+    """Return the lines of a code block without comments and file trees, which are translated."""
     lines = [re.sub(r"\s+# .*", "", line).rstrip() for line in code.splitlines()]
     return [line for line in lines if line and line[0] not in "├└│"]
 
@@ -72,12 +72,12 @@ def test_links_of_a_project_are_valid(task: str, render: Render) -> None:
     assert [link for file in files for link in broken_links(file)] == []
 
 
-def test_the_first_page_is_short() -> None:
+def test_readme_of_the_template_is_short() -> None:
     text = read(ROOT / "README.md")
     assert len(text.split()) <= MAX_WORDS
 
 
-def test_tests_that_prove_promises_exist(render: Render) -> None:
+def test_tests_in_the_table_of_promises_exist(render: Render) -> None:
     found = {
         f"{path.name}::{name}"
         for path in (render() / "tests").glob("test_*.py")
@@ -99,7 +99,7 @@ def test_both_languages_show_the_same_code(source: str, render: Render) -> None:
     assert english == japanese
 
 
-def test_the_first_page_shows_what_a_run_prints() -> None:
+def test_readme_of_the_template_shows_lines_of_the_shown_run() -> None:
     shown = read(ROOT / "templates" / "seq2seq" / "shown.md").splitlines()
     text = read(ROOT / "README.md")
     (block,) = [code for _, code in BLOCK.findall(text) if "[VALID]" in code]
@@ -108,8 +108,8 @@ def test_the_first_page_shows_what_a_run_prints() -> None:
 
 
 @pytest.mark.parametrize("task", [name for name in TASKS if name != "causal_lm"])
-def test_shown_numbers_are_those_of_the_sample_data(task: str) -> None:
-    """A run with default arguments has one step for 16 examples."""
+def test_shown_run_has_the_number_of_steps_of_the_sample_data(task: str) -> None:
+    """A run with default arguments has one step per 16 examples."""
     folder = ROOT / "templates" / task
     rows = read(folder / "data" / "train.jsonl").count("\n")
     text = read(folder / "shown.md")
@@ -117,7 +117,7 @@ def test_shown_numbers_are_those_of_the_sample_data(task: str) -> None:
     assert entry["Epoch 0"]["step"] == math.ceil(rows / 16)
 
 
-def test_the_smallest_model_of_the_readme_is_tested(render: Render) -> None:
+def test_smallest_model_in_the_readme_is_the_tested_one(render: Render) -> None:
     readme = read(render() / "README.md")
     shown = {code for kind, code in BLOCK.findall(readme) if kind == "python"}
     folder = render() / "tests" / "least_contract"

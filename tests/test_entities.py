@@ -1,32 +1,16 @@
-"""Token classification: alignment with tokens, windows, scores, predictions and refused files."""
+"""The task token_classification: labels of tokens, windows, scores, predictions, refused files."""
 
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from conftest import SCRIPTS, Render
+from running import run_python
 
 LABELS = "O B-PER I-PER O B-LOC"
-
-
-def run(project: Path, *command: str | Path) -> str:
-    environment = {"HF_HUB_OFFLINE": "1", "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, *map(str, command)],
-        cwd=project,
-        env={**os.environ, **environment, "PYTHONPATH": str(project)},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
 
 
 def write(path: Path, *rows: dict) -> None:
@@ -40,18 +24,18 @@ def project(render: Render) -> Path:
 
 @pytest.fixture(scope="module")
 def best(project: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Train on the sample data; return `best/`."""
+    """The checkpoint best/ of a run on the sample data."""
     outdir = tmp_path_factory.mktemp("tokens") / "run"
-    run(project, "train.py", "--outdir", outdir)
+    run_python(project, "train.py", "--outdir", outdir)
     return outdir / "best"
 
 
-def test_tokens_windows_and_scores(project: Path, tmp_path: Path) -> None:
-    """Run the functions of scripts/entities.py; their docstrings state the checks."""
-    run(project, SCRIPTS / "entities.py", tmp_path)
+def test_labels_windows_and_scores_are_correct(project: Path, tmp_path: Path) -> None:
+    """The names of the functions in scripts/entities.py describe the checks."""
+    run_python(project, SCRIPTS / "entities.py", tmp_path)
 
 
-def test_the_sample_is_learned(best: Path) -> None:
+def test_run_learns_from_the_sample_data(best: Path) -> None:
     logs = [
         entry["valid_log"] for entry in json.loads((best.parent / "log.json").read_text()).values()
     ]
@@ -60,11 +44,11 @@ def test_the_sample_is_learned(best: Path) -> None:
     assert "AddressNumber" in (best.parent / "scores.txt").read_text()
 
 
-def test_predicted_entities_have_the_scores_of_the_validation(
+def test_predicted_entities_have_the_f1_of_the_validation(
     project: Path, best: Path, tmp_path: Path
 ) -> None:
     output = tmp_path / "out.jsonl"
-    run(
+    run_python(
         project,
         "predict.py",
         "--checkpoint",
@@ -91,23 +75,27 @@ def test_predicted_entities_have_the_scores_of_the_validation(
     assert f1 == pytest.approx(expected["f1"])
 
 
-def test_pipeline_finds_the_entities_of_the_predictor(project: Path, best: Path) -> None:
-    run(project, SCRIPTS / "entity_pipeline.py", best, "simple")
+def test_pipeline_finds_the_same_entities_as_the_predictor(project: Path, best: Path) -> None:
+    run_python(project, SCRIPTS / "entity_pipeline.py", best, "simple")
 
 
-def test_words_are_trained_and_predicted(project: Path, tmp_path: Path) -> None:
+def test_labels_of_words_are_learned_and_predicted(project: Path, tmp_path: Path) -> None:
     words = [{"words": f"He met Ada Marsh in Lorn{n}".split()} for n in range(8)]
     labels = ["O", "O", "B-PER", "I-PER", "O", "B-LOC"]
     write(tmp_path / "words.jsonl", *({**row, "labels": labels} for row in words))
     data = [f"--{part}_input={tmp_path}/words.jsonl" for part in ("train", "valid")]
-    run(project, "train.py", *data, "--epochs=12", f"--outdir={tmp_path}/run")
+    run_python(project, "train.py", *data, "--epochs=12", f"--outdir={tmp_path}/run")
     output = tmp_path / "out.jsonl"
     checkpoint = ["--checkpoint", str(tmp_path / "run" / "best")]
-    run(project, "predict.py", *checkpoint, "--input", tmp_path / "words.jsonl", "--output", output)
+    run_python(
+        project, "predict.py", *checkpoint, "--input", tmp_path / "words.jsonl", "--output", output
+    )
     for line in output.read_text().splitlines():
         assert json.loads(line)["prediction"] == labels
     write(tmp_path / "texts.jsonl", {"words": "He met Ada Marsh in Lorn3"})
-    run(project, "predict.py", *checkpoint, "--input", tmp_path / "texts.jsonl", "--output", output)
+    run_python(
+        project, "predict.py", *checkpoint, "--input", tmp_path / "texts.jsonl", "--output", output
+    )
     found = json.loads(output.read_text())["prediction"]
     assert [(entity["label"], entity["text"]) for entity in found][0] == ("PER", "Ada Marsh")
 
@@ -127,7 +115,7 @@ WORDS = {"words": ["It", "rains"], "labels": ["O", "O"]}
         ),
         (
             [{"words": "a b", "labels": "B-X N"}],
-            " the labels 'B-X' and 'N'; expected a prefix on all or none",
+            " the labels 'B-X' and 'N'; expected a prefix on all labels or on none",
         ),
         (
             [TEXT, {**TEXT, "entities": [[9, 14, "LOC"]]}],
@@ -135,7 +123,7 @@ WORDS = {"words": ["It", "rains"], "labels": ["O", "O"]}
         ),
         (
             [TEXT, {**TEXT, "entities": [[9, 13, "LOC"], [4, 10, "X"]]}],
-            "2: the entities 'left L' and 'Lorn' overlap; expected separate ones",
+            "2: the entities 'left L' and 'Lorn' overlap; expected separate entities",
         ),
         (
             [TEXT, {**TEXT, "entities": [{"start": 0, "end": 2.5, "label": "X"}]}],
@@ -146,7 +134,7 @@ WORDS = {"words": ["It", "rains"], "labels": ["O", "O"]}
         ([{**TEXT, **WORDS}], " has the columns 'words' and 'text'; expected one of them, or"),
     ],
 )
-def test_invalid_rows_are_located(
+def test_invalid_rows_are_refused_with_their_line(
     rows: list[dict], sentence: str, refusals: dict[str, str]
 ) -> None:
     key = json.dumps(rows)
@@ -157,15 +145,21 @@ def test_invalid_rows_are_located(
 def refusals(
     project: Path, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, str]:
-    """Return the error for each list of rows, without the file name; use a single process."""
+    """Return the error for each list of rows, without the file name.
+
+    All files are read by one process, which is faster.
+    """
     folder = tmp_path_factory.mktemp("refused")
-    (mark,) = [m for m in test_invalid_rows_are_located.pytestmark if m.name == "parametrize"]
+    marks = test_invalid_rows_are_refused_with_their_line.pytestmark
+    (mark,) = [m for m in marks if m.name == "parametrize"]
     found = {}
     for number, (rows, _) in enumerate(mark.args[1]):
         write(folder / f"{number}.jsonl", *rows)
         found[json.dumps(rows)] = f"{folder}/{number}.jsonl:"
-    lines = run(project, SCRIPTS / "refused_files.py", *(name[:-1] for name in found.values()))
+    lines = run_python(
+        project, SCRIPTS / "refused_files.py", *(name[:-1] for name in found.values())
+    )
     return {
         key: line.removeprefix(name).strip()
-        for (key, name), line in zip(found.items(), lines.splitlines(), strict=True)
+        for (key, name), line in zip(found.items(), lines.stdout.splitlines(), strict=True)
     }

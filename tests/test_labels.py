@@ -1,18 +1,16 @@
-"""Classification by the type of the labels: single, several, or values; pairs of texts."""
+"""Classification with one label, several labels or a value per example, and of pairs of texts."""
 
 from __future__ import annotations
 
 import json
-import os
 import random
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from conftest import SCRIPTS, Render
+from running import run_python
 
 WORDS = ["good", "bad", "cheap", "dear", "quick", "slow", "warm", "cold"]
 
@@ -36,19 +34,6 @@ def write(path: Path, label: Callable, count: int, seed: int) -> None:
         words = draw.choices(WORDS, k=draw.randint(2, 9))
         rows.append({"text": " ".join(words[1:]), "more": words[0], "label": label(words)})
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-
-
-def run(project: Path, *command: str) -> subprocess.CompletedProcess[str]:
-    environment = {"HF_HUB_OFFLINE": "1", "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    environment["PYTHONPATH"] = str(project)
-    return subprocess.run(
-        [sys.executable, *command],
-        cwd=project,
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
 
 
 @pytest.mark.parametrize(
@@ -78,8 +63,7 @@ def test_each_type_of_label_is_trained_and_predicted(
     data = [f"--{name}_input={tmp_path / name}.jsonl" for name in ("train", "valid")]
     options = ["--pair_column=more", "--epochs=6", f"--metric_for_best_model={reached[0]}"]
     outdir = tmp_path / "run"
-    done = run(project, "train.py", *data, *options, f"--outdir={outdir}")
-    assert done.returncode == 0, done.stderr[-2000:]
+    run_python(project, "train.py", *data, *options, f"--outdir={outdir}")
     log = json.loads((outdir / "log.json").read_text())
     found = [entry["valid_log"] for entry in log.values()]
     assert scores | {"loss", "count"} == found[0].keys()
@@ -87,10 +71,9 @@ def test_each_type_of_label_is_trained_and_predicted(
     assert best[reached[0]] > reached[1]
     output = tmp_path / "out.jsonl"
     arguments = ["--checkpoint", str(outdir / "best"), "--input", str(tmp_path / "valid.jsonl")]
-    if label is several:  # the threshold of exact_match
+    if label is several:  # as for exact_match
         arguments += ["--threshold", "0.5"]
-    done = run(project, "predict.py", *arguments, "--output", str(output))
-    assert done.returncode == 0, done.stderr[-2000:]
+    run_python(project, "predict.py", *arguments, "--output", str(output))
     rows = [json.loads(line) for line in (tmp_path / "valid.jsonl").read_text().splitlines()]
     predicted = [json.loads(line) for line in output.read_text().splitlines()]
     points = 0.0
@@ -120,8 +103,7 @@ def test_invalid_lists_of_labels_are_refused(
     text = "".join(f'{{"text": "a", "label": {labels}}}\n' for labels in rows)
     (tmp_path / "train.jsonl").write_text(text)
     outdir = f"--outdir={tmp_path}/run"  # other tests read the project
-    done = run(project, "train.py", f"--train_input={tmp_path}/train.jsonl", outdir)
-    assert done.returncode == 2
+    done = run_python(project, "train.py", f"--train_input={tmp_path}/train.jsonl", outdir, code=2)
     assert words in done.stderr.splitlines()[-1]
 
 
@@ -133,7 +115,7 @@ def test_invalid_lists_of_labels_are_refused(
         (value, '"much"', "valid.jsonl:21: unknown label 'much'; expected a number"),
     ],
 )
-def test_unknown_label_is_located(
+def test_unknown_label_is_refused_with_its_line(
     label: Callable, wrong: str, words: str, render: Render, tmp_path: Path
 ) -> None:
     project = render(task="classification")
@@ -141,7 +123,7 @@ def test_unknown_label_is_located(
     write(tmp_path / "valid.jsonl", label, 20, 1)
     row = f'{{"text": "good", "more": "bad", "label": {wrong}}}\n'
     content = (tmp_path / "valid.jsonl").read_text()
-    if label is value:  # a JSON column has one type, so use CSV
+    if label is value:  # use CSV, since the values of a JSON column have one type
         lines = [json.loads(line) for line in [*content.splitlines(), row]]
         csv = "".join(f"{line['text']},{line['label']}\n" for line in lines)
         (tmp_path / "valid.csv").write_text("text,label\n" + csv)
@@ -150,16 +132,14 @@ def test_unknown_label_is_located(
         (tmp_path / "valid.jsonl").write_text(content + row)
     valid = next(tmp_path.glob("valid.csv"), tmp_path / "valid.jsonl")
     files = [f"--train_input={tmp_path}/train.jsonl", f"--valid_input={valid}"]
-    done = run(project, "train.py", *files, f"--outdir={tmp_path}/run")
-    assert done.returncode == 2
+    done = run_python(project, "train.py", *files, f"--outdir={tmp_path}/run", code=2)
     assert words in done.stderr.splitlines()[-1]
 
 
-def test_classes_of_the_hub_keep_their_names(render: Render, tmp_path: Path) -> None:
-    """Data sets of the Hub store label numbers with their names, also for lists of labels."""
+def test_label_numbers_of_the_hub_are_read_as_names(render: Render, tmp_path: Path) -> None:
+    """Data sets on the Hub store label numbers, and the names of the labels as a feature."""
     project = render(task="classification")
-    done = run(project, str(SCRIPTS / "class_labels.py"), str(tmp_path))
-    assert done.returncode == 0, done.stderr
+    done = run_python(project, SCRIPTS / "class_labels.py", tmp_path)
     single, several = done.stdout.splitlines()
     assert single == "['cold', 'glad', 'sad'] [0, 2, 1]"
     assert several == "['cold', 'glad', 'sad'] [[1.0, 1.0, 0.0], [0.0, 0.0, 0.0], [0.0, 0.0, 1.0]]"

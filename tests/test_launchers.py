@@ -1,4 +1,4 @@
-"""`accelerate launch`: one process and two, signals, killed processes, and restarts."""
+"""`accelerate launch` with one and two processes: signals, killed processes, and restarts."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from conftest import some, wait_for
 ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
 ACCELERATE = Path(sys.executable).with_name("accelerate")
 TWO_PROCESSES: list[str | Path] = [ACCELERATE, "launch", "--config_file", "configs/cpus.yaml"]
-FOR_SIGNALS = {  # as the project's README says
+FOR_SIGNALS = {  # as in docs/interruption.md of a project
     "PET_SIGNALS_TO_HANDLE": "SIGTERM,SIGINT,SIGUSR1",
     "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "60",
     "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
@@ -38,7 +38,7 @@ def run(project: Path, *command: str | Path) -> subprocess.CompletedProcess[str]
 
 
 def start_endless(project: Path, *launcher: str | Path) -> subprocess.Popen[str]:
-    """Start a run that would take hours, and wait until it has saved."""
+    """Start a run that would take hours, and wait for its first save."""
     endless = ["--epochs", "999", "--save_steps", "1", "--restore_dir", "auto"]
     started = subprocess.Popen(
         [str(word) for word in [*launcher, "train.py", *endless]],
@@ -68,7 +68,7 @@ def test_signal_to_the_launcher_saves_the_run(name: str, project: Path) -> None:
     assert f"train.py: stopped by {name} and saved" in (project / "stderr.txt").read_text()
 
 
-def test_run_whose_launcher_dies_saves(project: Path) -> None:
+def test_run_saves_if_its_launcher_exits(project: Path) -> None:
     launcher = start_endless(project, ACCELERATE, "launch")
     (worker,) = workers_of(launcher)
     launcher.terminate()
@@ -95,14 +95,14 @@ def test_launcher_restarts_a_run_that_lost_a_process(project: Path) -> None:
 
 
 @pytest.mark.parametrize("flag", ["--multi_gpu", "--cpu"])
-def test_launch_that_formed_no_group_is_refused(flag: str, project: Path) -> None:
+def test_launch_that_formed_no_process_group_is_refused(flag: str, project: Path) -> None:
     done = run(project, ACCELERATE, "launch", flag, "--num_processes", "2", "train.py")
     assert done.returncode != 0
     assert "train.py: 2 processes were requested" in done.stderr
     assert not (project / "outputs").exists()
 
 
-def test_launcher_of_one_process_passes_results_and_errors_on(project: Path) -> None:
+def test_launcher_of_one_process_passes_on_results_and_errors(project: Path) -> None:
     done = run(project, ACCELERATE, "launch", "train.py", "--max_steps", "2")
     assert done.returncode == 0, done.stderr
     missing = ["--valid_input", "data/none.csv", "--outdir", "other"]

@@ -1,19 +1,17 @@
-"""Weights of the labels, label smoothing, chosen thresholds, and scores of each label."""
+"""Class weights, label smoothing, chosen thresholds, and scores of each label."""
 
 from __future__ import annotations
 
 import json
-import os
 import random
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from conftest import SCRIPTS, SLUG, Render
+from running import run_python
 
 SIZES = {"common": 40, "rare": 12, "rarest": 4}
 REFUSED = [
@@ -27,7 +25,7 @@ REFUSED = [
 
 
 def write_rows(path: Path, several: bool = False) -> Path:
-    """Write texts with a label of imbalanced classes, or with several labels."""
+    """Write texts with imbalanced labels: one label per text, or several."""
     draw = random.Random(0)
     rows = []
     for label, size in SIZES.items():
@@ -40,26 +38,13 @@ def write_rows(path: Path, several: bool = False) -> Path:
     return path
 
 
-def run(project: Path, *command: str | Path) -> str:
-    path = f"{project}{os.pathsep}{project / 'tests'}"
-    settings = {"HF_HUB_OFFLINE": "1", "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, *map(str, command)],
-        cwd=project,
-        env={**os.environ, **settings, "PYTHONPATH": path},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr[-3000:]
-    return done.stdout
-
-
-def test_losses_are_those_of_torch_with_the_weights_of_sklearn(
+def test_losses_equal_those_of_torch_with_the_weights_of_sklearn(
     render: Render, tmp_path: Path
 ) -> None:
     rows = write_rows(tmp_path / "rows.jsonl")
-    printed = run(render(task="classification"), SCRIPTS / "class_losses.py", tmp_path)
+    printed = run_python(
+        render(task="classification"), SCRIPTS / "class_losses.py", tmp_path
+    ).stdout
     first, *errors = printed.splitlines()
     found = json.loads(first)
     assert found == pytest.approx([56 / (3 * size) for size in SIZES.values()], rel=1e-12)
@@ -71,10 +56,10 @@ def test_losses_are_those_of_torch_with_the_weights_of_sklearn(
     assert found == pytest.approx(list(expected), rel=1e-12)
 
 
-def test_losses_of_labelled_tokens_have_the_weights_of_sklearn(
+def test_losses_of_tokens_equal_those_of_torch_with_the_weights_of_sklearn(
     render: Render, tmp_path: Path
 ) -> None:
-    """Also in several windows, with a label that has no token."""
+    """Some texts have several windows, and one label has no token."""
     draw = random.Random(0)
     for name, sizes in (("train", (3, 20, 4, 9, 15, 2)), ("valid", (19, 3, 8))):
         rows = []
@@ -85,7 +70,7 @@ def test_losses_of_labelled_tokens_have_the_weights_of_sklearn(
             rows.append(json.dumps({"words": words, "labels": labels}) + "\n")
         (tmp_path / f"{name}.jsonl").write_text("".join(rows), encoding="utf-8")
     project = render(task="token_classification")
-    *lines, last = run(project, SCRIPTS / "token_losses.py", tmp_path).splitlines()
+    *lines, last = run_python(project, SCRIPTS / "token_losses.py", tmp_path).stdout.splitlines()
     found = json.loads(last)
     assert found["weights"].pop("I-Y") == 0
     assert "labels without a token in the training data, weight 0: I-Y" in lines
@@ -99,7 +84,9 @@ def test_losses_of_labelled_tokens_have_the_weights_of_sklearn(
 
 def test_scores_and_thresholds_follow_their_definitions(render: Render, tmp_path: Path) -> None:
     write_rows(tmp_path / "several.jsonl", several=True)
-    printed = run(render(task="classification"), SCRIPTS / "class_scores.py", tmp_path)
+    printed = run_python(
+        render(task="classification"), SCRIPTS / "class_scores.py", tmp_path
+    ).stdout
     table, (labels, predicted) = json.loads(printed.splitlines()[0])
     metrics = pytest.importorskip("sklearn.metrics")
     expected = zip(*metrics.precision_recall_fscore_support(labels, predicted), strict=True)
@@ -109,26 +96,26 @@ def test_scores_and_thresholds_follow_their_definitions(render: Render, tmp_path
 
 
 @pytest.mark.parametrize(("task", "shift"), [("seq2seq", "0"), ("chat", "1")])
-def test_losses_of_tokens_are_smoothed_in_training_only(
+def test_losses_of_tokens_are_smoothed_only_in_training(
     task: str, shift: str, render: Render
 ) -> None:
-    run(render(task=task), SCRIPTS / "smoothed_loss.py", shift)
+    run_python(render(task=task), SCRIPTS / "smoothed_loss.py", shift)
 
 
 def test_results_do_not_depend_on_the_split(render: Render, tmp_path: Path) -> None:
-    """Compare gradients, losses, scores and thresholds: 1 or 2 processes, with micro-batches."""
+    """Compare gradients, losses, scores and thresholds, with one process and with two."""
     for folder in (tmp_path / "single", tmp_path / "several"):
         folder.mkdir()
         for name in ("train", "valid"):
             write_rows(folder / f"{name}.jsonl", several=folder.name == "several")
-    run(render(task="classification"), SCRIPTS / "splits.py", tmp_path)
+    run_python(render(task="classification"), SCRIPTS / "splits.py", tmp_path)
 
 
-def test_a_weighted_run_resumes_bit_identically(render: Render, tmp_path: Path) -> None:
+def test_run_with_class_weights_resumes_bit_identically(render: Render, tmp_path: Path) -> None:
     script = Path(__file__).parent / "recipes" / "kill_and_resume.py"
     project = Path(shutil.copytree(render(task="classification"), tmp_path / SLUG))
     rows = write_rows(tmp_path / "rows.jsonl")
     data = [f"--{name}_input={rows}" for name in ("train", "valid")]
-    sizes = ["--batch_size", "4", "--max_steps", "16"]  # 14 steps in an epoch
+    sizes = ["--batch_size", "4", "--max_steps", "16"]  # an epoch has 14 steps
     options = ["--class_weight", "balanced", "--label_smoothing", "0.1"]
-    run(project, script, "1", *data, *sizes, *options)
+    run_python(project, script, "1", *data, *sizes, *options)

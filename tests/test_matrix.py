@@ -1,6 +1,6 @@
-"""Render, check, train, kill and use a project for each combination of answers that changes code.
+"""Projects for each combination of task and kind of base model are rendered, trained and used.
 
-test_projects.py runs the projects' own tests, test_rendering.py checks types.
+test_projects.py runs the projects' own tests; test_rendering.py checks types.
 """
 
 from __future__ import annotations

@@ -1,16 +1,15 @@
-"""Check, train, save and load small models of the architectures in task.json."""
+"""Small models of the architectures in task.json can be checked, trained, saved and loaded."""
 
 from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from conftest import TASKS, Render, about
+from running import run_python
 
 SMALL = {
     "vocab_size": 1088,
@@ -26,7 +25,7 @@ SMALL = {
 GPT2 = {"vocab_size": 1088, "n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 80}
 DECODER = {**SMALL, "num_key_value_heads": 1}
 
-# Sizes, by all names that configurations use for them.
+# Small values for all names that configurations use for sizes.
 SIZES = {
     **dict.fromkeys(("hidden_size", "d_model", "n_embd", "embedding_size", "emb_dim"), 32),
     **dict.fromkeys(("num_hidden_layers", "n_layer", "n_layers", "num_layers"), 2),
@@ -88,7 +87,7 @@ def try_one(kind, options, folder):
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, loaded.state_dict()[name]), name
     count = lambda m: len({p.data_ptr() for p in m.parameters()})
-    assert count(model) == count(loaded), "ties lost"
+    assert count(model) == count(loaded), "a tied weight is not tied after loading"
     assert torch.equal(model.eval()(**inputs).loss, loaded.eval()(**inputs).loss)
     if model.can_generate():
         ids = inputs["input_ids"][:1]
@@ -107,34 +106,22 @@ for kind, options in kinds.items():
 """
 
 
-def run(script: str, project: Path, arguments: list[str], text: str = "") -> str:
-    done = subprocess.run(
-        [sys.executable, "-c", script, *arguments],
-        cwd=project,
-        env={**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
-        input=text,
-        capture_output=True,
-        text=True,
-        timeout=1200,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
-
-
 def results(project: Path, kinds: dict, out: Path) -> dict[str, str]:
-    lines = run(SCRIPT, project, [json.dumps(SIZES), str(out)], json.dumps(kinds)).splitlines()
+    lines = run_python(
+        project, "-c", SCRIPT, json.dumps(SIZES), out, typed=json.dumps(kinds)
+    ).stdout.splitlines()
     return dict(json.loads(line) for line in lines if line.startswith("["))
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_architectures_are_trained_and_saved_in_stock_form(
+def test_architectures_are_trained_and_have_stock_checkpoints(
     task: str, render: Render, tmp_path: Path
 ) -> None:
     kinds = about(task)["architectures"]
     assert results(render(task=task), kinds, tmp_path) == dict.fromkeys(kinds, "stock")
 
 
-def test_model_that_is_not_causal_is_rejected(render: Render, tmp_path: Path) -> None:
+def test_base_model_that_is_not_causal_is_rejected(render: Render, tmp_path: Path) -> None:
     kinds = {"bert": SMALL, "roberta": SMALL, "electra": {**SMALL, "embedding_size": 32}}
     found = results(render(task="causal_lm"), kinds, tmp_path)
     assert all("depend on later tokens" in result for result in found.values()), found
@@ -152,8 +139,8 @@ def test_any_architecture_works_or_is_rejected_in_one_sentence(
     assert found.keys() == set(kinds)
 
 
-# Functions for SCRIPT. They save a base model with weights (for a classifier: without the head),
-# and an adapter with random weights for it.
+# Functions that replace those of SCRIPT. They save a base model with weights, without the head of
+# a classifier, and an adapter of this model with random weights.
 ADAPTERS = """
 import peft
 from safetensors.torch import load_file, save_file
@@ -176,7 +163,7 @@ def try_one(kind, options, folder):
     base = auto.from_config(made)
     base.save_pretrained(folder + "/base")
     names = [n for n in load_file(folder + "/base/model.safetensors") if "pooler" in n]
-    if names:  # as in a base model that was trained on masked tokens
+    if names:  # base models trained with masked language modeling have no weights for the pooler
         tensors = load_file(folder + "/base/model.safetensors")
         kept = {n: t for n, t in tensors.items() if n not in names}
         save_file(kept, folder + "/base/model.safetensors", {"format": "pt"})
@@ -202,18 +189,22 @@ def try_one(kind, options, folder):
     model.merge_lora()
     torch.testing.assert_close(model.eval()(**logits_inputs).logits, expected)
     model.choose_form(inputs)
-    assert model.saves_stock, "merged"
+    assert model.saves_stock, "the merged model has no stock checkpoint"
     return notes[-1].partition(" for ")[0]
 """
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_architectures_are_adapted_and_merged(task: str, render: Render, tmp_path: Path) -> None:
+def test_adapters_of_all_architectures_are_loaded_and_merged(
+    task: str, render: Render, tmp_path: Path
+) -> None:
     pytest.importorskip("peft")
     kinds = about(task)["architectures"]
     start, _, rest = SCRIPT.partition("def try_one")
     script = start + ADAPTERS + rest[rest.index("kinds, sizes") :]
-    lines = run(script, render(task=task), [json.dumps(SIZES), str(tmp_path)], json.dumps(kinds))
+    lines = run_python(
+        render(task=task), "-c", script, json.dumps(SIZES), tmp_path, typed=json.dumps(kinds)
+    ).stdout
     found = dict(json.loads(line) for line in lines.splitlines() if line.startswith("["))
     assert found == dict.fromkeys(kinds, "checkpoints are adapters")
 
@@ -221,6 +212,7 @@ def test_architectures_are_adapted_and_merged(task: str, render: Render, tmp_pat
 HEADS = """
 import json, sys, torch, transformers
 from transformers import AutoConfig, AutoModelForSequenceClassification
+from transformers import AutoModelForTokenClassification
 from model.configuration import ModelConfig
 from model.modeling import Model
 from training.loading import load_tokenizer
@@ -250,13 +242,21 @@ for labels in (["x", "y", "z"], ["x", "y"]):
     assert "classifier.out_proj.weight" in new.loading_info["missing_keys"]
     name = "classifier.roberta.encoder.layer.0.output.dense.weight"
     assert torch.equal(new.get_parameter(name), same.get_parameter(name))
+bert = AutoConfig.for_model("bert", **json.loads(sys.argv[2]), num_labels=len(names))
+AutoModelForTokenClassification.from_config(bert).save_pretrained(out + "/tokens")
+options = {"dtype": torch.bfloat16}
+config = ModelConfig(out + "/tokens", labels=names, problem_type=kind, load_options=options)
+other = Model(config)
+assert other.notes == ["new head: the base model is a BertForTokenClassification"]
+assert {"classifier.weight", "bert.pooler.dense.weight"} <= set(other.loading_info["missing_keys"])
+assert other.dtype == torch.bfloat16
 """
 
 
-def test_a_base_classifier_keeps_its_head_for_the_same_labels(
+def test_head_of_a_base_classifier_is_kept_only_for_the_same_labels(
     render: Render, tmp_path: Path
 ) -> None:
-    run(HEADS, render(task="classification"), [str(tmp_path), json.dumps(SMALL)])
+    run_python(render(task="classification"), "-c", HEADS, tmp_path, json.dumps(SMALL))
 
 
 LINEAR_HEAD = """
@@ -271,7 +271,7 @@ AutoConfig.for_model(kind, **options).save_pretrained(out + "/base")
 dataset = generate_dataset("data/valid.jsonl", max_len=48)
 batch = dataset.collate([dataset[0], dataset[1], dataset[len(dataset) - 1]])
 model = Model(ModelConfig(out + "/base", **dataset.schema))
-loss.LOGITS_AT_ONCE = 10 * 1024  # several parts
+loss.LOGITS_AT_ONCE = 10 * 1024  # computed in several parts
 for module in model.modules():
     if isinstance(module, torch.nn.Dropout):
         module.p = 0.0
@@ -284,7 +284,7 @@ def results(smoothing, **options):
     trained = ((name, p) for name, p in model.named_parameters() if p.requires_grad)
     return outputs.loss, {name: p.grad.clone() for name, p in trained}
 
-for is_trained in (True, False):  # under LoRA the head is frozen
+for is_trained in (True, False):  # with LoRA the head is frozen
     model.get_output_embeddings().requires_grad_(is_trained)
     for smoothing in (0.2, 0.0):
         with_head, head_grads = results(smoothing)
@@ -295,7 +295,7 @@ is_linear = isinstance(model.get_output_embeddings(), loss.LinearHead)
 assert (model(**batch).logits is None) == is_linear
 with torch.no_grad():
     torch.testing.assert_close(model(**batch, num_items_in_batch=100).loss, whole)
-model.config.label_smoothing = 0.2  # in training mode only
+model.config.label_smoothing = 0.2  # without effect in evaluation mode
 torch.testing.assert_close(model.eval()(**batch, num_items_in_batch=100).loss, whole)
 print(is_linear)
 """
@@ -304,7 +304,7 @@ print(is_linear)
 HEAD_IN_FLOAT64 = """
 import torch
 from model import loss
-loss.LOGITS_AT_ONCE = 150  # several parts
+loss.LOGITS_AT_ONCE = 150  # computed in several parts
 torch.manual_seed(0)
 labels = torch.randint(0, 50, (2, 9))
 labels[0, 3:5] = -100
@@ -326,8 +326,10 @@ for smoothing in (0.0, 0.2):
 """
 
 
-def test_gradients_without_all_logits_equal_those_of_torch_in_float64(render: Render) -> None:
-    run(HEAD_IN_FLOAT64, render(task="causal_lm"), [])
+def test_loss_and_gradient_computed_in_parts_equal_those_of_torch_in_float64(
+    render: Render,
+) -> None:
+    run_python(render(task="causal_lm"), "-c", HEAD_IN_FLOAT64)
 
 
 @pytest.mark.parametrize(
@@ -341,8 +343,9 @@ def test_gradients_without_all_logits_equal_those_of_torch_in_float64(render: Re
         ("bert", {**SMALL, "is_decoder": True}, False),  # with an additional layer
     ],
 )
-def test_the_loss_without_all_logits_is_the_same(
+def test_loss_computed_in_parts_equals_the_loss_of_all_logits(
     kind: str, options: dict, is_linear: bool, render: Render, tmp_path: Path
 ) -> None:
-    out = run(LINEAR_HEAD, render(task="causal_lm"), [kind, json.dumps(options), str(tmp_path)])
-    assert out.splitlines()[-1] == str(is_linear)
+    arguments = [kind, json.dumps(options), str(tmp_path)]
+    done = run_python(render(task="causal_lm"), "-c", LINEAR_HEAD, *arguments)
+    assert done.stdout.splitlines()[-1] == str(is_linear)

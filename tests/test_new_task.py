@@ -1,4 +1,4 @@
-"""A new task is one folder and one word: add one with a name of its own, and test its project."""
+"""A new task needs one folder and one word: add a task to a copy of the template, and test it."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ OF_THE_TEMPLATE = ["tests/test_rendering.py", "tests/test_structure.py"]
 if "TEST_ALL" in os.environ:
     OF_THE_TEMPLATE += ["tests/test_matrix.py", "tests/test_models.py", "tests/test_prompts.py"]
 OF_EVERY_TASK = f"{NAME} or agree or same_bytes or ruff_on_the_template or have_prompts"
-# Tests of the project: exactness, and runs that are stopped or killed, resumed, and bit-identical
-# to uninterrupted ones.
+# Tests of the project: its contract, exactness, checkpoints, and interrupted runs that resume
+# bit-identically.
 OF_THE_PROJECT = [
     "test_contract.py",
     "test_exactness.py",
@@ -31,7 +31,7 @@ OF_THE_PROJECT = [
     "test_runs.py::test_resumed_run_is_bit_identical[9]",
 ]
 
-# Without the variables of pytest-xdist's workers: a nested pytest would treat itself as a worker.
+# Remove the variables of pytest-xdist: with them, the pytest started below would act as a worker.
 ENVIRONMENT = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_XDIST")}
 
 
@@ -50,7 +50,7 @@ def run(folder: Path, *command: str | Path) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture(scope="module")
 def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of this template with the folder of the new task and its name in cookiecutter.json."""
+    """A copy of this template with a folder for the new task, and its name in cookiecutter.json."""
     copy = tmp_path_factory.mktemp("new") / "template"
     for name in ("hooks", "scripts", "templates", "tests", TEMPLATE.name):
         shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns(*CACHES))
@@ -65,7 +65,7 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def project(template: Path) -> Path:
-    # In a separate process, since this one has loaded the hooks of the original template.
+    # Use a separate process: this process has imported the extension of the original template.
     code = f"from conftest import *; bake(ROOT.parent, {{'task': {NAME!r}}})"
     done = run(template / "tests", "-c", code)
     assert done.returncode == 0, done.stderr

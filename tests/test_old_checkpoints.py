@@ -1,47 +1,31 @@
-"""Checkpoints of earlier versions: with code, and with prefixed tensors of the base model.
+"""Checkpoints of earlier versions resume and predict like stock checkpoints, or are refused.
 
-They resume and predict like stock checkpoints, or are refused if the model has changed. Their
-code is not executed.
+They contain code, which is not executed, and their tensor names have a prefix. They are refused if
+the model has changed.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
 
 from conftest import SCRIPTS, some
+from running import run_python
 
-ENVIRONMENT = {
-    **os.environ,
-    "HF_HUB_OFFLINE": "1",
-    "OMP_NUM_THREADS": "1",
-    "ACCELERATE_USE_CPU": "true",
-}
-ENVIRONMENT["PYTHONPATH"] = "."
 DATA = ["--train_input", "rows.jsonl", "--valid_input", "rows.jsonl"]
 FIELDS = {"classification": {"classifier_dropout": 0.1}}  # in addition to the fields of all tasks
 FROM_PRETRAINED = "from model.modeling import Model; Model.from_pretrained('old/last')"
 
 
 def run(project: Path, *command: str | Path, code: int = 0) -> str:
-    done = subprocess.run(
-        [sys.executable, *map(str, command)],
-        cwd=project,
-        env=ENVIRONMENT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == code, done.stdout[-3000:]
-    assert "executed" not in done.stdout
-    return done.stdout
+    """Run Python in the project; check that the code of the checkpoint is not executed."""
+    done = run_python(project, *command, code=code)
+    output = done.stdout + done.stderr
+    assert "executed" not in output
+    return output
 
 
 @pytest.fixture
@@ -57,7 +41,7 @@ def old(project: Path, task: str) -> Path:
 
 
 @pytest.mark.parametrize("task", some(["causal_lm", "seq2seq"]))
-def test_an_old_checkpoint_resumes_and_predicts_like_a_stock_checkpoint(old: Path) -> None:
+def test_old_checkpoint_resumes_and_predicts_like_a_stock_checkpoint(old: Path) -> None:
     weights = []
     predictions = []
     for folder in ("old", "outputs"):
@@ -73,7 +57,7 @@ def test_an_old_checkpoint_resumes_and_predicts_like_a_stock_checkpoint(old: Pat
 
 
 @pytest.mark.parametrize("task", ["classification"])
-def test_an_old_checkpoint_of_another_model_is_refused_in_a_sentence(old: Path) -> None:
+def test_old_checkpoint_of_a_changed_model_is_refused_in_one_sentence(old: Path) -> None:
     for command in (
         ["train.py", "--restore_dir", "old/last"],
         ["train.py", "--model_id", "old/last", "--outdir", "new", *DATA],

@@ -1,4 +1,4 @@
-"""The questions in a terminal of 80 columns."""
+"""The questions in a terminal with 80 columns."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ import pytest
 from conftest import ROOT, SLUG, TASKS, Render, Shell, about, contents
 
 ESCAPE = r"\x1b\[[\d;]*m"
-WAITS = rf"\)({ESCAPE})?: "  # after the default
+WAITS = rf"\)({ESCAPE})?: "  # the end of a question, after the default in parentheses
 LABELS = json.loads((ROOT / "cookiecutter.json").read_text(encoding="utf-8"))["__prompts__"]["task"]
 
 
 class Terminal:
-    """Cookiecutter in a terminal: `screen` is its output so far, without colours."""
+    """Cookiecutter in a terminal. `screen` is the output so far, without colours."""
 
     def __init__(self, shell: Shell) -> None:
         environment = {**shell.environment, "TERM": "xterm-256color"}
@@ -32,7 +32,7 @@ class Terminal:
             dimensions=(24, 80),
             encoding="utf-8",
             timeout=60,
-            # Tests in the background ignore SIGINT, which child processes would inherit.
+            # If the tests run in the background, they ignore SIGINT; child processes inherit this.
             preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
         )
         self.screen = ""
@@ -58,13 +58,15 @@ def terminal(shell: Shell) -> Terminal:
     return Terminal(shell)
 
 
-def test_enter_at_each_question(terminal: Terminal, shell: Shell, render: Render) -> None:
+def test_enter_at_each_question_gives_the_default_project(
+    terminal: Terminal, shell: Shell, render: Render
+) -> None:
     terminal.answer(*[""] * 6)
     assert terminal.end() == 0
     assert contents(shell.here / SLUG) == contents(render())
 
 
-def test_questions_and_their_defaults(
+def test_questions_show_their_defaults(
     task: str, terminal: Terminal, shell: Shell, render: Render
 ) -> None:
     number = TASKS.index(task) + 1
@@ -75,9 +77,9 @@ def test_questions_and_their_defaults(
         "  [1/6] What the model does",
         *(f"    {i} - {LABELS.get(name, name)}" for i, name in enumerate(TASKS, 1)),
         f"    Choose from [{choices}] (1): {number}",
-        "  [2/6] Name of the project, for people to read (My Project): ",
-        "  [3/6] Name of its folder and package: a-z, 0-9 and hyphens (my-project): ",
-        f"  [4/6] Its purpose, in one line ({about(task)['description']}, trained with PyTorch): ",
+        "  [2/6] Human-readable name of the project (My Project): ",
+        "  [3/6] Name of folder and package: a-z, 0-9 and hyphens (my-project): ",
+        f"  [4/6] Purpose of the project ({about(task)['description']}, trained with PyTorch): ",
         "  [5/6] Author (Your Name): ",
         "  [6/6] Base model: a Hub id, a folder (/..., ./... or ~/...), or tiny,",
         "        which is built in and has random weights (tiny): ",
@@ -88,14 +90,16 @@ def test_questions_and_their_defaults(
     assert contents(shell.here / SLUG) == contents(render(task=task))
 
 
-def test_invalid_choice_is_asked_again(terminal: Terminal, shell: Shell, render: Render) -> None:
+def test_task_is_asked_again_after_an_invalid_choice(
+    terminal: Terminal, shell: Shell, render: Render
+) -> None:
     terminal.answer("9", "seq2seq", "2", *[""] * 5)
     assert terminal.end() == 0
     assert terminal.screen.count("Please select one of the available options") == 2
     assert contents(shell.here / SLUG) == contents(render(task="seq2seq"))
 
 
-def test_a_bad_slug_ends_the_questions(terminal: Terminal, shell: Shell) -> None:
+def test_invalid_slug_ends_the_questions(terminal: Terminal, shell: Shell) -> None:
     terminal.answer("", "", "Bad Slug")
     assert terminal.end() == 1
     asked, ended = terminal.screen.split("(my-project): Bad Slug\n")
@@ -105,7 +109,9 @@ def test_a_bad_slug_ends_the_questions(terminal: Terminal, shell: Shell) -> None
 
 
 @pytest.mark.parametrize("answered", [0, 3, 5])
-def test_ctrl_c(answered: int, terminal: Terminal, shell: Shell) -> None:
+def test_ctrl_c_ends_the_questions_without_a_traceback(
+    answered: int, terminal: Terminal, shell: Shell
+) -> None:
     terminal.answer(*[""] * answered)
     terminal.read(WAITS)
     terminal.child.sendintr()

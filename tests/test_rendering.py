@@ -1,4 +1,4 @@
-"""Rendered projects: their files, equal for every task, without leftovers, clean and typed."""
+"""Files of rendered projects: shared by all tasks, without template marks, linted and typed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-# Files that may differ between tasks; folders end in a slash. All others are byte-identical.
+# Files and folders that may differ between tasks. All other files are byte-identical.
 TASK_OWNED = (
     "README.ja.md",
     "README.md",
@@ -33,8 +33,8 @@ TASK_OWNED = (
     "tiny/",
 )
 
-# Other files in a task's folder: parts that README.md and pyproject.toml include, and the data for
-# the questions and the tests.
+# Other files in a task's folder: task.json, which the questions and the tests read, and parts that
+# README.md and pyproject.toml include.
 PARTS = ["dependencies.toml", "result.ja.md", "result.md", "shown.md", "task.json"]
 PARTS += ["usage.ja.md", "usage.md"]
 
@@ -42,7 +42,7 @@ INCLUDE = re.compile(r'<<% include cookiecutter\.task ~ "/(.+)" %>>\n')
 
 
 def includes() -> dict[str, str]:
-    """Return the files of the template that are one include line, with the included file."""
+    """Return the files of the template that consist of one include line, with the included file."""
     lines = {name: (TEMPLATE / name).read_text(encoding="utf-8") for name in files_of(TEMPLATE)}
     found = {name: INCLUDE.fullmatch(line) for name, line in lines.items()}
     return {name: match[1] for name, match in found.items() if match}
@@ -54,13 +54,13 @@ def run_tool(folder: Path, *command: str) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_every_task_has_the_files_of_the_template(task: str, render: Render) -> None:
+def test_projects_of_every_task_have_the_files_of_the_template(task: str, render: Render) -> None:
     assert files_of(render(task=task)) == files_of(TEMPLATE)
 
 
 @pytest.mark.skipif(not (ROOT / ".git").exists(), reason="not a git checkout")
 def test_files_ignored_by_git_are_not_rendered() -> None:
-    """A run inside the template writes files there, which Cookiecutter would copy."""
+    """A run or a tool in the folder of the template writes files that Cookiecutter would copy."""
     command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", TEMPLATE.name]
     listed = subprocess.run(command, cwd=ROOT, capture_output=True, check=True).stdout.decode()
     known = {name.removeprefix(f"{TEMPLATE.name}/") for name in listed.split("\0") if name}
@@ -75,7 +75,7 @@ def test_task_folders_agree() -> None:
         assert files_of(ROOT / "templates" / task) == sorted([*included, *PARTS])
 
 
-def test_included_files_keep_their_bytes(task: str, render: Render) -> None:
+def test_included_files_are_rendered_unchanged(task: str, render: Render) -> None:
     for name, source in includes().items():
         expected = (ROOT / "templates" / task / source).read_bytes()
         expected = expected.replace(b"<< cookiecutter.base_model >>", b"tiny")
@@ -90,14 +90,14 @@ def test_same_bytes_for_every_task(render: Render) -> None:
 
 
 def function_of(path: Path, name: str) -> str:
-    """Return the source of a function or method of a file."""
+    """Return the source code of a function or method in a file."""
     text = path.read_text(encoding="utf-8")
     (found,) = [n for n in ast.walk(ast.parse(text)) if getattr(n, "name", None) == name]
     return ast.get_source_segment(text, found) or ""
 
 
 def test_code_repeated_in_two_tasks_is_the_same() -> None:
-    """Tasks share no files, so code that both decoders need is in each of them."""
+    """Tasks share no files, so causal_lm and chat both contain the code that both need."""
     decoders = [ROOT / "templates" / task for task in ("causal_lm", "chat")]
     for name in ("loss.py", "tiny/config.json"):
         texts = [(folder / name).read_text(encoding="utf-8") for folder in decoders]
@@ -119,12 +119,14 @@ def test_code_repeated_in_two_tasks_is_the_same() -> None:
         assert sources[0] == sources[1], name
 
 
-def test_no_leftovers(task: str, render: Render) -> None:
+def test_projects_contain_no_template_marks_and_no_classes_of_other_tasks(
+    task: str, render: Render
+) -> None:
     other_classes = {about(other)["auto_class"] for other in TASKS} - {about(task)["auto_class"]}
     for name in files_of(render(task=task)):
         text = (render(task=task) / name).read_text(encoding="utf-8")
         for mark in ["cookiecutter", "<<%", "<<#", "<< ", *other_classes]:
-            assert mark not in text, f"{name} holds {mark}"
+            assert mark not in text, f"{name} contains {mark}"
 
 
 def test_ruff_on_the_template() -> None:
@@ -139,20 +141,22 @@ def test_ruff_on_the_project(task: str, render: Render) -> None:
 
 
 def test_mypy_on_every_project(render: Render, tmp_path: Path) -> None:
-    for task in TASKS:  # run in sequence, so that mypy analyses the libraries only once
+    for task in TASKS:  # mypy analyses the libraries only once if one process checks all tasks
         run_tool(render(task=task), "mypy", "--cache-dir", str(tmp_path))
 
 
 @pytest.mark.parametrize("extra", ["dependencies", "dev"])
-def test_environment_has_the_dependencies_of_projects(render: Render, extra: str) -> None:
+def test_dev_extra_of_the_template_has_the_dependencies_of_projects(
+    render: Render, extra: str
+) -> None:
     ours = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     theirs = tomllib.loads((render() / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     needed = {**theirs, **theirs["optional-dependencies"]}[extra]
     assert set(needed) <= set(ours["optional-dependencies"]["dev"])
 
 
-def test_unrendered_settings_are_readable() -> None:
-    """The rendered project is checked by the same rules as its unrendered source."""
+def test_ruff_settings_of_projects_and_of_the_template_are_equal() -> None:
+    """Ruff checks the code of a project by the same rules before and after rendering."""
     lines = (TEMPLATE / "pyproject.toml").read_text(encoding="utf-8").splitlines()
     unrendered = "\n".join(line for line in lines if not line.startswith("<<%"))
     ours = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["ruff"]
@@ -166,6 +170,6 @@ def test_questions_have_prompts() -> None:
     asked = {name for name in questions if not name.startswith("_")}
     assert asked == set(questions["__prompts__"])
     labels = questions["__prompts__"].pop("task")
-    assert set(TASKS) >= set(labels) - {"__prompt__"}  # a task without words is shown by its name
+    assert set(TASKS) >= set(labels) - {"__prompt__"}  # other tasks are shown by their names
     for words in [*labels.values(), *questions["__prompts__"].values()]:
-        assert "[" not in words  # rich would take [words] for markup and drop them
+        assert "[" not in words  # rich would interpret [words] as markup and omit them

@@ -1,4 +1,4 @@
-"""The structure of the rendered code: short, flat, typed functions; imports that go downward."""
+"""Functions of projects are short, flat and typed; imports of their modules go downward only."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ import pytest
 
 from conftest import Render, files_of
 
-MAX_LINES_OF_TRAIN = 220  # comments and docstrings do not count
+MAX_LINES_OF_TRAIN = 220  # without comments and docstrings
 MAX_LINES_OF_FUNCTION = 60
 MAX_PARAMETERS = 6
 MAX_NESTING = 3
 
-# From the bottom up. The scripts, which are all other top-level modules, are above them.
+# From the lowest layer to the highest. All other top-level modules are scripts, which are above.
 LAYERS = ["errors", "reading", "model", "training", "reporting"]
 
 COMPOUND = (ast.If, ast.For, ast.AsyncFor, ast.While, ast.With, ast.AsyncWith, ast.Try, ast.Match)
@@ -38,7 +38,7 @@ def code_of(project: Path) -> dict[str, str]:
     }
 
 
-# Each rule yields the line and the description of each violation.
+# Each rule below yields the line and a description of each violation.
 
 
 def functions_of(code: str) -> Iterator[Function]:
@@ -55,7 +55,7 @@ def parameters_of(function: Function) -> list[ast.arg]:
 
 
 def nesting(statements: list[ast.stmt]) -> int:
-    """Return the depth of nested compound statements; an elif has the depth of its if."""
+    """Return the depth of nested compound statements. An elif has the same depth as its if."""
     deepest = 0
     for statement in statements:
         if not isinstance(statement, COMPOUND):
@@ -101,7 +101,7 @@ def untyped_parameters(code: str) -> Faults:
 
 
 def is_stub(statement: ast.stmt) -> bool:
-    """Return whether a statement is `...` in place of a body, as in a Protocol."""
+    """Return whether a statement is `...`, as the body of a method of a Protocol."""
     value = statement.value if isinstance(statement, ast.Expr) else None
     return isinstance(value, ast.Constant) and value.value is Ellipsis
 
@@ -111,19 +111,19 @@ def shared_lines(code: str) -> Faults:
     for node in ast.walk(ast.parse(code)):
         if isinstance(node, ast.stmt) and not is_stub(node):
             if node.lineno in seen:
-                yield node.lineno, "two statements in one line"
+                yield node.lineno, "two statements on one line"
             seen.add(node.lineno)
 
 
 def packed_assignments(code: str) -> Faults:
-    """Yield assignments of several unrelated values in one statement. A swap is allowed."""
+    """Yield statements that assign several values to several targets. A swap is allowed."""
     for node in ast.walk(ast.parse(code)):
         if not isinstance(node, ast.Assign) or not isinstance(node.value, (ast.Tuple, ast.List)):
             continue
         values = sorted(map(ast.unparse, node.value.elts))
         packed = [item for item in node.targets if isinstance(item, (ast.Tuple, ast.List))]
         if any(sorted(map(ast.unparse, target.elts)) != values for target in packed):
-            yield node.lineno, f"two assignments in one: {ast.unparse(node)}"
+            yield node.lineno, f"several assignments in one statement: {ast.unparse(node)}"
 
 
 RULES: list[Callable[[str], Faults]] = [
@@ -137,7 +137,7 @@ RULES: list[Callable[[str], Faults]] = [
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
-def test_limits(rule: Callable[[str], Faults], task: str, render: Render) -> None:
+def test_code_follows_the_rule(rule: Callable[[str], Faults], task: str, render: Render) -> None:
     found = [
         f"{name}:{line}: {fault}"
         for name, code in code_of(render(task=task)).items()
@@ -157,15 +157,15 @@ def lines_of_code(code: str) -> int:
     return sum(not line.lstrip().startswith("#") and n not in docstrings for n, line in lines)
 
 
-def test_train_is_short(render: Render) -> None:
+def test_train_py_is_short(render: Render) -> None:
     assert lines_of_code((render() / "train.py").read_text(encoding="utf-8")) <= MAX_LINES_OF_TRAIN
 
 
-# The imports of each module.
+# The tests below check the imports of each module.
 
 
 def module_of(name: str) -> str:
-    """Return the name of a module: training.state for training/state.py, without __init__."""
+    """Return the name of a module, such as training.state for training/state.py."""
     return name.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
 
 
@@ -184,7 +184,7 @@ def imported(node: ast.AST, importer: str, is_package: bool) -> list[tuple[str, 
 
 
 def import_graph(code: dict[str, str]) -> Graph:
-    """Return for each module of a project the modules of the project that it imports anywhere."""
+    """Return for each module the project's modules that it imports, also inside functions."""
     modules = {module_of(name) for name in code}
     graph: Graph = {module: set() for module in modules}
     for name, text in code.items():
@@ -226,7 +226,7 @@ def cycle_in(graph: Graph) -> list[str]:
 
 
 def packages_of(graph: Graph) -> Graph:
-    """Return the graph of the packages."""
+    """Return the import graph of the packages."""
     packages: Graph = {}
     for module, others in graph.items():
         top = module.partition(".")[0]
@@ -246,14 +246,14 @@ def test_imports_have_no_cycle(task: str, render: Render) -> None:
     assert cycle_in(graph) == []
 
 
-def test_model_imports_reading_and_nothing_else_of_the_project(task: str, render: Render) -> None:
+def test_model_imports_only_reading_and_errors_of_the_project(task: str, render: Render) -> None:
     graph = import_graph(code_of(render(task=task)))
     others = packages_of(graph)["model"]
     assert others <= {"errors", "reading"}
 
 
-def test_code_in_a_checkpoint_imports_no_other_code(task: str, render: Render) -> None:
-    """transformers copies modeling.py and its relative imports into a checkpoint."""
+def test_code_in_a_checkpoint_imports_only_modules_of_model(task: str, render: Render) -> None:
+    """transformers copies modeling.py, and the modules that it imports, into checkpoints."""
     graph = import_graph(code_of(render(task=task)))
     copied: set[str] = set()
     waiting = ["model.modeling"]
@@ -264,7 +264,7 @@ def test_code_in_a_checkpoint_imports_no_other_code(task: str, render: Render) -
     assert {module for module in copied if not module.startswith("model.")} == set()
 
 
-# The rules themselves.
+# The tests below test the functions above.
 
 
 def count(rule: Callable[[str], Faults], code: str) -> int:

@@ -1,37 +1,24 @@
-"""Scores of generated texts equal what sacrebleu computes on the texts of the file itself."""
+"""Scores of generated texts equal those that sacrebleu computes with the targets in the file."""
 
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import sacrebleu
 
 from conftest import Render
+from running import run_python
 
-# After six steps, some of the targets are generated correctly, others are not.
+# After six steps, some targets are generated correctly, and others are not.
 SOURCES = ("h o u s e", "s p e a k", "{x}", "Ünïcode  two spaces", "a b", " lead")
 TARGETS = ("HH AW S", "S P IY K", "{A: A}", "Ü ñ  two", "AE B", " L IY D")
 
 
-def run(project: Path, *command: str) -> None:
-    variables = {"HF_HUB_OFFLINE": "1", "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, *command],
-        cwd=project,
-        env={**os.environ, **variables},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
-
-
-def test_scores_are_those_of_sacrebleu_on_the_raw_texts(render: Render, tmp_path: Path) -> None:
+def test_scores_equal_those_of_sacrebleu_on_the_texts_of_the_file(
+    render: Render, tmp_path: Path
+) -> None:
     project = render(task="seq2seq")
     rows = [{"source": s, "target": t} for s, t in zip(SOURCES, TARGETS, strict=True)]
     data = tmp_path / "rows.jsonl"
@@ -39,10 +26,10 @@ def test_scores_are_those_of_sacrebleu_on_the_raw_texts(render: Render, tmp_path
     outdir = tmp_path / "run"
     limit = ["--max_new_tokens", "16"]
     both = ["--train_input", str(data), "--valid_input", str(data), "--outdir", str(outdir)]
-    run(project, "train.py", *both, *limit, "--max_steps", "6", "--eval_batch_size", "5")
+    run_python(project, "train.py", *both, *limit, "--max_steps", "6", "--eval_batch_size", "5")
     found = tmp_path / "found.jsonl"
     command = ["--checkpoint", str(outdir / "last"), "--input", str(data), "--output", str(found)]
-    run(project, "predict.py", *command, *limit)
+    run_python(project, "predict.py", *command, *limit)
     lines = found.read_text(encoding="utf-8").splitlines()
     generated = [json.loads(line)["prediction"] for line in lines]
     targets = [row["target"] for row in rows * 8]

@@ -1,8 +1,9 @@
-"""Other tools load checkpoints with the commands of the README, and compute the same.
+"""Other tools load checkpoints with the commands of the README, and compute the same results.
 
-Missing tools are skipped. `pip install -e '.[dev]'` installs the tools that `make test` uses.
-The others need much disk space or other versions; `make test-all` runs them if they are installed.
-Each script in tests/tools/ runs in an empty folder.
+Tests of tools that are not installed are skipped. `pip install -e '.[dev]'` installs the tools that
+`make test` needs. The other tools need much disk space or other versions of packages;
+`make test-all` tests them if they are installed. Most scripts of tests/tools/ run in an empty
+folder.
 """
 
 from __future__ import annotations
@@ -21,14 +22,9 @@ from pathlib import Path
 import pytest
 
 from conftest import ROOT, SLUG, Render, about
+from running import run, run_python
 
 TOOLS = Path(__file__).parent / "tools"
-ENVIRONMENT = {
-    **os.environ,
-    "HF_HUB_OFFLINE": "1",
-    "OMP_NUM_THREADS": "1",
-    "ACCELERATE_USE_CPU": "true",
-}
 SHORT = ["--max_steps", "20", "--valid_steps", "20", "--batch_size", "8"]
 TEXTS = ["See you at lunch", "FREE entry! Text WIN to claim your prize"]
 SCORES = """
@@ -38,27 +34,12 @@ classify = pipeline("text-classification", model=sys.argv[1])
 found = [(text, *classify(text)[0].values()) for text in sys.argv[2:]]
 print(json.dumps(found))
 """
-heavy = pytest.mark.skipif("TEST_ALL" not in os.environ, reason="only in make test-all")
+heavy = pytest.mark.skipif("TEST_ALL" not in os.environ, reason="run by make test-all only")
 
 
 def needs(*modules: str) -> pytest.MarkDecorator:
     missing = [name for name in modules if not importlib.util.find_spec(name)]
     return pytest.mark.skipif(bool(missing), reason=f"not installed: {', '.join(missing)}")
-
-
-def run(folder: Path, *command: str | Path) -> str:
-    done = subprocess.run(
-        list(map(str, command)),
-        cwd=folder,
-        env=ENVIRONMENT,
-        stdin=subprocess.DEVNULL,  # no prompt to confirm the execution of code
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stdout[-5000:]
-    return done.stdout
 
 
 def try_tool(folder: Path, name: str, *arguments: str | Path) -> None:
@@ -69,7 +50,7 @@ def try_tool(folder: Path, name: str, *arguments: str | Path) -> None:
 
 
 def command_of(project: Path, tool: str) -> str:
-    """Return the README's command for a tool, with the path of the project's checkpoint."""
+    """Return the command for a tool in the README, with the path of the project's checkpoint."""
     text = (project / "README.md").read_text(encoding="utf-8")
     (command,) = re.findall(rf"^\| {re.escape(tool)} \| `([^`]+)` \|", text, re.MULTILINE)
     return command.replace("outputs/best", str(project / "outputs" / "best"))
@@ -77,7 +58,7 @@ def command_of(project: Path, tool: str) -> str:
 
 @pytest.fixture(scope="module")
 def trained(render: Render, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """Return a function: trained("seq2seq") is a shared project with a run in outputs/."""
+    """Return a function: trained("seq2seq") returns a shared project with a run in outputs/."""
     projects: dict[tuple[str, str | None], Path] = {}
 
     def project_of(task: str, recipe: str | None = None) -> Path:
@@ -87,7 +68,7 @@ def trained(render: Render, tmp_path_factory: pytest.TempPathFactory) -> Callabl
             if recipe:
                 model = ROOT / "docs" / "recipes" / recipe / "model"
                 shutil.copytree(model, project / "model", dirs_exist_ok=True)
-            run(project, sys.executable, "train.py", *SHORT)
+            run_python(project, "train.py", *SHORT)
             projects[task, recipe] = project
         return projects[task, recipe]
 
@@ -96,13 +77,13 @@ def trained(render: Render, tmp_path_factory: pytest.TempPathFactory) -> Callabl
 
 @pytest.fixture(scope="module")
 def onnx(trained: Callable[..., Path]) -> Callable[[], Path]:
-    """Return a function: onnx() is the folder written by the command of the README."""
+    """Return a function: onnx() returns the folder that the README's command writes."""
 
     def folder() -> Path:
         project = trained("classification")
         if not (project / "exported").exists():
             _, *words = shlex.split(command_of(project, "ONNX Runtime"))
-            run(project, sys.executable, *words)
+            run_python(project, *words)
         return project / "exported"
 
     return folder
@@ -116,10 +97,12 @@ def onnx(trained: Callable[..., Path]) -> Callable[[], Path]:
         pytest.param("classification", None, marks=heavy),
         pytest.param("token_classification", None, marks=heavy),
         pytest.param("seq2seq", None, marks=heavy),
-        pytest.param("classification", "pooling", marks=heavy),  # with custom code
+        pytest.param("classification", "pooling", marks=heavy),  # with code in the checkpoint
     ],
 )
-def test_peft(task: str, recipe: str | None, trained: Callable[..., Path], tmp_path: Path) -> None:
+def test_peft_saves_loads_and_merges_an_adapter(
+    task: str, recipe: str | None, trained: Callable[..., Path], tmp_path: Path
+) -> None:
     best = trained(task, recipe) / "outputs" / "best"
     assert (best / "modeling.py").exists() == (recipe is not None)
     try_tool(tmp_path, "peft", best, about(task)["auto_class"])
@@ -127,7 +110,9 @@ def test_peft(task: str, recipe: str | None, trained: Callable[..., Path], tmp_p
 
 @needs("ctranslate2")
 @pytest.mark.parametrize("task", ["causal_lm", "seq2seq"])
-def test_ctranslate2(task: str, trained: Callable[..., Path], tmp_path: Path) -> None:
+def test_ctranslate2_computes_the_same_scores_and_tokens(
+    task: str, trained: Callable[..., Path], tmp_path: Path
+) -> None:
     project = trained(task)
     program, *words = shlex.split(command_of(project, "CTranslate2"))
     run(tmp_path, Path(sys.executable).parent / program, *words)
@@ -135,19 +120,19 @@ def test_ctranslate2(task: str, trained: Callable[..., Path], tmp_path: Path) ->
 
 
 @needs("onnx", "onnxruntime", "onnxscript")
-def test_onnx_runtime(onnx: Callable[[], Path], tmp_path: Path) -> None:
+def test_onnx_runtime_computes_the_same_logits(onnx: Callable[[], Path], tmp_path: Path) -> None:
     try_tool(tmp_path, "onnxruntime", onnx())
 
 
 @heavy
 @needs("onnx", "onnxruntime", "onnxscript")
-def test_transformers_js(onnx: Callable[[], Path], tmp_path: Path) -> None:
-    """Needs NODE_PATH: the node_modules folder of transformers.js."""
+def test_transformers_js_computes_the_same_scores(onnx: Callable[[], Path], tmp_path: Path) -> None:
+    """NODE_PATH must be the folder node_modules that contains transformers.js."""
     node = shutil.which("node")
     package = "require.resolve('@huggingface/transformers')"
     if not node or subprocess.run([node, "-e", package], capture_output=True).returncode:
         pytest.skip("not installed: @huggingface/transformers for node, with NODE_PATH")
-    expected = run(tmp_path, sys.executable, "-c", SCORES, onnx(), *TEXTS).splitlines()[-1]
+    expected = run(tmp_path, sys.executable, "-c", SCORES, onnx(), *TEXTS).stdout.splitlines()[-1]
     assert len(json.loads(expected)) == len(TEXTS)
     run(tmp_path, node, TOOLS / "with_transformers_js.cjs", onnx(), expected)
 
@@ -156,7 +141,7 @@ def test_transformers_js(onnx: Callable[[], Path], tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("tool", "row"), [("lm_eval", "lm-evaluation-harness"), ("serve", "`transformers serve`")]
 )
-def test_commands_for_a_language_model(
+def test_commands_of_the_readme_for_a_language_model_work(
     tool: str, row: str, trained: Callable[..., Path], tmp_path: Path
 ) -> None:
     modules = {"lm_eval": ["lm_eval"], "serve": ["fastapi", "uvicorn", "openai"]}[tool]
@@ -168,7 +153,7 @@ def test_commands_for_a_language_model(
 
 @heavy
 @pytest.mark.parametrize("tool", ["trl", "vllm"])
-def test_libraries_for_a_language_model(
+def test_trl_and_vllm_load_a_language_model(
     tool: str, trained: Callable[..., Path], tmp_path: Path
 ) -> None:
     pytest.importorskip(tool, reason=f"not installed: {tool}")
@@ -177,32 +162,38 @@ def test_libraries_for_a_language_model(
 
 @heavy
 @needs("torchao")
-def test_torchao(task: str, trained: Callable[..., Path], tmp_path: Path) -> None:
+def test_torchao_loads_a_checkpoint_in_int8(
+    task: str, trained: Callable[..., Path], tmp_path: Path
+) -> None:
     try_tool(tmp_path, "torchao", trained(task) / "outputs" / "best", about(task)["auto_class"])
 
 
 @heavy
 @needs("sentence_transformers")
-def test_sentence_transformers(trained: Callable[..., Path], tmp_path: Path) -> None:
+def test_sentence_transformers_loads_the_model_without_its_head(
+    trained: Callable[..., Path], tmp_path: Path
+) -> None:
     try_tool(tmp_path, "sentence_transformers", trained("classification") / "outputs" / "best")
 
 
 @heavy
 @pytest.mark.parametrize("tool", ["optuna", "ray"])
-def test_libraries_that_call_main(tool: str, render: Render, tmp_path: Path) -> None:
+def test_libraries_that_call_main_get_the_same_loss(
+    tool: str, render: Render, tmp_path: Path
+) -> None:
     if not importlib.util.find_spec(tool):
         pytest.skip(f"not installed: {tool}")
     project = Path(shutil.copytree(render(task="classification"), tmp_path / SLUG))
     run(project, sys.executable, TOOLS / f"with_{tool}.py")
 
 
-def test_printed_commands_equal_the_commands_of_the_readme(
+def test_commands_printed_by_export_py_are_in_the_readme(
     task: str, trained: Callable[..., Path], tmp_path: Path
 ) -> None:
     project = trained(task)
     output = tmp_path / "exported"
     options = ["--output", str(output), "--dtype", "bfloat16"]
-    printed = run(project, sys.executable, "export.py", *options)
+    printed = run_python(project, "export.py", *options).stdout
     _, *commands = printed.partition("parameters in bfloat16")[2].splitlines()
     readme = (project / "README.md").read_text(encoding="utf-8")
     for command in commands:

@@ -1,4 +1,4 @@
-"""A run on two hosts: connected network namespaces with a shared file system."""
+"""Runs on two hosts, which are connected network namespaces with a shared file system."""
 
 from __future__ import annotations
 
@@ -18,11 +18,13 @@ import pytest
 
 from conftest import SCRIPTS, wait_for
 
-# All processes and namespaces end with `unshare`, which ends with the tests, even by SIGKILL.
+# All processes and namespaces end when `unshare` ends. `unshare` ends when the tests end, even if
+# they are killed.
 NAMESPACES = ["setpriv", "--pdeathsig", "KILL", "unshare", "-rnmpf", "--mount-proc"]
 NAMESPACES += ["--kill-child", "bash", "-ec"]
 ONE_HOST = 'ip link set lo up; "$@"'
-# The hosts resolve each other's names, as torch requires. A failed command on host2 is restarted.
+# Each host resolves the name of the other, as torch requires. If the command on host2 fails, it is
+# started again.
 HOSTS = """
 mount -t tmpfs none /var/run
 printf '%s\\n' '127.0.0.1 localhost' '10.0.0.1 host1' '10.0.0.2 host2' >/var/run/hosts
@@ -55,11 +57,11 @@ ENVIRONMENT = {
 FOR_HOSTS = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1", "GLOO_SOCKET_IFNAME": "eth0"}
 ACCELERATE = str(Path(sys.executable).with_name("accelerate"))
 TWO_PROCESSES = [ACCELERATE, "launch", "--multi_gpu", "--num_processes", "2"]
-# As in configs/nodes.yaml, but with two processes in all and without GPUs.
+# The command of configs/nodes.yaml, but for two processes in total and without GPUs.
 NODES = [ACCELERATE, "launch", "--config_file", "configs/nodes.yaml", "--rdzv_backend", "c10d"]
 NODES += ["--main_process_ip", "host1", "--max_restarts", "3"]
 NODES += ["--num_processes", "2", "--mixed_precision", "no"]
-# Replaces srun of SLURM: one task on each host, as with --nodes 2.
+# A replacement of srun: it runs one task on each host, as with --nodes 2.
 SRUN = f"""#!/bin/bash
 while [[ $1 == --* ]]; do shift; done
 exec bash -ec {shlex.quote(HOSTS)} bash bash -c '
@@ -86,7 +88,7 @@ pytestmark = pytest.mark.skipif(
 
 @contextmanager
 def running(project: Path, script: str, *command: str, **variables: str) -> Iterator[Popen]:
-    """Run a command by a script, in namespaces that are removed at the end of the block."""
+    """Run a script with a command, in namespaces that are removed at the end of the block."""
     with (project / "output.txt").open("w") as output:
         job = Popen(
             [*NAMESPACES, script, "bash", *command],
@@ -107,7 +109,7 @@ def end(job: Popen, project: Path) -> None:
 
 
 def workers_of(job: Popen) -> list[psutil.Process]:
-    """Return the training processes by rank; the parent of each is its launcher."""
+    """Return the training processes, sorted by rank. The parent of each process is its launcher."""
     below = psutil.Process(job.pid).children(recursive=True)
     found = [process for process in below if "train.py" in process.cmdline()[:3]]
     return sorted(found, key=lambda process: int(process.environ()["RANK"]))
@@ -118,7 +120,7 @@ def network_of(process: psutil.Process) -> str:
 
 
 @pytest.mark.parametrize("task", ["classification"])
-def test_run_on_two_hosts_resumes_after_a_host_died(project: Path) -> None:
+def test_run_on_two_hosts_resumes_after_one_host_fails(project: Path) -> None:
     def step() -> int:
         state = project / "run" / "last" / "training_state.json"
         return json.loads(state.read_text())["step"]
@@ -160,7 +162,7 @@ def test_run_on_two_hosts_resumes_after_a_host_died(project: Path) -> None:
 
 
 @pytest.mark.parametrize("task", ["classification"])
-def test_slurm_job_on_two_hosts(project: Path, tmp_path: Path) -> None:
+def test_slurm_job_on_two_hosts_trains(project: Path, tmp_path: Path) -> None:
     tools = tmp_path / "tools"
     tools.mkdir()
     for name, text in (("srun", SRUN), ("scontrol", SCONTROL)):
@@ -176,5 +178,5 @@ def test_slurm_job_on_two_hosts(project: Path, tmp_path: Path) -> None:
     with running(project, '"$@"', *submission, **variables) as job:
         end(job, project)
     assert (project / "outputs" / "best" / "model.safetensors").exists()
-    for words in ("parameters from", "steps in"):  # printed by only one of the hosts
+    for words in ("parameters from", "steps in"):  # only one of the hosts prints them
         assert (project / "output.txt").read_text().count(words) == 1

@@ -1,4 +1,4 @@
-"""All ways of rendering, with an old or a new cookiecutter, give the same bytes."""
+"""All ways to render a project, with old and new versions of cookiecutter, write the same bytes."""
 
 from __future__ import annotations
 
@@ -52,7 +52,10 @@ def git(folder: Path, *arguments: str | Path) -> None:
 
 @pytest.fixture(scope="module")
 def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
-    """Sources of the template as arguments of cookiecutter. It has commits after its tag v1."""
+    """Arguments of cookiecutter for each source of the template: a checkout, a zip file, or git.
+
+    The git repository has a commit after the tag v1.
+    """
     folder = tmp_path_factory.mktemp("sources")
     checkout = folder / "hf-template"
     for part in ("hooks", "templates", TEMPLATE.name):
@@ -78,7 +81,7 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
 
 
 @pytest.mark.parametrize("source", ["checkout", "zip", "git"])
-def test_sources(
+def test_each_source_of_the_template_gives_the_same_project(
     source: str, sources: dict[str, list[str]], shell: Shell, expected: dict[str, bytes]
 ) -> None:
     template, *options = sources[source]
@@ -88,11 +91,11 @@ def test_sources(
 
 
 def set_autocrlf(home: Path) -> None:
-    """Set the default of Git for Windows: files with CRLF in each checkout."""
+    """Make git write CRLF line endings on checkout, as Git for Windows does by default."""
     (home / ".gitconfig").write_text("[core]\n\tautocrlf = true\n", encoding="utf-8")
 
 
-def test_git_that_writes_crlf(
+def test_template_from_git_that_writes_crlf_gives_the_same_project(
     sources: dict[str, list[str]], shell: Shell, expected: dict[str, bytes]
 ) -> None:
     set_autocrlf(shell.home)
@@ -102,8 +105,8 @@ def test_git_that_writes_crlf(
     assert contents(shell.here / MADE) == expected
 
 
-def test_a_project_in_git_that_writes_crlf(project: Path, shell: Shell) -> None:
-    """Code keeps LF; data, models and images keep every byte."""
+def test_git_that_writes_crlf_keeps_the_files_of_a_project(project: Path, shell: Shell) -> None:
+    """Code keeps LF line endings; data, models and images keep every byte."""
     for name in ("data/windows.csv", "tiny/vocabulary.txt"):
         (project / name).write_bytes(b"text,label\r\na,b\n")
     (project / "loss.png").write_bytes(b"\x89PNG\r\n\x1a\n text \r\n")
@@ -127,10 +130,10 @@ def test_a_project_in_git_that_writes_crlf(project: Path, shell: Shell) -> None:
 
 
 @pytest.mark.parametrize("name", ["hooks", "templates", "tests", "hf_ext"])
-def test_a_package_of_that_name_elsewhere(
+def test_other_package_with_a_name_of_the_template_is_not_imported(
     name: str, shell: Shell, expected: dict[str, bytes]
 ) -> None:
-    """Cookiecutter puts the template last on sys.path."""
+    """Cookiecutter adds the template at the end of sys.path, so another package could be found."""
     package = shell.home / name
     package.mkdir()
     (package / "__init__.py").write_text("raise SystemExit('wrong package')\n", encoding="utf-8")
@@ -140,15 +143,17 @@ def test_a_package_of_that_name_elsewhere(
 
 
 @pytest.mark.parametrize("name", ["contextlib", "shlex"])
-def test_a_module_of_that_name_among_temporary_files(name: str, shell: Shell) -> None:
-    """Hooks run from that folder, and Cookiecutter removes the project if one fails."""
+def test_module_among_temporary_files_does_not_break_the_hooks(name: str, shell: Shell) -> None:
+    """Hooks are run from the folder for temporary files, and find modules there first."""
     (shell.home / f"{name}.py").write_text("raise SystemExit('wrong module')\n", encoding="utf-8")
     done = shell.run("--no-input", TMPDIR=str(shell.home))
     assert done.returncode == 0 and f"{SLUG} (classification) is ready" in done.stderr, done.stderr
 
 
-def test_two_templates_in_one_process(render: Render, tmp_path: Path) -> None:
-    """As in pytest-cookies: each template uses its own extension."""
+def test_two_templates_in_one_process_use_their_own_extensions(
+    render: Render, tmp_path: Path
+) -> None:
+    """pytest-cookies renders several templates in one process."""
     other = tmp_path / "other"
     shutil.copytree(ROOT / "hooks", other / "hooks")
     (other / "hooks" / "__init__.py").touch()
@@ -171,10 +176,10 @@ for template in ({str(other)!r}, {str(ROOT)!r}, {str(other)!r}):
 
 
 @pytest.mark.parametrize("folder", ["exp [1]", "a{b}*", "$HOME 'q' 模型"])
-def test_odd_folders(
+def test_folders_with_unusual_names_give_the_same_project(
     folder: str, sources: dict[str, list[str]], shell: Shell, expected: dict[str, bytes]
 ) -> None:
-    """Both the template and the project may be in a folder whose name is also a pattern."""
+    """The template and the project are in a folder whose name has special characters."""
     template = shell.here / folder / "hf-template"
     shutil.copytree(sources["checkout"][0], template)
     done = shell.run("-o", folder, "--no-input", *PAIRS, template=template)
@@ -189,7 +194,7 @@ def test_odd_folders(
     )
 
 
-def test_key_value_then_replay(shell: Shell, expected: dict[str, bytes]) -> None:
+def test_replay_gives_the_same_project(shell: Shell, expected: dict[str, bytes]) -> None:
     assert shell.run("--no-input", *PAIRS).returncode == 0
     replay = shell.home / ".cookiecutter_replay" / f"{ROOT.name}.json"
     kept = shell.home / "kept.json"
@@ -201,26 +206,26 @@ def test_key_value_then_replay(shell: Shell, expected: dict[str, bytes]) -> None
         assert contents(folder / MADE) == expected
 
 
-def test_user_settings_without_questions(
+def test_answers_in_a_settings_file_are_used_without_questions(
     config: str, shell: Shell, expected: dict[str, bytes]
 ) -> None:
     assert shell.run("--config-file", config, "--no-input").returncode == 0
     assert contents(shell.here / MADE) == expected
 
 
-def test_user_settings_are_the_defaults(
+def test_answers_in_a_settings_file_are_the_defaults_of_the_questions(
     config: str, shell: Shell, expected: dict[str, bytes]
 ) -> None:
     done = shell.run("--config-file", config, typed="\n" * 6)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "1 - seq2seq" in done.stdout  # theirs comes first
+    assert "1 - seq2seq" in done.stdout  # the user's default is the first choice
     assert contents(shell.here / MADE) == expected
 
 
 def with_cookiecutter(version: str, folder: Path) -> Path:
-    """Return the Python of a new environment with this version of cookiecutter."""
+    """Return the Python interpreter of a new environment with this version of cookiecutter."""
     if version not in ("2.5.0", "2.6.0") and "TEST_ALL" not in os.environ:
-        pytest.skip("only by make test-all")
+        pytest.skip("run by make test-all only")
     venv.create(folder, with_pip=True)
     python = folder / "bin" / "python"
     quick = ["--quiet", "--retries", "0", "--timeout", "20", "--disable-pip-version-check"]
@@ -236,19 +241,21 @@ def with_cookiecutter(version: str, folder: Path) -> Path:
 
 
 @pytest.mark.parametrize("version", ["2.1.1", "2.3.0", "2.5.0"])
-def test_cookiecutter_that_is_too_old(version: str, shell: Shell, tmp_path: Path) -> None:
+def test_cookiecutter_that_is_too_old_is_refused_in_one_line(
+    version: str, shell: Shell, tmp_path: Path
+) -> None:
     done = shell.run(python=with_cookiecutter(version, tmp_path / "venv"))
     assert done.returncode == 1
     assert done.stdout == (
-        "Unable to load extension: hf-template needs cookiecutter 2.6.0 or newer, this is "
-        f"{version}: pip install --upgrade cookiecutter\n"
+        "Unable to load extension: hf-template needs cookiecutter 2.6.0 or newer; the installed "
+        f"version is {version}: pip install --upgrade cookiecutter\n"
     )
     assert done.stderr == ""
     assert list(shell.here.iterdir()) == []
 
 
 @pytest.mark.parametrize("version", ["2.6.0", "2.7.0"])
-def test_cookiecutter_that_is_old_enough(
+def test_older_supported_cookiecutter_gives_the_same_projects(
     version: str, shell: Shell, render: Render, tmp_path: Path
 ) -> None:
     python = with_cookiecutter(version, tmp_path / "venv")

@@ -1,4 +1,4 @@
-"""Workflows of GitHub: valid files, with existing commands and our versions of Python."""
+"""GitHub workflows are valid, their commands exist, and they use the supported Python versions."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def commands_of(folder: Path) -> list[list[str]]:
 
 
 def pythons_of(job: dict[str, Any]) -> list[str]:
-    """Return the Python versions of a job, from its matrix or its only version."""
+    """Return the Python versions of a job: those of its matrix, or its single version."""
     matrix = job.get("strategy", {}).get("matrix", {})
     named = [step.get("with", {}).get("python-version") for step in job["steps"]]
     return [*matrix.get("python", []), *(name for name in named if name and "$" not in name)]
@@ -66,7 +66,7 @@ def lowest_versions(folder: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=60)
 
 
-def test_schemas(folder: Path) -> None:
+def test_workflows_and_other_files_are_valid_by_their_schemas(folder: Path) -> None:
     github = folder / ".github"
     files = {
         "vendor.github-workflows": workflows_of(folder),
@@ -87,7 +87,7 @@ def test_invalid_workflow_is_detected(tmp_path: Path) -> None:
     assert check_schema("vendor.github-workflows", wrong).returncode == 1
 
 
-def test_commands_exist(folder: Path, render: Render) -> None:
+def test_make_targets_and_scripts_in_workflows_exist(folder: Path, render: Render) -> None:
     commands = commands_of(folder)
     assert commands
     for command in commands:
@@ -114,13 +114,13 @@ def test_of_training():
 
 
 def made(project: Path, target: str) -> subprocess.CompletedProcess[str]:
-    """Run a target of the project's Makefile in the environment of this test."""
+    """Run a target of the project's Makefile in the Python environment of this test."""
     command = ["make", target, f"VENV={sys.prefix}"]
     return subprocess.run(command, cwd=project, capture_output=True, text=True, timeout=300)
 
 
 @pytest.mark.parametrize("task", TASKS[:1])
-def test_proofs_run_only_where_all_is_tested(task: str, project: Path) -> None:
+def test_make_test_skips_proofs_and_make_test_all_runs_them(task: str, project: Path) -> None:
     for path in (project / "tests").glob("*.py"):
         path.unlink()
     (project / "tests" / "test_some.py").write_text(PROOFS, encoding="utf-8")
@@ -133,20 +133,20 @@ def test_proofs_run_only_where_all_is_tested(task: str, project: Path) -> None:
     assert done.returncode != 0 and "'prof' not found in `markers`" in done.stdout, done.stdout
 
 
-def test_pythons_fit_the_settings(folder: Path) -> None:
+def test_workflows_use_the_lowest_supported_python(folder: Path) -> None:
     lowest = settings_of(folder)["requires-python"].removeprefix(">=")
     used = {tuple(map(int, name.split("."))) for job in jobs_of(folder) for name in pythons_of(job)}
     assert min(used) == tuple(map(int, lowest.split(".")))
 
 
-def test_workflows_may_only_read(folder: Path) -> None:
+def test_only_the_release_job_may_write(folder: Path) -> None:
     for path in workflows_of(folder):
         assert read(path)["permissions"] == {"contents": "read"}
     may_write = [job for job in jobs_of(folder) if "permissions" in job]
     assert [job["permissions"] for job in may_write] == [{"contents": "write"}] * (folder == ROOT)
 
 
-def test_one_version_everywhere() -> None:
+def test_version_is_the_same_in_all_files() -> None:
     version = settings_of(ROOT)["version"]
     assert read(ROOT / "CITATION.cff")["version"] == version
     assert f"## [{version}]" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
@@ -164,7 +164,7 @@ def test_every_dependency_has_a_lowest_version(source: str, render: Render) -> N
     assert all(BOUND.fullmatch(bound) for bound in others)
 
 
-def test_a_dependency_without_a_bound_is_refused(tmp_path: Path) -> None:
+def test_dependency_without_a_lower_bound_is_refused(tmp_path: Path) -> None:
     text = '[project]\ndependencies = ["torch"]\noptional-dependencies = { dev = [] }\n'
     (tmp_path / "pyproject.toml").write_text(text, encoding="utf-8")
     done = lowest_versions(tmp_path)

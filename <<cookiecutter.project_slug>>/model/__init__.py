@@ -1,1 +1,1 @@
-"""The files for you to rewrite: the model, its loss, its data, scores and predictions."""
+"""Files for you to rewrite: configuration, model, loss, data set, scores and predictions."""

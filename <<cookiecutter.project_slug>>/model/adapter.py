@@ -16,22 +16,22 @@ from transformers.utils import cached_file, find_adapter_config_file
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
-# Configuration of the base model during training, with its labels. The name is not
-# config.json: transformers would look for the weights of the base model beside a config.json.
+# Configuration of the base model during training, including the labels. The file is not named
+# config.json, because transformers would then expect the weights of the base model beside it.
 BASE_CONFIG_FILE = "base_config.json"
 GENERATION_FILE = "generation_config.json"
 NAME = "default"  # name of the adapter in PEFT
-PREFIX = "base_model.model."  # of all tensor names in an adapter file
+PREFIX = "base_model.model."  # prefix of all tensor names in an adapter file
 ALL_LINEAR = "all-linear"
 
 
 def has_adapter(base: nn.Module) -> bool:
-    """Whether an adapter has been added to a base model."""
+    """Return whether an adapter has been added to a base model."""
     return hasattr(base, "peft_config")
 
 
 def find_adapter(path: str, **hub: Any) -> Path | None:
-    """Return the local folder of an adapter, downloaded if needed; None if `path` has none."""
+    """Return the local folder of an adapter, downloaded if needed; None if there is no adapter."""
     found = find_adapter_config_file(path, **hub)
     if found is None:
         return None
@@ -41,7 +41,10 @@ def find_adapter(path: str, **hub: Any) -> Path | None:
 
 
 def task_type(auto_class: str) -> str | None:
-    """Return PEFT's task type for an Auto class, or None. PEFT's Auto classes compare it."""
+    """Return the task type in PEFT of an Auto class of transformers; None if PEFT has none.
+
+    The Auto classes of PEFT check the task type of an adapter.
+    """
     names = {kind.__name__: name for name, kind in _peft().MODEL_TYPE_TO_PEFT_MODEL_MAPPING.items()}
     return names.get(auto_class.replace("AutoModel", "PeftModel", 1))
 
@@ -49,8 +52,9 @@ def task_type(auto_class: str) -> str | None:
 def add_adapter(base: PreTrainedModel, new_weights: Iterable[str], **options: Any) -> None:
     """Freeze a base model and add an adapter with new weights to it.
 
-    Two kinds of modules are fully trained instead: the head, unless the model generates, and
-    modules with a tensor that is missing from the files of the base model.
+    Two kinds of modules are neither frozen nor adapted, but fully trained: the head, unless the
+    model generates text; and modules with a tensor that is missing from the files of the base
+    model.
 
     Args:
         new_weights: Names of the tensors missing from the files of the base model.
@@ -63,8 +67,8 @@ def add_adapter(base: PreTrainedModel, new_weights: Iterable[str], **options: An
     targets = options["target_modules"]
     if targets == [ALL_LINEAR]:
         options["target_modules"] = ALL_LINEAR
-    whole = _trained_whole(base, new_weights)
-    config = peft.LoraConfig(modules_to_save=sorted(whole) or None, **options)
+    full = _names_of_fully_trained(base, new_weights)
+    config = peft.LoraConfig(modules_to_save=sorted(full) or None, **options)
     _inject(base, config)
     adapted = [name for name, _ in _adapted(base)]
     for target in targets:
@@ -84,7 +88,7 @@ def load_adapter(base: PreTrainedModel, folder: Path) -> None:
     if config.peft_type != peft.PeftType.LORA:
         raise ValueError(f"an adapter of type {config.peft_type.value}; expected LORA")
     config.inference_mode = False
-    config.megatron_config = None  # otherwise PEFT would import a module named in the file
+    config.megatron_config = None  # otherwise PEFT would import a module that the file names
     _inject(base, config)
     saved = load_file(folder / WEIGHTS_FILE)
     tensors = {name.removeprefix(PREFIX): tensor for name, tensor in saved.items()}
@@ -100,7 +104,13 @@ def load_adapter(base: PreTrainedModel, folder: Path) -> None:
 def save_adapter(
     base: PreTrainedModel, folder: Path, tensors: dict[str, Tensor] | None = None
 ) -> None:
-    """Save an adapter in PEFT's format, and the configurations of the base model with it."""
+    """Save an adapter in PEFT's format, with both configurations of the base model.
+
+    These are its configuration and, if it generates text, its generation configuration.
+
+    Args:
+        tensors: See `adapter_tensors`.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     own = adapter_tensors(base, tensors)
     named = {PREFIX + name: tensor.contiguous() for name, tensor in own.items()}
@@ -116,7 +126,7 @@ def save_adapter(
 
 
 def copy_adapter(base: PreTrainedModel, other: PreTrainedModel) -> None:
-    """Add the adapter of a base model to another instance of the same architecture."""
+    """Add the adapter of a base model to another model of the same architecture."""
     _inject(other, copy.deepcopy(adapter_config(base)))
     _peft().set_peft_model_state_dict(other, adapter_tensors(base))
 
@@ -124,14 +134,15 @@ def copy_adapter(base: PreTrainedModel, other: PreTrainedModel) -> None:
 def merge_adapter(base: PreTrainedModel) -> None:
     """Merge the adapter into the weights, and restore the layers of the base model.
 
-    If only one of two tied weights has an adapter, they are untied, and only that one changes.
+    If a layer with an adapter shares its weight with another module, the weight is first untied,
+    so that only this layer changes.
     """
     for name, module in list(_adapted(base)):
         layer = module.get_base_layer()
         _untie(base, layer.weight)
         module.merge(safe_merge=True)
         base.set_submodule(name, layer)
-    for name, module in list(_whole(base)):
+    for name, module in list(_fully_trained(base)):
         base.set_submodule(name, module.modules_to_save[NAME])
     del base.peft_config
 
@@ -145,10 +156,12 @@ def adapter_tensors(base: nn.Module, tensors: dict[str, Tensor] | None = None) -
     """Return the tensors of the adapter by their PEFT names, without the prefix.
 
     Args:
-        tensors: All tensors of the base model, or only the trained ones.
+        tensors: All tensors of the base model, or only the trained ones. Default: the state dict of
+            `base`.
     """
     tensors = base.state_dict() if tensors is None else tensors
-    # By default PEFT also saves the full embeddings if they have an adapter, although frozen.
+    # By default PEFT also saves the full embeddings if they have an adapter, although they are
+    # frozen.
     return _peft().get_peft_model_state_dict(base, tensors, save_embedding_layers=False)
 
 
@@ -166,7 +179,7 @@ def base_tensors(base: nn.Module) -> dict[str, Tensor]:
 
 def hash_base(base: nn.Module) -> str:
     """Return a hash of the frozen weights on which the adapter was trained."""
-    replaced = tuple(f"{name}." for name, _ in _whole(base))
+    replaced = tuple(f"{name}." for name, _ in _fully_trained(base))
     digest = hashlib.sha256()
     for name, tensor in sorted(base_tensors(base).items()):
         if not name.startswith(replaced):
@@ -178,26 +191,28 @@ def hash_base(base: nn.Module) -> str:
 def _peft() -> Any:
     """Import PEFT, which only adapters need.
 
-    An import statement would make transformers require PEFT for each checkpoint with this file.
+    With an import statement, transformers would require PEFT for each checkpoint that contains
+    this file.
     """
     return importlib.import_module("peft")
 
 
 def _inject(base: PreTrainedModel, config: Any) -> None:
     peft = _peft()
-    with warnings.catch_warnings():  # about Conv1D and tied weights: see `merge_adapter`
+    # PEFT warns about Conv1D, and about tied weights, which `merge_adapter` unties.
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         peft.inject_adapter_in_model(config, base)
     for parameter in base.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
     if base.dtype != torch.float32:
-        for _, module in _whole(base):
+        for _, module in _fully_trained(base):
             module.register_forward_pre_hook(_to_float32, with_kwargs=True)
 
 
 def _to_float32(module: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
-    """Convert the 16-bit outputs of frozen modules for a module trained in float32."""
+    """Convert the 16-bit inputs of a module that is trained in float32."""
     return tuple(map(_as_float32, args)), {name: _as_float32(v) for name, v in kwargs.items()}
 
 
@@ -211,13 +226,13 @@ def _adapted(base: nn.Module) -> Iterator[tuple[str, Any]]:
     return ((name, module) for name, module in base.named_modules() if isinstance(module, layers))
 
 
-def _whole(base: nn.Module) -> Iterator[tuple[str, Any]]:
+def _fully_trained(base: nn.Module) -> Iterator[tuple[str, Any]]:
     wrapper = importlib.import_module("peft.utils").ModulesToSaveWrapper
     return ((name, module) for name, module in base.named_modules() if isinstance(module, wrapper))
 
 
-def _trained_whole(base: PreTrainedModel, new_weights: Iterable[str]) -> set[str]:
-    """Return the names of the fully trained modules; see `add_adapter`."""
+def _names_of_fully_trained(base: PreTrainedModel, new_weights: Iterable[str]) -> set[str]:
+    """Return the names of the modules to train fully; see `add_adapter`."""
     names = set() if base.can_generate() else _head(base)
     for weight in new_weights:
         if not any(weight.startswith(f"{name}.") for name in names):
@@ -226,7 +241,10 @@ def _trained_whole(base: PreTrainedModel, new_weights: Iterable[str]) -> set[str
 
 
 def _head(base: PreTrainedModel) -> set[str]:
-    """Return the names of all modules except the body: the name of a head depends on the model."""
+    """Return the names of all top-level modules with weights except the body.
+
+    These are the head, which has different names in different architectures.
+    """
     body = base.base_model
     if body is base:
         raise ValueError(f"{type(base).__name__} has no module {base.base_model_prefix!r}")

@@ -4,10 +4,10 @@ from argparse import ArgumentTypeError
 
 
 def fraction(text: str) -> float:
-    """Parse a number.
+    """Parse a number that is at least 0 and less than 1.
 
     Raises:
-        ArgumentTypeError: It is less than 0, or not less than 1.
+        ArgumentTypeError: The number is outside this range.
     """
     if not 0 <= (number := float(text)) < 1:
         raise ArgumentTypeError(f"{text}: expected at least 0 and less than 1")

@@ -1,4 +1,4 @@
-"""A wrapper around a transformers model, saved in stock form if the logits are the same."""
+"""A wrapper around a model of transformers, which is saved in one of two forms: see `Wrapper`."""
 
 import copy
 import hashlib
@@ -32,40 +32,42 @@ from .adapter import (
 from .comparison import difference_to_base, evaluating
 from .revision import join_revision, split_revision
 
-# Weight files of any format: a folder that holds one of these is not trained from scratch.
+# Weight files of all formats. If a folder contains one of these, its model has pretrained weights.
 WEIGHT_FILES = (
     *("*.safetensors", "*.bin", "*.pt", "*.pth", "*.ckpt*", "*.h5", "*.msgpack"),
     *("*.gguf", "*.npz", "*.onnx", "*.index.json"),
 )
-# Keys that other tools read in config.json; a custom configuration copies them from `base_config`.
+# Keys that other tools read in config.json. `WrapperConfig` copies them from `base_config`.
 SHARED = ("is_encoder_decoder", "id2label", "label2id", "problem_type")
+# Attributes of `WrapperConfig` that are read from `base_config`.
 DELEGATED = (
     *("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads"),
     *("max_position_embeddings", "pad_token_id", "bos_token_id", "eos_token_id"),
     "decoder_start_token_id",
 )
 HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
-LOSS_INPUTS = ("labels", "class_weights")  # arguments of `forward` that only the loss depends on
+LOSS_INPUTS = ("labels", "class_weights")  # arguments of `forward` that affect only the loss
 CODE_MARK = "# sha256 of the code beside this file: "
 
 
 class WrapperConfig(PreTrainedConfig):
-    """The configuration of a base model, and where its weights come from.
+    """The configuration of a base model, and the source of its weights.
 
     Args:
-        base_model_id: A Hub id, `NAME@REVISION`, or a local folder. A folder with a
-            configuration but without weights gives random weights. Not saved.
-        base_config: The configuration of the base model. Read from `base_model_id` by default.
-        load_options: Arguments of the base model's `from_pretrained`. Not saved.
+        base_model_id: A Hub id, `NAME@REVISION`, or a local folder. If a folder contains a
+            configuration but no weights, the weights are random. Not saved.
+        base_config: The configuration of the base model. Default: read from `base_model_id`.
+        load_options: Arguments of `from_pretrained` of the base model. Not saved.
     """
 
     sub_configs = {"base_config": AutoConfig}
-    has_no_defaults_at_init = True  # transformers < 5.20 would build a default one at each load
+    # Otherwise transformers < 5.20 would build a configuration with default values at each load.
+    has_no_defaults_at_init = True
     default_base_model = ""
-    _auto_class = "AutoConfig"  # its code is saved with it; see `Wrapper.save_pretrained`
+    _auto_class = "AutoConfig"  # the code of the class is saved with each custom checkpoint
 
     def __init_subclass__(cls, *args, **kwargs):
-        # transformers makes a dataclass of each subclass, which replaces an inherited constructor.
+        # transformers makes each subclass a dataclass. This would replace an inherited constructor.
         cls.__init__ = cls.__init__  # type: ignore[method-assign]
         super().__init_subclass__(*args, **kwargs)
 
@@ -115,19 +117,21 @@ class WrapperConfig(PreTrainedConfig):
 
 
 class Wrapper(PreTrainedModel):
-    """A model that wraps a base model of transformers, and has two forms on the disk.
+    """A model that wraps a base model of transformers, and has two forms on disk.
 
     The stock form is a checkpoint of the base model, which any tool can open. It is used only if
     `choose_form` has shown that the base model alone computes the same logits. The custom form
     also contains the code of this model; transformers opens it with `trust_remote_code=True`.
-    After `add_lora`, the stock form is a PEFT adapter for the base model.
+    After `add_lora`, checkpoints are PEFT adapters for the base model.
 
-    Subclasses set `auto_class`, and `base_model_prefix`: the name of the base model's attribute.
+    Subclasses set `auto_class`, and `base_model_prefix`, the name of the attribute that holds the
+    base model.
 
     Attributes:
         notes: Lines about how the weights of the base model were loaded.
-        loading_info: What `from_pretrained` of the base model reported; None without weights.
-        saves_stock: Whether `save_pretrained` writes the stock form; None until it is chosen.
+        loading_info: The loading info returned by `from_pretrained` of the base model; None if no
+            weights were loaded.
+        saves_stock: Whether `save_pretrained` writes the stock form; None until the form is chosen.
     """
 
     auto_class: Any
@@ -145,7 +149,8 @@ class Wrapper(PreTrainedModel):
     def load_base(self, config: WrapperConfig, **options) -> PreTrainedModel:
         """Build the base model, with the weights of `config.base_model_id` if it has any.
 
-        `from_pretrained` builds a model on the meta device, and fills in the weights later.
+        On the meta device, load no weights: `from_pretrained` builds this model there, and loads
+        the weights of its checkpoint later.
         """
         on_meta = torch.get_default_device().type == "meta"
         if on_meta or not config.base_has_weights:
@@ -168,10 +173,11 @@ class Wrapper(PreTrainedModel):
 
     def adopt(self, base: PreTrainedModel, config: WrapperConfig) -> PreTrainedModel:
         """Prepare a base model that has just been loaded."""
-        for name in base._keys_to_ignore_on_save or ():  # such as Marian's sinusoidal positions
+        # Do not train tensors that are not saved, such as the sinusoidal positions of Marian.
+        for name in base._keys_to_ignore_on_save or ():
             base.get_parameter(name).requires_grad_(False)
         base.config._name_or_path = ""
-        config.base_config = base.config  # from_pretrained has made a copy of it
+        config.base_config = base.config  # `from_pretrained` has copied the configuration
         return base
 
     def add_lora(self, **options: Any) -> None:
@@ -190,7 +196,7 @@ class Wrapper(PreTrainedModel):
         self.saves_stock = None
 
     def on_weights_loaded(self) -> None:
-        """Set up the parts that depend on the values of the weights."""
+        """Set up the parts of the model that depend on the values of the weights."""
 
     @classmethod
     def from_pretrained(
@@ -201,9 +207,10 @@ class Wrapper(PreTrainedModel):
         output_loading_info: bool = False,
         **kwargs: Any,
     ):
-        """Load either form; see `transformers.PreTrainedModel.from_pretrained`.
+        """Load a checkpoint in either form, or an adapter.
 
-        For an adapter, `base_model_id` replaces the saved path or Hub id of the base model.
+        See `transformers.PreTrainedModel.from_pretrained`. For an adapter, the argument
+        `base_model_id` replaces the saved path or Hub id of the base model.
         """
         path, revision = split_revision(os.path.expanduser(pretrained_model_name_or_path))
         kwargs = {**revision, **kwargs}
@@ -225,7 +232,8 @@ class Wrapper(PreTrainedModel):
 
     @classmethod
     def _from_adapter(cls, folder: Path, options: dict) -> tuple["Wrapper", dict]:
-        own = ("use_safetensors", "subfolder", "revision")  # of the adapter, not of its base model
+        # These arguments apply to the adapter, not to its base model.
+        own = ("use_safetensors", "subfolder", "revision")
         options = {name: value for name, value in options.items() if name not in own}
         saved = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
         base = options.pop("base_model_id", None) or join_revision(
@@ -264,13 +272,13 @@ class Wrapper(PreTrainedModel):
     def _recompute_buffers(self) -> None:
         """Recompute the buffers of this model that are not saved in a checkpoint.
 
-        `from_pretrained` builds on the meta device and would leave them without values.
+        `from_pretrained` builds the model on the meta device, so these buffers have no values.
         """
         prefix = f"{self.base_model_prefix}."
         saved = self.state_dict()
         buffers = {name: b for name, b in self.named_buffers() if name not in saved}
         if all(name.startswith(prefix) for name in buffers):
-            return  # transformers computes it for its own models
+            return  # transformers recomputes the buffers of its own models
         with torch.random.fork_rng(), torch.device("cpu"):
             computed = dict(type(self)(copy.deepcopy(self.config)).named_buffers())
         for name, buffer in buffers.items():
@@ -302,9 +310,9 @@ class Wrapper(PreTrainedModel):
     def _mark_code(self, folder: Path) -> None:
         """Append the hash of all code in the folder to the code of the configuration.
 
-        transformers looks up the model class by the configuration class, and treats two of these
-        with the same code as one. Without the hash, two checkpoints with the same configuration
-        code but different models would both run the model that was loaded first.
+        transformers looks up the model class by the configuration class, and treats configuration
+        classes with the same code as one class. Without the hash, two checkpoints with the same
+        configuration code but different model code would both run the model that was loaded first.
         """
         codes = [file.read_text(encoding="utf-8") for file in sorted(folder.glob("*.py"))]
         digest = hashlib.sha256("\0".join(codes).encode()).hexdigest()
@@ -314,12 +322,12 @@ class Wrapper(PreTrainedModel):
         file.write_text("\n".join([*lines, CODE_MARK + digest, ""]), encoding="utf-8")
 
     def choose_form(self, batch: dict[str, Tensor] | None = None) -> str:
-        """Choose the form of all saves: stock if the base model alone gives the same logits.
+        """Choose the form of later saves: stock if the base model alone computes the same logits.
 
         Call this before the weights are sharded.
 
         Args:
-            batch: A real batch. A few token ids by default.
+            batch: Batch of the data, for the comparison. Default: a few token ids.
 
         Returns:
             One line with the form and the reason.
@@ -328,10 +336,10 @@ class Wrapper(PreTrainedModel):
         try:
             with evaluating(self):
                 reason = difference_to_base(self, self._dummy_batch() if batch is None else batch)
-        except Exception as error:  # from the user's forward, or because it returns no logits
+        except Exception as error:  # the user's `forward` fails, or returns no logits
             why = (str(error).strip().splitlines() or [""])[0]
             reason = (
-                f"its outputs cannot be compared with those of {name} "
+                f"the outputs of Model cannot be compared with those of {name} "
                 f"({type(error).__name__}: {why})"
             )
         self.saves_stock = reason is None
@@ -343,7 +351,10 @@ class Wrapper(PreTrainedModel):
         return f"checkpoints are {form}: their logits equal those of Model, bit for bit"
 
     def without_labels(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Return a batch without the arguments that only the loss depends on: `LOSS_INPUTS`."""
+        """Return a batch without `LOSS_INPUTS`, as input for the comparison of logits.
+
+        For an encoder-decoder that generates text, the labels become the decoder's inputs.
+        """
         inputs = {name: value for name, value in batch.items() if name not in LOSS_INPUTS}
         if self.config.is_encoder_decoder and self.can_generate():
             inputs["decoder_input_ids"] = batch["labels"].clamp(min=0)

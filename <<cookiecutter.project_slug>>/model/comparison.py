@@ -1,4 +1,4 @@
-"""Checks that run a model: comparison with its base model, and attention between documents."""
+"""Run a model to compare it with its base model, or to check attention between documents."""
 
 import copy
 import inspect
@@ -66,11 +66,13 @@ def difference_to_base(model: Any, batch: dict[str, Tensor]) -> str | None:
 
 
 def check_documents(lm: Any, option: str) -> None:
-    """Check that attention is masked between documents in a row, whose positions restart at 0.
+    """Check that a model masks attention between the documents in a row.
+
+    The position ids of each document start at 0.
 
     Args:
         lm: A causal language model.
-        option: Command line option that requires the mask; the error begins with it.
+        option: Command line option that requires the mask, for the error message.
 
     Raises:
         ValueError: The model or its attention implementation does not apply this mask.
@@ -79,7 +81,7 @@ def check_documents(lm: Any, option: str) -> None:
     if "position_ids" not in inspect.signature(lm.forward).parameters:
         raise ValueError(f"{option}: {name} does not accept position_ids")
     ids = torch.arange(3, 27, device=lm.device).view(2, 12) % lm.config.vocab_size
-    ids[1, 5:] = ids[0, 5:]  # two rows that differ in their first document
+    ids[1, 5:] = ids[0, 5:]  # the rows differ only in their first documents
     positions = torch.cat([torch.arange(5), torch.arange(7)]).repeat(2, 1).to(lm.device)
     with evaluating(lm):
         outputs = lm(input_ids=ids, position_ids=positions, use_cache=False)

@@ -5,7 +5,8 @@ from typing import Any
 from torch import Tensor
 from transformers import GenerationConfig, GenerationMixin
 
-# Generation settings about tokens, which greedy search keeps; the others select a search.
+# The generation settings that `generate_greedily` keeps: those about tokens. Other settings could
+# select another search.
 TOKEN_SETTINGS = (
     *("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id"),
     *("forced_bos_token_id", "forced_eos_token_id", "bad_words_ids"),
@@ -14,20 +15,21 @@ TOKEN_SETTINGS = (
 
 
 class WrapperGenerationMixin(GenerationMixin):
-    """Let the base model of a `Wrapper` generate."""
+    """Delegate generation to the base model of a `Wrapper`."""
 
     def generate(self, *args, **kwargs):
         """Call `generate` of the base model: see `transformers.GenerationMixin.generate`."""
         base: Any = self.base_model  # type: ignore[attr-defined]
         if getattr(base.config, "output_router_logits", False):
-            kwargs["output_router_logits"] = False  # their loss cannot be computed token by token
+            # The router loss cannot be computed token by token.
+            kwargs["output_router_logits"] = False
         return base.generate(*args, **kwargs)
 
 
 def generate_greedily(
     model: Any, input_ids: Tensor, attention_mask: Tensor, max_new_tokens: int
 ) -> Tensor:
-    """Generate by greedy search, whatever `model.generation_config` selects; return token ids."""
+    """Generate token ids by greedy search, even if `generation_config` selects another search."""
     own = model.generation_config
     tokens = {name: getattr(own, name, None) for name in TOKEN_SETTINGS}
     model.generation_config = GenerationConfig(**tokens, do_sample=False, num_beams=1)

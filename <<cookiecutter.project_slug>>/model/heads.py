@@ -16,19 +16,24 @@ def load_classifier(
 ) -> PreTrainedModel:
     """Load the base model of `model`; keep its head if it was trained for the same labels.
 
-    If the order differs, reorder the rows of the head as in `config.labels`.
+    If the order of the labels differs, reorder the rows of the head to match `config.labels`.
 
     Args:
         config: The configuration of `model`, with `labels`.
-        fits: Returns whether a head was trained for the labels of `config`, given the saved
-            configuration and its label names.
+        fits: Called with the saved configuration, its label names and `config`. Returns whether
+            the saved head was trained for the labels of `config`.
     """
     place, hub = split_revision(str(config.base_model_id))
     saved = AutoConfig.from_pretrained(place, trust_remote_code=False, **hub)
     names = [saved.id2label[index] for index in range(saved.num_labels)]
     kind = model.auto_class.__name__.removeprefix("AutoModelFor")
-    if not any(kind in name for name in saved.architectures or []):
+    architectures = saved.architectures or []
+    if not any("Classification" in name for name in architectures):
         return model.load_base(config)
+    # Heads for sequences and for tokens may have the same tensor names.
+    if not any(kind in name for name in architectures):
+        model.notes.append(f"new head: the base model is a {architectures[0]}")
+        return _load_body(model, config, saved, place, hub)
     if not fits(saved, names, config):
         model.notes.append(f"new head: the base model has other labels ({', '.join(names[:8])})")
         return _load_body(model, config, saved, place, hub)
@@ -38,31 +43,32 @@ def load_classifier(
         for name, dim in _label_dims(model.auto_class, config).items():
             tensor = base.get_parameter(name)
             tensor.data = tensor.data.index_select(dim, order)
-        model.notes.append("the rows of the base model's head are reordered as the labels")
+        model.notes.append("the rows of the base model's head are reordered to match the labels")
     return base
 
 
 def _load_body(
     model: Wrapper, config: Any, saved: PreTrainedConfig, place: str, hub: dict[str, str]
 ) -> PreTrainedModel:
-    """Load the weights of a classifier except its head, which has other labels."""
-    loaded = model.auto_class.from_pretrained(
-        place, config=saved, dtype=torch.float32, trust_remote_code=False, **hub
+    """Load the weights of a classifier, except those of its head, which has other labels."""
+    options = {"dtype": torch.float32, **config.load_options, "output_loading_info": True}
+    loaded, info = model.auto_class.from_pretrained(
+        place, config=saved, trust_remote_code=False, **hub, **options
     )
-    head = _label_dims(model.auto_class, config)
-    body = {name: t for name, t in loaded.state_dict().items() if name not in head}
-    base, model.loading_info = type(loaded).from_pretrained(
+    new = {*_label_dims(model.auto_class, config), *info["missing_keys"]}
+    body = {name: t for name, t in loaded.state_dict().items() if name not in new}
+    base, found = type(loaded).from_pretrained(
         None,
         config=config.base_config,
         state_dict=body,
-        dtype=torch.float32,
-        output_loading_info=True,
+        **options,
     )
+    model.loading_info = {**found, "unexpected_keys": info["unexpected_keys"]}
     return model.adopt(base, config)
 
 
 def _label_dims(auto_class: Any, config: Any) -> dict[str, int]:
-    """Return the tensors that have a row for each label, and the dimension of these rows."""
+    """Return, by parameter name, the dimension whose size depends on the number of labels."""
     sizes = []
     for count in (config.num_labels, config.num_labels + 1):
         other = copy.deepcopy(config.base_config)

@@ -1,20 +1,20 @@
-"""The interface of the files in this folder to train.py and predict.py.
+"""The interface through which train.py and predict.py use the files in this folder.
 
-Required are `ModelConfig` in configuration.py, `Model(config)` in modeling.py, whose `forward`
-returns an `Output`, and `generate_dataset(path)` in dataset.py, which returns a `TaskDataset`.
-`training/contract.py` supplies a default for everything else:
+Three things are required: `ModelConfig` in configuration.py; `Model(config)` in modeling.py, whose
+`forward` returns an `Output`; and `generate_dataset(path)` in dataset.py, which returns a
+`TaskDataset`. Everything else is optional, and `training/contract.py` supplies a default:
 
 configuration.py
-    BASE_MODEL: Default of `--model_id`. Default: "tiny".
-    OPTIONS: Arguments of `ModelConfig` that train.py offers: keyword arguments of
-        `ArgumentParser.add_argument`, by name. Default: none.
+    BASE_MODEL: The base model if `--model_id` is not given. Default: "tiny".
+    OPTIONS: Arguments of `ModelConfig` that train.py offers on its command line: a dict from their
+        names to the keyword arguments of `ArgumentParser.add_argument`. Default: none.
 modeling.py
     `num_items_in_batch` as a parameter of `Model.forward`: see `Output.loss`.
-    Model.loss_couples_examples: True if the loss of an example depends on the others in its
-        micro-batch, which then has `--batch_size` examples on any device. Default: False.
+    Model.loss_couples_examples: True if the loss of an example depends on the other examples in the
+        micro-batch. A micro-batch then has `--batch_size` examples on any device. Default: False.
     Model.leaves_parameters_unused: True if some steps leave trained parameters without a gradient.
-        Only needed with several processes, if the few examples that are run before the first step
-        use all parameters; an error message then asks for it. Default: False.
+        Only needed with several processes, and only if the check before the first step does not
+        find such parameters. An error message then asks for it. Default: False.
 dataset.py
     `tokenizer`, `max_len` as parameters of `generate_dataset`. Default: no tokenizer is loaded.
     OPTIONS: Arguments of `generate_dataset`, in the same form.
@@ -47,10 +47,10 @@ class Output(Protocol):
 
     Attributes:
         loss: A scalar. If `forward` has a parameter `num_items_in_batch`, the sum over the target
-            items of the batch divided by that number; otherwise the mean over the batch. In a
-            weighted mean, that number is the sum of the weights.
+            items of the batch, divided by that number; otherwise the mean over the batch. If the
+            target items have weights, `num_items_in_batch` is the sum of the weights.
 
-    An optional attribute `losses` holds further scalars by name, normalised in the same way, which
+    An optional attribute `losses` is a dict of further scalars, normalized in the same way. They
     are logged together with the loss.
     """
 
@@ -60,28 +60,29 @@ class Output(Protocol):
 class TaskDataset(Protocol):
     """Return type of `generate_dataset`: a `torch.utils.data.Dataset` of dicts.
 
-    Values are tensors, nested dicts of tensors, or strings that only the metrics read.
+    The values of these dicts are tensors, nested dicts of tensors, or strings that only the metrics
+    read.
 
     Optional attributes and methods:
-        lengths: Size of each example in tokens, shape (n,). Examples of similar length are batched
-            together. Default: 1.
-        num_items: Target items of each example, or the sum of their weights, shape (n,), by which
-            the loss is averaged. Default: 1.
+        lengths: Number of tokens of each example, shape (n,). Examples of similar length are
+            batched together. Default: 1.
+        num_items: Number of target items of each example, or the sum of their weights, shape (n,).
+            The mean loss is the sum of the losses divided by the sum of these. Default: 1.
         sort_keys: Shape (n,). Examples with similar keys are batched together. Default: `lengths`.
-        schema: Keyword arguments, of JSON types, for `generate_dataset` to read another file
-            in the same way. Arguments that `ModelConfig` also accepts are passed to it. Default:
+        schema: Keyword arguments of `generate_dataset` for reading another file in the same way, of
+            JSON types. Those that `ModelConfig` accepts are also passed to `ModelConfig`. Default:
             empty.
         fingerprint: Integer that changes when the data change. Default: a hash of up to 256
             examples.
-        checksums: Checksum of the content of each example, shape (n,), which decides whether it
-            is held out for validation; `--dry_run` also uses it to find equal examples. Default:
-            computed from the examples; `--dry_run` then skips the search for equal examples.
+        checksums: Checksum of the content of each example, shape (n,). It determines whether the
+            example is held out for validation, and `--dry_run` uses it to find equal examples.
+            Default: computed from the examples; `--dry_run` then does not search for equal ones.
         collate(examples): Batch a list of examples. Default: torch's `default_collate`.
         describe(): Lines that `--dry_run` prints about the data. Default: keys and shapes.
         notes: Lines that every run prints, for example about omitted rows. Default: none.
         faults(train): Lines that `--dry_run` prints about examples that may be wrong. `train` is
-            the training data set if this is the validation data, otherwise None. Default: lines
-            about equal examples, if there are `checksums`.
+            the training data set when the method is called on a validation set, otherwise None.
+            Default: lines about equal examples, if there are `checksums`.
     """
 
     def __len__(self) -> int: ...
@@ -92,12 +93,12 @@ class TaskDataset(Protocol):
 class Scorer(Protocol):
     """`Scores` of metrics.py, constructed as `Scores(model, tokenizer, device, **options)`.
 
-    A static method `directions(schema, **options)` returns for each score whether larger is
-    better.
+    A static method `directions(schema, **options)` returns a dict: for each score, whether larger
+    values are better.
 
     Optional attributes and methods:
         generates: True if a method calls `model.generate`. Default: False.
-        predict_options(): Arguments of `Predictor`, of JSON types, chosen in the latest validation.
+        predict_options(): Arguments of `Predictor` that the latest validation chose, of JSON types.
             Called on every rank after `compute`; the result is saved with the checkpoint.
             Arguments on the command line of predict.py take precedence. Default: none.
         table(): Scores of the latest validation by row and column, for the model card. Called on
@@ -120,8 +121,8 @@ class Scorer(Protocol):
     def save(self, folder: Path) -> None:
         """Write samples or pictures into the output directory.
 
-        Called on the main rank after each validation. A failure is reported, and the run continues.
-        A failure of the check before the first step ends the run.
+        Called on the main rank after each validation; if this fails, the error is printed and the
+        run continues. Also called in the check before the first step; if this fails, the run ends.
         """
 
 
@@ -129,7 +130,7 @@ class Conversation(Protocol):
     """Return type of `Predictor.start_conversation`: answers depend on the earlier lines."""
 
     def answer(self, line: str, show: Callable[[str], object]) -> None:
-        """Answer a line; pass the text to `show`, at once or in pieces during generation."""
+        """Answer a line. Pass the text to `show`, as a whole or in pieces during generation."""
 
 
 class TaskPredictor(Protocol):
@@ -147,8 +148,8 @@ class TaskPredictor(Protocol):
             size are batched together. Default: the number of characters.
         read(source): Returns the rows of a file, as dicts with values of any type. Default: the
             columns as text.
-        start_conversation(): Returns a `Conversation` for the lines of the terminal. Default: each
-            line is a separate row.
+        start_conversation(): Returns a `Conversation` for lines typed in the terminal. Default:
+            each line is a separate row.
     """
 
     columns: list[str]
@@ -163,9 +164,9 @@ class OptimizerBuilder(Protocol):
     def __call__(self, model: nn.Module, lr: float, weight_decay: float, /) -> Optimizer:
         """Build an optimizer with each parameter that requires a gradient in exactly one group.
 
-        Checkpoints contain its state, with tensors of any shape, and the numbers in its parameter
-        groups. If it has the methods `train()` and `eval()`, as schedule-free optimizers do, the
-        weights after `eval()` are validated and saved as best/.
+        Checkpoints contain the optimizer's state, with tensors of any shape, and the numbers in its
+        parameter groups. If the optimizer has methods `train()` and `eval()`, as schedule-free
+        optimizers do, the weights after `eval()` are validated and saved as best/.
 
         Args:
             lr, weight_decay: `--lr` and `--weight_decay`.

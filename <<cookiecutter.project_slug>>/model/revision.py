@@ -1,4 +1,4 @@
-"""Names of models with a revision: `owner/name@revision`, where the revision is optional."""
+"""Hub ids with an optional revision: `owner/name` or `owner/name@revision`."""
 
 from pathlib import Path
 

@@ -19,8 +19,8 @@ class Labelled:
         text: The text, or the words joined by spaces.
         entities: Entities, with start and end in characters. If labels have no prefixes, each
             word with a label other than O is an entity.
-        words: Start and end of each word in the text, in characters. None: the row has no words,
-            and an entity may begin and end at any token.
+        words: Start and end of each word in the text, in characters. None if the row has no words:
+            an entity may then begin and end at any token.
         is_converted: Whether the labels were converted from another scheme to BIO.
     """
 
@@ -70,7 +70,13 @@ def items(cell: Any) -> list[str]:
 
 
 class Unit(NamedTuple):
-    """A token, or a word and the index of its first token; start and end are in characters."""
+    """A token or a word.
+
+    Attributes:
+        token: Index of the token, or of the first token of the word.
+        start: Index of the first character of the token or word.
+        end: Index after the last character.
+    """
 
     token: int
     start: int
@@ -105,7 +111,7 @@ class TokenLabels:
 
     Attributes:
         names: Label of each token that has one.
-        inside: Tokens of entities except the first of each: no window should begin there.
+        inside: Tokens of entities, except the first of each entity. No window should begin at one.
         widened: Number of entities that begin or end inside a token.
         lost: Number of entities without a token.
     """
@@ -117,10 +123,10 @@ class TokenLabels:
 
 
 def label_tokens(row: Labelled, tokens: Tokens, has_prefixes: bool) -> TokenLabels:
-    """Label all tokens of a text with entities, or the first token of each word.
+    """Label all tokens of a text or, if the row has words, the first token of each word.
 
     Raises:
-        DataError: Two entities overlap with the same token or word.
+        DataError: Two entities share a token or a word.
     """
     units = units_of(tokens, row.words)
     found = TokenLabels(dict.fromkeys((unit.token for unit in units), OUTSIDE))

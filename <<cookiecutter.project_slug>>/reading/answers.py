@@ -11,8 +11,8 @@ from errors import DataError
 from .messages import ANSWERS, Message
 
 MARKS = re.compile(r"\{%-?\s*generation\s*-?%\}")
-# For tokenizers without a chat template. END is replaced by eos_token (or sep_token); bos_token is
-# prepended if the tokenizer adds it to every text.
+# For tokenizers without a chat template. END is replaced with eos_token, or with sep_token if there
+# is no eos_token. bos_token is prepended if the tokenizer adds it to every text.
 DEFAULT_TEMPLATE = """\
 {%- for message in messages -%}
 {{- '<|' + message['role'] + '|>\\n' + message['content'] + END + '\\n' -}}
@@ -26,9 +26,9 @@ class Encoded(NamedTuple):
     """A tokenized conversation.
 
     Attributes:
-        input_ids: All tokens.
-        labels: The tokens of the answers, and -100 at all other positions.
-        ends: The last token of each answer.
+        input_ids: All token ids.
+        labels: The token ids of the answers, and -100 at all other positions.
+        ends: The last token id of each answer.
     """
 
     input_ids: list[int]
@@ -40,8 +40,8 @@ def use_template(tokenizer: PreTrainedTokenizerBase) -> list[str]:
     """Set `DEFAULT_TEMPLATE` if the tokenizer has no chat template; return lines to print.
 
     Raises:
-        DataError: The tokenizer is slow (no offsets), has several templates and no default, or
-            has neither a template nor an EOS token.
+        DataError: The tokenizer is not a fast one and returns no offsets, has several templates
+            but no default, or has neither a template nor an EOS token.
     """
     if not tokenizer.is_fast:
         name = type(tokenizer).__name__
@@ -55,7 +55,7 @@ def use_template(tokenizer: PreTrainedTokenizerBase) -> list[str]:
         return []
     name = "eos_token" if tokenizer.eos_token else "sep_token"
     if not getattr(tokenizer, name):
-        raise DataError("the tokenizer has no chat_template and no eos_token; expected either one")
+        raise DataError("the tokenizer has no chat_template and no eos_token; expected one of them")
     begins = tokenizer.bos_token_id in tokenizer("").input_ids[:1]
     template = ("{{- bos_token -}}\n" if begins else "") + DEFAULT_TEMPLATE.replace("END", name)
     tokenizer.chat_template = template
@@ -92,7 +92,8 @@ def find_answers(
     including it. Both texts must be prefixes of the full text; the answer is their difference.
 
     Raises:
-        DataError: A rendered text is not a prefix: the template changes earlier answers.
+        DataError: The first message is an answer, a rendered text is not a prefix because the
+            template changes earlier answers, or the number of blocks is wrong.
     """
     if MARKS.search(tokenizer.get_chat_template()):
         return _marked_answers(tokenizer, messages, answers)
@@ -105,8 +106,8 @@ def find_answers(
         until = render(tokenizer, messages[: answer + 1])
         if not text.startswith(before) or not text.startswith(until):
             raise DataError(
-                f"the chat template renders message {answer + 1} differently when others follow; "
-                "expected --targets last, or a template with {% generation %} blocks"
+                f"the chat template renders message {answer + 1} differently when other messages "
+                "follow; expected --targets last, or a template with {% generation %} blocks"
             )
         spans.append((len(before), len(until)))
     return text, spans
@@ -170,7 +171,7 @@ def label_answers(
     """Label the tokens of the answers.
 
     Args:
-        ids: Tokens of a conversation.
+        ids: Token ids of a conversation.
         offsets: Span of each token in the text.
         spans: Spans of the answers.
         special: Return value of `special_tokens`.
@@ -186,7 +187,7 @@ def label_answers(
         ends.append(_end_of(tokenizer, [ids[n] for n in inside], special))
         for n in range(max(0, inside[0] - 1), inside[0]):  # the preceding token, if any
             start, stop = offsets[n]
-            if ids[n] in special:  # excluding white space stripped by the token
+            if ids[n] in special:  # exclude the white space that some special tokens strip
                 stop = start + len(tokenizer.convert_ids_to_tokens(ids[n]))
             if stop > begin:
                 token = tokenizer.decode(ids[n : n + 1])
@@ -196,14 +197,15 @@ def label_answers(
                 )
         for n in inside:
             labels[n] = ids[n]
-    labels[:1] = [-100]  # not predicted
+    labels[:1] = [-100]  # the first token is not predicted
     return Encoded(ids, labels, ends)
 
 
 def _check_texts(messages: list[Message], answers: list[int], text: str, parts: list[str]) -> None:
-    """Check that the text contains each message, except for white space.
+    """Check that the text contains each message. White space is ignored.
 
-    Non-target answers may be shortened: some templates remove earlier reasoning.
+    Answers that are not targets may be shortened: some templates remove the reasoning of earlier
+    answers.
     """
     targets = dict(zip(answers, parts, strict=True))
     whole = "".join(text.split())
@@ -227,5 +229,7 @@ def _end_of(tokenizer: PreTrainedTokenizerBase, ids: list[int], special: set[int
         )
     if ids[-1] in ids[:-1]:
         mark = tokenizer.decode(ids[-1:])
-        raise DataError(f"an answer contains {mark!r}, its end-of-turn token; expected it once")
+        raise DataError(
+            f"an answer contains {mark!r}, its end-of-turn token; expected it only at the end"
+        )
     return ids[-1]

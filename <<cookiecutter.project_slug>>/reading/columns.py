@@ -23,8 +23,8 @@ def as_text(
 ) -> pa.RecordBatch:
     """Convert all columns to text, or to lists of texts where `lists` allows it.
 
-    Integers become their digits, other numbers their `repr`, class labels their names, dates their
-    ISO form. Values of columns in `nested` are returned as JSON.
+    Integers become their digits, other numbers their `repr`, class labels their names, and dates
+    their ISO form. Values of columns in `nested` are returned as JSON.
 
     Raises:
         DataError: A cell has no value, or a type that cannot be converted.

@@ -5,10 +5,10 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 
 class Decoder:
-    """Decode token ids, without the special tokens around a text: BOS, EOS, padding, language.
+    """Decode token ids without BOS, EOS, PAD, UNK, CLS, SEP, MASK and language tokens.
 
-    Other special tokens are kept, unlike with `skip_special_tokens=True`: special tokens that a
-    user added to the tokenizer are part of the texts.
+    Unlike with `skip_special_tokens=True`, other special tokens are kept: those that a user added
+    to the tokenizer are part of the texts.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, settings: GenerationConfig | None):

@@ -38,7 +38,8 @@ def uses_prefixes(names: Iterable[str]) -> bool:
         return False
     if others := sorted(set(names) - set(prefixed)):
         raise DataError(
-            f"the labels {prefixed[0]!r} and {others[0]!r}; expected a prefix on all or none"
+            f"the labels {prefixed[0]!r} and {others[0]!r}; expected a prefix on all labels or on "
+            "none"
         )
     return True
 
@@ -49,8 +50,8 @@ def to_bio(names: Sequence[str]) -> list[str]:
     for name in names:
         if name != OUTSIDE:
             kind = name[2:]
-            goes_on = converted and converted[-1][2:] == kind and TO_BIO[name[0]] == "I"
-            name = f"{'I' if goes_on else 'B'}-{kind}"
+            continues = converted and converted[-1][2:] == kind and TO_BIO[name[0]] == "I"
+            name = f"{'I' if continues else 'B'}-{kind}"
         converted.append(name)
     return converted
 
@@ -58,8 +59,8 @@ def to_bio(names: Sequence[str]) -> list[str]:
 def entities_of(names: Sequence[str]) -> list[Entity]:
     """Return the entities of a sequence of labels, as seqeval does by default.
 
-    A label I- begins an entity unless it continues one of its type. A label without a prefix,
-    other than O, is an entity by itself.
+    A label with the prefix I- begins an entity unless it continues an entity of the same type. A
+    label without a prefix, other than O, is an entity by itself.
     """
     found: list[Entity] = []
     for index, name in enumerate(names):
@@ -75,7 +76,7 @@ def entities_of(names: Sequence[str]) -> list[Entity]:
 
 
 def parse_entities(name: str, value: Any, text: str) -> list[Entity]:
-    """Check and return the entities in a cell, sorted.
+    """Check the entities in a cell, and return them in the order of the text.
 
     Args:
         name: Name of the column.
@@ -98,7 +99,7 @@ def parse_entities(name: str, value: Any, text: str) -> list[Entity]:
         if second.start < first.end:
             parts = [repr(text[entity.start : entity.end]) for entity in (first, second)]
             raise DataError(
-                f"the entities {parts[0]} and {parts[1]} overlap; expected separate ones"
+                f"the entities {parts[0]} and {parts[1]} overlap; expected separate entities"
             )
     return entities
 
@@ -106,7 +107,9 @@ def parse_entities(name: str, value: Any, text: str) -> list[Entity]:
 def _parse_entity(name: str, item: Any) -> Entity:
     values = [item.get(key) for key in Entity._fields] if isinstance(item, dict) else item
     if not isinstance(values, list) or len(values) != 3:
-        raise DataError(f"{name!r}: {_kind(item)} in the list; expected start, end and label")
+        raise DataError(
+            f"{name!r}: {_kind(item)} in the list; expected an entity with start, end and label"
+        )
     start, end, label = values
     for key, place in (("start", start), ("end", end)):
         if isinstance(place, bool) or not isinstance(place, (int, float)) or place % 1:

@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
-EXAMPLES = 3  # number of examples that are shown
-WIDTH = 160  # maximum number of characters that are shown of each example
+EXAMPLES = 3  # number of examples to show
+WIDTH = 160  # maximum number of characters to show of an input or a target
 LABELS = 20  # maximum number of labels whose counts or weights are shown
 
 

@@ -12,8 +12,8 @@ from transformers import PreTrainedTokenizerBase
 from .locate import locate_row
 from .sources import Source
 
-BATCH = 1000  # rows tokenized at a time
-NAMES = 8  # labels listed in a line
+BATCH = 1000  # number of rows tokenized at a time
+NAMES = 8  # maximum number of labels listed in a line
 
 
 @dataclass(frozen=True)
@@ -22,9 +22,10 @@ class Rows:
 
     Attributes:
         source: Source of the rows.
-        texts: Columns as text.
-        tokens: Columns returned by `tokenize`.
-        row_of: Row of the source for each row of `tokens`, shape (n,). Default: the same rows.
+        texts: The columns of the source, as text.
+        tokens: The columns returned by `tokenize`.
+        row_of: For each row of `tokens`, the index of its row in the source, shape (n,). Default:
+            the same index.
     """
 
     source: Source
@@ -33,13 +34,13 @@ class Rows:
     row_of: np.ndarray | None = None
 
     def line(self, what: str, found: np.ndarray, more: str = "") -> Iterator[str]:
-        """If rows were found, yield a line with their number and the place of the first."""
+        """If rows were found, yield a line with their number and the place of the first one."""
         if len(found):
             place = locate_row(self.source, int(found[0]))
             yield f"  {what}: {len(found):,}{more}, first {place}"
 
     def empty(self, column: str) -> Iterator[str]:
-        """Find texts that are empty or only white space."""
+        """Find texts that are empty or consist of white space."""
         masks = [
             pc.equal(pc.utf8_length(pc.utf8_trim_whitespace(chunk)), 0).to_numpy(False)
             for chunk in self.texts.data.column(column).chunks
@@ -64,8 +65,8 @@ class Rows:
         """Find texts truncated to `max_len`, and count the removed tokens.
 
         Args:
-            at_limit: Indices of rows with `max_len` tokens, which are tokenized again.
-            encode: Function that tokenizes a batch of rows, a dict of columns, without truncation.
+            at_limit: Indices of the rows with `max_len` tokens, which are tokenized again.
+            encode: Function that tokenizes a batch of rows (a dict of columns) without truncation.
         """
         lengths = [0]
         for begin in range(0, len(at_limit), BATCH):
@@ -80,7 +81,12 @@ class Rows:
             yield from self.line(f"{what} cut to --max_len {max_len}", found, more)
 
     def repeated(self, checksums: np.ndarray, train: np.ndarray | None) -> Iterator[str]:
-        """Find rows equal, after tokenization, to an earlier row or to a row of `train`."""
+        """Find rows that equal, after tokenization, an earlier row or a row of the training data.
+
+        Args:
+            checksums: Checksums of these rows, shape (n,).
+            train: Checksums of the training data, if these rows are validation data.
+        """
         found = self._in_source(repeats(checksums))
         yield from self.line("equal to an earlier row after tokenization", found)
         if train is not None:
@@ -90,11 +96,11 @@ class Rows:
     def single_labels(
         self, names: Sequence[str], labels: np.ndarray, rows: np.ndarray
     ) -> Iterator[str]:
-        """Find labels that occur in a single row.
+        """Find labels that occur only once.
 
         Args:
-            labels: Indices into `names`, shape (n,).
-            rows: Index of the row of each label, shape (n,).
+            labels: All occurring labels, as indices into `names`, shape (n,).
+            rows: Index of the row of each occurrence, shape (n,).
         """
         once = np.flatnonzero(np.bincount(labels, minlength=len(names)) == 1)
         found = np.isin(labels, once)
@@ -103,7 +109,7 @@ class Rows:
         yield from self.line(f"labels that occur once ({shown})", np.sort(rows[found]))
 
     def place(self, row: int) -> str:
-        """Return the place, in the source, of a row of `tokens`."""
+        """Return the place in the source of a row of `tokens`."""
         return locate_row(self.source, row if self.row_of is None else int(self.row_of[row]))
 
     def _in_source(self, found: np.ndarray) -> np.ndarray:
@@ -121,7 +127,7 @@ def _neighbours(rows: datasets.Dataset, name: str, offset: int) -> tuple[np.ndar
     """Return two adjacent tokens of each row, or -1 for rows with fewer than two tokens.
 
     Args:
-        offset: Index of the first of the two tokens; negative: counted from the end.
+        offset: Index of the first of the two tokens. A negative index counts from the end.
     """
     pairs = []
     for chunk in rows.data.column(name).chunks:

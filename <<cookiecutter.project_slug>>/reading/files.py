@@ -38,7 +38,7 @@ def is_remote(file: str) -> bool:
 
 
 def format_of(file: str | Path) -> str:
-    """Return the format by the file extension: `.jsonl` for `Train.JSONL.gz`; "" if unknown."""
+    """Return the format, from the file extension: `.jsonl` for `Train.JSONL.gz`; "" if unknown."""
     path = PurePosixPath(str(file).lower())
     if path.suffix in DECOMPRESSORS and path.with_suffix("").suffix != ".parquet":
         path = path.with_suffix("")
@@ -66,14 +66,14 @@ def open_file(file: str) -> Iterator[io.BufferedReader]:
 
 
 def identify_file(file: str) -> str:
-    """Return a string that changes when the content of the file does.
+    """Return a string that changes when the content of the file changes.
 
     Raises:
         DataError: There is no such remote file, or it cannot be reached.
     """
     if not is_remote(file):
         stat = Path(file).stat()
-        # A file that replaces another one may have the same size and time, but not the same inode.
+        # A file that replaced another one may have the same size and time, but not the same inode.
         return repr((str(Path(file).resolve()), stat.st_size, stat.st_mtime_ns, stat.st_ino))
     try:
         system, path = fsspec.core.url_to_fs(file)

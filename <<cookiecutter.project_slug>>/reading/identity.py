@@ -21,19 +21,19 @@ from datasets.fingerprint import Hasher
 from transformers import PreTrainedTokenizerBase
 
 ROOT = Path(__file__).resolve().parent.parent
-# Attributes without influence on the tokens: the source path, and whether a warning was shown.
+# Attributes of tokenizers that do not affect the tokens, such as the path of the tokenizer.
 IRRELEVANT = ("name_or_path", "is_local", "local_files_only", "files_loaded", "verbose")
 
 
 def hash_values(*values: Any) -> str:
-    """Hash values by their `repr`: strings, numbers, lists and dicts of them."""
+    """Hash the `repr` of values: strings, numbers, and lists and dicts of these."""
     return hashlib.sha256(repr(values).encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
 
 def hash_source(file: str, package: str) -> str:
-    """Hash the source of a file and of all files of the project that it imports, at any depth.
+    """Hash the source of a file and of all project files that it imports, directly or indirectly.
 
-    `datasets` hashes a function of a module by its name alone, and would not detect an edit.
+    `datasets` hashes only the name of a function in a module, and would not detect an edit.
 
     Args:
         package: The package of the file, from which its relative imports start.
@@ -57,7 +57,7 @@ def _imported_names(source: str, package: str) -> list[str]:
         if isinstance(node, ast.Import):
             names += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
-            with suppress(ImportError):  # more dots than packages: not a module of the project
+            with suppress(ImportError):  # a relative import with too many dots
                 base = importlib.util.resolve_name("." * node.level + (node.module or ""), package)
                 names += [base, *(f"{base}.{alias.name}" for alias in node.names)]
     return names
@@ -79,12 +79,12 @@ def _project_files(name: str) -> Iterator[tuple[Path, str]]:
 def hash_function(function: Callable, tokenizer: PreTrainedTokenizerBase) -> str:
     """Hash all inputs on which the result of a function depends.
 
-    These are the source files it comes from, the values it closes over, and the tokenizer.
+    These are its source files, the values that it closes over, and the tokenizer.
     """
     module = sys.modules[function.__module__]
     if file := getattr(module, "__file__", None):
         code = hash_source(file, module.__package__ or "")
-    else:  # written in a notebook
+    else:  # a function defined in a notebook
         code = _hash_object(function)
     if inspect.isfunction(function):
         values = {**inspect.getclosurevars(function).nonlocals, "": function.__defaults__}
@@ -97,12 +97,12 @@ def hash_function(function: Callable, tokenizer: PreTrainedTokenizerBase) -> str
 def _hash_object(value: Any) -> str:
     try:
         return Hasher.hash(value)
-    except Exception:  # cannot be pickled: a new hash each time, so never found in the cache
+    except Exception:  # not picklable: use a new hash, so that the cache has no entry for it
         return uuid.uuid4().hex
 
 
 def hash_tokenizer(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Hash the files that a tokenizer saves, and its settings that it does not save."""
+    """Hash the files that a tokenizer saves, and its attributes, since not all are saved."""
     settings = {
         name: value
         for name, value in vars(tokenizer).items()
@@ -136,7 +136,8 @@ def _forget_last_call(tokenizer: PreTrainedTokenizerBase) -> None:
 def unchanged(tokenizer: PreTrainedTokenizerBase) -> Iterator[None]:
     """Restore the state of a tokenizer on exit.
 
-    Its saved files must not depend on whether the tokens of the data came from the cache.
+    Otherwise the files that the tokenizer saves would depend on whether the tokens of the data came
+    from the cache.
     """
     before = dict(vars(tokenizer))
     if tokenizer.is_fast:

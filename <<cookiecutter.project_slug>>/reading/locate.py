@@ -13,7 +13,11 @@ from .sources import Source
 
 
 def locate_row(source: Source, row: int) -> str:
-    """Return the place of a row (0-based): `train.jsonl:12`, or `train.parquet (row 12)`."""
+    """Return the place of a row, such as `train.jsonl:12` or `train.parquet (row 12)`.
+
+    Args:
+        row: 0-based index of the row. Lines and rows in the place are 1-based.
+    """
     resolved = resolve(source)
     if resolved.table is None and resolved.split is None:
         return next(islice(_places(resolved.files), row, None))

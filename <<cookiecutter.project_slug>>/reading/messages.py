@@ -36,7 +36,7 @@ def as_messages(name: str, value: Any, role: str = "") -> list[Message]:
 def _check_message(message: dict[str, Any]) -> None:
     others = [key for key, value in message.items() if value is not None]
     others = [key for key in others if key not in ("role", "content")]
-    if others:  # for example tool calls, which would be dropped
+    if others:  # for example tool calls, which would be ignored
         raise DataError(f"a message has the key {others[0]!r}; expected only role and content")
     if (role := message.get("role")) not in ROLES:
         raise DataError(f"a message has the role {role!r}; expected one of {', '.join(ROLES)}")

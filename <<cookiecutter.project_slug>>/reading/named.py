@@ -18,7 +18,7 @@ class Resolved:
 
     Attributes:
         files: Data files to read; empty if there is a table.
-        table: Table with types; None if there are files.
+        table: Table whose columns have types; None if there are files.
         is_inferred: Whether `datasets` has inferred the types of the table from JSON.
         split: Part of the rows of the files, such as `train[:10]`; None for all rows.
     """
@@ -29,7 +29,7 @@ class Resolved:
     split: str | None = None
 
     def identify(self) -> list[str]:
-        """Return strings that change when the content does."""
+        """Return strings that change when the content changes."""
         if self.table is None:
             return [identify_file(file) for file in self.files]
         files = [file["filename"] for file in self.table.cache_files]
@@ -44,13 +44,13 @@ def resolve(source: Source) -> Resolved:
     """Find the files or the table of a source.
 
     Raises:
-        DataError: There are none, or `datasets` cannot read them.
+        DataError: The source does not exist, or `datasets` cannot read it.
     """
     if isinstance(source, (str, Path)) and (kind := saved_by(folder := expand_user(source))):
         if kind == "Dataset":
             return Resolved(table=_attempt(source, datasets.load_from_disk, str(folder)))
         splits = ", ".join(_attempt(source, datasets.load_from_disk, str(folder)))
-        raise DataError(f"{source}: has the splits {splits}; expected one, as {source}:train")
+        raise DataError(f"{source}: has the splits {splits}; expected one, as in {source}:train")
     if (match := parse_name(source)) is None:
         return Resolved(files=list_files(source))
     name, config, split = match.group("name", "config", "split")

@@ -12,7 +12,7 @@ from errors import DataError
 from .columns import as_text
 from .files import open_file
 
-ROWS = 1000  # converted at a time
+ROWS = 1000  # number of rows converted at a time
 
 
 def read_parquet(
@@ -58,6 +58,6 @@ def _features(file: str, schema: pa.Schema, columns: list[str]) -> datasets.Feat
             what = f"{count} columns" if count else "no column"
             found = ", ".join(map(repr, schema.names))
             raise DataError(f"{file}: {what} {name!r}; the file has {found}")
-    # The types that `datasets` has written into the file, class names among them.
+    # The metadata contain the types that `datasets` wrote into the file, including class names.
     wanted = pa.schema([schema.field(name) for name in columns], schema.metadata)
     return datasets.Features.from_arrow_schema(wanted)

@@ -20,23 +20,38 @@ class Number(str):
     """A JSON number, as its literal text."""
 
 
-# Numbers keep their literal text: 1.10 is not 1.1, and a long integer is exact. NaN, which Python
-# writes for a missing number, and Infinity are not valid JSON; they are read as missing.
-DECODER = json.JSONDecoder(parse_int=Number, parse_float=Number, parse_constant=lambda _: None)
-BLOCK = 2**20  # bytes of a JSON array read at a time
-PEEK = 4096  # bytes that are searched for the first character of a JSON file
+def _as_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Build an object; without this check, Python would keep the last value of a repeated key."""
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        names = [name for name, _ in pairs]
+        repeated = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"{repeated!r} occurs twice in an object")
+    return values
+
+
+# Numbers keep their literal text: 1.10 is not 1.1, and a long integer is exact. NaN and Infinity
+# are not valid JSON. They are read as missing values, since Python writes NaN for a missing number.
+DECODER = json.JSONDecoder(
+    parse_int=Number,
+    parse_float=Number,
+    parse_constant=lambda _: None,
+    object_pairs_hook=_as_object,
+)
+BLOCK = 2**20  # number of bytes of a JSON array read at a time
+PEEK = 4096  # number of bytes searched for the first character of a JSON file
 SPACE = re.compile(r"[ \t\r\n]*")
-SEPARATOR_LINE = re.compile(r'"?sep=([,;:|\t])"?\r?\n?')  # Excel's own first line
+SEPARATOR_LINE = re.compile(r'"?sep=([,;:|\t])"?\r?\n?')  # a first line that sets Excel's delimiter
 QUOTED_LIKE_CSV = re.compile(r'"(?:[^"]|"")*""(?:[^"]|"")*"')
 Records = Iterator[tuple[int, dict[str, Any]]]
 
 
 def read_records(file: str, columns: Collection[str] = ()) -> Records:
-    """Yield the line number and the values of each row; None for a missing value.
+    """Yield the line number and the values of each row. A missing value is None.
 
     - JSON: strings are decoded; numbers keep their literal text.
-    - CSV: an empty cell is missing; an empty text is written `""`.
-    - TSV: cells are taken as they are, without quoting; an empty cell is missing.
+    - CSV: an empty cell is a missing value; an empty text is written `""`.
+    - TSV: cells are not quoted; an empty cell is a missing value.
     - Plain text: each line, with its line break, is a row with a column `text`.
 
     Args:
@@ -129,7 +144,7 @@ class _ArrayReader:
         self._position += 1
 
     def _next(self) -> str:
-        """Skip white space; return the next character, "" at the end of the file."""
+        """Skip white space; return the next character, or "" at the end of the file."""
         while True:
             end = SPACE.match(self._text, self._position).end()  # type: ignore[union-attr]
             self._move(end)
@@ -143,7 +158,7 @@ class _ArrayReader:
         self._position = end
 
     def _read(self, size: int) -> bool:
-        """Drop the text before the position and append a block; return False at the end."""
+        """Discard the text before the position; append a block. Return False at the file's end."""
         block = self._stream.read(size)
         try:
             more = self._decode(block, final=not block)
@@ -164,8 +179,10 @@ class _ArrayReader:
                 row, end = DECODER.raw_decode(self._text, self._position)
                 break
             except (ValueError, RecursionError) as error:
+                is_incomplete = isinstance(error, json.JSONDecodeError)
                 # Double the text, so that decoding a long object takes linear time.
-                if not self._read(max(BLOCK, len(self._text) - self._position)):
+                size = max(BLOCK, len(self._text) - self._position)
+                if not (is_incomplete and self._read(size)):
                     raise self._error(_reason(error)) from None
         line = self._line
         self._move(end)
@@ -193,10 +210,10 @@ def _read_tsv(file: str, stream: BufferedReader, columns: Collection[str]) -> Re
 
 
 class _Lines:
-    """Iterator of lines for `csv.reader`, which keeps the lines of the current record.
+    """Iterator of lines for `csv.reader`. It keeps the lines of the current record.
 
     Args:
-        number: Number of lines before the first one.
+        number: Number of lines of the file before `lines`.
     """
 
     def __init__(self, lines: Iterator[str], number: int):
@@ -212,7 +229,7 @@ class _Lines:
 
 
 def _split_lines(file: str, stream: BufferedReader) -> Iterator[str]:
-    """Yield the lines of a file; a carriage return alone also ends a line."""
+    """Yield the lines of a file. A carriage return without a line feed also ends a line."""
     for _, line in _decoded_lines(file, stream):
         yield from re.findall(r"[^\r]*\r\n?|[^\r]+", line) if "\r" in line else [line]
 
@@ -246,7 +263,7 @@ def _next_row(file: str, rows: Iterator[list[str]], lines: _Lines) -> list[str] 
 
 
 def _mark_missing(cells: list[str], record: list[str], delimiter: str) -> list[str | None]:
-    """Replace the empty cells that are not quoted by None."""
+    """Replace empty cells that are not quoted with None."""
     if "" not in cells:
         return list(cells)
     mark = re.escape(delimiter)

@@ -16,7 +16,7 @@ def list_remote(pattern: str) -> list[str]:
     """Expand a remote pattern, such as `hf://datasets/org/name/*.parquet`.
 
     Args:
-        pattern: Anything that is not a remote pattern is returned as it is.
+        pattern: The pattern. Anything else, such as a local path, is returned unchanged.
 
     Raises:
         DataError: The pattern cannot be listed, or no file matches.
@@ -37,7 +37,7 @@ def fetch(file: str, folder: Path) -> str:
     """Download a remote file into `folder`, unless it is there already; return the local path.
 
     Args:
-        file: A local path is returned as it is.
+        file: URL of the file. A local path is returned unchanged.
 
     Raises:
         DataError: The file cannot be fetched.
@@ -48,7 +48,7 @@ def fetch(file: str, folder: Path) -> str:
     if copy.exists():
         return str(copy)
     copy.parent.mkdir(parents=True, exist_ok=True)
-    part = Path(f"{copy}.{uuid.uuid4().hex}")  # machines may share the folder
+    part = Path(f"{copy}.{uuid.uuid4().hex}")  # a unique name: several machines may share `folder`
     try:
         system, path = fsspec.core.url_to_fs(file)
         system.get(path, str(part))

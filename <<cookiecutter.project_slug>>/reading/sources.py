@@ -11,12 +11,12 @@ from .files import FORMATS, format_of, is_remote
 from .remote import list_remote
 
 Source = str | Path | Sequence[str | Path]
-# name:split, or name:configuration:split, of a data set on the Hub or in a folder
+# NAME:SPLIT or NAME:CONFIGURATION:SPLIT, for a data set on the Hub or in a folder.
 NAMED = re.compile(r"(?P<name>[^:]{2,}?)(:(?P<config>[^:\[\]]+))?:(?P<split>\w+(\[.*\])?)")
 EXPECTED = f"expected a {', '.join(FORMATS)} file"
-# Written by `datasets` beside the data files.
+# Files that `datasets` writes beside the data files.
 DESCRIPTIONS = ("dataset_info.json", "dataset_infos.json")
-# Names of splits in file names, as in `datasets`.
+# Words in file names that indicate a split, as in `datasets`.
 SPLITS = {
     "train": ("train", "training"),
     "validation": ("validation", "valid", "val", "dev"),
@@ -25,7 +25,7 @@ SPLITS = {
 
 
 def parse_name(source: Source) -> re.Match | None:
-    """Match `name:split`; None if the source is a path, a URL or several sources."""
+    """Match NAME:SPLIT; return None if the source is a path, a URL or several sources."""
     if not isinstance(source, (str, Path)) or is_remote(str(source)):
         return None
     if expand_user(source).exists():
@@ -34,13 +34,13 @@ def parse_name(source: Source) -> re.Match | None:
 
 
 def expand_user(path: str | Path) -> Path:
-    """Replace a leading `~` by the home directory."""
+    """Replace a leading `~` with the home directory."""
     path = Path(path)
     return path.expanduser() if path.parts[:1] and path.parts[0].startswith("~") else path
 
 
 def saved_by(folder: Path) -> str | None:
-    """Return the class that wrote a folder by `save_to_disk`: Dataset or DatasetDict, or None."""
+    """Return the class whose `save_to_disk` wrote a folder: "Dataset" or "DatasetDict", or None."""
     if (folder / "dataset_dict.json").is_file():
         return "DatasetDict"
     if (folder / "state.json").is_file() and (folder / "dataset_info.json").is_file():
@@ -49,11 +49,11 @@ def saved_by(folder: Path) -> str | None:
 
 
 def list_files(source: Source) -> list[str]:
-    """List the files of a source: all of one format, none of them empty.
+    """List the files of a source, which have the same format and are not empty.
 
-    A folder stands for all files in it with a supported extension, at any depth. As in pyarrow and
-    Spark, names that begin with a dot or an underscore are ignored. An existing path is never
-    treated as a pattern.
+    The files of a folder are all files in it with a supported extension, at any depth. As in
+    pyarrow and Spark, names that begin with a dot or an underscore are ignored. An existing path is
+    never treated as a pattern.
 
     Raises:
         DataError: There are no such files, or they differ in format.
@@ -66,7 +66,9 @@ def list_files(source: Source) -> list[str]:
         if not format_of(file):
             raise DataError(f"{file}: unknown format; {EXPECTED}")
         if format_of(file) != format_of(files[0]):
-            raise DataError(f"{file}: another format than {files[0]}; expected files of one")
+            raise DataError(
+                f"{file}: not in the format of {files[0]}; expected files of a single format"
+            )
         if not is_remote(file) and Path(file).stat().st_size == 0:
             raise DataError(f"{file}: the file is empty; expected at least one example")
     return files
@@ -92,14 +94,16 @@ def _files_in(folder: Path) -> list[str]:
     splits = [split for split in SPLITS if any(_is_of(file, folder, split) for file in found)]
     if len(splits) > 1:
         names = ", ".join(splits)
-        raise DataError(f"{folder}: has the splits {names}; expected one, as {folder}:{splits[0]}")
+        raise DataError(
+            f"{folder}: has the splits {names}; expected one, as in {folder}:{splits[0]}"
+        )
     return [str(file) for file in found]
 
 
 def files_of_split(folder: Path, split: str) -> list[str]:
-    """List the files in a folder whose relative path contains the name of the split as a word.
+    """List the files of a split in a folder: those with the split's name as a word in their path.
 
-    If no file belongs to another split, all of them belong to `train`.
+    If no path contains the name of a split, all files belong to `train`.
 
     Raises:
         DataError: There are no such files, or they differ in format.

@@ -27,29 +27,31 @@ from .texts import read_texts
 def read_table(
     source: Source, columns: list[str], lists: Sequence[str] = (), nested: Sequence[str] = ()
 ) -> datasets.Dataset:
-    """Read the given columns of a file as text; other columns are ignored.
+    """Read the given columns of a source as text; other columns are ignored.
 
-    A JSON string is read as its value, a JSON number as its literal text: `1.0` is not `1`. `true`
-    and `false` are read as these words. In CSV an empty cell is missing, and an empty text is
-    written `""`. TSV has no quoting, and an empty cell is missing. In Parquet a float is read as
-    its `repr`, a class label as its name, a date in ISO form. A missing value is an error.
+    A JSON string is read as its value, and a JSON number as its literal text: `1.0` is not `1`.
+    `true` and `false` are read as these words. In CSV, an empty cell is a missing value, and an
+    empty text is written `""`. TSV has no quoting, and an empty cell is a missing value. In
+    Parquet, a float is read as its `repr`, a class label as its name, and a date in ISO form. A
+    missing value raises an error.
 
-    The format is determined by the file extension, in lower or upper case; text formats may be
-    compressed (.gz, .bz2, .xz, .zst). The text is kept in the cache of `datasets`, keyed by path,
-    size, time and inode of the files, and is memory-mapped: the table may be larger than memory.
+    The format is determined by the file extension, in lower or upper case. Text formats may be
+    compressed (.gz, .bz2, .xz, .zst). The text is kept in the cache of `datasets`; the cache key
+    contains path, size, time and inode of the files. The table is memory-mapped, so it may be
+    larger than memory.
 
     Args:
         source: A file, a folder of files, a pattern such as `part-*.jsonl`, or several of these;
-            a URL, `hf://datasets/...`; a data set with its split, `stanfordnlp/imdb:train`
-            or `nyu-mll/glue:sst2:train`, on the Hub or in a folder; or a folder that
-            `save_to_disk` wrote, with its split if it has several.
+            a URL such as `hf://datasets/...`; a data set with its split, on the Hub or in a folder,
+            such as `stanfordnlp/imdb:train` or `nyu-mll/glue:sst2:train`; or a folder written by
+            `save_to_disk`, with a split if it has several.
         lists: Columns that may hold lists of texts.
         nested: Columns that may hold any value, such as a list of objects. Values are returned as
-            JSON: the text `a` as `"a"`.
+            JSON, so that the text `a` becomes `"a"`.
 
     Raises:
-        DataError: No such file, an unknown format, an empty or broken file, text that is not
-            UTF-8, a missing column, or a row without a value.
+        DataError: The file does not exist, is empty or broken, has an unknown format, or is not
+            UTF-8; a column is missing; or a row lacks a value.
     """
     datasets.disable_progress_bars()
     datasets.logging.set_verbosity(logging.CRITICAL)
@@ -65,7 +67,7 @@ def read_table(
 
 
 def column_names(source: Source) -> list[str]:
-    """Return the names of all columns; in text formats, of the columns of the first row.
+    """Return the names of all columns or, in text formats, those of the first row.
 
     Raises:
         DataError: The source cannot be read.
@@ -93,16 +95,19 @@ def read_first_row(source: Source, columns: list[str], lists: Sequence[str] = ()
 
 
 def is_plain_text(source: Source) -> bool:
-    """Return whether the source consists of .txt files: one document, without rows."""
+    """Return whether the source consists of .txt files, which form one document without rows."""
     match = parse_name(source)
     if match and not expand_user(match["name"]).is_dir():
-        return False  # on the Hub
+        return False  # a data set on the Hub
     files = resolve(source).files
     return bool(files) and format_of(files[0]) == ".txt"
 
 
 def distinct(table: datasets.Dataset, column: str) -> tuple[list[str], bool]:
-    """Return the sorted texts of a column (integers by value), and whether it has lists."""
+    """Return the distinct texts of a column, and whether its cells are lists.
+
+    The texts are sorted: first those that are not integers, then integers by their value.
+    """
     values = table.data.column(column)
     is_list = pa.types.is_nested(values.type)
     found = pc.unique(pc.list_flatten(values) if is_list else values).to_pylist()
@@ -137,9 +142,9 @@ def _read_typed(
             raise DataError(f"{source}: no column {name!r}; the data set has {found}")
         kind = table.data.schema.field(name).type
         if resolved.is_inferred and pa.types.is_temporal(kind):
-            # The original text of the dates is lost.
+            # `datasets` does not keep the original text of dates.
             sentence = f"{source}: {name!r} was read as {kind}; expected the URL of the files"
-            raise DataError(f"{sentence}, as hf://datasets/org/name/train.jsonl")
+            raise DataError(f"{sentence}, such as hf://datasets/org/name/train.jsonl")
     rows = table.select_columns(columns).with_format("arrow")
     first = 1
     for part in rows.iter(ROWS):
@@ -168,7 +173,7 @@ def _cached(source: Source, key: str, batches: Iterator[pa.RecordBatch]) -> data
 def _write(source: Source, path: Path, batches: Iterator[pa.RecordBatch]) -> None:
     if (first := next(batches, None)) is None:
         raise DataError(f"{source}: no rows; expected at least one example")
-    part = Path(f"{path}.{uuid.uuid4().hex}")  # another process may write the same table
+    part = Path(f"{path}.{uuid.uuid4().hex}")  # a unique name: other processes may write this table
     try:
         with pa.OSFile(str(part), "wb") as sink, pa.ipc.new_stream(sink, first.schema) as writer:
             for batch in chain([first], batches):
@@ -181,6 +186,7 @@ def _write(source: Source, path: Path, batches: Iterator[pa.RecordBatch]) -> Non
 def _alike(source: Source, batch: pa.RecordBatch, schema: pa.Schema) -> pa.RecordBatch:
     if batch.schema != schema:
         raise DataError(
-            f"{source}: a column holds lists in some files only; expected lists in all or in none"
+            f"{source}: a column holds lists in some files, and texts in others; expected lists in "
+            "all files or in none"
         )
     return batch

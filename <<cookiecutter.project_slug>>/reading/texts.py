@@ -10,10 +10,10 @@ from errors import DataError
 
 from .records import Number, read_records
 
-# Approximate maximum of rows and characters in a batch.
+# Approximate maximum numbers of rows and characters in a batch.
 ROWS = 1000
 CHARACTERS = 2**24
-WORDS = {True: "true", False: "false"}  # of JSON
+WORDS = {True: "true", False: "false"}  # as in JSON
 
 
 def read_texts(
@@ -46,7 +46,7 @@ class _Batch:
         self._columns = columns
         self._lists = lists
         self._nested = nested
-        self._holds_lists: dict[str, bool] = {}  # by column: whether the first row holds a list
+        self._holds_lists: dict[str, bool] = {}  # for each column, whether the first row has a list
         self._clear()
 
     def _clear(self) -> None:
@@ -62,7 +62,8 @@ class _Batch:
         """Add a row.
 
         Args:
-            is_first: Whether it is the first row of its file, whose keys are the columns.
+            is_first: Whether this is the first row of its file. A column that it lacks is missing
+                in the file.
         """
         for name in self._columns:
             value = row.get(name)
@@ -114,7 +115,7 @@ class _Batch:
 
 
 def _as_json(place: str, name: str, value: Any) -> str:
-    """Format a value as JSON: a number as text, as in other columns, unless it is nested."""
+    """Format a value as JSON. A number becomes text, unless it is in a list or an object."""
     try:
         inner = value if isinstance(value, str) else _with_numbers(value)
         return json.dumps(inner, ensure_ascii=False)

@@ -1,4 +1,4 @@
-"""Tokenize a table with a cache; access its columns; pad examples to a batch."""
+"""Tokenize a table with a cache, access its columns, and pad examples to form a batch."""
 
 import hashlib
 import zlib
@@ -26,11 +26,11 @@ def tokenize(
 ) -> datasets.Dataset:
     """Apply `encode` to batches of rows; keep the columns it returns, with a checksum of each row.
 
-    The result is memory-mapped from the cache of `datasets`, for other runs and processes as well.
-    The cache key covers the table, the source code of `encode` and of all modules of the project
-    that it imports, the values that it closes over, and the tokenizer. `encode` must have no side
-    effects, since it is not called if the result is in the cache. The state of the tokenizer is
-    restored.
+    The result is stored in the cache of `datasets`, which other runs and processes share, and is
+    memory-mapped. The cache key depends on the table, the source code of `encode` and of all
+    project modules that it imports, the values that it closes over, and the tokenizer. `encode`
+    must have no side effects, since it is not called if the result is in the cache. The state of
+    the tokenizer is restored afterwards.
     """
     key = hash_values(table._fingerprint, hash_function(encode, tokenizer))
     path = Path(datasets.config.HF_DATASETS_CACHE, "tokens", f"{key}.arrow")
@@ -40,8 +40,8 @@ def tokenize(
         return {**columns, CHECKSUM: [_checksum(row) for row in _rows(columns)]}
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    # No `num_proc`: a fast tokenizer works on all cores by itself, and a fork beside the threads
-    # of a process group can hang.
+    # Do not use `num_proc`: a fast tokenizer uses all cores by itself, and a process that is forked
+    # while a process group has threads can hang.
     with nullcontext() if path.exists() else unchanged(tokenizer):
         return table.map(
             encode_and_sum,
@@ -55,7 +55,7 @@ def tokenize(
 def fill_empty(tokens: MutableMapping[str, list], tokenizer: PreTrainedTokenizerBase) -> None:
     """Give each text without tokens one special token, so that no example has length 0.
 
-    An empty text has no tokens if the tokenizer adds no special tokens, like that of GPT-2.
+    An empty text has no tokens if the tokenizer, like that of GPT-2, adds no special tokens.
 
     Args:
         tokens: Output of the tokenizer for a list of texts; changed in place.
@@ -72,9 +72,9 @@ def fill_empty(tokens: MutableMapping[str, list], tokenizer: PreTrainedTokenizer
 
 
 def _checksum(row: tuple) -> int:
-    """Return a 63-bit hash whose lower half is CRC-32, the checksum of earlier versions.
+    """Return a 63-bit hash. Its lower 32 bits are CRC-32, the checksum of earlier versions.
 
-    With CRC-32 alone, about a hundred pairs of a million different rows would collide.
+    With CRC-32 alone, about a hundred pairs among a million different rows would have equal hashes.
     """
     content = repr(row).encode("utf-8", "surrogatepass")
     digest = hashlib.blake2b(content, digest_size=4).digest()
@@ -84,7 +84,7 @@ def _checksum(row: tuple) -> int:
 def _rows(columns: dict[str, list]) -> Iterator[tuple]:
     names = sorted(columns)
     for row in zip(*(columns[name] for name in names), strict=True):
-        # The `repr` of a long array or tensor leaves values out.
+        # The `repr` of a long array or tensor omits values.
         yield tuple(value.tolist() if hasattr(value, "tolist") else value for value in row)
 
 
@@ -102,10 +102,10 @@ class _Column:
         self._firsts = [0, *accumulate(map(len, self._chunks))]
 
     def __reduce__(self):
-        return type(self), self._source  # a worker process maps the file itself
+        return type(self), self._source  # a loader process maps the file itself
 
     def _locate(self, index: int) -> tuple[int, int]:
-        """Return the index of a row's chunk, and the index of the row in it."""
+        """Return the index of the chunk that contains a row, and the index of the row in it."""
         chunk = bisect_right(self._firsts, index) - 1
         return chunk, index - self._firsts[chunk]
 
@@ -136,7 +136,7 @@ class TextColumn(_Column):
 
 
 def column(rows: datasets.Dataset, name: str) -> RaggedColumn | TextColumn | torch.Tensor:
-    """Return a column that is indexed by a list of rows."""
+    """Return a column, to be indexed with a list of row numbers."""
     values = rows.data.column(name)
     if pa.types.is_nested(values.type):
         return RaggedColumn(rows, name)
@@ -154,7 +154,7 @@ def _tensor(values: np.ndarray) -> torch.Tensor:
 def pad(
     examples: list[dict[str, torch.Tensor]], key: str, value: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Stack one key of the examples, padded with `value` to the longest.
+    """Stack the values of one key of the examples, padded with `value` to the longest.
 
     Returns:
         The stacked values and the attention mask, both of shape (batch, length).
@@ -164,5 +164,5 @@ def pad(
     mask = np.arange(lengths.max()) < lengths[:, None]
     values = torch.cat(parts).numpy()
     padded = np.full(mask.shape, value, values.dtype)
-    padded[mask] = values  # one copy: torch's pad_sequence copies row by row
+    padded[mask] = values  # a single copy; pad_sequence of torch would copy row by row
     return torch.from_numpy(padded), torch.from_numpy(mask.astype(np.int64))

@@ -10,7 +10,7 @@ from errors import RunError
 
 from .tokens import fill_empty
 
-OVERLAP = 4  # two windows share 1 / OVERLAP of their tokens
+OVERLAP = 4  # adjacent windows share 1 / OVERLAP of their tokens
 
 
 class Window(NamedTuple):
@@ -19,8 +19,8 @@ class Window(NamedTuple):
     Attributes:
         input_ids: Token ids, with special tokens.
         prefix: Number of special tokens before the text.
-        begin: Index of its first token among the tokens of the text.
-        end: Index after its last token.
+        begin: Index of the window's first token among the tokens of the text.
+        end: Index after the window's last token.
     """
 
     input_ids: list[int]
@@ -38,7 +38,7 @@ class Tokens:
     """The tokens of a text, without special tokens.
 
     Attributes:
-        offsets: Start and end of each token in characters, without white space around it.
+        offsets: Start and end of each token in characters, without surrounding white space.
         words: Index of the word of each token, as in `BatchEncoding.word_ids`.
         windows: Windows of at most `max_len` tokens; each is longer than its overlap.
     """
@@ -48,10 +48,10 @@ class Tokens:
     windows: list[Window] = field(default_factory=list)
 
     def bounds(self, inside: Collection[int] = ()) -> Iterator[tuple[Window, int, int]]:
-        """Yield each window, and the range of tokens to label in it, without overlap.
+        """Yield each window, and the range of tokens to label in it. The ranges do not overlap.
 
-        A range ends in the middle of the overlap of two windows or, if `inside` has that token, at
-        the nearest token of the overlap that is not in `inside`.
+        A range ends in the middle of the overlap of two windows. If `inside` contains that token,
+        the range ends at the nearest token of the overlap that is not in `inside`.
         """
         begin = 0
         for window, following in zip(self.windows, [*self.windows[1:], None], strict=True):
@@ -71,7 +71,7 @@ def tokenize_in_windows(
     """Tokenize texts, and divide those with more than `max_len` tokens into windows.
 
     Raises:
-        RunError: The tokenizer is not a fast one, or `max_len` leaves no room for the text.
+        RunError: The tokenizer is not a fast one, or `max_len` is too small for any text.
     """
     if not tokenizer.is_fast:
         name = type(tokenizer).__name__

@@ -1,1 +1,1 @@
-"""Report a run: progress bar, trackers, pictures, model card, and the dry run."""
+"""Report a run: progress bar, trackers, pictures, model card, uploads, and the dry run."""

@@ -1,4 +1,4 @@
-"""README.md of a checkpoint: the model card."""
+"""Write README.md of a checkpoint: the model card."""
 
 import json
 import math
@@ -13,7 +13,7 @@ from model.revision import split_revision
 from training.adapter import holds_adapter
 from training.state import TrainState
 
-# Arguments that are paths or names on this machine.
+# Arguments that may be paths on this machine; the table of the card omits them.
 PLACES = ("config", "model_id", "outdir", "train_input", "valid_input", "restore_dir")
 CARD = """---
 {metadata}
@@ -58,7 +58,7 @@ model = {auto_class}.from_pretrained("path/to/this"{arguments})
 tokenizer = AutoTokenizer.from_pretrained("path/to/this")
 {generation}```
 
-This also loads the base model, whose configuration during training is base_config.json."""
+This also loads the base model. base_config.json is its configuration during training."""
 
 GENERATION = """model.generation_config = GenerationConfig.from_pretrained("path/to/this")
 """
@@ -75,7 +75,8 @@ def write_card(
 
     Args:
         args: Arguments of the run.
-        model: The model that was saved. `config.pipeline_tag` is the name of the task on the Hub.
+        model: The saved model. Its `config.pipeline_tag`, if any, is the name of the task on the
+            Hub.
         table: Scores by row and column: see `Scorer.table`.
     """
     file = folder / "config.json"
@@ -100,7 +101,7 @@ def write_card(
                 task_type=pipeline_tag or "other",
                 dataset_type="text",
                 dataset_name=name.rpartition("/")[0] or valid_input,
-                dataset_config=name.rpartition("/")[0] or None,  # groups results on the Hub
+                dataset_config=name.rpartition("/")[0] or None,  # the Hub groups results by this
                 metric_type=name.rpartition("/")[2],
                 metric_value=value,
             )
@@ -140,7 +141,8 @@ def _load_whole(config: dict, model: PreTrainedModel) -> str:
 def _load_adapter(model: Any) -> str:
     """Return the code for loading an adapter.
 
-    PEFT does not save the number of labels, the padding token or generation_config.json.
+    PEFT loads neither the number of labels nor the padding token nor generation_config.json, so
+    this code sets them.
     """
     trained = model.base_model.config
     adapter = adapter_config(model.base_model)
@@ -167,7 +169,7 @@ def _is_finite(value: Any) -> bool:
 
 def _names(source: str | list[str] | None) -> str:
     if source is None:
-        return "a held-out part of it"
+        return "held-out training data"
     parts = [source] if isinstance(source, str) else source or []
     named = (part.rpartition("=") for part in parts)
     return ", ".join(f"{name}{mark}{Path(path).name}" for name, mark, path in named)

@@ -11,7 +11,7 @@ def draw_curves(state: TrainState, metric: str) -> bytes:
     """Return the bytes of a PNG file.
 
     Args:
-        metric: Name of the score that best/ is chosen by.
+        metric: Name of the score by which best/ is chosen.
     """
     from matplotlib.figure import Figure  # importing it takes a second
     from matplotlib.ticker import MaxNLocator
@@ -26,7 +26,7 @@ def draw_curves(state: TrainState, metric: str) -> bytes:
     columns = zip(*state.curve, strict=True) if state.curve else ((), (), (), ())
     steps, losses, rates, norms = columns
     left.plot(steps, losses, color="tab:blue", alpha=0.35, linewidth=1, label="train, single steps")
-    names = list(entries[-1]["train_log"]) if entries else []  # the loss, then further ones
+    names = list(entries[-1]["train_log"]) if entries else []  # the loss, then further losses
     styles = zip(names, cycle(["-", "--", ":", "-."]))
     for (name, style), part in product(styles, ("train", "valid")):
         color = "tab:blue" if part == "train" else "tab:orange"

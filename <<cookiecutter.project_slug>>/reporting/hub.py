@@ -1,4 +1,4 @@
-"""Upload checkpoints to the Hub: at the end, or in the background."""
+"""Upload checkpoints to the Hub, at the end of a run or in the background."""
 
 import hashlib
 import json
@@ -24,9 +24,9 @@ from training.state import STATE_FILE
 class Uploads:
     """The uploads of a run, on the main rank: see `--hub_strategy`.
 
-    A thread uploads one checkpoint at a time; at most one more is queued, the newest. A process
-    that stops early does not wait for the thread: a repository changes only at the end of an
-    upload.
+    A thread uploads one checkpoint at a time. At most one more is queued: the newest. A process
+    that stops early does not wait for the thread. An interrupted upload leaves the repository
+    unchanged, since files appear in it only at the end of an upload.
 
     Args:
         report: Called with a message if an upload in the background fails.
@@ -68,7 +68,7 @@ class Uploads:
             shutil.rmtree(outdated, ignore_errors=True)
 
     def finish(self) -> None:
-        """Wait for the queued uploads; upload now if the newest checkpoint was not uploaded.
+        """Wait for the thread; if the newest checkpoint was not uploaded, upload it now.
 
         Raises:
             RunError: The Hub cannot be reached or rejects the upload. No local file is changed.
@@ -101,14 +101,14 @@ class Uploads:
                 self._uploaded = folder
             except Exception as error:
                 self.report(
-                    f"--push_to_hub {self.repository}: not uploaded ({_reason(error)}); tried "
-                    "again at the end of the run at the latest"
+                    f"--push_to_hub {self.repository}: not uploaded ({_reason(error)}); the upload "
+                    "will be tried again, at the latest at the end of the run"
                 )
             finally:
                 shutil.rmtree(folder, ignore_errors=True)
 
     def _push(self, folder: Path) -> None:
-        """Upload a folder; create a public repository if there is none."""
+        """Upload a folder; create a public repository if the repository does not exist."""
         api = HfApi()
         repository = api.create_repo(self.repository, exist_ok=True).repo_id
         api.upload_folder(
@@ -116,9 +116,10 @@ class Uploads:
         )
 
     def _copy(self) -> Path:
-        """Copy the files to upload, by hard links, since training replaces its checkpoints.
+        """Copy the files to upload: training may replace the checkpoints during the upload.
 
-        From `best/`, omit training_state.json and the manifest.
+        The copies are hard links if possible. Files of `best/` that only resuming needs are
+        omitted: training_state.json and the manifest.
         """
         folder = self.outdir / STORE / f"upload.{next(self._numbers)}.tmp"
         shutil.rmtree(folder, ignore_errors=True)
@@ -144,7 +145,7 @@ def _link_files(source: Path, target: Path) -> None:
 
 
 def _remove_paths(folder: Path) -> None:
-    """Replace absolute paths in the saved arguments of a checkpoint by file names."""
+    """Replace absolute paths in the saved arguments of a checkpoint with file names."""
     file = folder / STATE_FILE
     content = json.loads(file.read_text(encoding="utf-8"))
     args = content["args"]
@@ -157,7 +158,7 @@ def _remove_paths(folder: Path) -> None:
 
 
 def _name_of(value: Any) -> Any:
-    """Replace an absolute path by its file name, also in a list of paths or in `set=path`."""
+    """Replace an absolute path with its file name, also in a list of paths or in NAME=PATH."""
     if isinstance(value, list):
         return [_name_of(part) for part in value]
     if not isinstance(value, str):

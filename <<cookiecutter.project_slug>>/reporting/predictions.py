@@ -2,8 +2,10 @@
 
 import zlib
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from functools import partial
 from itertools import chain, islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,16 +13,31 @@ from tqdm import tqdm
 
 from errors import DataError, RunError
 from model.interface import TaskPredictor
+from reading.named import resolve
 from reading.tables import read_table
 from training.contract import predictor_input
 from training.distributed import RankGroup
 from training.user_code import at_place, user_code
 
-BATCHES = 64  # full batches per block; the rows of a block are sorted by length
-PORTION = 1000  # rows of a table that are read at a time
+BATCHES = 64  # number of full batches in a block; the rows of a block are sorted by length
+PORTION = 1000  # number of rows of a table read at a time
 SHORTEST = 0.75  # minimum length in a batch, relative to its longest example
 Row = dict[str, Any]
-Rows = Callable[[], Iterator[Row]]  # reads the rows from the beginning
+Rows = Callable[[], Iterator[Row]]  # a function that reads all rows from the beginning
+
+
+def check_output(source: str | list[str], output: Path) -> None:
+    """Check that the output would not replace the input.
+
+    Raises:
+        RunError: It is one of the input files.
+    """
+    files: list[str] = [source] if isinstance(source, str) else source
+    with suppress(DataError):  # a format that only Predictor.read can read
+        files = resolve(source).files
+    for file in map(Path, files):
+        if output.exists() and file.exists() and output.samefile(file):
+            raise RunError(f"--output {output}: is a file of --input; expected another file")
 
 
 def open_rows(source: str | list[str], columns: list[str] | None, predictor: TaskPredictor) -> Rows:
@@ -30,7 +47,7 @@ def open_rows(source: str | list[str], columns: list[str] | None, predictor: Tas
         columns: Columns to read; they replace `predictor.columns`.
 
     Raises:
-        RunError: The predictor has another number of columns.
+        RunError: The predictor expects another number of columns.
         DataError: The file cannot be read, or a column is missing.
     """
     columns = columns or predictor.columns
@@ -60,7 +77,7 @@ def _read_portions(table: Any) -> Iterator[Row]:
 
 
 def hash_rows(rows: Iterable[Row]) -> tuple[int, int]:
-    """Read all rows once, so that an invalid row is reported before the prediction.
+    """Read all rows once, so that an invalid row raises an error before the prediction starts.
 
     Returns:
         The number of rows, and a hash of their content.
@@ -81,7 +98,7 @@ def predict_rows(
     batch_size: int,
     bar: tqdm,
 ) -> Iterator[list[Row]]:
-    """Predict blocks of rows, each batched by length and divided among the ranks.
+    """Predict rows block by block. Each block is batched by length and divided among the ranks.
 
     Args:
         first: Index of the first row to predict.
@@ -101,16 +118,16 @@ def predict_rows(
                 found += zip(batch, predictions, strict=True)
             bar.update(len(batch))
         by_index = dict(chain.from_iterable(group.gather(found)))
-        bar.update(len(block) - len(found))  # of the other ranks
+        bar.update(len(block) - len(found))  # the rows of the other ranks
         first += len(block)
         yield [{**row, **by_index[index]} for index, row in enumerate(block)]
 
 
 def batch_by_length(lengths: list[int], size: int) -> Iterator[list[int]]:
-    """Yield the indices of batches, the longest first.
+    """Yield batches of indices, the longest examples first.
 
-    A batch has at most `size` examples, none shorter than `SHORTEST` times its longest, which
-    limits padding.
+    A batch has at most `size` examples. To limit padding, none of them is shorter than `SHORTEST`
+    times the longest.
     """
     batch: list[int] = []
     for index in np.argsort(np.negative(lengths), kind="stable").tolist():

@@ -13,41 +13,41 @@ from errors import RunError
 from training.batches import Batches, Step
 from training.contract import ExampleSet
 from training.flops import full_size
+from training.optimizer_options import OPTIMIZERS
 from training.run import Run
 from training.throughput import count_positions, is_encoder_decoder, peak_memory
 from training.user_code import user_code
 
-FLOAT = 4  # bytes: weights and optimizer state are in float32
-SAMPLED = 100  # steps in which padding tokens are counted
+FLOAT = 4  # bytes per number of weights and optimizer state, which are in float32
+SAMPLED = 100  # number of steps in which padding tokens are counted
 
 
 def preview(run: Run, train_step: Callable[[Run, Step], Any]) -> None:
-    """Run everything up to the first optimizer step, and print what was found.
+    """Run everything up to the first optimizer step, and print the results.
 
     Raises:
         RunError: A step does not fit into memory, or the checkpoints do not fit on the disk.
     """
     batches = run.train_batches
     memory = _memory_of_a_step(run, train_step)
-    # The main rank prints; the other ranks wait, and also end if it raises an error.
+    # The main rank prints. The other ranks wait, and also end if the main rank raises an error.
     run.group.on_main(lambda: print(*_lines(run, batches, memory), sep="\n"))
 
 
 def _lines(run: Run, batches: Batches, memory: int) -> Iterator[str]:
-    max_len = run.config.max_len
-    yield from _about_data("train", batches.examples, max_len)
+    yield from _about_data("train", batches.examples)
     with user_code("model/dataset.py: describe fails"):
         yield from batches.examples.describe()
     yield from _about_faults(batches.examples)
     for part in run.valid_sets:
-        yield from _about_data(f"valid {part.name}".strip(), part.batches.examples, max_len)
+        yield from _about_data(f"valid {part.name}".strip(), part.batches.examples)
         yield from _about_faults(part.batches.examples, batches.examples)
     yield from _about_steps(run, batches)
-    yield from _about_model(run.model, memory)
+    yield from _about_model(run, memory)
     yield _about_disk(run)
 
 
-def _about_data(name: str, examples: ExampleSet, max_len: int) -> Iterator[str]:
+def _about_data(name: str, examples: ExampleSet) -> Iterator[str]:
     items = f"{examples.num_items.sum():,.0f} target items"
     if not examples.has_lengths:
         yield f"{name}: {len(examples):,} examples; {items}"
@@ -56,12 +56,8 @@ def _about_data(name: str, examples: ExampleSet, max_len: int) -> Iterator[str]:
     percents = (5, 50, 95)
     values = np.percentile(lengths, percents)
     spread = ", ".join(f"{p} % {v:,.0f}" for p, v in zip(percents, values, strict=True))
-    full = int((lengths >= max_len).sum())
     yield f"{name}: {len(examples):,} examples, {int(lengths.sum()):,} tokens; {items}"
-    yield (
-        f"  tokens: {lengths.min():,} to {lengths.max():,} ({spread}); "
-        f"{full:,} reach --max_len {max_len} (possibly truncated)"
-    )
+    yield f"  tokens: {lengths.min():,} to {lengths.max():,} ({spread})"
 
 
 def _about_faults(examples: ExampleSet, train: ExampleSet | None = None) -> Iterator[str]:
@@ -90,7 +86,7 @@ def _about_steps(run: Run, batches: Batches) -> Iterator[str]:
 
 
 def _padding(run: Run, batches: Batches) -> float | None:
-    """Return the fraction of tokens that are padding; None for batches without `input_ids`."""
+    """Return padding as a fraction of all tokens; None for batches without `input_ids`."""
     has_decoder = is_encoder_decoder(run.accelerator.unwrap_model(run.model))
     real = 0
     computed = 0
@@ -117,27 +113,33 @@ def _memory_of_a_step(run: Run, train_step: Callable[[Run, Step], Any]) -> int:
     return peak_memory(run.accelerator.device)
 
 
-def _about_model(model: torch.nn.Module, memory: int) -> Iterator[str]:
-    parameters = list(model.parameters())
+def _about_model(run: Run, memory: int) -> Iterator[str]:
+    parameters = list(run.model.parameters())
     trained = sum(full_size(p) for p in parameters if p.requires_grad)
     dtypes = ", ".join(sorted({str(p.dtype).removeprefix("torch.") for p in parameters}))
     yield f"model: {sum(map(full_size, parameters)):,} parameters ({dtypes}), {trained:,} trained"
-    yield (
-        f"  memory: peak {_size(memory)} so far, with a step of the longest examples; "
-        f"AdamW will add {_size(2 * FLOAT * trained)}"
-    )
+    yield f"  memory: peak {_size(memory)} so far, with a step of the longest examples"
+    if run.task.build_optimizer is None:
+        yield f"  the first optimizer step adds a state of up to {_size(_state_size(run, trained))}"
+
+
+def _state_size(run: Run, trained: int) -> int:
+    """Return the size in bytes of the state of `--optimizer`, with the average of `--ema`."""
+    tensors = OPTIMIZERS[run.config.optimizer].state_tensors + (run.config.ema > 0)
+    return FLOAT * trained * tensors
 
 
 def _about_disk(run: Run) -> str:
     folder = Path(run.config.outdir).resolve()
-    trained = FLOAT * sum(full_size(p) for p in run.model.parameters() if p.requires_grad)
-    whole = FLOAT * sum(map(full_size, run.model.parameters()))
-    weights = trained if run.config.lora_rank else whole  # only the adapter is saved
-    last = weights + 2 * trained
+    trained = sum(full_size(p) for p in run.model.parameters() if p.requires_grad)
+    whole = sum(map(full_size, run.model.parameters()))
+    # With LoRA, only the adapter is saved.
+    weights = FLOAT * (trained if run.config.lora_rank else whole)
+    last = weights + _state_size(run, trained)
     free = shutil.disk_usage(folder).free
-    # best/, last/ and the previous last/ are kept; a new pair is written beside them.
+    # best/, last/ and the previous last/ stay on the disk while a new best/ and last/ are written.
     if free < (needed := 3 * last + 2 * weights):
-        raise RunError(f"{folder}: {_size(free)} are free; checkpoints take {_size(needed)}")
+        raise RunError(f"{folder}: {_size(free)} are free; the checkpoints need {_size(needed)}")
     return f"disk: best/ {_size(weights)}, last/ {_size(last)}; {_size(free)} free in {folder}"
 
 

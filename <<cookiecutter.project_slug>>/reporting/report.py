@@ -22,8 +22,8 @@ from .card import write_card
 from .curves import draw_curves
 from .hub import Uploads
 
-Table = dict[str, dict[str, float]]  # scores of each class
-# init_kwargs that let a tracker resume its run by id.
+Table = dict[str, dict[str, float]]  # scores by row and column: see `Scorer.table`
+# Arguments (init_kwargs) with which a tracker resumes its run by id.
 RESUME: dict[str, Callable[[str], dict]] = {
     "wandb": lambda run_id: {"id": run_id, "resume": "allow"},
     "trackio": lambda run_id: {"name": run_id, "resume": "allow"},
@@ -43,7 +43,7 @@ class Report:
         self.state = run.state
         self.config = run.config
         self.outdir = Path(run.config.outdir)
-        self.print = run.accelerator.on_main_process(print)  # not once per machine
+        self.print = run.accelerator.on_main_process(print)  # once, not once per machine
         self._curves: tuple[int, bytes] = (-1, b"")
         self._failed: set[str] = set()
         self.uploads: Uploads | None = None
@@ -54,7 +54,7 @@ class Report:
             self._start_trackers()
 
     def start(self) -> None:
-        """Print model, data, number of steps, and the notes of the run."""
+        """Print model, data, number of steps and notes; check that a model card can be written."""
         state = self.state
         steps = f"{state.step:,} of " if state.step else ""
         parameters = sum(full_size(p) for p in self.run.model.parameters())
@@ -77,7 +77,10 @@ class Report:
                 self._attempt("README.md", lambda: self._write_card(Path(folder), state, {}))
 
     def progress_bar(self, phase: str, total: int, initial: int = 0) -> tqdm:
-        """`[Epoch 0] [TRAIN]:  12%|█▏        | 520/4387 [02:31<20:56,  3.08it/s, loss=2.56]`"""
+        """Return a progress bar.
+
+        It looks like `[Epoch 0] [TRAIN]:  12%|█▏        | 520/4387 [02:31<20:56,  3.08it/s]`.
+        """
         return tqdm(
             total=total,
             initial=initial,
@@ -100,20 +103,20 @@ class Report:
             state.add_curve_point(losses[LOSS], lr, norm)
             values = {f"train/{name}": loss for name, loss in losses.items()}
             values |= {"train/lr": lr, "train/grad_norm": norm, "train/epoch": state.current_epoch}
-            if self.config.report_to:  # synchronizes the ranks
+            if self.config.report_to:  # only then, since `since_log` synchronizes the ranks
                 speed = self.run.throughput.since_log(self.run.group)
                 values |= {f"speed/{name}": value for name, value in speed.items()}
             self._log(values)
 
     def after_sets(self, log: dict[str, float], count: int) -> None:
-        """Print the scores of all sets together; a single set has them in its progress bar."""
+        """Print the scores over all validation sets; a single set has them in its progress bar."""
         if count > 1 and self.run.group.is_main:
             scores = (f"{name}={log[name]:.3g}" for name in log if "/" not in name)
             line = f"[Epoch {self.state.current_epoch}] [VALID]: {', '.join(scores)}"
             tqdm.write(line, file=sys.stderr)
 
     def after_validation(self) -> None:
-        """Draw loss.png, save the files of the scores, and log to the trackers."""
+        """Draw loss.png, call `Scores.save`, and log the scores to the trackers."""
         log = list(self.state.log.values())[-1]["valid_log"]
         values = {f"valid/{name}": value for name, value in log.items()}
         self._log(values)
@@ -128,9 +131,9 @@ class Report:
         self.run.group.on_main(write)
 
     def describe(self) -> Callable[[Path], None]:
-        """Return a function that writes the model card and loss.png into a folder, for `best/`.
+        """Return a function that writes the model card and loss.png into `best/`.
 
-        It uses copies, since training continues while `best/` is written.
+        The function uses a copy of the state, since training continues while `best/` is written.
         """
         state = copy.deepcopy(self.state)
         picture: list[bytes] = []
@@ -147,7 +150,7 @@ class Report:
         return write
 
     def finish(self) -> None:
-        """Print the best scores and the paths; upload `best/` if `--push_to_hub` is given.
+        """Print the best scores and the paths; with `--push_to_hub`, complete the uploads.
 
         Raises:
             RunError: The upload failed.
@@ -181,7 +184,7 @@ class Report:
     def _start_trackers(self) -> None:
         state = self.state
         settings = {name: arguments(state.run_id) for name, arguments in RESUME.items()}
-        if state.step > 0:  # steps after the save are logged again
+        if state.step > 0:  # the steps after the save are logged again
             settings["tensorboard"] = {"purge_step": state.step + 1}
         args = self.config.to_args()
         simple = {name: v for name, v in args.items() if isinstance(v, (bool, int, float, str))}
@@ -209,14 +212,14 @@ class Report:
         self._attempt("trackers", lambda: self.run.accelerator.log(values, step=self.state.step))
 
     def _draw(self) -> bytes:
-        """Return the picture for the latest validation, drawn only once."""
+        """Return the picture for the latest validation; draw it only once."""
         if self._curves[0] != self.state.validated_step:
             metric = self.config.metric_for_best_model
             self._curves = (self.state.validated_step, draw_curves(self.state, metric))
         return self._curves[1]
 
     def _attempt(self, what: str, action: Callable[[], None]) -> None:
-        """Run an action; if it fails, report the first failure and continue."""
+        """Run an action. If it fails, continue; print the error if it is the first for `what`."""
         try:
             action()
         except Exception as error:

@@ -12,7 +12,7 @@ class Trial:
     """A combination of values, trained once for each seed and fold.
 
     Attributes:
-        number: Index of the trial, in the order of the starts.
+        number: Index of the trial, in the order in which the trials started.
         values: Values of the varied arguments, by name.
         scores: Best score of each run.
     """

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-# One thread per process, set before torch is imported: two processes share two cores.
+# One thread per process, because tests with two processes share two cores. OMP_NUM_THREADS has to
+# be set before torch is imported.
 os.environ.update(HF_HUB_OFFLINE="1", OMP_NUM_THREADS="1", ACCELERATE_USE_CPU="true")
-os.environ["PYTHONPATH"] = f"{ROOT}{os.pathsep}{ROOT / 'tests'}"  # for processes that tests start
+os.environ["PYTHONPATH"] = f"{ROOT}{os.pathsep}{ROOT / 'tests'}"  # for processes started by tests
 
 from helpers.processes import Launch  # noqa: E402
 from model.dataset import generate_dataset  # noqa: E402
@@ -25,7 +26,7 @@ def sample(tmp_path_factory) -> Path:
     for name, lines in (("train.jsonl", 42), ("valid.jsonl", 21)):
         with (ROOT / "data" / name).open(encoding="utf-8") as source:
             rows = [json.loads(line) for line in islice(source, lines)]
-        # Full chapters would make tests slow.
+        # Truncate values: some tasks have full chapters as texts, which would make tests slow.
         rows = [{key: value[:300] for key, value in row.items()} for row in rows]
         text = "".join(json.dumps(row) + "\n" for row in rows)
         (folder / name).write_text(text, encoding="utf-8")
@@ -45,13 +46,13 @@ def tokenizer():
 
 @pytest.fixture(scope="session")
 def steps(sample, tokenizer) -> int:
-    """Number of steps in an epoch of the short run."""
+    """Number of steps per epoch with `arguments`."""
     return math.ceil(len(generate_dataset(sample / "train.jsonl", tokenizer, 48)) / 8)
 
 
 @pytest.fixture
 def arguments(sample, tmp_path) -> list[str]:
-    """Arguments of a short run with dropout; the last step of each epoch is smaller."""
+    """Arguments of a short run with dropout; the last batch of each epoch is smaller."""
     return [
         *("--train_input", str(sample / "train.jsonl")),
         *("--valid_input", str(sample / "valid.jsonl")),
@@ -62,7 +63,10 @@ def arguments(sample, tmp_path) -> list[str]:
 
 @pytest.fixture(scope="session")
 def uninterrupted(tmp_path_factory):
-    """Return a function that runs arguments without interruption, once for all tests."""
+    """Return a function that trains without interruption, once for equal arguments.
+
+    The function returns the output directory.
+    """
     outdirs: dict[tuple, Path] = {}
 
     def run(arguments: list[str], processes: int = 1) -> Path:
@@ -80,7 +84,10 @@ def uninterrupted(tmp_path_factory):
 
 @pytest.fixture
 def in_two_processes(arguments, tmp_path):
-    """Return a function: run in two processes, in the directory `name`; return the output."""
+    """Return a function that trains in two processes and returns the printed output.
+
+    The first argument of the function is the name of the output directory.
+    """
 
     def run(name: str, *more: str, **options) -> str:
         both = [*arguments, "--batch_size", "4", "--outdir", str(tmp_path / name), *more]

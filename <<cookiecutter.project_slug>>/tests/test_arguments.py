@@ -1,4 +1,4 @@
-"""Arguments from the command line, from a YAML file, and with the names of transformers."""
+"""Arguments come from the command line and from YAML files, also with names of transformers."""
 
 import importlib
 import importlib.util
@@ -43,7 +43,7 @@ finally:
         ("predict.py --output none/out.jsonl", 2, "there is no folder none"),
     ],
 )
-def test_help_and_invalid_arguments_are_answered_before_torch_is_imported(command, code, words):
+def test_help_and_errors_in_arguments_are_printed_before_torch_is_imported(command, code, words):
     script = f"import sys; sys.argv[:] = {command.split()}\n{RUN_SCRIPT}"
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == code, done.stderr
@@ -63,7 +63,7 @@ def test_options_are_found_without_importing_the_module(name, constant):
         pytest.skip(f"no model/{name}.py")
     module = importlib.import_module(f"model.{name}")
     found = evaluate(Path(str(module.__file__)), constant, None)
-    # A function is another object with the same name.
+    # A function in the options is a different object: remove its address from the text.
     assert re.sub(" at 0x\\w+", "", f"{found}") == re.sub(
         " at 0x\\w+", "", f"{getattr(module, constant, None)}"
     )
@@ -94,7 +94,7 @@ def test_options_equal_those_of_the_imported_module(source, tmp_path):
     assert evaluate(tmp_path / "dataset.py", "OPTIONS", None) == values.get("OPTIONS")
 
 
-def test_names_of_trackers_and_schedules_are_those_of_the_libraries():
+def test_choices_of_trackers_and_schedules_are_those_of_the_libraries():
     assert sorted(map(str, LOGGER_TYPE_TO_CLASS)) == sorted(TRACKERS)
     others = {"reduce_lr_on_plateau", "greedy"}
     assert {schedule.value for schedule in SchedulerType} - others == {*SCHEDULERS}
@@ -121,6 +121,9 @@ def test_arguments_come_from_a_yaml_file_and_the_command_line(arguments, tmp_pat
         ("compile: 3", "compile: 3; expected true or false"),
         ("- 4", "expected lines of"),
         ("lr: [", "cannot be read"),
+        ("lr: 1\nlr: 2", "both lr and lr; expected one of them"),
+        ("lr: 1\nlearning_rate: 2", "both lr and learning_rate"),
+        ("[lr]: 1", "no argument"),
     ],
 )
 def test_invalid_yaml_file_is_refused(text, sentence, tmp_path):
@@ -146,7 +149,7 @@ def test_invalid_yaml_file_is_refused(text, sentence, tmp_path):
         ("hub_model_id", "push_to_hub", "mine"),
     ],
 )
-def test_names_of_transformers_are_accepted(alias, name, value, tmp_path):
+def test_argument_names_of_transformers_are_accepted(alias, name, value, tmp_path):
     arguments = ["--outdir", str(tmp_path / "run"), f"--{alias}", str(value)]
     config, _ = read_config(Task(), arguments)
     assert getattr(config, name) == value
@@ -161,10 +164,27 @@ def test_value_out_of_range_is_refused(argument, tmp_path):
         read_config(Task(), ["--outdir", str(tmp_path / "run"), argument])
 
 
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        ("--valid_size=0.2", "--valid_size 0.2: nothing is held out"),
+        ("--valid_fold=1", "--valid_fold 1: nothing is held out"),
+        ("--lr_scheduler_type=constant", "--num_warmup_steps 3: .*expected constant_with_warmup"),
+    ],
+)
+def test_argument_without_effect_is_refused(given, sentence, tmp_path):
+    with pytest.raises(RunError, match=sentence):
+        read_config(Task(), ["--outdir", str(tmp_path / "run"), "--num_warmup_steps=3", given])
+
+
 @pytest.mark.proof
-def test_arguments_of_a_checkpoint_are_kept_unless_given_again(arguments, tmp_path, capsys):
-    train.main([*arguments, "--max_steps", "1", "--weight_decay", "0.3"])
+def test_resumed_run_keeps_saved_arguments_unless_given_again(arguments, tmp_path, capsys):
+    flags = ["--tf32", "--gradient_checkpointing"]
+    train.main([*arguments, "--max_steps", "1", "--weight_decay", "0.3", *flags])
     last = str(tmp_path / "run" / "last")
+    (tmp_path / "run.yaml").write_text("tf32: false", encoding="utf-8")
+    config, _ = read_config(Task(), ["--restore_dir", last, "--config", f"{tmp_path}/run.yaml"])
+    assert (config.tf32, config.gradient_checkpointing) == (False, True)
     capsys.readouterr()
     train.main(["--restore_dir", last, "--max_steps", "2", "--logging_steps", "1"])
     args = read_state(tmp_path / "run" / "last")["args"]

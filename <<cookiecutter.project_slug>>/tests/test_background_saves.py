@@ -1,4 +1,4 @@
-"""Saves in the background: a thread writes checkpoints while training continues."""
+"""A thread writes checkpoints while training continues."""
 
 import signal
 from functools import partial
@@ -24,15 +24,15 @@ from training.staging import bytes_to_copy, live_memory, stage
 pytestmark = pytest.mark.proof
 
 
-def test_training_goes_on_while_a_save_is_written(arguments, steps, tmp_path, uninterrupted):
+def test_training_continues_while_a_save_is_written(arguments, steps, tmp_path, uninterrupted):
     arguments += ["--batch_size", "4"]
     patch = partial(seams.first_best_written_after, steps + 2)
     Launch(arguments, tmp_path / "output", 2, patch).expect()
     assert_bit_identical(tmp_path / "run", uninterrupted(arguments, 2))
 
 
-def test_weights_of_a_save_are_those_of_its_step(arguments, steps, tmp_path):
-    """The write is delayed until training has changed the weights."""
+def test_a_save_has_the_weights_of_its_step(arguments, steps, tmp_path):
+    """The checkpoint is written only after training has changed the weights."""
     one_epoch = ["--max_steps", str(steps), "--lr_scheduler_type", "constant"]
     train.main([*arguments, *one_epoch, "--outdir", str(tmp_path / "expected")])
     with (
@@ -47,7 +47,7 @@ def test_weights_of_a_save_are_those_of_its_step(arguments, steps, tmp_path):
         assert_equal_tensors(read_weights(tmp_path / "run" / name), expected)
 
 
-def test_kill_while_a_save_is_written_leaves_the_earlier_one(
+def test_kill_while_a_save_is_written_keeps_the_previous_save(
     arguments, steps, tmp_path, uninterrupted
 ):
     run = tmp_path / "run"
@@ -73,7 +73,7 @@ def test_failed_write_ends_the_run_before_the_next_save(processes, arguments, tm
     assert read_state(tmp_path / "run" / "last")["log"] == {}
 
 
-def test_training_waits_for_a_save_without_memory_for_a_copy(
+def test_training_waits_for_the_save_if_there_is_no_memory_for_a_copy(
     arguments, tmp_path, uninterrupted, monkeypatch, capsys
 ):
     monkeypatch.setattr(training.checkpoint, "free_memory", lambda: 1000)
@@ -82,7 +82,7 @@ def test_training_waits_for_a_save_without_memory_for_a_copy(
     assert_bit_identical(tmp_path / "run", uninterrupted(arguments))
 
 
-def test_failed_first_validation_costs_no_training(arguments, steps, tmp_path, uninterrupted):
+def test_kill_in_the_first_validation_loses_no_step(arguments, steps, tmp_path, uninterrupted):
     with pytest.raises(seams.Killed), seams.killed_before_validation():
         train.main(arguments)
     assert read_state(tmp_path / "run" / "last")["step"] == steps
@@ -109,7 +109,7 @@ def test_staged_tensors_share_no_memory_with_the_training_state():
     assert_equal_tensors(tensors, before)
 
 
-def test_checksums_of_a_checkpoint_are_compared_once(arguments, tmp_path, monkeypatch):
+def test_a_resumed_run_verifies_the_checksums_only_once(arguments, tmp_path, monkeypatch):
     train.main([*arguments, "--max_steps", "1"])
     compared: list[Path] = []
     find_fault = atomic.find_fault

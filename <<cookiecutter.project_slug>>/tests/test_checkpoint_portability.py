@@ -1,4 +1,4 @@
-"""Checkpoints can be opened in an empty folder, offline, and as base model of another run."""
+"""Checkpoints can be loaded in an empty folder, offline, and as the base model of another run."""
 
 import json
 import os
@@ -40,7 +40,7 @@ if model.can_generate():
     found["new"] = model.generate(inputs["input_ids"], max_new_tokens=5, min_new_tokens=5).shape[1]
 print(json.dumps(found))
 """
-# A model that divides the logits by a buffer that is not saved, and freezes a parameter.
+# A rewritten model: it divides the logits by a buffer that is not saved, and freezes a parameter.
 HALVED = """
 class Model(Model):
     def __init__(self, config):
@@ -61,7 +61,7 @@ Model.register_for_auto_class(AUTO)
 
 
 def in_empty_folder(folder: Path, code: str, *arguments: str) -> str:
-    """Run Python code in an empty folder, without the project and offline."""
+    """Run Python code in an empty folder, offline and without the project on the path."""
     folder.mkdir()
     environment = {**os.environ, "HF_HOME": str(folder / "home"), "HF_HUB_OFFLINE": "1"}
     environment.pop("PYTHONPATH")
@@ -69,7 +69,7 @@ def in_empty_folder(folder: Path, code: str, *arguments: str) -> str:
         [sys.executable, "-c", code, *arguments],
         cwd=folder,
         env=environment,
-        stdin=subprocess.DEVNULL,  # a prompt for input would fail
+        stdin=subprocess.DEVNULL,  # a prompt, as for trust_remote_code, would fail
         capture_output=True,
         text=True,
         timeout=120,
@@ -106,7 +106,7 @@ def run(sample, tmp_path_factory) -> Path:
 
 @pytest.fixture
 def rewritten(sample, tokenizer, tmp_path):
-    """Return a function that saves a model with a rewritten forward, and returns the folder."""
+    """Return a function that saves a model with a rewritten `forward` and returns its folder."""
 
     def save(divisor: int) -> Path:
         project = tmp_path / f"project{divisor}"
@@ -199,7 +199,7 @@ def test_unsaved_buffers_and_frozen_parameters_are_restored(rewritten, tmp_path)
     subprocess.run([sys.executable, "-c", code], cwd=checkpoint.parent, env=environment, check=True)
 
 
-def test_a_model_with_a_tensor_of_its_own_is_saved_with_its_code(sample, tokenizer, tmp_path):
+def test_a_model_with_an_additional_parameter_is_saved_with_its_code(sample, tokenizer, tmp_path):
     schema = generate_dataset(sample / "train.jsonl", tokenizer, 48).schema
     model = Model(ModelConfig(str(ROOT / "tiny"), **schema))
     model.register_parameter("scale", torch.nn.Parameter(torch.ones(1)))
@@ -207,7 +207,7 @@ def test_a_model_with_a_tensor_of_its_own_is_saved_with_its_code(sample, tokeniz
     assert not model.saves_stock
 
 
-def test_a_checkpoint_is_a_base_model_like_any_other(run, sample, tokenizer, tmp_path):
+def test_a_new_run_can_start_from_a_checkpoint(run, sample, tokenizer, tmp_path):
     files = [f"--{part}_input={sample / part}.jsonl" for part in ("train", "valid")]
     outdir = tmp_path / "run"
     arguments = [*files, f"--model_id={run / 'best'}", "--max_len=48", "--lr=1e-12"]
@@ -220,7 +220,7 @@ def test_a_checkpoint_is_a_base_model_like_any_other(run, sample, tokenizer, tmp
     assert configs[0] == configs[1]
 
 
-def test_methods_that_other_libraries_call_work(run, tokenizer):
+def test_arguments_and_methods_that_other_libraries_use_are_supported(run, tokenizer):
     model = Model.from_pretrained(run / "best")
     rows = model.get_input_embeddings().num_embeddings
     model.resize_token_embeddings(rows + 8)
@@ -232,7 +232,7 @@ def test_methods_that_other_libraries_call_work(run, tokenizer):
     as_tuple = model(input_ids=ids, return_dict=False, **_decoder(model, ids))
     assert torch.equal(as_tuple[0], outputs.logits)
     embeds = model.get_input_embeddings()(ids)
-    if not model.config.is_encoder_decoder:  # BART scales its embeddings inside
+    if not model.config.is_encoder_decoder:  # BART scales its embeddings in forward
         by_embeds = model(inputs_embeds=embeds, attention_mask=torch.ones_like(ids)).logits
         torch.testing.assert_close(by_embeds, model(input_ids=ids).logits)
 

@@ -1,4 +1,4 @@
-"""Two runs in one output directory: the second one ends with one sentence."""
+"""A second run in the same output directory is refused with one sentence."""
 
 import time
 from collections.abc import Iterator
@@ -25,7 +25,7 @@ def wait_for(path: Path, run: Launch) -> None:
 
 @contextmanager
 def start_delayed_until(go: Path) -> Iterator[None]:
-    """Make a run wait after the check of its output directory and before the lock."""
+    """Make a run wait after it has checked its output directory, and before it locks it."""
     start = training.opening.start
 
     def waiting(*args):
@@ -48,12 +48,12 @@ def test_second_run_in_a_folder_is_refused_while_the_first_runs(arguments, tmp_p
     assert output.count("\n") == 1
     assert run.processes[0].exitcode is None
     run.kill()
-    # The lock of a killed run is released.
+    # After a kill, the folder is not locked any more.
     Launch([*other, "--max_steps", "1"], tmp_path / "after").expect()
 
 
 @pytest.mark.parametrize("more", [[], ["--restore_dir", "auto"]])
-def test_run_that_starts_slowly_does_not_overwrite_another_one(
+def test_run_that_starts_slowly_does_not_overwrite_another_run(
     more, arguments, tmp_path, uninterrupted
 ):
     go = tmp_path / "go"

@@ -1,4 +1,4 @@
-"""The files of configs/: Accelerate accepts every key, and each starts with its command."""
+"""In each file of configs/, Accelerate accepts every key, and the first comment has the command."""
 
 from functools import partial
 from importlib.util import find_spec
@@ -12,21 +12,21 @@ NAMES = sorted(path.stem for path in CONFIGS.iterdir())
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_accelerate_knows_every_key(name):
+def test_accelerate_accepts_every_key(name):
     args = read_config(CONFIGS / f"{name}.yaml")
     assert args.num_processes >= 1
     assert args.mixed_precision in ("no", "bf16")
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_each_file_starts_with_its_command(name):
+def test_each_file_starts_with_a_comment_that_has_its_command(name):
     text = (CONFIGS / f"{name}.yaml").read_text(encoding="utf-8")
     comment = [line for line in text.splitlines() if line.startswith("#")]
     assert text.startswith("# ")
     assert any(f"accelerate launch --config_file configs/{name}.yaml" in line for line in comment)
 
 
-def test_renamed_key_is_noticed(tmp_path):
+def test_unknown_key_of_the_fsdp_settings_is_an_error(tmp_path):
     text = (CONFIGS / "fsdp2.yaml").read_text(encoding="utf-8")
     path = tmp_path / "fsdp2.yaml"
     path.write_text(text.replace("fsdp_reshard_after", "fsdp_gather_before"))

@@ -1,7 +1,7 @@
-"""Check that model/ follows model/interface.py, on the first rows of data/ and the base model.
+"""Check that model/ follows model/interface.py, with the first rows of data/ and the base model.
 
-Tests of parts that the model does not have are skipped. The message of a failed test contains the
-method to change.
+Tests of parts that the model does not have are skipped. The message of a failed test says what to
+change.
 """
 
 import warnings
@@ -21,6 +21,7 @@ from helpers.seams import Killed, killed_before_micro_batch
 from reporting.predictions import open_rows
 from training.contract import Task, model_inputs, predictor_input
 from training.loading import build_config, build_model, load_model, load_tokenizer
+from training.randomness import seed_all
 
 DATA = ROOT / "data" / "train.jsonl"
 ROWS = 64
@@ -38,13 +39,13 @@ def rows(tmp_path_factory) -> Iterator[str]:
     path = tmp_path_factory.mktemp("rows") / "train.jsonl"
     path.write_text("".join(lines), encoding="utf-8")
     with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(ROOT)  # BASE_MODEL and other arguments may be folders of the project
+        patch.chdir(ROOT)  # BASE_MODEL and other options may be relative paths
         yield str(path)
 
 
 @pytest.fixture(scope="module")
 def project(rows) -> SimpleNamespace:
-    """The parts of model/ as train.py builds them without arguments, and a batch."""
+    """The parts of model/, built as by train.py without arguments, and a batch."""
     task = Task()
     model_id = task.base_model
     tokenizer = load_tokenizer(model_id) if task.needs_tokenizer else None
@@ -68,7 +69,7 @@ def project(rows) -> SimpleNamespace:
 
 
 def loss_of(project: SimpleNamespace, indices: list[int], num_items: float) -> Tensor:
-    """Compute the contribution of examples to the loss of a batch with `num_items` items."""
+    """Compute the share of some examples in the loss of a batch with `num_items` target items."""
     batch = project.examples.batch(indices)
     loss = project.task.forward(project.model, batch, num_items)[1]["loss"]
     if project.task.divides_by_items:
@@ -82,20 +83,23 @@ def same(value: Any, other: Any) -> bool:
     return torch.equal(value, other) if isinstance(value, Tensor) else value == other
 
 
-def test_the_same_rows_are_read_twice(project):
-    again = project.examples.batch(project.indices)
-    assert same(project.batch, again), (
-        "model/dataset.py: __getitem__ returns different values at each call; expected random "
-        "numbers from torch, which is seeded for each micro-batch"
+def test_loading_examples_twice_gives_the_same_values(project):
+    batches = []
+    for _ in range(2):
+        seed_all(0)  # as for each micro-batch, so that a data set may draw random numbers
+        batches.append(project.examples.batch(project.indices))
+    assert same(*batches), (
+        "model/dataset.py: __getitem__ returns different values after the same seed; expected "
+        "random numbers of torch, numpy or random only"
     )
 
 
-def test_another_file_is_read_by_the_schema(project, rows):
+def test_reading_a_file_with_the_schema_gives_the_same_schema(project, rows):
     examples = project.examples
     other = project.task.read(rows, project.tokenizer, MAX_LEN, **examples.schema)
     assert other.schema == examples.schema, (
         "model/dataset.py: generate_dataset(path, **schema) changes the schema; expected a "
-        "parameter for each key, whose value is kept"
+        "parameter for each key of the schema, and the same values in the schema of the result"
     )
 
 
@@ -107,16 +111,16 @@ def test_losses_are_finite_scalars(project):
         )
 
 
-def test_parameters_get_a_gradient(project):
+def test_some_parameters_get_a_gradient(project):
     project.task.forward(project.model, project.batch, project.items)[1]["loss"].backward()
     trained = [(n, p) for n, p in project.model.named_parameters() if p.requires_grad]
     without = [name for name, parameter in trained if parameter.grad is None]
     project.model.zero_grad()
     assert len(without) < len(trained), (
-        "model/modeling.py: the loss has no gradient; it has to depend on a parameter"
+        "model/modeling.py: no parameter gets a gradient; expected a loss that depends on one"
     )
     if without:  # allowed in a run
-        warnings.warn(f"no gradient: {', '.join(without[:8])}", stacklevel=1)
+        warnings.warn(f"without a gradient: {', '.join(without[:8])}", stacklevel=1)
 
 
 def test_the_loss_is_divided_by_num_items_in_batch(project):
@@ -131,7 +135,7 @@ def test_the_loss_is_divided_by_num_items_in_batch(project):
 
 def test_the_loss_does_not_depend_on_the_split(project):
     if project.task.couples_examples:
-        pytest.skip("Model.loss_couples_examples: its loss depends on the examples of a batch")
+        pytest.skip("Model.loss_couples_examples is True: the loss depends on the whole batch")
     whole = loss_of(project, project.indices, project.items)
     parts = [loss_of(project, [index], project.items) for index in project.indices]
     assert torch.allclose(torch.stack(parts).sum(), whole, rtol=1e-4), (
@@ -141,7 +145,7 @@ def test_the_loss_does_not_depend_on_the_split(project):
     )
 
 
-def test_a_saved_model_is_loaded_as_it_was(project, tmp_path):
+def test_a_loaded_model_equals_the_saved_model(project, tmp_path):
     model = project.model
     model.save_pretrained(tmp_path)
     loaded = load_model(project.task.model_class, str(tmp_path)).eval()
@@ -153,12 +157,12 @@ def test_a_saved_model_is_loaded_as_it_was(project, tmp_path):
     assert trained == {name: p.requires_grad for name, p in loaded.named_parameters()}
 
 
-def test_texts_are_passed_to_the_scores_only(project):
+def test_a_batch_has_tensors_for_forward(project):
     inputs = model_inputs(project.batch)
-    assert inputs, "model/dataset.py: a batch has no tensors; forward gets the tensors of a batch"
+    assert inputs, "model/dataset.py: a batch has no tensors; expected the inputs of forward"
 
 
-def test_scores_are_those_of_directions(project):
+def test_compute_returns_each_score_of_directions_and_reset_removes_old_values(project):
     task, schema = project.task, project.examples.schema
     device = torch.device("cpu")
     scores = task.build_scores(project.model, project.tokenizer, device, project.score_options)
@@ -171,30 +175,31 @@ def test_scores_are_those_of_directions(project):
             found.append(scores.compute(losses["loss"].item()))
     expected = task.directions(schema, project.score_options).keys() - {"loss"}
     assert expected <= found[0].keys(), (
-        f"model/metrics.py: Scores.directions lists {sorted(expected)}, compute returns "
-        f"{sorted(found[0])}"
+        f"model/metrics.py: Scores.compute returns {sorted(found[0])}; expected all names that "
+        f"Scores.directions returns, {sorted(expected)}"
     )
     assert repr(found[0]) == repr(found[1]), (
-        "model/metrics.py: Scores.reset keeps values of the previous validation"
+        "model/metrics.py: Scores.reset keeps values of the previous validation; expected that it "
+        "removes them"
     )
 
 
 def test_the_optimizer_has_each_trained_parameter_once(project):
     build = project.task.build_optimizer
     if build is None:
-        pytest.skip("no model/optimization.py: AdamW")
+        pytest.skip("model/optimization.py has no build_optimizer")
     groups = build(project.model, 1e-3, 0.01).param_groups
     held = [id(parameter) for group in groups for parameter in group["params"]]
     trained = [id(p) for p in project.model.parameters() if p.requires_grad]
     assert sorted(held) == sorted(trained), (
-        "model/optimization.py: build_optimizer has to take each parameter that requires a "
-        "gradient, once"
+        "model/optimization.py: build_optimizer has to add each parameter that requires a gradient "
+        "to exactly one parameter group"
     )
 
 
 def test_each_row_gets_a_prediction(project, rows):
     if project.task.predictor_class is None:
-        pytest.skip("no model/prediction.py: predict.py is not available")
+        pytest.skip("model/prediction.py has no Predictor")
     task = project.task
     options = {name: option.get("default") for name, option in task.predict_options.items()}
     predictor = task.predictor_class(

@@ -1,4 +1,4 @@
-"""ZeRO-2 and ZeRO-3 have the results of one process, and resume its checkpoints."""
+"""ZeRO-2 and ZeRO-3 give the same results as one process, and can resume its checkpoints."""
 
 import importlib.util
 import os
@@ -40,10 +40,10 @@ pytestmark = [
 
 @contextmanager
 def zero(stage: int, precision: str = "no", also: Patch = nullcontext) -> Iterator[None]:
-    """Start like `accelerate launch --config_file configs/zeroN.yaml`, without GPUs.
+    """Set up the process as `accelerate launch --config_file configs/zeroN.yaml`, without GPUs.
 
     Args:
-        also: A further patch.
+        also: A further patch: see `Launch`.
     """
     config = ["--config_file", str(CONFIGS / f"zero{stage}.yaml")]
     command = [*config, "--num_processes", "2", "--mixed_precision", precision, "train.py"]
@@ -51,7 +51,7 @@ def zero(stage: int, precision: str = "no", also: Patch = nullcontext) -> Iterat
         launcher.launch_command(launcher.launch_command_parser().parse_args(command))
     environment = prepare_deepspeed_cmd_env(*start.call_args.args)[1]
     os.environ.update({k: v for k, v in environment.items() if k.startswith("ACCELERATE_")})
-    # Accelerate uses DeepSpeed on accelerators only; DeepSpeed itself has no such limit.
+    # Accelerate uses DeepSpeed only on accelerators; DeepSpeed itself also supports CPUs.
     os.environ.update(ACCELERATE_USE_CPU="false", DS_ACCELERATOR="cpu")
     backend = mock.Mock(return_value=("gloo", DistributedType.MULTI_CPU))
     with mock.patch.object(PartialState, "_prepare_backend", backend), also():

@@ -1,4 +1,4 @@
-"""A loss or gradient that is not finite ends a run before it changes the weights."""
+"""A loss or gradient that is not finite ends a run before the weights change."""
 
 import json
 from functools import partial

@@ -1,4 +1,4 @@
-"""The result does not depend on how a step is split into micro-batches and ranks."""
+"""The result does not depend on how a global batch is split into micro-batches and ranks."""
 
 import json
 from types import SimpleNamespace
@@ -19,14 +19,15 @@ from training.optimization import GradientGuard, build_scheduler, fast_forward
 from training.optimizers import build_optimizer
 
 PROOF = pytest.mark.proof
-WHOLE = (1, 8, 64)  # processes, batch size, evaluation batch size
+# Tuples of the number of processes, `--batch_size` and `--eval_batch_size`.
+WHOLE = (1, 8, 64)
 TWO_PROCESSES = [(2, 2, 3), (2, 1, 64)]
 SPLITS = [(1, 2, 1), (1, 1, 3), (1, 3, 8), *TWO_PROCESSES]
 
 
 @pytest.fixture(scope="module")
 def measured(sample, tmp_path_factory):
-    """Return a function that measures gradients and losses of a split, once for all tests."""
+    """Return a function that returns gradients and losses of a split, measured only once."""
     folder = tmp_path_factory.mktemp("measured")
 
     def measured_of(split: tuple[int, int, int]) -> tuple[dict, dict]:
@@ -49,7 +50,7 @@ def test_gradients_and_losses_do_not_depend_on_the_split(split, measured):
     gradients, report = measured(split)
     expected_gradients, expected = measured(WHOLE)
     assert gradients.keys() == expected_gradients.keys()
-    # Some gradients, such as that of the bias of attention keys, are rounding errors.
+    # Some gradients, such as that of the bias of attention keys, consist of rounding errors only.
     least = 1e-3 * torch.stack([g.norm() for g in expected_gradients.values()]).norm()
     for name, gradient in expected_gradients.items():
         difference = (gradients[name] - gradient).norm() / torch.maximum(gradient.norm(), least)
@@ -60,7 +61,7 @@ def test_gradients_and_losses_do_not_depend_on_the_split(split, measured):
 
 
 @PROOF
-def test_transformers_trainer_computes_the_same_gradient(sample, arguments, tmp_path, measured):
+def test_trainer_of_transformers_computes_the_same_gradient(sample, arguments, tmp_path, measured):
     arguments += ["--model_id", str(sample / "tiny"), "--seed", "1"]
     with open_run(Task(), arguments) as run:
         model = run.model
@@ -71,7 +72,7 @@ def test_transformers_trainer_computes_the_same_gradient(sample, arguments, tmp_
         per_device_train_batch_size=2,
         gradient_accumulation_steps=4,
         max_steps=1,
-        optim="sgd",  # one step at a rate of 1 subtracts the gradient from the weights
+        optim="sgd",  # with a learning rate of 1, a step subtracts the gradient
         learning_rate=1.0,
         lr_scheduler_type="constant",
         max_grad_norm=0.0,
@@ -94,7 +95,7 @@ def test_transformers_trainer_computes_the_same_gradient(sample, arguments, tmp_
 
 
 class Numbers(torch.utils.data.Dataset):
-    """Examples of given lengths; the value of each is its index."""
+    """Examples of given lengths; the value of each example is its index."""
 
     def __init__(self, lengths):
         self.lengths = self.num_items = np.asarray(lengths)
@@ -143,7 +144,7 @@ def test_no_micro_batch_exceeds_the_token_limit():
             assert padded <= MAX_TOKENS["cpu"] or len(micro.indices) == 1
 
 
-def test_all_ranks_compute_equally_many_micro_batches():
+def test_all_ranks_have_the_same_number_of_micro_batches():
     ranks = [make_batches([5] * 25, rank, 4, 2, 8) for rank in range(4)]
     plans = [
         [
@@ -155,7 +156,7 @@ def test_all_ranks_compute_equally_many_micro_batches():
     assert plans[0] == plans[1] == plans[2] == plans[3]
 
 
-def test_epoch_resumes_at_any_step():
+def test_resumed_epoch_has_the_remaining_batches_of_the_whole_epoch():
     batches = make_batches(range(1, 50), 0, 1, 4, 8)
     whole = [[micro.indices for micro in step] for step in read_epoch(batches, 3)]
     rest = [[micro.indices for micro in step] for step in read_epoch(batches, 3, start=16)]
@@ -170,8 +171,8 @@ def test_each_epoch_has_different_batches():
 
 
 @pytest.mark.parametrize("fused", [True, False])
-@pytest.mark.parametrize("max_norm", [0.0, 0.1])  # 0: unchanged
-def test_gradients_are_clipped_as_torch_clips_them(max_norm, fused):
+@pytest.mark.parametrize("max_norm", [0.0, 0.1])  # 0: no clipping
+def test_gradients_are_clipped_as_by_torch(max_norm, fused):
     torch.manual_seed(0)
     ours, theirs = ([torch.nn.Parameter(torch.zeros(9, 9))] for _ in range(2))
     optimizer, expected = (
@@ -179,7 +180,7 @@ def test_gradients_are_clipped_as_torch_clips_them(max_norm, fused):
     )
     optimizer.defaults["fused"] = fused
     guard = GradientGuard(Accelerator(), torch.nn.ParameterList(ours), optimizer, max_norm)
-    for size in (1e-3, 1.0, 10.0):  # Adam's step is invariant to a factor of all gradients
+    for size in (1e-3, 1.0, 10.0):  # one size would not be enough: AdamW ignores a constant factor
         ours[0].grad = size * torch.randn(9, 9)
         theirs[0].grad = ours[0].grad.clone()
         guard.clip_gradients(torch.zeros(()))
@@ -192,7 +193,7 @@ def test_gradients_are_clipped_as_torch_clips_them(max_norm, fused):
 
 @pytest.mark.parametrize("done", [0, 1, 5, 7, 10])
 def test_schedule_follows_its_formula_from_any_step(done):
-    """Linear, 4 steps of warm-up and 10 in all: lr * step / 4, then lr * (10 - step) / 6."""
+    """With 4 of 10 steps of warm-up: lr * step / 4, then lr * (10 - step) / 6."""
     parameter = torch.nn.Parameter(torch.zeros(2))
     optimizer = torch.optim.AdamW([parameter], lr=6e-3)
     scheduler = build_scheduler(optimizer, "linear", 4, 10)

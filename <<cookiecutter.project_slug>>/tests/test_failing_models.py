@@ -1,4 +1,4 @@
-"""An error of model/ after the first step ends the run in one sentence; last/ is kept."""
+"""An error in model/ after the first step ends the run with one sentence; last/ is kept."""
 
 import json
 from contextlib import closing
@@ -9,7 +9,7 @@ import torch
 from accelerate import Accelerator
 
 import train
-from errors import REFUSED, RankError
+from errors import INTERRUPTED, REFUSED, DataError, RankError
 from failing.dataset import generate_dataset
 from failing.labels import IN_COMPUTE, IN_FORWARD, IN_LOADING, IN_UPDATE
 from helpers.assertions import read_state
@@ -18,6 +18,7 @@ from helpers.processes import Launch
 from training.batches import Batches
 from training.contract import ExampleSet
 from training.launch import run
+from training.user_code import at_place
 
 FAILING = partial(files_of_model_in, "failing", "least_contract")
 ROW = 30
@@ -32,7 +33,7 @@ SENTENCES = {
 
 @pytest.fixture
 def failing_arguments(tmp_path):
-    """Arguments of a run that fails at the row with this label."""
+    """Return a function: arguments of a run that fails at the row with the given label."""
 
     def arguments(label: float, processes: int) -> list[str]:
         for name, is_bad in (("train", label <= IN_FORWARD), ("valid", label >= IN_UPDATE)):
@@ -53,7 +54,7 @@ def failing_arguments(tmp_path):
 
 
 @pytest.mark.parametrize("label", list(SENTENCES))
-def test_an_error_after_the_first_step_names_step_and_examples(label, failing_arguments, tmp_path):
+def test_error_after_the_first_step_contains_step_and_examples(label, failing_arguments, tmp_path):
     with FAILING(), pytest.raises(RankError, match=SENTENCES[label]) as caught:
         train.main(failing_arguments(label, 1))
     assert "\n" not in str(caught.value)
@@ -61,7 +62,7 @@ def test_an_error_after_the_first_step_names_step_and_examples(label, failing_ar
 
 
 @pytest.mark.proof
-def test_an_error_in_a_loader_process_names_step_and_examples(failing_arguments):
+def test_error_in_a_loader_process_contains_step_and_examples(failing_arguments):
     _, path, *_ = failing_arguments(IN_LOADING, 1)
     batches = Batches(ExampleSet(generate_dataset(path)), Accelerator(), 4, seed=7, num_workers=1)
     done = 0
@@ -74,7 +75,7 @@ def test_an_error_in_a_loader_process_names_step_and_examples(failing_arguments)
 
 @pytest.mark.proof
 @pytest.mark.parametrize("label", list(SENTENCES))
-def test_an_error_on_one_rank_ends_the_other_rank(label, failing_arguments, tmp_path):
+def test_error_on_one_rank_also_ends_the_other_rank(label, failing_arguments, tmp_path):
     launch = Launch(failing_arguments(label, 2), tmp_path / "output", 2, FAILING)
     assert launch.wait() == [REFUSED, REFUSED]
     outputs = [launch.output(rank) for rank in range(2)]
@@ -92,7 +93,7 @@ def test_an_error_on_one_rank_ends_the_other_rank(label, failing_arguments, tmp_
         (RankError("epoch 1, step 2: KeyError"), "rank 1: epoch 1, step 2: KeyError"),
     ],
 )
-def test_an_error_on_one_rank_is_printed_by_that_rank(error, sentence, monkeypatch, capsys):
+def test_error_is_printed_by_the_rank_on_which_it_occurs(error, sentence, monkeypatch, capsys):
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("LOCAL_RANK", "1")
 
@@ -101,3 +102,19 @@ def test_an_error_on_one_rank_is_printed_by_that_rank(error, sentence, monkeypat
 
     assert run(fail) == REFUSED
     assert sentence in capsys.readouterr().err
+
+
+def test_error_in_the_data_is_not_blamed_on_the_model():
+    with (
+        pytest.raises(RankError, match=r"epoch 0, step 3, examples 7 \(0-based\): row 7: no text$"),
+        at_place("epoch 0, step 3", [7]),
+    ):
+        raise DataError("row 7: no text")
+
+
+def test_keystroke_before_training_ends_without_a_traceback(capsys):
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    assert run(interrupted) == INTERRUPTED
+    assert capsys.readouterr().err.endswith(": interrupted\n")

@@ -1,4 +1,4 @@
-"""`--dry_run` counts rows that may be wrong, and prints the line of the first one."""
+"""`--dry_run` counts rows that may be wrong, and prints the line number of the first one."""
 
 import json
 from types import SimpleNamespace
@@ -14,7 +14,7 @@ from training.contract import ExampleSet
 
 @pytest.fixture
 def rows_of(tmp_path):
-    """Return `Rows` of a file with these texts and tokens."""
+    """Return a function that returns `Rows` of a file with the given texts and tokens."""
 
     def make(texts: list[str], tokens: list[list[int]]) -> Rows:
         source = tmp_path / "rows.jsonl"
@@ -27,7 +27,7 @@ def rows_of(tmp_path):
 
 
 def places(lines) -> list[str]:
-    """Replace the path of a file in the lines by its name."""
+    """Replace the path of a file at the end of each line by its name."""
     return [f"{line[: line.rindex(' ')]} {line.rpartition('/')[2]}".strip() for line in lines]
 
 
@@ -73,11 +73,11 @@ def test_labels_that_occur_once_are_listed(rows_of):
     assert places(lines) == ["labels that occur once (y, z): 2, first rows.jsonl:3"]
 
 
-def test_repeats_excludes_the_first_occurrence():
+def test_repeats_returns_all_occurrences_but_the_first():
     assert repeats(np.array([5, 3, 5, 4, 3, 5])).tolist() == [2, 4, 5]
 
 
-def test_equal_examples_are_found_by_checksums_alone():
+def test_equal_examples_are_found_in_a_data_set_that_has_only_checksums():
     class Data:
         def __init__(self, checksums: list[int]):
             self.checksums = checksums
@@ -100,12 +100,12 @@ def test_dry_run_finds_equal_and_empty_rows(arguments, sample, tmp_path, capsys)
     for name in ("train", "valid"):
         lines = (sample / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
         rows[name] = [json.loads(line) for line in dict.fromkeys(lines)]
-    # All rows differ, except those made equal below.
+    # Remove equal rows. The equal rows for this test are added below.
     rows["valid"] = [row for row in rows["valid"] if row not in rows["train"]]
     column = next(iter(rows["train"][0]))
     has_texts = isinstance(rows["train"][0][column], str)
     rows["train"].append(rows["train"][3])
-    if has_texts:  # without entities, if there is a list of them
+    if has_texts:  # an empty text must not have entities
         first = {k: [] if isinstance(v, list) else v for k, v in rows["train"][0].items()}
         rows["train"].append({**first, column: " "})
     rows["valid"] += [rows["train"][5]]

@@ -1,4 +1,4 @@
-"""File systems without symbolic links or without flushes of folders; file permissions."""
+"""Runs work without symbolic links and without flushes of folders; permissions follow the umask."""
 
 import errno
 import os
@@ -78,14 +78,14 @@ def test_dry_run_reports_missing_symbolic_links(arguments, tmp_path, capsys):
     assert not (tmp_path / "run").exists()
 
 
-def test_run_killed_without_symbolic_links_is_bit_identical(arguments, tmp_path):
+def test_killed_run_without_symbolic_links_is_bit_identical(arguments, tmp_path):
     outdir = arguments.index("--outdir")
     arguments[outdir : outdir + 2] = ["--save_steps", "1"]
     counts = kill_and_resume(arguments, tmp_path, 4, processes=1, seed=7, patch=without_links)
     assert counts.kills >= 4
 
 
-def test_kill_within_a_save_without_links_leaves_an_intact_checkpoint(
+def test_kill_during_a_save_without_links_keeps_an_intact_checkpoint(
     arguments, tmp_path, uninterrupted
 ):
     run = tmp_path / "run"
@@ -117,8 +117,8 @@ def test_kill_within_a_save_without_links_leaves_an_intact_checkpoint(
     assert_bit_identical(run, uninterrupted(arguments))
 
 
-def test_links_that_appear_later_replace_the_copies(arguments, tmp_path):
-    """A run may be moved from a disk without symbolic links to a disk with symbolic links."""
+def test_copies_are_replaced_by_links_if_links_are_supported_later(arguments, tmp_path):
+    """A run may be moved from a disk without symbolic links to a disk that supports them."""
     with without_links():
         train.main([*arguments, "--epochs", "1"])
     train.main(["--restore_dir", str(tmp_path / "run" / "last"), "--epochs", "2"])
@@ -127,6 +127,6 @@ def test_links_that_appear_later_replace_the_copies(arguments, tmp_path):
     assert not list((tmp_path / "run" / atomic.STORE).glob("*.tmp"))
 
 
-def test_run_on_a_disk_that_cannot_flush_folders(arguments, tmp_path, uninterrupted):
+def test_run_works_on_a_disk_that_cannot_flush_folders(arguments, tmp_path, uninterrupted):
     Launch(arguments, tmp_path / "output", 1, without_folder_flush).expect()
     assert_bit_identical(tmp_path / "run", uninterrupted(arguments))

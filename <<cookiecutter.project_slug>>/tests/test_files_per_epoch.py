@@ -17,7 +17,7 @@ pytestmark = pytest.mark.proof
 
 @pytest.fixture
 def many(arguments, sample, tmp_path, monkeypatch) -> list[str]:
-    """Arguments of a run over five files, two in each epoch, with its own cache."""
+    """Arguments of a run on five files, two in each epoch. The cache is a temporary folder."""
     lines = (sample / "train.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
     (tmp_path / "many").mkdir()
     for number in range(5):
@@ -30,7 +30,10 @@ def many(arguments, sample, tmp_path, monkeypatch) -> list[str]:
 
 @pytest.fixture
 def files_read(monkeypatch, tmp_path) -> list[list[str]]:
-    """The training files that were read, by epoch; check that the cache has only one epoch."""
+    """The names of the training files that each epoch reads.
+
+    Reading also checks that the cache has the files of one epoch only.
+    """
     read = Task.read
     epochs = []
 
@@ -44,7 +47,7 @@ def files_read(monkeypatch, tmp_path) -> list[list[str]]:
     return epochs
 
 
-def test_each_file_is_used_once_before_any_is_used_again(many, files_read, tmp_path):
+def test_each_file_is_used_once_before_any_file_is_used_again(many, files_read, tmp_path):
     train.main([*many, "--max_steps", "60"])
     assert len(files_read) >= 6
     for begin in (0, 3):
@@ -84,7 +87,7 @@ def test_missing_remote_file_is_reported(many, tmp_path):
         train.main([*many, "--train_input", f"file://{tmp_path}/many/part-9.jsonl"])
 
 
-def test_remote_files_are_fetched_when_their_epoch_starts(many, files_read, tmp_path):
+def test_remote_files_are_downloaded_when_their_epoch_starts(many, files_read, tmp_path):
     train.main([*many, "--outdir", str(tmp_path / "local")])
     local = list(files_read)
     files_read.clear()
@@ -101,6 +104,6 @@ def test_remote_files_are_fetched_when_their_epoch_starts(many, files_read, tmp_
         ([], "expected --max_steps, too"),
     ],
 )
-def test_sources_without_files_are_refused(more, sentence, arguments):
+def test_source_without_files_or_missing_max_steps_is_refused(more, sentence, arguments):
     with pytest.raises((RunError, DataError), match=sentence):
         train.main([*arguments, "--files_per_epoch", "2", *more])

@@ -1,4 +1,4 @@
-"""FSDP2 in two CPU processes: results, resume, errors, memory, and portable checkpoints."""
+"""FSDP2 in two processes on CPUs: results, resuming, errors, memory and checkpoints."""
 
 from functools import partial
 
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.proof
 CONSTANT = ("--lr_scheduler_type", "constant", "--max_steps")
 
 
-def test_fsdp2_computes_what_ddp_computes(in_two_processes, tmp_path):
+def test_fsdp2_has_the_same_results_as_ddp(in_two_processes, tmp_path):
     output = in_two_processes("sharded", patch=fsdp2)
     assert "SHARDED: 0" not in output and "SHARDED" in output
     in_two_processes("ddp")
@@ -90,7 +90,7 @@ def test_resumed_run_is_bit_identical_under_fsdp2_in_bfloat16(in_two_processes, 
 
 
 def test_out_of_memory_halves_the_micro_batches_of_all_ranks(in_two_processes):
-    """All ranks try the same batch: if only one ran out of memory, the others would wait for it."""
+    """All ranks try the same batch, so that no rank waits for one that ran out of memory."""
     patch = partial(fsdp2, also=partial(seams.memory_for, 2, (0, 1)))
     output = in_two_processes("run", "--max_steps", "3", patch=patch)
     assert "out of memory with --batch_size 4: micro-batches have 2 examples" in output

@@ -1,4 +1,4 @@
-"""Without `--valid_input`, a part of `--train_input` is held out for validation."""
+"""Without `--valid_input`, some examples of `--train_input` are held out for validation."""
 
 import json
 
@@ -14,7 +14,7 @@ from training.hold_out import hold_out
 
 
 class Numbers:
-    """A data set of numbers, some of which occur twice."""
+    """A data set of numbers, each of which occurs twice."""
 
     def __init__(self, count: int):
         self.values = [index // 2 for index in range(count)]
@@ -37,12 +37,12 @@ def test_equal_values_are_in_one_part_of_the_requested_size(share):
     rest, held_out = hold_out(whole, share, seed=0)
     assert sorted(values(rest) + values(held_out)) == sorted(numbers.values)
     assert not set(values(rest)) & set(values(held_out))
-    # 4000 independent values: four standard deviations
+    # The tolerance is four standard deviations, for 4000 independent values.
     assert abs(len(held_out) / 8000 - share) < 4 * np.sqrt(share * (1 - share) / 4000)
     assert values(hold_out(whole, share, seed=1)[1]) != values(held_out)
 
 
-def test_split_does_not_depend_on_the_order():
+def test_held_out_examples_do_not_depend_on_the_order_of_the_data():
     whole = Numbers(200)
     backwards = Numbers(200)
     backwards.values.reverse()
@@ -51,7 +51,7 @@ def test_split_does_not_depend_on_the_order():
     assert sorted(values(first)) == sorted(values(second))
 
 
-def test_empty_part_is_refused():
+def test_size_that_leaves_a_part_empty_is_refused():
     with pytest.raises(RunError, match="--valid_size 0.0 of 8 examples leaves a part empty"):
         hold_out(ExampleSet(Numbers(8)), 0.0, seed=0)
 

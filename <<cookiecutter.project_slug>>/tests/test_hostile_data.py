@@ -1,4 +1,4 @@
-"""Any content of a data file is trained on or refused in one sentence."""
+"""A data file with any content is used for training or refused in one sentence."""
 
 import json
 from typing import Any
@@ -23,7 +23,7 @@ NAMES = [
 ]
 HEADER = ",".join(NAMES).encode() + b"\n"
 MANY = "x" * 10**6
-# A row is omitted if its input leaves no room for a target.
+# If the task has this option, rows whose input leaves no room for a target are omitted.
 LENIENT: dict[str, Any] = {name: True for name in OPTIONS if name == "drop_without_target"}
 
 ANY_TEXT = st.text() | st.text(alphabet='a,"\t\n\r\0 \ufeff\u2028😀é')
@@ -58,7 +58,10 @@ CONTENT = (
 
 @pytest.fixture(scope="module")
 def read(tokenizer, tmp_path_factory):
-    """Return a function that reads a file, and computes a loss if it can be read."""
+    """Return a function that reads a file and, if the file can be read, computes a loss.
+
+    The function returns whether the file can be read.
+    """
     cache = tmp_path_factory.mktemp("cache")
     folder = tmp_path_factory.mktemp("hostile")
     datasets.config.HF_DATASETS_CACHE, before = cache, datasets.config.HF_DATASETS_CACHE

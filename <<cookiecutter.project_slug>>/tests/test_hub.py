@@ -1,4 +1,4 @@
-"""The Hub: uploads at the end and in the background, failed uploads, and resumed downloads."""
+"""Uploads to the Hub at the end and during a run, failed uploads, and resuming from the Hub."""
 
 import json
 import threading
@@ -15,6 +15,8 @@ from helpers.assertions import assert_equal_tensors, read_weights
 from helpers.hub_server import Hub
 from reporting.hub import Uploads
 from training.atomic import STORE
+from training.contract import Task
+from training.loading import load_model
 
 pytestmark = pytest.mark.proof
 
@@ -62,7 +64,7 @@ def test_failed_upload_keeps_best(failure, arguments, tmp_path, hub, monkeypatch
 IN_BACKGROUND = ["--push_to_hub", "mine", "--hub_strategy"]
 
 
-def test_each_new_best_is_uploaded_while_training_goes_on(arguments, tmp_path, hub, monkeypatch):
+def test_each_new_best_is_uploaded_during_training(arguments, tmp_path, hub, monkeypatch):
     """The first upload is delayed until `best/` has been replaced."""
     push = Uploads._push
     contents: list[dict] = []
@@ -76,7 +78,7 @@ def test_each_new_best_is_uploaded_while_training_goes_on(arguments, tmp_path, h
 
     def note(state) -> bool:
         if len(state.log) == 2:
-            is_replaced.set()  # called before a save, when the preceding one is published
+            is_replaced.set()  # called before a save, after the preceding save is published
         return False
 
     monkeypatch.setattr(Uploads, "_push", pushing)
@@ -94,7 +96,7 @@ def test_each_new_best_is_uploaded_while_training_goes_on(arguments, tmp_path, h
     assert not list((tmp_path / "run" / STORE).glob("*.tmp"))
 
 
-def test_failed_upload_in_the_background_is_reported_and_repeated(
+def test_failed_upload_during_training_is_reported_and_repeated(
     arguments, hub, monkeypatch, capsys
 ):
     monkeypatch.setattr(hub, "refuses", True)
@@ -130,7 +132,7 @@ def test_run_resumes_from_the_hub(arguments, steps, tmp_path, hub, uninterrupted
         train.main([*inputs, *again])
 
 
-def test_repository_that_cannot_be_resumed_is_refused(arguments, tmp_path, hub):
+def test_repository_without_a_checkpoint_to_resume_from_is_refused(arguments, tmp_path, hub):
     resumed = ["--outdir", str(tmp_path / "again"), "--restore_dir"]
     for place, reason in (
         ("hf://someone/mine", r"has no last-checkpoint/ .* --hub_strategy checkpoint"),
@@ -142,12 +144,18 @@ def test_repository_that_cannot_be_resumed_is_refused(arguments, tmp_path, hub):
         assert "\n" not in str(raised.value)
 
 
+def test_an_adapter_on_the_hub_is_refused_in_one_sentence(hub):
+    hub.files = {"adapter_config.json": b"{}"}
+    with pytest.raises(RunError, match="someone/mine: an adapter on the Hub; expected a folder"):
+        load_model(Task().model_class, "someone/mine")
+
+
 def test_hub_strategy_without_a_repository_is_refused(arguments):
     with pytest.raises(RunError, match="--hub_strategy every_save: expected --push_to_hub, too"):
         train.main([*arguments, "--hub_strategy", "every_save"])
 
 
-def test_invalid_name_on_the_hub_is_refused_at_the_start(arguments, tmp_path):
+def test_invalid_repository_name_is_refused_before_the_first_step(arguments, tmp_path):
     with pytest.raises(RunError, match="--push_to_hub a/b/c: "):
         train.main([*arguments, "--push_to_hub", "a/b/c"])
     assert not (tmp_path / "run").exists()

@@ -1,7 +1,8 @@
-"""Invalid input gives a one-sentence error (what, where, what was expected); nothing is written."""
+"""Invalid input is refused in one sentence (what, where, what was expected); nothing is written."""
 
 import gzip
 import json
+import shutil
 import subprocess
 import sys
 
@@ -13,6 +14,7 @@ import train
 from conftest import ROOT
 from errors import DataError, RunError
 from model.dataset import OPTIONS, generate_dataset
+from training.contract import Task
 
 COLUMNS = [
     option["default"]
@@ -49,6 +51,11 @@ def jsonl(*rows: object) -> bytes:
             f"mixed.jsonl:2: '{FIRST}' holds a list",
         ),
         ("half.jsonl", jsonl(GOOD, {**GOOD, FIRST: "\ud800"}), r"half.jsonl:2: '" + FIRST),
+        (
+            "twice.jsonl",
+            jsonl(GOOD) + jsonl(GOOD).replace(b"{", b'{"a": 1, "a": 2, '),
+            "twice.jsonl:2: broken JSON ('a' occurs twice",
+        ),
         ("cut.json", json.dumps([GOOD, GOOD])[:-3].encode(), "cut.json:1: broken JSON"),
         ("late.json", b"[" + jsonl(GOOD) + b", 1]", "late.json:2: broken JSON ('1' in the list)"),
         ("empty.csv", f"more,{HEADER}1,{CELLS}\n2,{GAPS}\n".encode(), "empty.csv:3: no value"),
@@ -88,7 +95,7 @@ def test_bad_file_is_refused_in_one_sentence(name, content, sentence, tmp_path, 
 
 
 def plain(example: dict) -> dict:
-    """Convert an example to comparable types."""
+    """Convert the tensors of an example to lists, which can be compared."""
     return {k: v.tolist() if isinstance(v, torch.Tensor) else v for k, v in example.items()}
 
 
@@ -119,7 +126,7 @@ def test_a_cell_may_hold_a_whole_document(tokenizer, tmp_path):
 
 
 @pytest.mark.proof
-def test_tokens_are_cached_for_another_process(sample):
+def test_second_process_uses_the_token_cache_of_the_first(sample):
     code = (
         "import sys; from model.dataset import generate_dataset as g; "
         "from training.loading import load_tokenizer as t; from pathlib import Path; "
@@ -157,7 +164,7 @@ def test_bad_arguments_are_refused(extra, sentence, arguments, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.skipif(torch.accelerator.is_available(), reason="it can train there")
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="flex_attention can train there")
 def test_attention_without_training_support_is_refused(arguments, tmp_path):
     with pytest.raises(
         RunError, match="flex_attention: does not support training on cpu; use sdpa"
@@ -173,6 +180,12 @@ def test_run_is_not_overwritten(arguments, tmp_path):
         train.main(arguments)
     with pytest.raises(RunError, match="expected a last/, not a best/"):
         train.main(["--restore_dir", str(tmp_path / "run" / "best")])
+    last = shutil.copytree(tmp_path / "run" / "last", tmp_path / "other" / "last")
+    with pytest.raises(RunError, match="run: already contains a run; resume it"):
+        train.main(["--restore_dir", str(last), "--outdir", str(tmp_path / "run")])
+    shutil.copytree(tmp_path / "run" / "best", tmp_path / "best only" / "best")
+    with pytest.raises(RunError, match="best only: already contains a run, but no last/"):
+        train.main([*arguments, "--outdir", str(tmp_path / "best only"), "--restore_dir", "auto"])
     assert (tmp_path / "run" / "last" / "training_state.json").read_bytes() == before
 
 
@@ -193,6 +206,21 @@ def test_exit_code_is_2_and_only_one_sentence_is_printed(tmp_path):
     assert "none.jsonl: no such file" in process.stderr
 
 
+def test_validation_data_without_targets_are_refused(arguments, monkeypatch, tmp_path):
+    read = Task.read
+
+    def without_targets(self, source, *more, **options):
+        examples = read(self, source, *more, **options)
+        if source.endswith("valid.jsonl"):
+            examples.num_items = 0 * examples.num_items
+        return examples
+
+    monkeypatch.setattr(Task, "read", without_targets)
+    with pytest.raises(RunError, match="--valid_input: no target items"):
+        train.main(arguments)
+    assert not (tmp_path / "run").exists()
+
+
 def split_in_two(sample, folder):
     rows = [json.loads(line) for line in (sample / "train.jsonl").read_text("utf-8").splitlines()]
     for name, part in (("train-00000-of-00002", rows[:20]), ("train-00001-of-00002", rows[20:])):
@@ -202,7 +230,7 @@ def split_in_two(sample, folder):
     return rows
 
 
-def test_several_files_are_read_as_one(sample, tmp_path, tokenizer):
+def test_several_files_are_read_as_one_data_set(sample, tmp_path, tokenizer):
     split_in_two(sample, tmp_path)
     shards = tmp_path / "shards"
     shards.mkdir()
@@ -216,7 +244,7 @@ def test_several_files_are_read_as_one(sample, tmp_path, tokenizer):
         assert plain(many[len(one) - 1]) == plain(one[len(one) - 1])
 
 
-def test_error_in_one_of_several_files_is_located(sample, tmp_path, tokenizer):
+def test_error_in_one_of_several_files_contains_file_and_line(sample, tmp_path, tokenizer):
     split_in_two(sample, tmp_path)
     second = tmp_path / "train-00001-of-00002.jsonl"
     second.write_text(second.read_text("utf-8") + "{broken\n", encoding="utf-8")
@@ -233,7 +261,7 @@ def test_error_in_one_of_several_files_is_located(sample, tmp_path, tokenizer):
     ("source", "words"),
     [
         ("none-*.jsonl", "no such files"),
-        (["a.jsonl", "b.csv"], "another format than"),
+        (["a.jsonl", "b.csv"], "not in the format of"),
         ("folder", "no such files"),
         ("nobody/nothing:train", "cannot be read"),
         ("shards:test", "cannot be read"),

@@ -1,4 +1,4 @@
-"""The loop follows settings of Accelerate, or ends with a one-sentence error and exit code 2."""
+"""A setting of Accelerate that train.py does not follow is refused in one sentence, with code 2."""
 
 import os
 import subprocess
@@ -38,7 +38,7 @@ def assert_refused(output: str, sentence: str, outdir: Path) -> None:
         ("ACCELERATE_MIXED_PRECISION", "fp16", "fp16"),
     ],
 )
-def test_setting_that_the_loop_does_not_follow_is_refused(
+def test_setting_that_train_py_does_not_follow_is_refused(
     name, value, sentence, processes, arguments, tmp_path
 ):
     patch = partial(variables, **{name: value})
@@ -47,7 +47,7 @@ def test_setting_that_the_loop_does_not_follow_is_refused(
 
 
 def test_fsdp1_is_refused(arguments, tmp_path):
-    """Files of older versions of `accelerate config` have no version, which means 1."""
+    """Files of older versions of `accelerate config` have no `fsdp_version`, which means 1."""
     patch = partial(fsdp2, also=partial(variables, FSDP_VERSION="1"))
     output = Launch(arguments, tmp_path / "output", 2, patch).expect(2)
     assert_refused(output, "fsdp_version 1: expected `fsdp_version: 2`", tmp_path / "run")
@@ -55,10 +55,10 @@ def test_fsdp1_is_refused(arguments, tmp_path):
 
 @pytest.mark.parametrize("kind", ["MULTI_CPU", "MULTI_GPU"])
 @pytest.mark.parametrize("place", ["option", "default"])
-def test_launch_that_formed_no_group_is_refused(kind, place, arguments, tmp_path):
-    """The launcher starts one process, although its file requests two."""
+def test_launch_that_formed_no_process_group_is_refused(kind, place, arguments, tmp_path):
+    """The launcher starts one process, although its configuration file requests two."""
     if kind == "MULTI_GPU" and place == "option":
-        pytest.skip("it starts two processes, which require GPUs")
+        pytest.skip("the launcher starts two processes, which need GPUs")
     config = {
         "compute_environment": "LOCAL_MACHINE",
         "distributed_type": kind,

@@ -1,4 +1,4 @@
-"""A model/ of 40 lines, with the required parts only, trains and resumes bit-identically."""
+"""A model/ with only the required parts trains, and its runs resume bit-identically."""
 
 import json
 import random
@@ -33,13 +33,13 @@ def least_arguments(tmp_path) -> list[str]:
     ]
 
 
-def test_least_contract_has_forty_lines():
+def test_least_contract_has_at_most_40_lines():
     files = [TESTS / "least_contract" / name for name in ("modeling.py", "dataset.py")]
     lines = [line for file in files for line in file.read_text().splitlines() if line.strip()]
     assert len(lines) <= 40
 
 
-def test_least_contract_trains(least_arguments, tmp_path, capsys):
+def test_least_contract_lowers_its_loss(least_arguments, tmp_path, capsys):
     with LEAST():
         train.main(least_arguments)
     losses = [entry["valid_log"]["loss"] for entry in read_log(tmp_path / "run").values()]
@@ -67,8 +67,8 @@ def test_least_contract_resumes_bit_identically_after_sigkill(
     assert_bit_identical(tmp_path / "run", tmp_path / "whole")
 
 
-def test_save_that_ignores_its_state_dict_is_refused(least_arguments, monkeypatch, tmp_path):
-    """Its saves would mix the weights of two steps: a thread writes while training continues."""
+def test_save_pretrained_that_ignores_state_dict_is_refused(least_arguments, monkeypatch, tmp_path):
+    """Such a save would mix weights of several steps: a thread writes while training continues."""
     with LEAST():
         from model.modeling import Model
 
@@ -82,7 +82,7 @@ def test_save_that_ignores_its_state_dict_is_refused(least_arguments, monkeypatc
 
 
 @pytest.mark.proof
-def test_predict_without_a_predictor_is_refused(least_arguments, tmp_path):
+def test_predict_py_without_a_predictor_is_refused(least_arguments, tmp_path):
     with LEAST():
         train.main(least_arguments)
     arguments = ["--checkpoint", str(tmp_path / "run" / "best"), "--input", least_arguments[1]]

@@ -1,4 +1,4 @@
-"""Adapters: trained and saved parameters, the promises, and loading with other tools."""
+"""LoRA adapters: which parameters are trained and saved, exactness, resuming, and other tools."""
 
 import importlib.util
 import inspect
@@ -50,7 +50,7 @@ pytestmark = pytest.mark.proof
 RANK = 2
 GENERATES = Model.can_generate()
 TEXT = "Do you see it?"
-# Run in an empty folder: load with the Auto class of PEFT and with the Auto class of transformers.
+# A script for an empty folder: it loads an adapter with the Auto classes of PEFT and transformers.
 OPEN = """
 import sys
 import peft, torch, transformers
@@ -62,7 +62,7 @@ auto = getattr(peft, name.replace("AutoModel", "AutoPeftModel", 1))
 for number, auto in enumerate([auto, getattr(transformers, name)]):
     model = auto.from_pretrained(path, **options).eval()
     for tensor in [*model.parameters(), *model.buffers()]:
-        tensor.data = tensor.data.clone()  # rounding depends on the address in a file
+        tensor.data = tensor.data.clone()  # rounding depends on the memory address of mapped files
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     if model.config.is_encoder_decoder:
         inputs["decoder_input_ids"] = ids
@@ -71,7 +71,7 @@ for number, auto in enumerate([auto, getattr(transformers, name)]):
 
 
 def save_base(folder: Path, tiny: Path, seed: int = 0, **changes: object) -> Path:
-    """Save a base model with weights; for a classifier, without the head."""
+    """Save a base model with random weights; a classifier is saved without its head."""
     shutil.copytree(tiny, folder)
     config = AutoConfig.from_pretrained(tiny)
     for name, value in changes.items():
@@ -101,14 +101,14 @@ def base(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def lora(arguments, base) -> list[str]:
-    """Arguments of a short run with an adapter and with dropout."""
+    """Arguments of a short run with an adapter, with dropout."""
     options = ["--lora_rank", str(RANK), "--lr", "1e-2", "--lr_scheduler_type", "constant"]
     return [*arguments, "--model_id", str(base), *options]
 
 
 @pytest.fixture(scope="module")
 def trained(sample, base, tmp_path_factory) -> Path:
-    """Output directory of a run with these arguments, but without dropout."""
+    """Output directory of a run with an adapter, without dropout."""
     folder = tmp_path_factory.mktemp("trained")
     still = save_base(folder / "base", sample / "tiny")
     arguments = [
@@ -134,7 +134,7 @@ def test_checkpoints_contain_only_the_trained_parameters(trained):
     moments = OptimizerState.load(trained / "last" / OPTIMIZER_FILE)
     assert {key.rpartition("/")[0] for key in moments.tensors} == own.keys()
     files = sum((trained / "last" / name).stat().st_size for name in (ADAPTER_FILE, OPTIMIZER_FILE))
-    assert 3 * size < files < 3 * size + 1000 * len(own)  # the headers
+    assert 3 * size < files < 3 * size + 1000 * len(own)  # the rest is headers
 
 
 def test_head_of_a_classifier_is_fully_trained(trained):
@@ -193,7 +193,7 @@ def test_gradients_do_not_depend_on_the_split(split, trained, sample, tmp_path):
 
 
 @pytest.mark.parametrize("more", [["--lora_dora"], ["--base_dtype", "bfloat16"]])
-def test_killed_run_ends_bit_identically(more, lora, base, tmp_path):
+def test_killed_and_resumed_run_is_bit_identical(more, lora, base, tmp_path):
     arguments = [*lora, *more, "--save_steps", "1"]
     before = base_tensors(Model.from_pretrained(base).base_model)
     train.main([*arguments, "--outdir", str(tmp_path / "whole")])
@@ -216,7 +216,7 @@ def test_killed_run_ends_bit_identically(more, lora, base, tmp_path):
             assert torch.equal(frozen[name], before[name].to(dtype)), name
 
 
-def test_run_continues_on_another_number_of_processes(lora, sample, in_two_processes, tmp_path):
+def test_run_resumes_with_another_number_of_processes(lora, sample, in_two_processes, tmp_path):
     still = save_base(tmp_path / "still", sample / "tiny")  # dropout masks depend on the rank
     more = ("--model_id", str(still), *lora[-6:])
     in_two_processes("whole", *more)
@@ -240,7 +240,7 @@ def test_resumed_run_is_bit_identical_under_fsdp2(lora, in_two_processes, tmp_pa
     assert_equal_tensors(result.moments, expected.moments)
 
 
-def test_fsdp2_trains_the_adapter_that_ddp_trains(lora, in_two_processes, tmp_path):
+def test_fsdp2_trains_the_same_adapter_as_ddp(lora, in_two_processes, tmp_path):
     in_two_processes("fsdp2", *lora[-8:], "--max_steps", "5", patch=fsdp2)
     in_two_processes("ddp", *lora[-8:], "--max_steps", "5")
     expected = read_weights(tmp_path / "fsdp2" / "last")
@@ -295,7 +295,7 @@ def test_export_merges_the_adapter_into_a_stock_checkpoint(
 
 
 def assert_merged(best: Path, output: Path, tokenizer) -> None:
-    """transformers computes the same logits and greedy tokens as the adapter."""
+    """Check that transformers computes the same logits and greedy tokens as with the adapter."""
     adapted = load_model(Model, str(best)).float()
     merged = Model.auto_class.from_pretrained(output, dtype=torch.float32)
     assert type(merged).__module__.startswith("transformers.models.")
@@ -311,13 +311,13 @@ def assert_merged(best: Path, output: Path, tokenizer) -> None:
         assert torch.equal(*both)
 
 
-@pytest.mark.skipif(not GENERATES, reason="it has no output embeddings")
+@pytest.mark.skipif(not GENERATES, reason="the model has no output embeddings")
 @pytest.mark.parametrize("is_tied", [True, False])
 @pytest.mark.parametrize("of_the_head", [True, False])
 def test_tied_embeddings_are_merged_correctly(
     is_tied, of_the_head, lora, sample, tokenizer, tmp_path
 ):
-    """An adapter of the head changes one of two tied weights; merging keeps both versions."""
+    """An adapter of the output layer changes one of two tied weights; merging keeps both."""
     tied = save_base(tmp_path / "tied", sample / "tiny", tie_word_embeddings=is_tied)
     arguments = [*lora, "--model_id", str(tied), "--max_steps", "4"]
     if of_the_head:
@@ -367,13 +367,13 @@ def test_base_model_with_other_weights_is_refused(lora, base, sample, tmp_path):
         (["--lora_rank", "0", "--lora_dora"], "--lora_dora True: expected --lora_rank, too"),
     ],
 )
-def test_unusable_arguments_of_an_adapter_are_refused_at_the_start(more, sentence, lora, tmp_path):
+def test_invalid_adapter_arguments_are_refused_before_training(more, sentence, lora, tmp_path):
     with pytest.raises(RunError, match=re.escape(sentence)):
         train.main([*lora, *more])
     assert not (tmp_path / "run").exists()
 
 
-def test_one_unknown_target_among_others_is_refused(lora, base):
+def test_unknown_module_among_the_targets_is_refused(lora, base):
     model = Model.from_pretrained(base)
     linear = next(n for n, m in model.base_model.named_modules() if isinstance(m, nn.Linear))
     with pytest.raises(RunError, match="has no module nothing that supports LoRA"):
@@ -383,12 +383,12 @@ def test_one_unknown_target_among_others_is_refused(lora, base):
 @pytest.mark.parametrize(
     "more", [["--lora_rank", "4"], ["--lora_alpha", "7"], ["--lora_targets", "x"], ["--lora_dora"]]
 )
-def test_resumed_run_keeps_its_adapter(more, trained):
+def test_changed_adapter_arguments_are_refused_on_resume(more, trained):
     with pytest.raises(RunError, match=f"{more[0]} .*: the resumed run has"):
         train.main(["--restore_dir", str(trained / "last"), *more])
 
 
-def test_resumed_run_without_an_adapter_cannot_add_one(arguments, tmp_path):
+def test_adding_an_adapter_to_a_resumed_run_is_refused(arguments, tmp_path):
     train.main([*arguments, "--max_steps", "1"])
     with pytest.raises(RunError, match="--lora_rank 2: the resumed run has 0"):
         train.main(["--restore_dir", str(tmp_path / "run" / "last"), "--lora_rank", "2"])
@@ -399,7 +399,7 @@ def test_adapter_is_refused_as_base_model(arguments, trained):
         train.main([*arguments, "--model_id", str(trained / "best")])
 
 
-def test_rewritten_model_is_refused(lora, monkeypatch):
+def test_adapter_for_a_rewritten_model_is_refused(lora, monkeypatch):
     forward = Model.forward
 
     def halved(self, *args, **kwargs):
@@ -416,7 +416,7 @@ def test_rewritten_model_is_refused(lora, monkeypatch):
         train.main(lora)
 
 
-def test_missing_package_is_reported(lora, trained, monkeypatch):
+def test_missing_peft_is_reported(lora, trained, monkeypatch):
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda n, *a: n != "peft" and find(n, *a))
     with pytest.raises(
@@ -432,5 +432,5 @@ def test_dry_run_shows_the_memory_and_size_of_an_adapter(lora, capsys):
     output = capsys.readouterr().out
     assert "(bfloat16, float32)" in output
     trained = int(re.search(r", ([\d,]+) trained", output)[1].replace(",", ""))  # type: ignore[index]
-    assert f"AdamW will add {8 * trained / 2**20:,.1f} MiB" in output
+    assert f"adds a state of up to {8 * trained / 2**20:,.1f} MiB" in output
     assert f"best/ {4 * trained / 2**20:,.1f} MiB" in output

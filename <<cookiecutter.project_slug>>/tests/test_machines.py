@@ -1,4 +1,4 @@
-"""Two machines, one with a missing or different file: both end with a one-sentence error."""
+"""If one of two machines lacks a file or has different data, both end with one sentence."""
 
 import os
 import shutil
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.proof
 
 @contextmanager
 def on_its_machine(folder: Path) -> Iterator[None]:
-    """Give each process its own working directory and cache, like a machine."""
+    """Give each process its own working directory and cache, as on a separate machine."""
     machine = folder / f"machine{os.environ['RANK']}"
     os.chdir(machine)
     os.environ.update(LOCAL_RANK="0", LOCAL_WORLD_SIZE="1")
@@ -50,7 +50,7 @@ def launch(machines: Path, *more: str) -> Launch:
 
 
 def assert_both_end(run: Launch, sentence: str, program: str = "train.py: ") -> None:
-    """Check that machine 1 ends with the sentence, and machine 0 with one that contains it."""
+    """Check that both machines end with one line that contains the sentence."""
     run.expect(REFUSED)
     for rank in (0, 1):
         lines = [line for line in run.output(rank).splitlines() if line.startswith(program)]
@@ -77,7 +77,7 @@ def test_missing_base_model_is_reported_on_both_machines(machines):
 @pytest.mark.parametrize("name", ["train", "valid"])
 @pytest.mark.parametrize("change", ["shorter", "other text"])
 def test_different_data_are_reported_before_the_first_step(change, name, machines):
-    """Data with the same number of rows are also reported: their hashes are compared."""
+    """Hashes are compared, so that a difference is also found if the number of rows is the same."""
     file = machines / "machine1" / f"{name}.jsonl"
     lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
     lines = lines[:-3] if change == "shorter" else [*lines[:-1], lines[0]]
@@ -87,8 +87,8 @@ def test_different_data_are_reported_before_the_first_step(change, name, machine
     assert "TRAIN" not in run.output()
 
 
-def test_different_base_models_are_reported_or_do_not_matter(machines):
-    """DDP broadcasts the weights of rank 0; another architecture is refused."""
+def test_different_base_models_are_refused_or_train(machines):
+    """DDP broadcasts the weights of rank 0; a different architecture is refused."""
     config = machines / "machine1" / "base" / "config.json"
     text = config.read_text(encoding="utf-8")
     config.write_text(text.replace('"dropout": 0.1', '"dropout": 0.2'), encoding="utf-8")
@@ -97,7 +97,7 @@ def test_different_base_models_are_reported_or_do_not_matter(machines):
 
 
 def test_missing_checkpoint_is_reported_on_both_machines(machines):
-    launch(machines, "--outdir", "run").expect()  # each machine has its own folder; machine 0 saves
+    launch(machines, "--outdir", "run").expect()  # only machine 0 saves
     assert not (machines / "machine1" / "run" / "last").exists()
     run = launch(machines, "--outdir", "run", "--restore_dir", "run/last")
     assert_both_end(run, "run/last: not a checkpoint")

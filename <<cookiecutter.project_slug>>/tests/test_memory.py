@@ -1,4 +1,4 @@
-"""Out of memory: a run uses smaller micro-batches and the same global batches."""
+"""If memory is exceeded, a run uses smaller micro-batches and the same global batches."""
 
 from functools import partial
 
@@ -30,7 +30,7 @@ def test_smaller_micro_batches_give_the_same_losses(processes, rank, arguments, 
     Launch(last, tmp_path / "output of resume").expect()
 
 
-def test_one_example_that_does_not_fit_is_refused(arguments, tmp_path):
+def test_run_is_refused_if_one_example_does_not_fit_into_memory(arguments, tmp_path):
     patch = partial(seams.memory_for, 0, (0,))
     output = Launch(arguments, tmp_path / "output", patch=patch).expect(2)
     assert "out of memory with 1 of the longest examples" in output

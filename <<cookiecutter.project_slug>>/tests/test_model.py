@@ -1,4 +1,4 @@
-"""The requirements of the training loop and of the Hub on a rewritten `model/`."""
+"""The model of this task: its loss, its data set, and saving and loading."""
 
 import pytest
 import torch
@@ -21,7 +21,7 @@ def model(dataset, sample):
     return Model(ModelConfig(str(sample / "tiny"), **dataset.schema)).eval()
 
 
-def test_the_loss_is_a_mean_that_backward_accepts(dataset, model):
+def test_loss_is_a_scalar_with_gradients_for_all_parameters(dataset, model):
     batch = dataset.collate([dataset[0], dataset[1], dataset[2]])
     outputs = model(**batch)
     assert outputs.loss.ndim == 0
@@ -31,7 +31,7 @@ def test_the_loss_is_a_mean_that_backward_accepts(dataset, model):
     model.zero_grad()
 
 
-def test_the_loss_is_the_sum_over_num_items_in_batch(dataset, model):
+def test_loss_is_divided_by_num_items_in_batch(dataset, model):
     indices = [0, 1, 2]
     batch = dataset.collate([dataset[i] for i in indices])
     items = dataset.num_items[indices].sum().item()
@@ -39,14 +39,14 @@ def test_the_loss_is_the_sum_over_num_items_in_batch(dataset, model):
     torch.testing.assert_close(share, mean / 10)
 
 
-def test_padding_changes_nothing(dataset, model):
+def test_padding_does_not_change_the_loss(dataset, model):
     indices = list(range(len(dataset)))
     together = model(**dataset.collate([dataset[i] for i in indices]), num_items_in_batch=1).loss
     alone = sum(model(**dataset.collate([dataset[i]]), num_items_in_batch=1).loss for i in indices)
     torch.testing.assert_close(together, alone, rtol=1e-5, atol=0)
 
 
-def test_data_set_has_lengths_and_target_items(dataset):
+def test_data_set_has_a_length_and_target_items_for_each_example(dataset):
     assert len(dataset.lengths) == len(dataset.num_items) == len(dataset)
     for example, length in zip(dataset, dataset.lengths, strict=True):
         assert length >= len(example["input_ids"])
@@ -64,7 +64,7 @@ def test_saved_model_is_loaded_bit_identically(dataset, model, tokenizer, tmp_pa
     assert AutoTokenizer.from_pretrained(tmp_path)(text).input_ids == tokenizer(text).input_ids
 
 
-def test_new_models_start_from_the_weights_of_their_base(model, tmp_path, dataset, tokenizer):
+def test_new_model_has_the_weights_of_its_base_model(model, tmp_path, dataset, tokenizer):
     base = next(iter(model.children()))
     base.save_pretrained(tmp_path)
     torch.manual_seed(1)

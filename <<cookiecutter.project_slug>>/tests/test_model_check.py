@@ -1,4 +1,4 @@
-"""The checks of a model before the first step, and the loading of its weights."""
+"""Checks of the model before the first step, and loading of weights."""
 
 import json
 import shutil
@@ -32,7 +32,7 @@ def model(dataset):
 
 @pytest.fixture
 def base(model, tokenizer, tmp_path):
-    """A base model with weights, in a folder."""
+    """The folder of a base model with weights."""
     model.save_pretrained(tmp_path / "base")
     tokenizer.save_pretrained(tmp_path / "base")
     return tmp_path / "base"
@@ -57,19 +57,19 @@ def test_check_restores_model_and_random_state(model, tokenizer, dataset):
         assert torch.equal(tensor, state[name]), name
 
 
-def test_a_parameter_without_gradient_is_found(model, dataset):
+def test_parameter_without_a_gradient_is_found(model, dataset):
     model.register_parameter("idle", torch.nn.Parameter(torch.ones(2)))
     assert unused_parameters(model, ExampleSet(dataset).batch([0, 1])) == ["idle"]
 
 
-def test_a_tokenizer_with_more_tokens_than_embeddings_is_rejected(model, dataset):
+def test_tokenizer_with_more_tokens_than_embeddings_is_rejected(model, dataset):
     tokenizer = AutoTokenizer.from_pretrained(ROOT / "tiny")
     tokenizer.add_tokens([f"<{index}>" for index in range(model.config.vocab_size)])
     with pytest.raises(RunError, match="embeddings for only"):
         check_model(model, tokenizer, ExampleSet(dataset), 48)
 
 
-def test_tokens_of_generation_are_aligned_and_saved(model, tokenizer, dataset, tmp_path):
+def test_generation_config_gets_the_end_token_of_the_tokenizer(model, tokenizer, dataset, tmp_path):
     if not model.can_generate():
         pytest.skip("the model does not generate")
     model.generation_config.eos_token_id = None
@@ -82,7 +82,7 @@ def test_tokens_of_generation_are_aligned_and_saved(model, tokenizer, dataset, t
     assert loaded.repetition_penalty == 1.5
 
 
-def test_weights_under_other_names_are_rejected(base, dataset, tokenizer):
+def test_weights_with_other_names_are_rejected(base, dataset, tokenizer):
     weights = load_file(base / "model.safetensors")
     prefixed = {f"_orig_mod.{name}": tensor for name, tensor in weights.items()}
     save_file(prefixed, base / "model.safetensors", {"format": "pt"})
@@ -90,19 +90,19 @@ def test_weights_under_other_names_are_rejected(base, dataset, tokenizer):
         built(base, dataset, tokenizer)
 
 
-def test_a_base_model_in_an_unknown_format_is_rejected(base, dataset, tokenizer):
+def test_base_model_in_an_unknown_format_is_rejected(base, dataset, tokenizer):
     (base / "model.safetensors").rename(base / "model.msgpack")
     with pytest.raises(RunError, match="cannot load the model"):
         built(base, dataset, tokenizer)
 
 
-def test_a_base_model_without_weights_is_reported(base, dataset, tokenizer):
+def test_base_model_without_weights_is_reported(base, dataset, tokenizer):
     (base / "model.safetensors").unlink()
     _, notes = built(base, dataset, tokenizer)
     assert any("training from scratch" in note for note in notes)
 
 
-def test_an_adapter_and_foreign_code_are_rejected_in_a_sentence(base, dataset, tokenizer, tmp_path):
+def test_adapter_or_code_as_base_model_is_rejected(base, dataset, tokenizer, tmp_path):
     adapter = base / "adapter_config.json"
     adapter.write_text(json.dumps({"base_model_name_or_path": "org/base"}), encoding="utf-8")
     with pytest.raises(RunError, match="a PEFT adapter; expected a full model"):
@@ -116,7 +116,7 @@ def test_an_adapter_and_foreign_code_are_rejected_in_a_sentence(base, dataset, t
     assert not (tmp_path / "executed").exists()
 
 
-def test_tokens_are_those_of_the_tokenizer_file(tmp_path):
+def test_tokenizer_with_other_tokens_than_its_file_is_rejected(tmp_path):
     shutil.copytree(ROOT / "tiny", tmp_path / "base")
     file = tmp_path / "base" / "tokenizer.json"
     load_tokenizer(str(tmp_path / "base"))
@@ -131,13 +131,13 @@ def test_tokens_are_those_of_the_tokenizer_file(tmp_path):
         loading._check_tokens(str(tmp_path / "base"), tokenizer)
 
 
-def test_loaded_tensors_are_aligned_like_new_ones(base):
+def test_loaded_tensors_are_aligned_in_memory_like_new_tensors(base):
     model = load_model(Model, str(base))
     assert all(tensor.data_ptr() % 64 == 0 for tensor in model.parameters())
     assert all(parameter.requires_grad for parameter in model.parameters())
 
 
-def test_part_that_is_not_saved_is_rejected(dataset, tokenizer, tmp_path):
+def test_model_with_a_part_that_is_not_saved_is_rejected(dataset, tokenizer, tmp_path):
     class Distilled(Model):
         _keys_to_ignore_on_save = ["teacher.weight"]
         _keys_to_ignore_on_load_missing = ["teacher"]
@@ -152,3 +152,12 @@ def test_part_that_is_not_saved_is_rejected(dataset, tokenizer, tmp_path):
     Model.save_pretrained(model, tmp_path, state_dict=state)
     with pytest.raises(RunError, match="missing keys: teacher.weight"):
         load_model(Distilled, str(tmp_path))
+
+
+def test_error_about_an_argument_is_not_blamed_on_the_base_model():
+    class Refusing(Task):
+        def build_config(self, *_):
+            raise ValueError("--share 2.0: expected less than 1")
+
+    with pytest.raises(RunError, match=r"^--share 2.0: expected less than 1$"):
+        build_config(Refusing(), str(ROOT / "tiny"), {}, None)

@@ -1,4 +1,4 @@
-"""`--optimizer`, learning rates by layer, and averages of the weights."""
+"""`--optimizer`, layer-wise learning rates, and averages of the weights."""
 
 import importlib.util
 import signal
@@ -49,13 +49,13 @@ SIZES |= {"hidden_size": 8, "num_hidden_layers": 3, "num_attention_heads": 2, "n
 SIZES |= {"intermediate_size": 8, "encoder_ffn_dim": 8, "decoder_ffn_dim": 8, "d_ff": 8}
 SIZES |= {"num_key_value_heads": 2, "num_decoder_layers": 2, "max_position_embeddings": 16}
 
-# Plain adamw is resumed in many other tests, and sgd under FSDP2.
+# Many other tests resume runs with plain adamw. A test below resumes a run with sgd under FSDP2.
 RUNS = [
     ["--optimizer", "muon", "--layer_decay", "0.8", "--ema", "0.5"],
     ["--optimizer", "schedule_free", "--num_warmup_steps", "2"],
     ["--optimizer", "adamw_8bit"],
     ["--ema", "0.9"],
-    "averaging",  # model/optimization.py
+    "averaging",  # the optimizer of optimizers/averaging/optimization.py
 ]
 IDS = ["muon", "schedule_free", "adamw_8bit", "ema", "own"]
 NEEDS = {"schedule_free": "schedulefree", "adamw_8bit": "bitsandbytes"}
@@ -91,7 +91,7 @@ def test_killed_and_resumed_run_is_bit_identical(kind, arguments, tmp_path):
 
 @pytest.fixture(scope="module")
 def averaged(sample, tmp_path_factory) -> Path:
-    """Train with --ema; return the output directory. The last validation is the best."""
+    """Output directory of a run with --ema, whose last validation is the best one."""
     outdir = tmp_path_factory.mktemp("averaged") / "run"
     data = ["--train_input", str(sample / "train.jsonl"), "--max_len", "48", "--batch_size", "8"]
     data += ["--valid_input", str(sample / "valid.jsonl"), "--model_id", str(sample / "tiny")]
@@ -100,7 +100,7 @@ def averaged(sample, tmp_path_factory) -> Path:
 
 
 @pytest.mark.proof
-def test_best_is_the_average_that_was_validated(averaged, sample, tmp_path):
+def test_best_contains_the_average_that_was_validated(averaged, sample, tmp_path):
     state = read_result(averaged).moments
     best = read_weights(averaged / "best")
     average = {k.removesuffix(f"/{EMA}"): v for k, v in state.items() if k.endswith(EMA)}
@@ -127,7 +127,9 @@ def test_signal_during_validation_saves_the_raw_weights(averaged, arguments, tmp
 
 
 @pytest.mark.proof
-def test_average_and_sgd_under_fsdp2(in_two_processes, arguments, sample, tmp_path):
+def test_average_and_sgd_under_fsdp2_resume_bit_identically_and_agree_with_ddp(
+    in_two_processes, arguments, sample, tmp_path
+):
     arguments += ["--optimizer", "sgd", "--lr", "0.05", "--ema", "0.8"]
     arguments += ["--lr_scheduler_type", "constant", "--valid_steps", "2"]
     arguments[arguments.index("--model_id") + 1] = str(sample / "tiny")
@@ -157,7 +159,7 @@ def test_nonfinite_step_leaves_weights_unchanged_with_muon(arguments, tmp_path):
 
 
 @pytest.mark.proof
-def test_optimizer_and_average_of_a_resumed_run_cannot_change(averaged):
+def test_changed_optimizer_or_average_is_refused_on_resume(averaged):
     for flags in (
         ["--ema", "0"],
         ["--ema", "0.9"],
@@ -184,28 +186,28 @@ def test_optimizer_and_average_of_a_resumed_run_cannot_change(averaged):
         ),
     ],
 )
-def test_option_that_would_have_no_effect_is_refused(flags, sentence, monkeypatch, tmp_path):
+def test_invalid_or_unused_optimizer_option_is_refused(flags, sentence, monkeypatch, tmp_path):
     monkeypatch.setattr("training.optimizer_options.require", lambda *_: None)
     with pytest.raises(RunError, match=sentence):
         read_config(Task(), ["--outdir", str(tmp_path / "run"), *flags.split()])
 
 
 @pytest.mark.parametrize(("name", "package"), NEEDS.items())
-def test_optimizer_of_a_missing_package_is_refused(name, package):
+def test_optimizer_whose_package_is_missing_is_refused(name, package):
     if importlib.util.find_spec(package):
         pytest.skip(f"{package} is installed")
     with pytest.raises(RunError, match=f"--optimizer {name} needs the package {package}: pip"):
         OptimizerOptions(optimizer=name).check()
 
 
-def test_optimizer_for_whole_matrices_is_refused_under_fsdp2():
+def test_optimizer_that_needs_full_matrices_is_refused_under_fsdp2():
     OptimizerOptions().check_sharding()
     for name in ("muon", "adamw_8bit"):
         with pytest.raises(RunError, match=f"--optimizer {name}: needs full matrices"):
             OptimizerOptions(optimizer=name).check_sharding()
 
 
-def test_no_layers_and_no_head_are_refused():
+def test_factors_for_a_model_without_layers_or_head_are_refused():
     model = torch.nn.Linear(3, 3)
     with pytest.raises(RunError, match="--layer_decay 0.9: no layers found in Linear"):
         learning_rate_factors(model, 0.9, 1.0)
@@ -275,7 +277,7 @@ def test_head_and_hidden_matrices_are_found():
     names = {parameter: name for name, parameter in model.named_parameters()}
     assert {names[p] for p in head_parameters(model)} == {"classifier.weight", "classifier.bias"}
     matrices = {names[p] for p in hidden_matrices(model)}
-    assert len(matrices) == 3 * 6 + 1  # and the pooler
+    assert len(matrices) == 3 * 6 + 1  # 6 in each of 3 layers, and the pooler
     assert not any("embeddings" in name or "classifier" in name for name in matrices)
     tied = tiny_model(LlamaForCausalLM, tie_word_embeddings=True)
     assert not head_parameters(tied)
@@ -297,7 +299,7 @@ def test_each_parameter_has_the_learning_rate_of_its_layer(name):
     assert all(g["lr"] == pytest.approx(1e-3 * g[LR_FACTOR]) for g in groups)
 
 
-def test_average_of_a_model_that_saves_only_its_own_weights_is_refused():
+def test_average_is_refused_if_save_pretrained_has_no_state_dict():
     optimizer = torch.optim.AdamW([torch.nn.Parameter(torch.ones(1))])
     WeightAverage(torch.nn.Linear(1, 1), optimizer, 0.0, 0).check_save(lambda folder: None)
     average = WeightAverage(torch.nn.Linear(1, 1), optimizer, 0.9, 0)
@@ -328,6 +330,6 @@ def test_average_follows_its_formula_and_the_raw_weights_are_restored():
             assert torch.equal(model.weight, weights)
         torch.testing.assert_close(model.weight.detach(), expected)
     assert torch.equal(model.weight, weights)
-    unused.grad = torch.ones(2)  # its state is created only now
+    unused.grad = torch.ones(2)  # its state has to be created by this step
     optimizer.step()
     assert not torch.equal(unused, torch.ones(2))

@@ -1,4 +1,4 @@
-"""Other optimizers: their full state is saved, and NaN never reaches the weights."""
+"""With optimizers of model/, the full state is saved, and NaN never reaches the weights."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,11 +9,13 @@ import torch
 from torch.optim import SGD
 from torch.optim.lr_scheduler import LambdaLR, ReduceLROnPlateau
 
+import train
 from errors import RunError
 from helpers import seams
 from helpers.assertions import assert_equal_tensors, read_result, read_state, read_weights
 from helpers.model_folder import files_of_model_in
 from helpers.processes import Launch
+from training.contract import Task
 from training.optimization import check_optimizer, check_scheduler
 
 pytestmark = pytest.mark.proof
@@ -41,7 +43,7 @@ def test_resumed_run_is_bit_identical_with_another_optimizer(kind, processes, ar
     assert_equal_tensors(result.weights, whole.weights)
     assert_equal_tensors(result.moments, whole.moments)
     assert result.state["optimizer"] == whole.state["optimizer"]
-    assert any(whole.state["optimizer"].values())  # there are numbers to save
+    assert any(whole.state["optimizer"].values())  # the optimizer has numbers to save
 
 
 @contextmanager
@@ -77,15 +79,28 @@ def test_nonfinite_step_leaves_weights_unchanged_with_an_optimizer_that_is_not_f
     ],
 )
 @pytest.mark.filterwarnings("ignore:optimizer contains a parameter group with duplicate")
-def test_an_optimizer_of_other_parameters_is_refused(build, sentence):
+def test_optimizer_that_does_not_have_each_parameter_once_is_refused(build, sentence):
     model = torch.nn.Linear(2, 1)
     with pytest.raises(RunError, match=sentence):
         check_optimizer(build(model), model)
 
 
-def test_a_schedule_that_depends_on_a_score_is_refused():
+def test_schedule_that_is_not_a_function_of_the_step_is_refused():
     optimizer = SGD([torch.nn.Parameter(torch.ones(1))])
     check_scheduler(LambdaLR(optimizer, lambda step: 1.0))
     for other in (ReduceLROnPlateau(optimizer), lambda step: 1.0):
         with pytest.raises(RunError, match=r"build_scheduler returns \w+; expected a torch"):
             check_scheduler(other)
+
+
+def test_schedule_of_the_command_line_beside_one_of_the_model_is_reported(
+    arguments, monkeypatch, capsys
+):
+    class WithSchedule(Task):
+        def __init__(self) -> None:
+            super().__init__()
+            self.build_scheduler = lambda optimizer, *_: LambdaLR(optimizer, lambda step: 1.0)
+
+    monkeypatch.setattr(train, "Task", WithSchedule)
+    train.main([*arguments, "--max_steps", "1", "--lr_scheduler_type", "cosine"])
+    assert "--lr_scheduler_type cosine is not used" in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""Training with parameters that are frozen, or unused in some or all steps."""
+"""Models with parameters that are frozen, or not used in some or all steps, can be trained."""
 
 import json
 import random
@@ -33,7 +33,7 @@ def partly_arguments(tmp_path) -> list[str]:
     ]
 
 
-# The run stops before and after the first use of the expert.
+# The first run stops before the first use of `expert`, the second one after it.
 @pytest.mark.parametrize(("processes", "stop"), [(1, 3), (2, 12)])
 def test_partly_trained_model_resumes_bit_identically(processes, stop, partly_arguments, tmp_path):
     arguments = [*partly_arguments, "--batch_size", str(8 // processes)]
@@ -65,7 +65,7 @@ def skipping_arguments(tmp_path, partly_arguments, processes: int) -> list[str]:
     return [*partly_arguments, *size, "--outdir", str(tmp_path / f"run{processes}")]
 
 
-def test_a_parameter_unused_in_a_later_step_ends_two_processes_with_an_error(
+def test_parameter_that_a_later_step_does_not_use_is_an_error_with_two_processes(
     partly_arguments, tmp_path
 ):
     patch = partial(files_of_model_in, "skipping", "least_contract")
@@ -79,9 +79,7 @@ def test_a_parameter_unused_in_a_later_step_ends_two_processes_with_an_error(
 
 
 @pytest.mark.parametrize("kind", ["declared", "at_random"])
-def test_parameters_unused_in_some_steps_are_trained_in_two_processes(
-    kind, partly_arguments, tmp_path
-):
+def test_models_that_skip_parameters_are_trained_in_two_processes(kind, partly_arguments, tmp_path):
     patch = partial(files_of_model_in, f"skipping/{kind}", "least_contract")
     output = Launch(
         skipping_arguments(tmp_path, partly_arguments, 2), tmp_path / "output", 2, patch

@@ -1,4 +1,4 @@
-"""Mixed precision computes in 16 bits; weights and optimizer state are in float32."""
+"""Mixed precision computes in 16 bits; weights and optimizer state stay in float32."""
 
 from functools import partial
 
@@ -43,7 +43,7 @@ def test_resumed_run_is_bit_identical_in_bfloat16(arguments, tmp_path):
 
 
 def test_base_model_in_bfloat16_is_trained_in_float32(arguments, sample, tmp_path):
-    """transformers would keep bfloat16, in which small steps do not change the weights."""
+    """transformers would load bfloat16 weights, which small steps do not change."""
     train.main([*arguments, "--max_steps", "1", "--outdir", str(tmp_path / "first")])
     base = tmp_path / "base"
     base.mkdir()
@@ -62,7 +62,7 @@ def test_base_model_in_bfloat16_is_trained_in_float32(arguments, sample, tmp_pat
     base_weights = load_file(base / WEIGHTS_FILE)
     changes = [(learned[name] - base_weights[name].float()).abs().max() for name in trained]
     assert min(changes) > 0
-    assert max(changes) < 1e-4  # the weights of the base model, changed by small steps
+    assert max(changes) < 1e-4  # training started from the weights of the base model
 
 
 @pytest.mark.parametrize(("flag", "precision"), [([], "highest"), (["--tf32"], "high")])

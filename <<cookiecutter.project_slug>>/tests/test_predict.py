@@ -1,10 +1,11 @@
-"""predict.py: predictions in the order of the input, independent of batches and processes."""
+"""Predictions are in the order of the input, and do not depend on batches or processes."""
 
 import io
 import json
 import os
 import tracemalloc
 from functools import partial
+from pathlib import Path
 from signal import SIGKILL
 from typing import Any
 
@@ -58,7 +59,7 @@ def test_predictions_do_not_depend_on_batches_or_processes(checkpoint, sample, t
 
 
 @pytest.mark.proof
-def test_a_killed_prediction_is_continued_with_the_same_bytes(checkpoint, sample, tmp_path):
+def test_killed_prediction_is_resumed_with_the_same_bytes(checkpoint, sample, tmp_path):
     rows = (sample / "valid.jsonl").read_text(encoding="utf-8").splitlines()
     file = tmp_path / "new.jsonl"
     file.write_text("\n".join(rows[index % len(rows)] for index in range(150)), encoding="utf-8")
@@ -77,12 +78,12 @@ def test_a_killed_prediction_is_continued_with_the_same_bytes(checkpoint, sample
     assert "continues after 64 rows" in run("continued")
     assert output.read_bytes() == whole
     run("killed again", patch=partial(seams.killed_in_block, 2), code=-SIGKILL)
-    other = run("with another length", "--max_len", "24")
+    other = run("with another length", "--max_len", "49")
     assert "input, checkpoint, arguments or code have changed; starting again" in other
     assert sorted(path.name for path in tmp_path.glob("out*")) == ["out.jsonl"]
 
 
-def test_each_row_is_in_one_batch_of_similar_lengths():
+def test_each_row_is_in_one_batch_with_rows_of_similar_length():
     lengths = [1, 90, 3, 100, 80, 70, 3, 95, 4, 100]
     batches = list(batch_by_length(lengths, 4))
     assert batches == [[3, 9, 7, 1], [4, 5], [8, 2, 6], [0]]
@@ -90,7 +91,7 @@ def test_each_row_is_in_one_batch_of_similar_lengths():
 
 
 @pytest.mark.proof
-def test_memory_does_not_grow_with_the_input(tmp_path):
+def test_memory_use_does_not_grow_with_the_input(tmp_path):
     class Counter:
         columns = ["text"]
 
@@ -115,11 +116,11 @@ def test_memory_does_not_grow_with_the_input(tmp_path):
         tracemalloc.stop()
         return size
 
-    peak(500)  # imports
+    peak(500)  # the first call also measures imports
     assert peak(10_000) < 1.5 * peak(1000)
 
 
-def test_several_files_are_predicted_in_their_order(checkpoint, sample, tmp_path):
+def test_several_files_are_predicted_in_the_given_order(checkpoint, sample, tmp_path):
     lines = (sample / "valid.jsonl").read_text(encoding="utf-8").splitlines()
     files = [tmp_path / "one.jsonl", tmp_path / "two.jsonl"]
     for file, part in zip(files, (lines[3:5], lines[:1]), strict=True):
@@ -131,7 +132,7 @@ def test_several_files_are_predicted_in_their_order(checkpoint, sample, tmp_path
     ]
 
 
-def test_each_line_is_answered(checkpoint, monkeypatch, capsys):
+def test_each_line_of_the_terminal_gets_an_answer(checkpoint, monkeypatch, capsys):
     monkeypatch.setattr("sys.stdin", io.StringIO("Do you see it?\n\n"))
     predict.main(["--checkpoint", checkpoint, *SHORT])
     answers = capsys.readouterr().out.split("> ")[1:-1]
@@ -140,7 +141,7 @@ def test_each_line_is_answered(checkpoint, monkeypatch, capsys):
         assert all("prediction" in json.loads(answer) for answer in answers)
 
 
-def test_a_conversation_is_streamed_and_keeps_its_messages(checkpoint):
+def test_conversation_is_streamed_and_depends_on_earlier_messages(checkpoint):
     if not hasattr(Predictor, "start_conversation"):
         pytest.skip("Predictor has no start_conversation")
     model = load_model(Model, checkpoint).eval()
@@ -159,7 +160,17 @@ def test_a_conversation_is_streamed_and_keeps_its_messages(checkpoint):
 
 
 def test_invalid_arguments_are_refused_before_predicting(checkpoint, sample, tmp_path):
+    given = ["--input", str(sample / "valid.jsonl")]
+    unusable = Path(checkpoint).parent / "unusable"
+    unusable.mkdir()
+    (unusable / "link").symlink_to(sample / "valid.jsonl")
     for arguments, words in (
+        (["--output", str(unusable / "out.jsonl")], "out.jsonl: expected --input, too"),
+        ([*given, "--output", str(unusable)], "unusable: a folder; expected a file"),
+        ([*given, "--output", "/dev/null"], "/dev/null: not a regular file"),
+        ([*given, "--output", str(sample / "valid.jsonl")], "is a file of --input"),
+        ([*given, "--output", str(unusable / "link")], "is a file of --input"),
+        (["--input", f"{sample}/v*.jsonl", "--output", given[1]], "is a file of --input"),
         (["--checkpoint", str(tmp_path / "none")], "no such folder"),
         (["--input", str(tmp_path / "none.jsonl")], "no such file"),
         (["--input", str(sample / "valid.jsonl"), "--column", "other"], "no column 'other'"),
@@ -173,7 +184,7 @@ def test_invalid_arguments_are_refused_before_predicting(checkpoint, sample, tmp
     assert os.listdir(tmp_path) == []
 
 
-def test_prediction_does_not_depend_on_its_batch(checkpoint):
+def test_prediction_does_not_depend_on_other_texts_of_its_batch(checkpoint):
     model = load_model(Model, checkpoint).eval()
     options = {"max_new_tokens": 8} if "max_new_tokens" in OPTIONS else {}
     predictor = Predictor(model, load_tokenizer(checkpoint), 48, {}, **options)

@@ -35,7 +35,7 @@ NAMES = [
     for name, option in OPTIONS.items()
     if name.endswith("_column") and "default" in option
 ]
-# Texts from which a type could be inferred, and texts with a special meaning in a format.
+# Texts that a reader could convert to another type, and texts with a special meaning in a format.
 ODD = [
     *(
         "1",
@@ -62,7 +62,7 @@ SETTINGS = settings(
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch) -> Path:
-    """An empty cache."""
+    """An empty cache folder for this test."""
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     return tmp_path / "cache"
 
@@ -94,13 +94,13 @@ def test_csv_texts_equal_those_of_the_csv_module(rows, tmp_path):
     with (tmp_path / "t.csv").open("w", encoding="utf-8", newline="") as file:
         csv.writer(file, quoting=csv.QUOTE_ALL).writerows([("a", "b"), *rows])
     if sys.version_info < (3, 11) and any("\0" in cell for row in rows for cell in row):
-        return  # csv of Python 3.10 cannot read such a file
+        return  # the csv module of Python 3.10 cannot read NUL characters
     assert read(tmp_path / "t.csv") == rows
 
 
 @SETTINGS
 @given(rows=ROWS)
-def test_csv_cells_without_quotes_are_texts_or_missing(rows, tmp_path):
+def test_unquoted_csv_cells_are_texts_or_missing_values(rows, tmp_path):
     rows = [tuple(cell.replace("\0", "") for cell in row) for row in rows]
     with (tmp_path / "t.csv").open("w", encoding="utf-8", newline="") as file:
         csv.writer(file).writerows([("a", "b"), *rows])
@@ -135,7 +135,7 @@ def test_parquet_texts_equal_those_of_pyarrow(rows, tmp_path):
     assert read(tmp_path / "t.parquet") == rows
 
 
-def test_json_values_are_the_text_in_the_file(tmp_path):
+def test_json_numbers_are_read_as_written_in_the_file(tmp_path):
     literals = ["1", "1.0", "1.10", "-0.5e-3", "123456789012345678901234567890", "true", "false"]
     text = "".join(f'{{"a": {word}}}\n' for word in [*literals, '"1.0"', '"2019-01-01"'])
     (tmp_path / "t.jsonl").write_text(text)
@@ -143,7 +143,7 @@ def test_json_values_are_the_text_in_the_file(tmp_path):
     assert read(tmp_path / "t.jsonl", "a") == [(word,) for word in expected]
 
 
-def test_numbers_and_words_are_the_same_text_in_every_format(tmp_path):
+def test_numbers_and_booleans_are_the_same_text_in_every_format(tmp_path):
     rows = [{"a": 1, "b": 0.5, "c": True}, {"a": -(2**62), "b": 1.0, "c": False}]
     expected = [("1", "0.5", "true"), (str(-(2**62)), "1.0", "false")]
     (tmp_path / "t.jsonl").write_text(lines(*rows))
@@ -184,21 +184,21 @@ def test_lists_of_texts_are_read(tmp_path):
 @pytest.mark.parametrize(
     "text",
     [
-        ',a,b\n0,x,y\n1,"p, q",\n',  # with the index of pandas
+        ',a,b\n0,x,y\n1,"p, q",\n',  # with an index, as written by pandas
         "a,b,\nx,y,\n\n"
-        + '"p, q","",\n',  # with a comma at the end of lines, as spreadsheets write it
+        + '"p, q","",\n',  # with commas at the ends of lines, as written by spreadsheets
         'sep=,\na,b\nx,y\n"p, q",""\n',
         'sep=;\r\na;b\r\nx;y\r\n"p, q";""\r\n',
         'a,b\rx,y\r"p, q",""\r',
         '\ufeff"a","b"\r\nx,y\r\n"p, q",""\r\n',
     ],
 )
-def test_csv_of_other_programs_is_read(text, tmp_path):
+def test_csv_files_of_other_programs_are_read(text, tmp_path):
     (tmp_path / "t.csv").write_text(text.replace('q",\n', 'q",""\n'), newline="")
     assert read(tmp_path / "t.csv") == [("x", "y"), ("p, q", "")]
 
 
-def test_a_row_over_several_lines_is_located_where_it_begins(tmp_path):
+def test_row_over_several_lines_is_located_at_its_first_line(tmp_path):
     (tmp_path / "t.csv").write_text('a,b\n"1\n2",x\n"3\n\n4",y\n5,z\n')
     (tmp_path / "t.json").write_text('[\n {"a": 1},\n {\n"a":\n2},\n\n {"a": 3}]')
     assert [locate_row(tmp_path / "t.csv", row) for row in range(3)] == [
@@ -209,7 +209,7 @@ def test_a_row_over_several_lines_is_located_where_it_begins(tmp_path):
     ]
 
 
-def test_a_json_array_larger_than_a_block_is_read(tmp_path):
+def test_json_array_larger_than_a_block_is_read(tmp_path):
     draw = random.Random(0)
     sizes = [0, 1, 3 * 2**20, *(draw.randrange(2**17) for _ in range(20))]
     rows = [("é" * size, str(size)) for size in sizes]
@@ -233,9 +233,9 @@ COMPRESSORS: dict[str, Callable[[bytes], bytes]] = {
 
 
 @pytest.mark.parametrize("ending", COMPRESSORS)
-def test_compressed_files_are_read_and_damaged_ones_refused(ending, tmp_path):
+def test_compressed_files_are_read_and_damaged_files_are_refused(ending, tmp_path):
     data = lines({"a": "x", "b": "1"}, {"a": "y", "b": "2"}).encode()
-    twice = COMPRESSORS[ending](data) * 2  # several members, as parallel compressors write them
+    twice = COMPRESSORS[ending](data) * 2  # several members, as written by parallel compressors
     path = tmp_path / f"Train.JSONL.{ending.upper()}"
     path.write_bytes(twice)
     assert read(path) == [("x", "1"), ("y", "2")] * 2
@@ -247,7 +247,7 @@ def test_compressed_files_are_read_and_damaged_ones_refused(ending, tmp_path):
         read(path)
 
 
-def test_special_characters_and_patterns_in_paths(tmp_path, monkeypatch):
+def test_paths_with_special_characters_and_patterns_are_read(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     folder = tmp_path / "exp[1] *"
     (folder / ".ipynb_checkpoints").mkdir(parents=True)
@@ -266,7 +266,7 @@ def test_special_characters_and_patterns_in_paths(tmp_path, monkeypatch):
         assert read(source) == [("x", "y")], source
 
 
-def test_files_of_several_splits_are_not_read_as_one(tmp_path):
+def test_folder_with_several_splits_needs_the_name_of_a_split(tmp_path):
     for name in ("train.jsonl", "validation.jsonl"):
         (tmp_path / name).write_text(lines({"a": "2019-01-01", "b": name}))
     with pytest.raises(DataError, match="has the splits train, validation; expected one"):
@@ -277,7 +277,7 @@ def test_files_of_several_splits_are_not_read_as_one(tmp_path):
         read(f"{tmp_path}:test")
 
 
-def test_folders_of_save_to_disk_are_read(tmp_path):
+def test_folders_written_by_save_to_disk_are_read(tmp_path):
     labels = datasets.Features(
         {"a": datasets.Value("date32"), "b": datasets.ClassLabel(names=["no", "yes"])}
     )
@@ -297,7 +297,7 @@ def test_folders_of_save_to_disk_are_read(tmp_path):
         read(f"{tmp_path}/one:test")
 
 
-def test_dates_that_were_inferred_from_json_are_refused(tmp_path):
+def test_json_texts_that_datasets_converted_to_dates_are_refused(tmp_path):
     (tmp_path / "README.md").write_text(
         "---\nconfigs:\n- config_name: b\n  data_files: x.jsonl\n---\n"
     )
@@ -307,7 +307,7 @@ def test_dates_that_were_inferred_from_json_are_refused(tmp_path):
         read(f"{tmp_path}:b:train", "a")
 
 
-def test_a_part_of_a_split_is_taken_from_its_rows(tmp_path):
+def test_slice_of_a_split_selects_its_rows(tmp_path):
     (tmp_path / "train.jsonl").write_text(lines(*({"a": str(n)} for n in range(10))))
     assert read(f"{tmp_path}:train[8:]", "a") == [("8",), ("9",)]
     assert read(f"{tmp_path}:train[:10%]", "a") == [("0",)]
@@ -315,7 +315,7 @@ def test_a_part_of_a_split_is_taken_from_its_rows(tmp_path):
         read(f"{tmp_path}:train[10:]", "a")
 
 
-def test_a_file_that_replaces_another_of_its_size_and_time_is_read_anew(tmp_path):
+def test_file_replaced_by_one_of_equal_size_and_time_is_read_again(tmp_path):
     path = tmp_path / "t.jsonl"
     other = tmp_path / "other.jsonl"
     path.write_text(lines({"a": "old"}))
@@ -347,12 +347,12 @@ def test_tokens_do_not_depend_on_earlier_calls_of_the_tokenizer(rows, cache, tmp
         tokenizer.save_pretrained(tmp_path / str(number))
         saved.append({p.name: p.read_bytes() for p in (tmp_path / str(number)).iterdir()})
         files = set((cache / "tokens").glob("*.arrow"))
-        assert files and cached in (set(), files)  # found again
+        assert files and cached in (set(), files)  # the cached tokens are used again
         cached = files
     assert saved[0] == saved[1] == saved[2]
 
 
-def test_tokens_follow_the_state_of_the_tokenizer(rows):
+def test_changed_tokenizer_invalidates_cached_tokens(rows):
     tokenizer = AutoTokenizer.from_pretrained(str(ROOT / "tiny"))
     before = generate_dataset(rows, tokenizer, 16)
     tokenizer.add_tokens(["cold tea"])
@@ -363,7 +363,7 @@ def test_tokens_follow_the_state_of_the_tokenizer(rows):
 
 
 @pytest.mark.proof
-def test_edited_helper_invalidates_cached_tokens(rows, tmp_path):
+def test_changed_code_of_the_tokenization_invalidates_cached_tokens(rows, tmp_path):
     project = tmp_path / "project"
     for name in ("model", "reading", "tiny", "errors.py"):
         source = ROOT / name
@@ -373,7 +373,7 @@ def test_edited_helper_invalidates_cached_tokens(rows, tmp_path):
     dataset = project / "model" / "dataset.py"
     text = dataset.read_text(encoding="utf-8")
     assert "read_table(path," in text
-    # The encoder passes its texts to a helper, which imports a constant from another module.
+    # The function that encodes texts calls a function of another module, which imports a constant.
     text = text.replace(
         "rows = tokenize(table, encode, tokenizer)", "rows = _helped(table, encode, tokenizer)"
     )
@@ -429,18 +429,18 @@ def word_tokenizer(**marks: str) -> PreTrainedTokenizerFast:
 
 
 @pytest.mark.parametrize("text", ["", " \n"])
-def test_text_without_tokens_gets_one(text, tmp_path):
+def test_text_without_tokens_gets_one_special_token(text, tmp_path):
     path = tmp_path / "t.jsonl"
     good = [dict.fromkeys(NAMES, word) for word in "ab"]
     path.write_text(lines(*good, {**good[0], NAMES[0]: text}))
     if {"messages_column", "words_column"} & OPTIONS.keys():
-        pytest.skip("the tokens are those of a chat template, or of labelled words")
+        pytest.skip("in this task, an empty text does not result in an example without tokens")
     dataset = generate_dataset(path, word_tokenizer(eos_token="</s>"), 16)
     assert dataset.lengths.min() > 0
     assert dataset[len(dataset) - 1]["input_ids"][-1] == 1
 
 
-def test_examples_are_equal_in_a_worker(rows):
+def test_pickled_data_set_for_a_worker_has_the_same_examples(rows):
     dataset = generate_dataset(rows, AutoTokenizer.from_pretrained(str(ROOT / "tiny")), 16)
     copy = pickle.loads(pickle.dumps(dataset))
     batch, expected = (part.collate([part[0]]) for part in (copy, dataset))

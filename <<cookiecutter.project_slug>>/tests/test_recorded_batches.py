@@ -1,4 +1,4 @@
-"""Micro-batches have the indices that an earlier version recorded, so that its runs resume."""
+"""Micro-batches are those recorded with an earlier version, so that its runs can be resumed."""
 
 import json
 from pathlib import Path
@@ -26,7 +26,7 @@ class Recorded(torch.utils.data.Dataset):
 
 
 @pytest.mark.parametrize("epoch", RECORDED["epochs"])
-def test_micro_batches_equal_the_recorded_ones(epoch):
+def test_micro_batches_equal_the_recorded_micro_batches(epoch):
     ranks = []
     for rank in range(epoch["processes"]):
         accelerator = SimpleNamespace(

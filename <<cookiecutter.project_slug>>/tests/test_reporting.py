@@ -1,4 +1,4 @@
-"""Reports of a run: scores, pictures, trackers and the model card."""
+"""Choice of best/, scores, pictures, trackers and the model card."""
 
 import os
 import re
@@ -29,7 +29,7 @@ PNG = b"\x89PNG\r\n\x1a\n"
 
 @PROOF
 @pytest.mark.parametrize("name", ["loss", list(SCORES)[0], list(SCORES)[-1]])
-def test_best_is_chosen_by_the_requested_score(name, arguments, tmp_path):
+def test_best_is_chosen_by_metric_for_best_model(name, arguments, tmp_path):
     values = [1.0, 3.0, 2.0] if {"loss": False, **SCORES}[name] else [3.0, 1.0, 2.0]
     worse = {"loss": 9.0} if name != "loss" else {}
     with seams.scores_replaced_by([{**worse, name: value} for value in values]):
@@ -73,7 +73,7 @@ def test_pictures_samples_and_model_card_are_written(arguments, tmp_path, capsys
     run = tmp_path / "run"
     assert (run / "loss.png").read_bytes().startswith(PNG)
     others = set(os.listdir(run)) - {"best", "last", "log.json", "loss.png", STORE}
-    assert others, "no file of Scores.save"
+    assert others, "Scores.save has written no file"
     state = read_state(run / "best")
     assert [step for step, *_ in state["curve"]] == list(range(1, state["step"] + 1))
     norms = [norm for *_, norm in state["curve"]]
@@ -90,7 +90,7 @@ def test_pictures_samples_and_model_card_are_written(arguments, tmp_path, capsys
     shown = capsys.readouterr()
     for name in scores:
         assert f"{name} {expected[name]:.4g}" in shown.out
-    assert re.findall(r"left=([\d:?]+)", shown.err)[-1] == "00:00", "of the whole run"
+    assert re.findall(r"left=([\d:?]+)", shown.err)[-1] == "00:00", "not of the whole run"
 
 
 def points(folder: Path, tag: str) -> list[tuple[int, float]]:
@@ -103,7 +103,7 @@ def points(folder: Path, tag: str) -> list[tuple[int, float]]:
 
 
 @PROOF
-def test_resumed_run_continues_its_tensorboard(arguments, tmp_path):
+def test_resumed_run_continues_its_tensorboard_logs(arguments, tmp_path):
     arguments += ["--report_to", "tensorboard", "--logging_steps", "1", "--save_steps", "3"]
     train.main([*arguments, "--outdir", str(tmp_path / "whole")])
     with seams.killed_before_micro_batch(5), pytest.raises(Killed):
@@ -135,7 +135,7 @@ def test_points_of_a_long_curve_are_evenly_spaced():
 
 @PROOF
 @pytest.mark.parametrize("processes", [1, 2])
-def test_failures_of_reporting_do_not_end_a_run(processes, arguments, tmp_path):
+def test_failures_in_reporting_do_not_end_a_run(processes, arguments, tmp_path):
     arguments += ["--report_to", "tensorboard", "--logging_steps", "1"]
     arguments += ["--batch_size", str(8 // processes)]
     output = Launch(arguments, tmp_path / "output", processes, reporting_fails).expect()

@@ -1,5 +1,6 @@
-"""A resume with other data, arguments or paths uses them, keeps the old ones, or is refused."""
+"""Changed data, arguments and paths are used by a resumed run, ignored, or refused."""
 
+import json
 import math
 import os
 import shutil
@@ -13,13 +14,17 @@ from helpers import seams
 from helpers.assertions import assert_equal_tensors, read_log, read_state, read_weights
 from helpers.seams import Killed
 from model.dataset import generate_dataset
+from training import atomic
+from training.arguments import read_config
+from training.contract import Task
+from training.state import STATE_FILE
 
 pytestmark = pytest.mark.proof
 
 
 @pytest.fixture
 def own_arguments(arguments, sample, tmp_path) -> list[str]:
-    """Arguments of the short run, with data files that a test may change."""
+    """Arguments of a short run, with copies of the data files, which tests may change."""
     for name in ("train", "valid"):
         shutil.copy(sample / f"{name}.jsonl", tmp_path)
         arguments += [f"--{name}_input", str(tmp_path / f"{name}.jsonl")]
@@ -56,7 +61,7 @@ def test_changed_rows_within_an_epoch_are_refused(change, own_arguments, tmp_pat
     assert outcome(tmp_path / "run") == before
 
 
-def test_changed_rows_between_epochs_are_trained_on_completely(own_arguments, tmp_path, tokenizer):
+def test_rows_changed_between_epochs_are_used_completely(own_arguments, tmp_path, tokenizer):
     train.main([*own_arguments, "--epochs", "1"])
     done = read_state(tmp_path / "run" / "last")["step"]
     file = tmp_path / "train.jsonl"
@@ -79,7 +84,7 @@ def train_lr_after(run: Path) -> float:
 
 @pytest.mark.parametrize(("epochs", "expected"), [("1", 2), ("2", 2), ("3", 3)])
 def test_number_of_epochs_may_change(epochs, expected, own_arguments, steps, tmp_path):
-    """If fewer epochs are requested than were completed, no step is done."""
+    """If the run has already completed this number of epochs, no step is done."""
     train.main(own_arguments)
     weights = read_weights(tmp_path / "run" / "last")
     train.main(["--restore_dir", str(tmp_path / "run" / "last"), "--epochs", epochs])
@@ -99,14 +104,56 @@ def test_epochs_given_on_resume_replace_max_steps(own_arguments, steps, tmp_path
     assert state["args"]["max_steps"] is None
 
 
-def test_changed_seed_is_refused_within_an_epoch_only(own_arguments, tmp_path):
+def test_changed_seed_is_refused_only_within_an_epoch(own_arguments, tmp_path):
     stop_within_epoch(own_arguments)
     last = ["--restore_dir", str(tmp_path / "run" / "last")]
-    with pytest.raises(RunError, match="--seed 7: the order of epoch 0 depends on it"):
+    with pytest.raises(RunError, match="--seed 7: the order of epoch 0 depends on the seed"):
         train.main([*last, "--seed", "7"])
     train.main([*last, "--epochs", "1"])
     train.main([*last, "--epochs", "2", "--seed", "7"])
     assert read_state(tmp_path / "run" / "last")["current_epoch"] == 2
+
+
+def test_extended_run_keeps_the_validation_at_its_former_end(own_arguments, tmp_path):
+    with seams.scores_replaced_by([{"loss": 0.0}]):
+        train.main([*own_arguments, "--max_steps", "2"])
+    train.main(["--restore_dir", str(tmp_path / "run" / "last"), "--epochs", "1"])
+    log = read_log(tmp_path / "run")
+    assert list(log) == ["Epoch 0, step 2", "Epoch 0"]
+    assert log["Epoch 0, step 2"]["valid_log"]["loss"] == 0
+    assert read_state(tmp_path / "run" / "last")["best"]["epoch"] == "Epoch 0, step 2"
+
+
+def test_resumed_run_does_not_hold_out_examples_that_it_was_trained_on(own_arguments, tmp_path):
+    while "--valid_input" in own_arguments:
+        position = own_arguments.index("--valid_input")
+        del own_arguments[position : position + 2]
+    train.main([*own_arguments, "--valid_size", "0.3", "--epochs", "1"])
+    last = ["--restore_dir", str(tmp_path / "run" / "last"), "--epochs", "2"]
+    for name, value in (("seed", 7), ("valid_size", 0.4), ("valid_fold", 1), ("max_len", 47)):
+        with pytest.raises(RunError, match=f"--{name} {value}: .* would now be held out"):
+            train.main([*last, f"--{name}", str(value)])
+    with pytest.raises(RunError, match="--valid_size 0.3: nothing is held out"):
+        train.main([*last, "--valid_size", "0.3", "--valid_input", str(tmp_path / "valid.jsonl")])
+
+
+def test_base_model_of_a_resumed_run_cannot_be_replaced(own_arguments, tmp_path, capsys):
+    train.main([*own_arguments, "--epochs", "1"])
+    last = ["--restore_dir", str(tmp_path / "run" / "last"), "--epochs", "2"]
+    train.main([*last, "--model_id", "somebody/other"])
+    assert "--model_id somebody/other is not used" in capsys.readouterr().out
+    assert "other" not in read_state(tmp_path / "run" / "last")["args"]["model_id"]
+
+
+def test_arguments_of_another_project_in_a_checkpoint_are_reported(own_arguments, tmp_path):
+    train.main([*own_arguments, "--epochs", "1"])
+    last = (tmp_path / "run" / "last").resolve()
+    state = json.loads((last / STATE_FILE).read_text(encoding="utf-8"))
+    state["args"]["other_option"] = 1
+    (last / STATE_FILE).write_text(json.dumps(state), encoding="utf-8")
+    atomic._seal(last)
+    _, notes = read_config(Task(), ["--restore_dir", str(tmp_path / "run" / "last")])
+    assert notes == [f"{tmp_path}/run/last has arguments that train.py does not have: other_option"]
 
 
 def test_changed_batch_size_keeps_the_global_batch_size(own_arguments, tmp_path, capsys):
@@ -118,7 +165,7 @@ def test_changed_batch_size_keeps_the_global_batch_size(own_arguments, tmp_path,
     assert state["current_epoch"] == 2
 
 
-def test_changed_validation_data_start_a_new_best(own_arguments, tmp_path, capsys):
+def test_next_validation_is_the_best_after_changed_validation_data(own_arguments, tmp_path, capsys):
     with seams.scores_replaced_by([{"loss": 0.0}]):
         train.main([*own_arguments, "--epochs", "1"])
     file = tmp_path / "valid.jsonl"
@@ -130,7 +177,7 @@ def test_changed_validation_data_start_a_new_best(own_arguments, tmp_path, capsy
     assert best["best"]["epoch"] == "Epoch 1"
 
 
-def test_changed_validation_data_restart_patience(own_arguments, tmp_path):
+def test_changed_validation_data_reset_the_count_of_patience(own_arguments, tmp_path):
     own_arguments += ["--patience", "1"]
     with seams.scores_replaced_by([{"loss": 1.0}, {"loss": 2.0}]):
         train.main([*own_arguments, "--epochs", "9"])
@@ -143,7 +190,7 @@ def test_changed_validation_data_restart_patience(own_arguments, tmp_path):
 
 
 @pytest.mark.parametrize("path", ["link", "target", "relative link"])
-def test_run_saves_next_to_its_checkpoint_for_any_path(path, own_arguments, tmp_path, monkeypatch):
+def test_resumed_run_saves_into_its_folder_for_any_path(path, own_arguments, tmp_path, monkeypatch):
     train.main([*own_arguments, "--epochs", "1"])
     given = tmp_path / "shortcut"
     if path == "target":
@@ -159,7 +206,7 @@ def test_run_saves_next_to_its_checkpoint_for_any_path(path, own_arguments, tmp_
     assert sorted(p.name for p in tmp_path.iterdir() if p.is_dir()) == ["run"] or path != "target"
 
 
-def test_copy_of_last_alone_resumes_with_a_best_of_its_own(own_arguments, tmp_path, capsys):
+def test_copy_of_last_without_best_gets_a_new_best(own_arguments, tmp_path, capsys):
     train.main([*own_arguments, "--epochs", "1"])
     elsewhere = tmp_path / "elsewhere"
     shutil.copytree(tmp_path / "run" / "last", elsewhere / "last")
@@ -171,7 +218,7 @@ def test_copy_of_last_alone_resumes_with_a_best_of_its_own(own_arguments, tmp_pa
     assert outcome(tmp_path / "run") == before
 
 
-def test_another_outdir_gets_all_saves(own_arguments, tmp_path):
+def test_resumed_run_with_another_outdir_saves_only_there(own_arguments, tmp_path):
     train.main([*own_arguments, "--epochs", "1"])
     before = outcome(tmp_path / "run")
     last = ["--restore_dir", str(tmp_path / "run" / "last"), "--outdir", str(tmp_path / "other")]
@@ -182,7 +229,7 @@ def test_another_outdir_gets_all_saves(own_arguments, tmp_path):
     assert outcome(tmp_path / "run") == before
 
 
-def test_checkpoint_of_another_name_needs_an_outdir(own_arguments, tmp_path):
+def test_checkpoint_with_another_name_needs_an_outdir(own_arguments, tmp_path):
     train.main([*own_arguments, "--epochs", "1"])
     copied = tmp_path / "checkpoint"
     shutil.copytree(tmp_path / "run" / "last", copied)
@@ -192,8 +239,8 @@ def test_checkpoint_of_another_name_needs_an_outdir(own_arguments, tmp_path):
     assert read_state(tmp_path / "new" / "last")["current_epoch"] == 2
 
 
-def test_missing_links_are_restored_in_a_copy(own_arguments, tmp_path):
-    """Some copy tools omit symbolic links."""
+def test_missing_links_are_restored(own_arguments, tmp_path):
+    """Some tools omit symbolic links when they copy a folder."""
     with seams.scores_replaced_by([{"loss": 0.0}]):
         train.main([*own_arguments, "--epochs", "1"])
     weights = read_weights(tmp_path / "run" / "best")

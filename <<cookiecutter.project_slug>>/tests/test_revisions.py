@@ -1,4 +1,4 @@
-"""`--model_id NAME@REVISION`, with repositories in the local cache of the Hub."""
+"""`--model_id NAME@REVISION` selects a revision of a base model, here from the Hub's cache."""
 
 import json
 import shutil
@@ -22,7 +22,7 @@ COMMITS = {"main": "a" * 40, "v1": "b" * 40, "feature/new": "c" * 40}
 
 @pytest.fixture
 def base(arguments, tmp_path, monkeypatch) -> Path:
-    """Cache a repository `me/base` with three revisions; return the weights of v1."""
+    """Cache a repository `me/base` with three revisions; return the folder of v1."""
     train.main([*arguments, "--max_steps", "1", "--outdir", str(tmp_path / "first")])
     repository = tmp_path / "cache" / "models--me--base"
     for number, (name, commit) in enumerate(COMMITS.items()):
@@ -70,7 +70,7 @@ def test_adapter_keeps_the_commit_of_its_base_model(base, arguments, tmp_path):
     saved = json.loads((run / "best" / "adapter_config.json").read_text(encoding="utf-8"))
     assert (saved["base_model_name_or_path"], saved["revision"]) == ("me/base", COMMITS["v1"])
     refs = base.parent.parent / "refs"
-    (refs / "v1").write_text(COMMITS["main"])  # the tag is moved
+    (refs / "v1").write_text(COMMITS["main"])  # move the tag
     train.main(["--restore_dir", str(run / "last"), "--max_steps", "2"])
     again = json.loads((run / "last" / "adapter_config.json").read_text(encoding="utf-8"))
     assert again["revision"] == COMMITS["v1"]
@@ -94,7 +94,7 @@ def test_unknown_revision_is_refused_in_one_sentence(base, arguments, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_folder_with_an_at_sign_is_no_revision(sample, arguments, tmp_path):
+def test_folder_with_an_at_sign_is_not_split_into_name_and_revision(sample, arguments, tmp_path):
     shutil.copytree(sample / "tiny", tmp_path / "tiny@v1")
     train.main([*arguments, "--max_steps", "1", "--model_id", str(tmp_path / "tiny@v1")])
     assert read_state(tmp_path / "run" / "last")["commit"] is None

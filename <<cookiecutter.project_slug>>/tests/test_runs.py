@@ -1,4 +1,4 @@
-"""Runs of train.py: output, resume, and several processes."""
+"""Runs of train.py: files, resuming, several processes, and early stopping."""
 
 import re
 from contextlib import contextmanager
@@ -63,9 +63,7 @@ def test_resumed_run_is_bit_identical(micro_batches, arguments, tmp_path, uninte
 
 
 @pytest.mark.proof
-def test_run_killed_before_a_validation_validates_after_the_resume(
-    arguments, tmp_path, uninterrupted
-):
+def test_run_killed_before_a_validation_validates_on_resume(arguments, tmp_path, uninterrupted):
     arguments += ["--save_steps", "1"]
     with seams.killed_before_validation(), pytest.raises(Killed):
         train.main(arguments)
@@ -85,7 +83,7 @@ def test_resumed_run_restores_a_missing_log(arguments, tmp_path):
 
 @pytest.mark.proof
 @pytest.mark.parametrize("damage", ["cut", "altered", "missing", "manifest"])
-def test_damaged_checkpoint_falls_back_to_the_one_before(
+def test_previous_checkpoint_is_used_if_the_last_one_is_damaged(
     damage, arguments, tmp_path, capfd, uninterrupted
 ):
     arguments += ["--save_steps", "1"]
@@ -101,7 +99,7 @@ def test_damaged_checkpoint_falls_back_to_the_one_before(
     else:
         (weights if damage == "missing" else last / "manifest.json").unlink()
     train.main(["--restore_dir", str(last)])
-    assert "resuming from the previous one" in capfd.readouterr().out
+    assert "resuming from the previous checkpoint" in capfd.readouterr().out
     assert_bit_identical(tmp_path / "run", uninterrupted(arguments))
 
 
@@ -115,14 +113,14 @@ def test_nan_loss_is_never_the_best():
 
 
 @pytest.mark.proof
-def test_loader_workers_change_no_bit_and_end_with_the_run(arguments, tmp_path, uninterrupted):
+def test_run_with_loader_workers_has_bit_identical_weights(arguments, tmp_path, uninterrupted):
     Launch([*arguments, "--num_workers", "2"], tmp_path / "output").expect()
     expected = read_result(uninterrupted(arguments))
     assert_equal_tensors(read_result(tmp_path / "run").weights, expected.weights)
 
 
 def rates(output: str) -> list[tuple[int, int, float]]:
-    """Return (step, total steps, learning rate) of all progress bars of training."""
+    """Return (step, total steps, learning rate) for each update of the training progress bars."""
     bar = r"\[Epoch (\d+)\] \[TRAIN\]: +\d+%\|.*?\| (\d+)/(\d+) \[.*?lr=([\d.e-]+)[],]"
     return [
         (int(epoch) * int(total) + int(step) - 1, 2 * int(total), float(lr))
@@ -164,7 +162,7 @@ def test_overflowed_step_does_not_move_the_schedule(arguments, tmp_path, monkeyp
     monkeypatch.setattr(Task, "forward", forward_64_times)
     monkeypatch.setattr(
         training.opening, "check_contract", lambda *_: []
-    )  # the loss is multiplied by 64
+    )  # it would refuse the loss, which is multiplied by 64
     train.main([*arguments, "--max_steps", "10"])
     state = read_state(tmp_path / "run" / "last")
     skipped = state["step"] - state["scheduler_steps"]
@@ -173,7 +171,7 @@ def test_overflowed_step_does_not_move_the_schedule(arguments, tmp_path, monkeyp
     assert state["scaler"]["scale"] == 2.0 ** (127 - skipped)
     train.main(["--restore_dir", str(tmp_path / "run" / "last"), "--max_steps", "11"])
     state = read_state(tmp_path / "run" / "last")
-    assert state["scaler"]["scale"] <= 2.0 ** (127 - skipped)  # a new one would start at 2^127
+    assert state["scaler"]["scale"] <= 2.0 ** (127 - skipped)  # a new scaler would start at 2^127
 
 
 @pytest.mark.proof
@@ -198,7 +196,7 @@ def test_another_number_of_processes_gives_the_same_losses(
     train.main([*arguments, "--max_steps", "4", "--batch_size", "4", "--accumulation", "2"])
     in_two_processes("run", *last, "--max_steps", "9")
     train.main([*last, "--max_steps", "12", "--batch_size", "3"])
-    # Do not compare the weights: where a gradient is a rounding error, Adam makes a full step.
+    # Do not compare the weights: Adam makes a full step even if a gradient is a rounding error.
     result, expected = read_result(tmp_path / "run"), read_result(tmp_path / "whole")
     for epoch, entry in expected.log.items():
         for part in ("train_log", "valid_log"):
@@ -209,12 +207,12 @@ def test_another_number_of_processes_gives_the_same_losses(
 
 @contextmanager
 def tokenizing_announced(cache):
-    """Make a process print when it tokenizes texts; the cache of `datasets` is in `cache`."""
+    """Make a process print a line when it tokenizes texts; use `cache` as the cache folder."""
     datasets.config.HF_DATASETS_CACHE = cache
     call = PreTrainedTokenizerBase.__call__
 
     def announcing(self, texts=None, *args, **kwargs):
-        if isinstance(texts, list) and len(texts) > 1:  # not the probes of a start
+        if isinstance(texts, list) and len(texts) > 1:  # checks pass a single text
             print("TOKENIZING", flush=True)
         return call(self, texts, *args, **kwargs)
 
@@ -223,7 +221,7 @@ def tokenizing_announced(cache):
 
 
 @pytest.mark.proof
-def test_texts_are_tokenized_once(arguments, tmp_path):
+def test_texts_are_tokenized_once_for_all_processes_and_runs(arguments, tmp_path):
     patch = partial(tokenizing_announced, tmp_path / "cache")
     arguments += ["--max_steps", "1"]
     run = Launch(arguments, tmp_path / "first", processes=2, patch=patch)
@@ -234,7 +232,7 @@ def test_texts_are_tokenized_once(arguments, tmp_path):
 
 
 @pytest.mark.proof
-def test_early_stopping_ends_a_run_in_all_processes(arguments, tmp_path):
+def test_early_stopping_ends_all_processes(arguments, tmp_path):
     arguments += ["--epochs", "9", "--patience", "2", "--lr", "0"]
     for processes in (1, 2):
         outdir = tmp_path / f"run{processes}"
@@ -247,7 +245,7 @@ def test_early_stopping_ends_a_run_in_all_processes(arguments, tmp_path):
 
 
 @pytest.mark.proof
-def test_restore_dir_auto_starts_resumes_and_does_nothing_after_the_end(arguments, tmp_path):
+def test_restore_dir_auto_starts_or_resumes_a_run_and_keeps_a_complete_one(arguments, tmp_path):
     arguments += ["--restore_dir", "auto"]
     train.main(arguments)
     manifest = (tmp_path / "run" / "last" / "manifest.json").read_bytes()

@@ -1,4 +1,4 @@
-"""If an operation of a save fails, `last/` and `best/` are intact checkpoints at every moment."""
+"""If an operation of a save fails, `last/` and `best/` are still intact checkpoints."""
 
 import errno
 import json
@@ -25,7 +25,7 @@ Save = Callable[[], None]
 
 
 class Failing:
-    """Makes one operation fail; after a kill of the process, all later operations fail as well."""
+    """Makes operation `number` fail; with the error `Killed`, all later operations fail as well."""
 
     def __init__(self, number: int, error: BaseException):
         self.number = number
@@ -43,7 +43,7 @@ class Failing:
 
 
 def intact_epochs(run: Path) -> dict[str, int]:
-    """Check that `best/` and `last/` are intact; return their numbers of completed epochs."""
+    """Check that `best/` and `last/` are intact; return the number of completed epochs of each."""
     epochs = {}
     for name in ("best", "last"):
         assert atomic.find_fault(run / name) is None
@@ -56,7 +56,7 @@ def intact_epochs(run: Path) -> dict[str, int]:
 
 @pytest.fixture
 def at_second_save(arguments, tmp_path):
-    """Return a function that trains, and calls `attempt(save, run)` before the second save."""
+    """Return a function that trains, and calls `attempt(save, run)` before the save of epoch 2."""
 
     def during(attempt: Callable[[Save, Path], None]) -> None:
         run = tmp_path / "run"
@@ -96,7 +96,7 @@ def test_every_operation_of_a_save_may_fail(error, at_second_save):
     at_second_save(attempt)
 
 
-def test_file_that_cannot_grow_leaves_the_previous_save(at_second_save):
+def test_previous_save_is_kept_if_a_file_cannot_be_written_completely(at_second_save):
     def attempt(save: Save, run: Path) -> None:
         before = intact_epochs(run)
         sizes = sorted({file.stat().st_size for file in (run / "last").iterdir()})
@@ -146,7 +146,7 @@ def test_files_are_flushed_before_they_are_published(at_second_save):
     at_second_save(attempt)
 
 
-def test_save_without_room_writes_nothing(at_second_save, monkeypatch):
+def test_save_that_does_not_fit_on_the_disk_writes_nothing(at_second_save, monkeypatch):
     def attempt(save: Save, run: Path) -> None:
         usage = shutil.disk_usage(run)._replace(free=10**6)
         written: list[tuple] = []
@@ -172,13 +172,13 @@ def test_removed_output_directory_is_reported(arguments, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_output_directory_that_cannot_be_made_is_reported(arguments, tmp_path):
+def test_output_directory_that_cannot_be_created_is_reported(arguments, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(RunError, match=r"file/run: not writable \(Not a directory\)"):
         train.main([*arguments, "--outdir", str(tmp_path / "file" / "run")])
 
 
-def test_remains_of_a_killed_save_are_removed_at_the_start(arguments, tmp_path):
+def test_incomplete_files_of_a_killed_save_are_removed_on_resume(arguments, tmp_path):
     train.main([*arguments, "--max_steps", "1"])
     store = tmp_path / "run" / atomic.STORE
     (store / "last.7.tmp").mkdir()

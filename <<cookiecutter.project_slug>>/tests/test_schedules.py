@@ -1,4 +1,4 @@
-"""Each schedule has a finite learning rate at every step, or is refused at the start."""
+"""Each schedule has a finite learning rate at every step, or is refused before the first step."""
 
 import math
 
@@ -33,7 +33,7 @@ def test_schedule_is_finite_at_every_step_or_refused(name):
                     assert 0 <= rate <= lr * 1.0001, (total, warmup, lr, step)
                     optimizer.step()
                     scheduler.step()
-    assert accepted > 20  # polynomial refuses rates below its end
+    assert accepted > 20  # the polynomial schedule refuses rates below its final rate
 
 
 @pytest.mark.proof

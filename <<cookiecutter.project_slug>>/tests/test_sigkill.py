@@ -1,4 +1,4 @@
-"""SIGKILL at random moments: only the work since the last save is lost."""
+"""Runs killed by SIGKILL at random moments resume bit-identically."""
 
 import pytest
 

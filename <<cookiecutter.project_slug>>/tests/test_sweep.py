@@ -1,4 +1,4 @@
-"""sweep.py: trials, seeds, folds, and continuation after an interruption."""
+"""sweep.py runs trials with different arguments, seeds and folds, and resumes after a signal."""
 
 import json
 import math
@@ -12,22 +12,41 @@ from pathlib import Path
 
 import pytest
 
+import sweep
 from errors import RunError
 from helpers.assertions import read_log
+from helpers.processes import STOPPED, Launch
 from model.dataset import generate_dataset
-from sweep import main
 from training.search_space import grid, parse_space
 
 ROOT = Path(__file__).parent.parent
 pytest.importorskip("optuna")
 
 
-def sweep(outdir: Path, *arguments: str, code: int = 0) -> str:
-    """Run sweep.py, check its exit code, and return its output."""
-    command = [sys.executable, "sweep.py", "--outdir", str(outdir), *arguments]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == code, done.stdout + done.stderr
-    return done.stdout + done.stderr
+class ForkedTraining:
+    """Like `Training`, but run train.py in a process of the fork server, which starts faster."""
+
+    def __init__(self, launch: str):
+        assert launch == "python"
+
+    def run(self, arguments: list[str], output: Path) -> int:
+        train = Launch(arguments, output.with_suffix(""))
+        (code,) = train.wait()
+        with output.open("a", encoding="utf-8") as file:
+            file.write(train.output())
+        return code
+
+
+@pytest.fixture
+def forked_sweep(monkeypatch, capsys):
+    """Return a function that runs sweep.py in this process, and returns its output."""
+    monkeypatch.setattr(sweep, "Training", ForkedTraining)
+
+    def run(outdir: Path, *arguments: str) -> str:
+        sweep.main(["--outdir", str(outdir), *arguments])
+        return capsys.readouterr().out
+
+    return run
 
 
 def best_loss(folder: Path) -> float:
@@ -36,17 +55,19 @@ def best_loss(folder: Path) -> float:
 
 @pytest.fixture
 def train_arguments(arguments) -> list[str]:
-    """Arguments of train.py without its output directory."""
+    """Arguments of train.py, without `--outdir`."""
     position = arguments.index("--outdir")
     return [*arguments[:position], *arguments[position + 2 :], "--max_steps", "3"]
 
 
 @pytest.mark.proof
-def test_table_has_mean_standard_deviation_and_failed_trials(tmp_path, train_arguments):
+def test_table_has_mean_standard_deviation_and_failed_trials(
+    tmp_path, train_arguments, forked_sweep
+):
     search = ("--search", "lr=1e-4,1e-2,1e30", "--seeds", "1", "2")
-    text = sweep(tmp_path / "sweep", *search, "--", *train_arguments)
+    text = forked_sweep(tmp_path / "sweep", *search, "--", *train_arguments)
     rows = [line.split("|")[1:-1] for line in text.splitlines() if line.startswith("|")][2:]
-    assert [row[2].strip() for row in rows[2:]] == ["failed"]  # it diverges
+    assert [row[2].strip() for row in rows[2:]] == ["failed"]  # the run with lr=1e30 diverges
     for trial, lr, mean, spread, runs in (map(str.strip, row) for row in rows[:2]):
         folder = tmp_path / "sweep" / f"trial-{int(trial):03d}"
         losses = [best_loss(folder / f"seed-{seed}") for seed in (1, 2)]
@@ -60,10 +81,12 @@ def test_table_has_mean_standard_deviation_and_failed_trials(tmp_path, train_arg
 
 
 @pytest.mark.proof
-def test_interrupted_sweep_gives_the_same_results(tmp_path, train_arguments):
+def test_interrupted_and_resumed_sweep_has_the_same_results(
+    tmp_path, train_arguments, forked_sweep
+):
     search = ("--search", "lr=log:1e-4..1e-2", "--trials", "2", "--", *train_arguments)
     whole = tmp_path / "whole"
-    expected = sweep(whole, *search).split("\n| ", 1)[1]
+    expected = forked_sweep(whole, *search).split("\n| ", 1)[1]
     outdir = tmp_path / "interrupted"
     command = [sys.executable, "sweep.py", "--outdir", str(outdir), *search]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
@@ -71,16 +94,18 @@ def test_interrupted_sweep_gives_the_same_results(tmp_path, train_arguments):
         assert process.poll() is None
         time.sleep(0.02)
     process.send_signal(signal.SIGTERM)
-    assert process.wait() == 75
-    found = sweep(outdir, *search).split("\n| ", 1)[1]
+    assert process.wait() == STOPPED
+    found = forked_sweep(outdir, *search).split("\n| ", 1)[1]
     assert found.replace(str(outdir), str(whole)) == expected
 
 
 @pytest.mark.proof
-def test_folds_hold_out_each_example_once(tmp_path, sample, tokenizer, train_arguments):
+def test_folds_hold_out_each_example_once(
+    tmp_path, sample, tokenizer, train_arguments, forked_sweep
+):
     position = train_arguments.index("--valid_input")
     fixed = [*train_arguments[:position], *train_arguments[position + 2 :]]
-    sweep(tmp_path / "sweep", "--folds", "2", "--", *fixed)
+    forked_sweep(tmp_path / "sweep", "--folds", "2", "--", *fixed)
     count = 0
     for fold in range(2):
         folder = tmp_path / "sweep" / "trial-000" / f"fold-{fold}"
@@ -89,9 +114,9 @@ def test_folds_hold_out_each_example_once(tmp_path, sample, tokenizer, train_arg
 
 
 @pytest.mark.proof
-def test_arguments_refused_by_train_py_end_the_sweep_with_its_error(tmp_path):
-    text = sweep(tmp_path / "s", "--seeds", "1", "--", "--train_input", "missing.jsonl", code=2)
-    assert "missing.jsonl" in text.splitlines()[-1]
+def test_error_of_train_py_in_its_arguments_ends_the_sweep(tmp_path, forked_sweep):
+    with pytest.raises(RunError, match="missing.jsonl"):
+        forked_sweep(tmp_path / "s", "--seeds", "1", "--", "--train_input", "missing.jsonl")
 
 
 @pytest.mark.parametrize(
@@ -106,12 +131,27 @@ def test_arguments_refused_by_train_py_end_the_sweep_with_its_error(tmp_path):
         (("--seeds", "1", "--", "--outdir", "x"), "set by sweep.py"),
         (("--folds", "3"), "expected --train_input"),
         (("--search", "tf32=1,2"), "expected tf32=true,false"),
+        (("--seeds", "1", "--launch", "no-such-launcher"), "no-such-launcher: no such command"),
+        (("--seeds", "1", "--launch", "'"), "--launch ': no such command"),
+        (("--seeds", "1", "--outdir", "sweep.py"), "sweep.py: not writable"),
+        (("--search", "lr=1,2", "--", "--learning_rate", "1"), "both after `--` and in --search"),
+        (("--search", "lr=1,2", "learning_rate=3,4"), "lr is given twice"),
+        (("--seeds", "1", "--", "--output_dir", "x"), "--outdir: set by sweep.py"),
     ],
 )
 def test_bad_arguments_are_refused_in_one_sentence(tmp_path, arguments, sentence):
     with pytest.raises(RunError, match=re.escape(sentence)):
-        main(["--outdir", str(tmp_path / "sweep"), *arguments])
+        sweep.main(["--outdir", str(tmp_path / "sweep"), *arguments])
     assert not (tmp_path / "sweep" / "study.db").exists()
+
+
+def test_a_file_of_arguments_cannot_replace_those_of_the_folds(tmp_path):
+    for text, name in (("valid_input: a.jsonl", "valid_input"), ("dry_run: true", "dry_run")):
+        (tmp_path / "run.yaml").write_text(f"train_input: b.jsonl\n{text}\n", encoding="utf-8")
+        arguments = ["--folds", "2", "--outdir", str(tmp_path / "sweep")]
+        with pytest.raises(RunError, match=f"--{name}: set by sweep.py"):
+            sweep.main([*arguments, "--", "--config", str(tmp_path / "run.yaml")])
+    assert not (tmp_path / "sweep").exists()
 
 
 def test_grid_has_all_combinations():

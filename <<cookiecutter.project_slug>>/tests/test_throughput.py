@@ -1,4 +1,4 @@
-"""Rates, padding and utilization of training steps, over all processes of a run."""
+"""`speed` in log.json: rates, padding and FLOPs utilization, over all processes of a run."""
 
 import numpy as np
 import pytest
@@ -43,7 +43,7 @@ def tiny_llama(**settings) -> torch.nn.Module:
 
 
 def counted_flops(model: torch.nn.Module, length: int) -> int:
-    """Count the operations of the matrix products, forward and backward."""
+    """Count the floating-point operations of a forward and a backward pass with torch."""
     ids = torch.randint(200, (1, length))
     with FlopCounterMode(display=False) as counter:
         model(input_ids=ids, labels=ids).loss.backward()
@@ -52,14 +52,14 @@ def counted_flops(model: torch.nn.Module, length: int) -> int:
 
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("length", [16, 256])
-def test_formula_gives_the_flops_counted_by_torch(length, tied):
+def test_formula_agrees_with_the_flops_counted_by_torch(length, tied):
     model = tiny_llama(tie_word_embeddings=tied)
     flops = training_flops(model)
     assert flops is not None
     assert flops.of(np.array([length])) == pytest.approx(counted_flops(model, length), rel=0.01)
 
 
-def test_frozen_weights_count_without_their_gradient():
+def test_formula_excludes_the_gradients_of_frozen_weights():
     model = tiny_llama()
     for name, parameter in model.named_parameters():
         parameter.requires_grad_("embed_tokens" in name)
@@ -74,7 +74,7 @@ def test_formula_is_not_used_for_other_architectures():
     assert training_flops(torch.nn.Sequential(torch.nn.Conv2d(3, 3, 3))) is None
 
 
-def test_utilization_is_flops_divided_by_the_peak():
+def test_mfu_is_flops_divided_by_time_and_peak_rate():
     accelerator = Accelerator(cpu=True)
     model = tiny_llama()
     throughput = Throughput(accelerator, model, tf32=False)
@@ -121,14 +121,15 @@ def test_rates_cover_all_processes(processes, arguments, tokenizer, tmp_path):
         rates = [speed[name] for name in RATES]
         assert rates[1] / rates[0] == pytest.approx(items / examples, rel=1e-2)
         assert rates[2] / rates[0] == pytest.approx(tokens / examples, rel=1e-2)
-        assert rates[0] >= 0.9 * examples / (entry["seconds"] + 0.05)  # includes the validation
+        # `seconds` includes the validation.
+        assert rates[0] >= 0.9 * examples / (entry["seconds"] + 0.05)
         assert 0 <= speed["padding"] < 1
         assert speed["peak_memory_gib"] > 0
-        assert "mfu" not in speed, "on a CPU"
+        assert "mfu" not in speed, "a CPU has no known peak rate"
 
 
 @PROOF
-def test_resumed_run_logs_the_same_gradient_norm(arguments, tmp_path, uninterrupted):
+def test_resumed_run_logs_the_same_gradient_norms(arguments, tmp_path, uninterrupted):
     arguments += ["--save_steps", "1", "--logging_steps", "1"]
     with seams.killed_before_micro_batch(3), pytest.raises(Killed):
         train.main(arguments)

@@ -1,4 +1,4 @@
-"""Nothing in a checkpoint is executed, even if its files were replaced."""
+"""No file of a checkpoint is unpickled or executed, even if files were replaced."""
 
 import os
 import pickle
@@ -16,7 +16,7 @@ from training import atomic
 
 pytestmark = pytest.mark.proof
 
-# Files that a resumed run reads: each must have the expected format.
+# Files that a resumed run reads. The run is refused if one of them has another format.
 READ = [
     "config.json",
     "manifest.json",
@@ -26,7 +26,7 @@ READ = [
     "tokenizer_config.json",
     "training_state.json",
 ]
-# Names of files that other tools pickle.
+# Names of files that other tools unpickle.
 ELSEWHERE = [
     "optimizer.bin",
     "optimizer.pt",
@@ -56,19 +56,22 @@ def run(sample, tmp_path_factory):
     train.main([*paths, *base, "--outdir", str(folder), "--max_steps", "1"])
     for version in (folder / atomic.STORE).glob("last.*"):
         if version != (folder / "last").resolve():
-            shutil.rmtree(version)  # a run would resume from it if last/ is damaged
+            shutil.rmtree(version)  # otherwise a run with a damaged last/ would resume from it
     return folder
 
 
 def reseal(folder) -> None:
-    """Write a forged manifest that matches the files."""
+    """Replace the manifest by one that matches the changed files."""
     (folder / atomic.MANIFEST).unlink()
     atomic._seal(folder)
 
 
 @pytest.fixture(params=["pickle", "torch"])
 def plant(request, tmp_path):
-    """Return a function: write a file that creates a folder when unpickled; return that folder."""
+    """Return a function that writes a file, which creates a folder when it is unpickled.
+
+    The function returns the path of this folder.
+    """
 
     def write(path):
         marker = tmp_path / "executed"
@@ -86,9 +89,9 @@ def copy_of(run, tmp_path):
     return tmp_path / "run" / "last"
 
 
-def test_unpickling_is_detected(plant, tmp_path):
+def test_planted_file_creates_a_folder_when_it_is_unpickled(plant, tmp_path):
     marker = plant(tmp_path / "file.bin")
-    with suppress(RuntimeError):  # torch rejects a plain pickle only after loading it
+    with suppress(RuntimeError):  # torch rejects a plain pickle file only after unpickling it
         torch.load(tmp_path / "file.bin", weights_only=False)
     assert marker.is_dir()
 
@@ -111,7 +114,7 @@ def test_a_pickle_in_place_of_any_file_is_refused(is_sealed, run, plant, tmp_pat
         shutil.rmtree(tmp_path / "run")
 
 
-def test_additional_pickle_is_not_read(run, plant, tmp_path):
+def test_additional_pickle_files_are_not_read(run, plant, tmp_path):
     last = copy_of(run, tmp_path)
     for name in ELSEWHERE:
         marker = plant(last / name)
@@ -124,7 +127,7 @@ def test_additional_pickle_is_not_read(run, plant, tmp_path):
     assert not marker.exists()
 
 
-def test_pickled_weights_of_a_base_model_are_not_executed(plant, arguments, tmp_path):
+def test_pickled_weights_of_a_base_model_do_not_run_code(plant, arguments, tmp_path):
     shutil.copytree(ROOT / "tiny", tmp_path / "base")
     marker = plant(tmp_path / "base" / "pytorch_model.bin")
     with pytest.raises(Exception, match="(?i)weights.only|pickle"):
@@ -159,7 +162,7 @@ def test_weights_of_another_model_are_refused(run, tmp_path):
         train.main(["--restore_dir", str(last)])
 
 
-def test_a_base_model_whose_weights_are_broken_is_refused(arguments, tmp_path):
+def test_base_model_with_a_broken_weight_file_is_refused(arguments, tmp_path):
     base = tmp_path / "base"
     shutil.copytree(ROOT / "tiny", base)
     (base / "model.safetensors").write_bytes(b"no weights")

@@ -1,4 +1,4 @@
-"""Several validation sets: losses and scores of each set, and of all sets together."""
+"""With several validation sets, each set and all sets together have losses and scores."""
 
 import pytest
 from huggingface_hub import ModelCard
@@ -54,7 +54,7 @@ def named(parts) -> list[str]:
 
 @PROOF
 @pytest.mark.parametrize(("processes", "size"), [(1, 3), (2, 2)])
-def test_scores_cover_each_set_and_all_sets(
+def test_each_set_and_all_sets_together_have_the_correct_scores(
     processes, size, arguments, parts, named, tmp_path, uninterrupted
 ):
     arguments += ["--lr", "0", "--max_steps", "1"]  # the weights do not change
@@ -76,7 +76,7 @@ def test_scores_cover_each_set_and_all_sets(
     total = sum(part["loss"] * part["count"] for part in alone.values())
     assert log["loss"] == pytest.approx(total / count, rel=1e-6)
     joined = expected(*parts.values())
-    if joined["count"] == count:  # joining texts to one stream adds one target
+    if joined["count"] == count:  # joined causal LM texts have one more target
         assert {score: log[score] for score in joined} == pytest.approx(joined, rel=1e-5)
 
 

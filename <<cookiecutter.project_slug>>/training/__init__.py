@@ -1,1 +1,1 @@
-"""Steps, checkpoints, resume. Imports nothing of a task's `model/` files or of `reporting/`."""
+"""Training data, steps, checkpoints and resuming. This code is the same for every task."""

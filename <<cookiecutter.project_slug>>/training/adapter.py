@@ -1,4 +1,4 @@
-"""Low-rank adapters (LoRA): apply their arguments, and check their base model."""
+"""Low-rank adapters (LoRA): apply the command line arguments, and check the base model."""
 
 import json
 from pathlib import Path
@@ -16,7 +16,7 @@ from .state import STATE_FILE, SavedRun
 
 
 def is_adapter(folder: Path) -> bool:
-    """Whether a folder holds a PEFT adapter."""
+    """Return whether a folder contains a PEFT adapter."""
     return (folder / CONFIG_FILE).is_file()
 
 
@@ -27,7 +27,7 @@ def base_of(folder: Path) -> str:
 
 
 def holds_adapter(model: torch.nn.Module) -> bool:
-    """Whether an adapter is trained: checkpoints then hold only the trained parameters."""
+    """Return whether a model has an adapter. Its checkpoints then have only trained parameters."""
     return hasattr(model, "add_lora") and has_adapter(model.base_model)
 
 
@@ -72,7 +72,7 @@ def add_adapter(model: Any, config: RunConfig, commit: str | None) -> None:
 
 
 def check_form(model: Any, line: str, config: RunConfig) -> None:
-    """Check that `Model` has the logits of its base model: then saving the adapter suffices.
+    """Check that `Model` computes the logits of its base model, since only the adapter is saved.
 
     Args:
         line: Return value of `choose_form`.
@@ -88,7 +88,7 @@ def check_form(model: Any, line: str, config: RunConfig) -> None:
 
 
 def moved_base(config: RunConfig) -> str | None:
-    """Return `--model_id` if the resumed run had another one, else None."""
+    """Return `--model_id` if it differs from that of the resumed run, else None."""
     assert config.resumed is not None
     return None if config.model_id == config.resumed.args["model_id"] else config.model_id
 
@@ -97,7 +97,7 @@ def load_options(folder: Path, model_id: str | None) -> dict[str, Any]:
     """Return the options for loading the base model of a saved adapter.
 
     Args:
-        model_id: New path or Hub id of the base model, if it was moved.
+        model_id: New path or Hub id of the base model if it was moved, else None.
     """
     options: dict[str, Any] = {"dtype": torch.float32}
     if (folder / STATE_FILE).is_file():
@@ -106,7 +106,7 @@ def load_options(folder: Path, model_id: str | None) -> dict[str, Any]:
 
 
 def compare_base(model: PreTrainedModel, folder: Path) -> None:
-    """Compare the base model with the one that the adapter was trained on.
+    """Compare the weights of the base model with those that the adapter was trained on.
 
     Raises:
         RunError: The weights differ.

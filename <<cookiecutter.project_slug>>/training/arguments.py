@@ -1,6 +1,5 @@
 """Combine the command line with the arguments of the checkpoint that a run resumes from."""
 
-import argparse
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ from .atomic import STORE, find_intact, is_published
 from .config import PATHS, RunConfig, option_fields
 from .optimizer_options import OPTIMIZERS
 from .options import TaskOptions
-from .parser import build_parser, insert_yaml
+from .parser import build_parser, given_names, insert_yaml
 from .remote import download_checkpoint, is_remote
 from .state import OPTIMIZER_FILE, SavedRun
 
@@ -21,7 +20,6 @@ FIXED = (
     *("lora_rank", "lora_alpha", "lora_targets", "lora_dora", "base_dtype"),
     *("optimizer", "layer_decay", "head_lr_factor", "ema"),
 )
-UNSET = object()
 
 
 def read_config(
@@ -43,9 +41,8 @@ def read_config(
     parser = build_parser(task)
     argv = insert_yaml(parser, argv)
     defaults = vars(parser.parse_args([]))
-    blank = argparse.Namespace(**dict.fromkeys(defaults, UNSET))
-    given = vars(parser.parse_args(argv, blank))
-    given = {name: value for name, value in given.items() if value is not UNSET}
+    names = given_names(parser, argv)
+    given = {name: v for name, v in vars(parser.parse_args(argv)).items() if name in names}
     for values in (defaults, given):
         values.update({name: _expanded(values[name]) for name in PATHS if name in values})
     checkpoint, notes = _find_checkpoint({**defaults, **given}, intact)
@@ -55,8 +52,16 @@ def read_config(
         resumed = SavedRun.read(checkpoint)
         saved = {name: v for name, v in resumed.args.items() if name in defaults}
         _check_fixed({**defaults, **saved}, given)
+        place = {**defaults, **given}["restore_dir"]
         if "outdir" not in given:
-            saved["outdir"] = _outdir_of({**defaults, **given}["restore_dir"], defaults)
+            saved["outdir"] = _outdir_of(place, defaults)
+        elif place != AUTO and not _is_inside(Path(place), Path(given["outdir"])):
+            _check_unused(Path(given["outdir"]), place)
+        if unknown := sorted(resumed.args.keys() - defaults.keys()):
+            notes.append(
+                f"{checkpoint} has arguments that train.py does not have: {', '.join(unknown)}"
+            )
+        notes += _unused_base(saved, given)
         notes += _changes(saved, given)
         if "epochs" in given and "max_steps" not in given and saved.get("max_steps"):
             notes.append(f"--max_steps {saved.pop('max_steps')} no longer applies")
@@ -69,6 +74,7 @@ def read_config(
     values["restore_dir"] = None if checkpoint is None else str(checkpoint)
     if values["lora_rank"] and values["lora_alpha"] is None:
         values["lora_alpha"] = 2 * values["lora_rank"]
+    _check_held_out(task, values, {} if resumed is None else saved, given)
     config = RunConfig(resumed=resumed, **_by_field(values, task))
     config.validate()
     return config, notes
@@ -78,15 +84,11 @@ def _find_checkpoint(values: dict[str, Any], intact: str | None) -> tuple[Path |
     """Return the folder to resume from, and lines to print."""
     outdir = Path(values["outdir"])
     name = values["restore_dir"]
-    is_new_here = name is None or is_remote(name)
-    if is_new_here and any((outdir / result).exists() for result in RESULTS):
-        raise RunError(
-            f"{outdir}: already contains a run; resume it with --restore_dir {AUTO}, or choose "
-            "another --outdir"
-        )
-    if name == AUTO:
-        name = str(outdir / "last") if is_published(outdir / "last") else None
-    if name is None:
+    if name == AUTO and is_published(outdir / "last"):
+        name = str(outdir / "last")
+    if name in (None, AUTO) or is_remote(name):
+        _check_unused(outdir, name)
+    if name in (None, AUTO):
         return None, []
     place = download_checkpoint(name) if is_remote(name) else Path(name)
     folder, fault = (place, None) if str(place) == intact else find_intact(place)
@@ -94,14 +96,44 @@ def _find_checkpoint(values: dict[str, Any], intact: str | None) -> tuple[Path |
         raise RunError(f"{folder}: has no optimizer state; expected a last/, not a best/")
     if fault is None:
         return folder, []
-    return folder, [f"{name} is damaged ({fault}); resuming from the previous one, {folder}"]
+    return folder, [f"{name} is damaged ({fault}); resuming from the previous checkpoint, {folder}"]
+
+
+def _is_inside(checkpoint: Path, outdir: Path) -> bool:
+    """Return whether a checkpoint, or the link to it, is in an output directory."""
+    places = (checkpoint.resolve(), checkpoint.parent.resolve())
+    return any(place.is_relative_to(outdir.resolve()) for place in places)
+
+
+def _check_unused(outdir: Path, restore_dir: str | None) -> None:
+    """Check that no run would be overwritten in an output directory.
+
+    Raises:
+        RunError: It contains a run.
+    """
+    # A resumed run writes log.json before its first save, and may have ended in between.
+    results = RESULTS if restore_dir is None else ("last", "best")
+    if not any((outdir / result).exists() for result in results):
+        return
+    if restore_dir == AUTO:
+        raise RunError(
+            f"{outdir}: already contains a run, but no last/ to resume from; choose another "
+            "--outdir"
+        )
+    raise RunError(
+        f"{outdir}: already contains a run; resume it with --restore_dir {AUTO}, or choose "
+        "another --outdir"
+    )
 
 
 def _outdir_of(place: str, defaults: dict[str, Any]) -> str:
-    """Return the output directory of a run, given the path of its last/ or of the link's target.
+    """Return the output directory of a run.
+
+    Args:
+        place: `restore_dir`: the path of last/, or of the folder to which the link last/ points.
 
     Raises:
-        RunError: The folder has another name.
+        RunError: The path is neither of these.
     """
     restore_dir = Path(place)
     if place == AUTO or is_remote(place):
@@ -120,7 +152,7 @@ def _outdir_of(place: str, defaults: dict[str, Any]) -> str:
 
 
 def _changes(saved: dict[str, Any], given: dict[str, Any]) -> list[str]:
-    """Return one line for each argument whose value in the resumed run differs."""
+    """Return one line for each given argument that differs from its saved value."""
     ignored = ("restore_dir", "config", "outdir", "dry_run")
     return [
         f"--{name} is now {value}; it was {saved[name]}"
@@ -143,6 +175,55 @@ def _check_fixed(saved: dict[str, Any], given: dict[str, Any]) -> None:
             )
 
 
+def _unused_base(saved: dict[str, Any], given: dict[str, Any]) -> list[str]:
+    """Remove a `model_id` that a resumed run does not use; return a line if it differs.
+
+    Only the checkpoint of an adapter refers to its base model, which may have been moved.
+    """
+    if saved.get("lora_rank") or (model_id := given.pop("model_id", None)) in (
+        None,
+        saved["model_id"],
+    ):
+        return []
+    return [
+        f"--model_id {model_id} is not used: the weights are those of the checkpoint, which began "
+        f"with {saved['model_id']}"
+    ]
+
+
+def _check_held_out(
+    task: TaskOptions, values: dict[str, Any], saved: dict[str, Any], given: dict[str, Any]
+) -> None:
+    """Check the arguments that determine which examples are held out for validation.
+
+    Args:
+        values: All arguments.
+        saved: Arguments of the resumed run, if any.
+        given: Arguments of this command.
+
+    Raises:
+        RunError: They have no effect, or the resumed run may have trained on examples that would
+            be held out.
+    """
+    if values["valid_input"] is not None:
+        for name in ("valid_size", "valid_fold"):
+            if name in given:
+                raise RunError(
+                    f"--{name} {given[name]}: nothing is held out, since the validation data are "
+                    f"{values['valid_input']}; expected --train_input without --valid_input"
+                )
+        return
+    if not saved:
+        return
+    for name in ("valid_size", "valid_fold", "seed", "max_len", *task.data_options):
+        if name in given and given[name] != saved.get(name):
+            raise RunError(
+                f"--{name} {given[name]}: the resumed run has {saved.get(name)}, and may have "
+                "trained on examples that would now be held out; expected the same value, or a "
+                "new run"
+            )
+
+
 def _by_field(values: dict[str, Any], task: TaskOptions) -> dict[str, Any]:
     """Group values by the fields of `RunConfig`; options of the task go into three dicts."""
     result = {spec.name: values[spec.name] for spec in option_fields()}
@@ -152,7 +233,7 @@ def _by_field(values: dict[str, Any], task: TaskOptions) -> dict[str, Any]:
 
 
 def _expanded(value: Any) -> Any:
-    """Expand `~` in a path, or in each of several."""
+    """Expand `~` in a path, or in each of several paths."""
     if isinstance(value, list):
         return [_expanded(part) for part in value]
     if isinstance(value, str) and value.startswith("~"):

@@ -1,7 +1,7 @@
 """Write folders and files so that each name always refers to complete content.
 
 Everything is written to a temporary path, flushed to the disk, and then published by one atomic
-rename. A manifest of checksums in each folder shows whether it is intact.
+rename. Each folder has a manifest of checksums, which shows whether the folder is intact.
 """
 
 import errno
@@ -19,23 +19,24 @@ from errors import RunError, describe
 
 MANIFEST = "manifest.json"
 STORE = ".checkpoints"
-KEEP_PREVIOUS = {"last": 1}  # older versions of a folder to keep as a fallback
+KEEP_PREVIOUS = {"last": 1}  # number of older versions of a folder to keep as a fallback
 
-# Raised for symbolic links by exFAT, FUSE mounts such as Google Drive, and some network mounts.
+# Error numbers for symbolic links on exFAT, on FUSE mounts such as Google Drive, and on some
+# network mounts.
 NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.EACCES}
-# Raised by file systems on which a folder cannot be flushed.
+# Error numbers of file systems on which a folder cannot be flushed.
 NO_FOLDER_SYNC = {errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS, errno.EACCES, errno.EISDIR}
 
 
 @contextmanager
 def saving(folder: Path, size: int) -> Iterator[None]:
-    """Check the free disk space, and raise each failure of a save as one sentence.
+    """Check the free disk space, and convert any error during a save to a RunError.
 
     Args:
         size: Number of bytes that will be written.
 
     Raises:
-        RunError: The disk is too full, or the folder is not writable.
+        RunError: The disk is too full, or writing fails.
     """
     try:
         if (free := shutil.disk_usage(folder).free) < size:
@@ -60,11 +61,11 @@ def write_file(path: Path, content: str | bytes) -> None:
 
 
 def publish(outdir: Path, writers: dict[str, Callable[[Path], None]]) -> None:
-    """Write folders to temporary places, then repoint their names atomically, one by one.
+    """Write folders to temporary paths; then, one by one, replace the named folders atomically.
 
-    `outdir/NAME` is a symbolic link to `outdir/.checkpoints/NAME.NUMBER`. A process killed at any
-    moment leaves each name at its old or at its new content; an exception in a writer leaves all
-    names at their old content.
+    `outdir/NAME` is a symbolic link to `outdir/.checkpoints/NAME.NUMBER`. If the process is killed
+    at any moment, each name refers either to its old or to its new content. If a writer raises an
+    exception, all names refer to their old content.
 
     Args:
         writers: For each name, a function that writes into the given empty folder.
@@ -111,7 +112,7 @@ def supports_links(outdir: Path) -> bool:
 
 
 def _repoint(name: Path, version: Path) -> None:
-    """Link a name to a version, or copy the version where symbolic links are not supported."""
+    """Link a name to a version, or copy the version if symbolic links are not supported."""
     temporary = version.parent / f"{name.name}.link"
     temporary.unlink(missing_ok=True)
     try:
@@ -122,7 +123,8 @@ def _repoint(name: Path, version: Path) -> None:
         _replace_by_copy(name, version)
     else:
         copied = version.parent / f"{name.name}.copied.tmp"
-        if name.is_dir() and not name.is_symlink():  # a copy made by `cp -rL`, or by this function
+        # A copy that `cp -rL` or `_replace_by_copy` made.
+        if name.is_dir() and not name.is_symlink():
             os.rename(name, copied)
         os.replace(temporary, name)
         shutil.rmtree(copied, ignore_errors=True)
@@ -130,9 +132,9 @@ def _repoint(name: Path, version: Path) -> None:
 
 
 def _replace_by_copy(name: Path, version: Path) -> None:
-    """Replace the folder `name` by a copy of the folder `version`.
+    """Replace the folder `name` with a copy of the folder `version`.
 
-    This takes two renames. Between them the name is missing, but `.checkpoints/` has its version.
+    This takes two renames. Between them the name is missing, but `.checkpoints/` has the version.
     """
     copy = version.parent / f"{name.name}.copy.tmp"
     shutil.rmtree(copy, ignore_errors=True)
@@ -148,9 +150,10 @@ def _replace_by_copy(name: Path, version: Path) -> None:
 
 
 def _seal(folder: Path) -> None:
-    """Flush all files of a folder and write their checksums into its manifest.
+    """Flush all files of a folder, and write their checksums into its manifest.
 
-    Set the permissions of the files by the umask, since safetensors creates files with mode 600.
+    Also set the permissions of the files according to the umask, since safetensors creates files
+    with mode 600.
     """
     marker = folder / MANIFEST
     marker.write_text("")
@@ -170,8 +173,8 @@ def _seal(folder: Path) -> None:
 def clean(outdir: Path) -> None:
     """Remove the temporary files of a killed save, and restore missing names.
 
-    A name is missing if the links were not copied with the rest of the folder; or if the process
-    was killed between the two renames of `_replace_by_copy`.
+    A name is missing if the output directory was copied without its links, or if the process was
+    killed between the two renames of `_replace_by_copy`.
     """
     store = outdir / STORE
     for leftover in [*store.glob("*.tmp"), *store.glob("*.link")]:
@@ -187,7 +190,7 @@ def clean(outdir: Path) -> None:
 
 
 def is_published(folder: Path) -> bool:
-    """Return whether a version of this folder was saved, intact or damaged."""
+    """Return whether any version of this folder was saved, intact or damaged."""
     return (folder / MANIFEST).is_file() or bool(_versions(folder))
 
 
@@ -195,7 +198,7 @@ def find_intact(folder: Path) -> tuple[Path, str | None]:
     """Find the newest intact version of a published folder.
 
     Returns:
-        The folder to read; and the damage of `folder`, if another version is returned.
+        The folder to read; and a description of the damage of `folder`, or None if it is intact.
 
     Raises:
         RunError: `folder` is not a checkpoint, or no version is intact.

@@ -1,6 +1,7 @@
 """The average of the weights over the steps, which is validated and saved as best/.
 
-Training continues from the raw weights, which are saved as last/ together with the average.
+Training continues from the raw weights, which are not averaged. They are saved as last/, together
+with the average.
 """
 
 import inspect
@@ -17,23 +18,25 @@ from errors import RunError
 from .optimization import innermost
 from .strategy import reshard
 
-EMA = "ema"  # entry in the optimizer's state of a parameter: saved, sharded and loaded with it
+# Key of the average in the optimizer's state of a parameter. The average is saved, sharded and
+# loaded together with that state.
+EMA = "ema"
 
 
 class WeightAverage:
-    """An exponential moving average, or the average of an optimizer with `train` and `eval`.
+    """The exponential moving average of the weights, or the average of a schedule-free optimizer.
 
-    The average starts with the weights after the first step. After update t, it is
+    The moving average starts with the weights after the first step. After update t, it is
     `d * average + (1 - d) * weights` with `d = min(decay, (1 + t) / (10 + t))`, as in TensorFlow's
     `ExponentialMovingAverage`: the decay is smaller at first, so that early weights have little
     influence on the average of a short run. Only trained parameters are averaged, not buffers.
 
-    Schedule-free optimizers compute an average themselves. `optimizer.eval()` replaces the weights
-    by the average, and `optimizer.train()` restores the weights.
+    A schedule-free optimizer computes an average itself. Its method `eval()` replaces the weights
+    with the average, and `train()` restores the weights.
 
     Args:
-        optimizer: An optimizer without state. If it has the method `train()`, it is called.
-        decay: Decay of the exponential moving average; 0: no such average.
+        optimizer: An optimizer without state. If it has a method `eval()`, call its `train()`.
+        decay: Decay of the exponential moving average; 0 for no moving average.
         updates: Number of updates before the run was resumed; 0 in a new run.
     """
 
@@ -61,12 +64,12 @@ class WeightAverage:
 
     @property
     def exists(self) -> bool:
-        """Whether the weights to validate differ from the raw ones."""
+        """Whether there is an average, which is validated instead of the raw weights."""
         return self.decay > 0 or self.is_of_optimizer
 
     @torch.no_grad()
     def update(self) -> None:
-        """Update the moving average; call this after a step, before the gradients are removed."""
+        """Update the moving average. Call this after a step, before the gradients are removed."""
         if not self.decay:
             return
         self.updates += 1
@@ -76,7 +79,8 @@ class WeightAverage:
         for parameter in self._parameters():
             state = self.optimizer.state.get(parameter, {})
             if EMA not in state:
-                # torch initializes the state of a parameter at its first gradient if it is empty.
+                # torch initializes the state of a parameter at its first gradient, and only if the
+                # state is empty. So add no average before that.
                 if parameter.grad is None:
                     continue
                 state = self.optimizer.state[parameter]
@@ -89,7 +93,7 @@ class WeightAverage:
 
     @contextmanager
     def applied(self, enabled: bool = True) -> Iterator[None]:
-        """Put the average into the model, or the raw weights if not `enabled`; undo this at exit.
+        """Put the average, or the raw weights if not `enabled`, into the model; undo this at exit.
 
         The raw weights are restored from a copy, since `train()` after `eval()` would round them.
         """
@@ -104,7 +108,7 @@ class WeightAverage:
     def _switch(self, enabled: bool) -> None:
         if not self.exists or enabled == bool(self._raw):
             return
-        reshard(self.model)  # FSDP2 would use the outermost module's gathered weights again
+        reshard(self.model)  # FSDP2 would reuse the old gathered weights of the outermost module
         if enabled:
             self._raw = {p: p.detach().clone() for p in self._parameters()}
             self._load_average()

@@ -2,7 +2,7 @@
 
 The order depends only on (seed, epoch, global batch size). The split of a global batch into
 micro-batches depends on the number of ranks, but the gradient of the step does not: each loss is
-divided by the target items of the whole step.
+divided by the number of target items of the full step.
 """
 
 import math
@@ -22,13 +22,16 @@ from .randomness import seed_all
 from .signals import blocked_signals
 from .user_code import at_place, user_code
 
-# Examples are sorted by length inside windows of this many global batches, or of half an epoch:
-# wide enough for little padding, narrow enough that each epoch has different batches.
+# Maximum number of global batches in a window; a window has at most half an epoch. Examples are
+# sorted by length inside each window. A wide window reduces padding, and a narrow window lets each
+# epoch have different batches.
 WINDOW = 256
-# Maximum tokens in a micro-batch, with padding. On a CPU the activations should fit into the
-# caches: long texts take a quarter less time. Accelerators are faster with large micro-batches.
+# Maximum number of tokens in a micro-batch, including padding, by device type. On a CPU, the
+# activations then fit into the caches, and training on long texts takes a quarter less time.
+# Accelerators are faster with large micro-batches.
 MAX_TOKENS = {"cpu": 2048}
-# Without workers, collate 8 micro-batches at once: 1.7 times as fast, since caches stay warm.
+# Without loader processes, collate 8 micro-batches in a row. This is 1.7 times as fast as collating
+# each before it is used, since code and data remain in the CPU caches.
 AHEAD = 8
 
 
@@ -38,9 +41,10 @@ class MicroBatch:
 
     Attributes:
         indices: Examples to load.
-        rng_key: Seed of everything random in this micro-batch: (seed, epoch, step, rank, number).
-        weight: 1; or 0 on a rank without examples, which runs a dummy one so that collectives
-            match.
+        rng_key: Seed of all random numbers in this micro-batch: seed of the run, epoch, step, rank,
+            and number of the micro-batch.
+        weight: 1, or 0 on a rank without examples. Such a rank runs another example, so that all
+            ranks call the same collectives.
         share: Target items of these examples, as a fraction of the target items of the step.
         is_last: Whether this micro-batch completes its step.
         batch: The collated examples.
@@ -61,8 +65,9 @@ class Step:
     Attributes:
         epoch: Index of the epoch.
         index: Index of the step inside its epoch.
-        examples: Examples of the global batch, over all ranks.
-        num_items: Target items of the global batch, or the sum of their weights, over all ranks.
+        examples: Indices of the examples of the global batch, over all ranks.
+        num_items: Number of target items of the global batch, or the sum of their weights, over all
+            ranks.
         is_training: Whether this is a training step; False for a validation batch.
         micro_batches: Iterator of this rank's micro-batches; each rank has the same number of them.
     """
@@ -89,7 +94,7 @@ def epoch_order(keys: np.ndarray, global_batch_size: int, seed: int, epoch: int)
 
     Returns:
         A permutation of the n indices. Each `global_batch_size` consecutive indices are a global
-        batch; the rest, a random sample like the others, is a smaller last one.
+        batch. The rest is a smaller last batch: a random sample of examples of any length.
     """
     rng = np.random.default_rng([seed, epoch])
     order = rng.permutation(len(keys))
@@ -124,12 +129,12 @@ def split(
 
 
 class Batches:
-    """The steps of a data set, loaded by this rank.
+    """Divides a data set into steps, and loads this rank's examples of each step.
 
     Args:
         batch_size: Maximum number of examples per rank and micro-batch.
-        global_batch_size: Examples in a step, over all ranks. Default: `batch_size` times the
-            number of ranks.
+        global_batch_size: Number of examples in a step, over all ranks. Default: `batch_size` times
+            the number of ranks.
         seed: Seed of the order of each epoch. Default: no shuffling, the longest examples first.
         num_workers: Number of loader processes.
     """
@@ -158,7 +163,7 @@ class Batches:
             batch_size=None,
             num_workers=num_workers,
             persistent_workers=num_workers > 0,
-            # A plain fork copies locks that threads of gloo and autograd hold, and may hang.
+            # A forked process would copy locks that threads of gloo and autograd hold, and hang.
             multiprocessing_context="forkserver" if num_workers else None,
             pin_memory=torch.cuda.is_available(),
         )
@@ -220,9 +225,9 @@ class Batches:
         return micro_batches
 
     def close(self) -> None:
-        """End the workers. Close all generators returned by `steps` first.
+        """End the loader processes. Close all generators returned by `steps` first.
 
-        The workers block SIGTERM, which torch sends to workers left to the garbage collector.
+        Without this call, torch would send SIGTERM to the processes, which block this signal.
         """
         self._loader = None
 
@@ -242,7 +247,7 @@ def _filled(
     place: str, planned: list[MicroBatch], loaded: Iterator[dict | Exception]
 ) -> Iterator[MicroBatch]:
     for micro in planned:
-        with at_place(place, micro.indices):  # also if a worker was killed
+        with at_place(place, micro.indices):  # the loader fails if one of its processes was killed
             batch = next(loaded)
             if isinstance(batch, Exception):
                 raise batch
@@ -260,16 +265,16 @@ class _PlannedOrder(Sampler):
 
 
 class _Loading(torch.utils.data.Dataset):
-    """Collates the examples of a micro-batch, in a worker process if there is one."""
+    """Collates the examples of a micro-batch, in a loader process if there is one."""
 
     def __init__(self, examples: ExampleSet):
         self.examples = examples
 
     def __getitem__(self, micro: MicroBatch) -> dict | Exception:
-        """Return the batch, or the exception of the user's code, which its step then raises."""
-        seed_all(*micro.rng_key)  # a data set may draw random numbers, too
+        """Return the batch, or the exception of the user's code, to be raised in its step."""
+        seed_all(*micro.rng_key)  # a data set may also draw random numbers
         try:
-            with user_code("model/dataset.py: cannot be loaded"):
+            with user_code("model/dataset.py: these examples cannot be loaded"):
                 return self.examples.batch(micro.indices)
         except UserError as error:
             return error

@@ -24,6 +24,7 @@ from .batches import Step
 from .contract import ExampleSet, accepts_weights
 from .distributed import RankGroup
 from .optimizer_state import OptimizerState
+from .predictor_config import PREDICTOR_FILE, PredictorConfig
 from .staging import bytes_to_copy, free_memory, live_memory, stage, with_own_configs
 from .state import OPTIMIZER_FILE, STATE_FILE, SavedRun, TrainState, to_json
 from .strategy import Strategy
@@ -32,21 +33,23 @@ LOG_FILE = "log.json"
 
 
 class Checkpointer:
-    """The output directory of a run. Every rank calls the same methods; the main one writes.
+    """Writes into the output directory of a run, on the main rank.
+
+    Every rank has to call the same methods.
 
     `last/` has the raw weights, which must be in the model when `save` is called. `best/` has the
     average of the weights, if there is one.
 
-    A thread writes each save while training continues. At the exit of the context manager, wait
-    for the last save, even if the run fails.
+    A thread writes each save while training continues. On exit, the context manager waits for the
+    latest save, even if the run fails.
 
     Attributes:
         on_published: Called on the main rank, in the thread, with the names of the folders that
             have been published: "last", and perhaps "best".
 
     Args:
-        about: Returns the fields of `SavedRun` other than the state. It is called at each save,
-            since the data may have changed with the epoch.
+        about: Function that returns the fields of `SavedRun` other than the state. It is called at
+            each save, since the data may change with the epoch.
     """
 
     def __init__(
@@ -81,7 +84,8 @@ class Checkpointer:
 
     def __exit__(self, *_: object) -> None:
         self._thread.shutdown()
-        if self.has_failed and self._pending is not None:  # the run ends with another error
+        # `join` was not called, since the run ends with another error.
+        if self.has_failed and self._pending is not None:
             print(self._pending.exception(), file=sys.stderr)
 
     def save(
@@ -93,12 +97,12 @@ class Checkpointer:
     ) -> None:
         """Save `last/` and log.json; if `describe` is given, also `best/`.
 
-        Wait for the preceding save, copy tensors into host memory, and let a thread write them. If
-        there is too little memory for a copy, or the model cannot save one, wait for the thread.
-        `best/` is published first, so that `last/` never refers to a missing `best/`.
+        Wait for the preceding save, copy the tensors into host memory, and let a thread write the
+        copy. If the memory is too small for a copy, or `save_pretrained` cannot save one, wait for
+        the thread. `best/` is published first: `last/` never refers to a missing `best/`.
 
         Args:
-            describe: Writes README.md and loss.png into `best/`. It is called in the thread.
+            describe: Function that writes README.md and loss.png into `best/`, in the thread.
 
         Raises:
             RunError: The preceding save failed, for example because the disk is full.
@@ -106,13 +110,7 @@ class Checkpointer:
         self.join()
         scaler = self.accelerator.scaler
         state.scaler = scaler.state_dict() if scaler is not None else None
-        losses = self.group.gather((state.train_loss, state.named_losses))
-        saved = SavedRun(
-            **self.about(),
-            state=state,
-            train_losses=[loss for loss, _ in losses],
-            named_losses=[named for _, named in losses],
-        ).to_text()
+        settings = self._settings(state)
         log = to_json(state.log, indent=4)
         weights = self._gather(model)
         moments = self.strategy.optimizer_state(model, optimizer)
@@ -120,17 +118,15 @@ class Checkpointer:
 
         def start() -> None:
             is_copy = self._stage(model, optimizer, [weights, moments.tensors])
-            write_model = self._model_writer(model, weights)
-            write_best_model = self._model_writer(model, best_weights)
+            write_model = self._model_writer(model, weights, settings)
+            write_best_model = self._model_writer(model, best_weights, settings)
 
             def write_last(folder: Path) -> None:
                 write_model(folder)
-                (folder / STATE_FILE).write_text(saved, encoding="utf-8")
                 moments.save(folder / OPTIMIZER_FILE)
 
             def write_best(folder: Path) -> None:
                 write_best_model(folder)
-                (folder / STATE_FILE).write_text(saved, encoding="utf-8")
                 if describe is not None:
                     describe(folder)
 
@@ -147,7 +143,10 @@ class Checkpointer:
 
     @property
     def has_failed(self) -> bool:
-        """Whether the save in progress has failed, on this rank; `join` raises its error."""
+        """Whether the latest save has failed; always False on ranks that do not write.
+
+        `join` raises the error.
+        """
         pending = self._pending
         return pending is not None and pending.done() and pending.exception() is not None
 
@@ -155,7 +154,7 @@ class Checkpointer:
         """Wait until the latest save is published.
 
         Raises:
-            RunError: It failed.
+            RunError: The save failed.
         """
         self.group.on_main(self._wait)
 
@@ -200,7 +199,7 @@ class Checkpointer:
         optimizer: torch.optim.Optimizer,
         state: TrainState,
     ) -> None:
-        """Load the optimizer and the gradient scaler. Load the model first.
+        """Load the state of the optimizer and of the gradient scaler. Load the model before this.
 
         Raises:
             RunError: The file is not the optimizer state of this model.
@@ -217,19 +216,19 @@ class Checkpointer:
         if self.accelerator.scaler is not None and state.scaler is not None:
             self.accelerator.scaler.load_state_dict(state.scaler)
         if self.group.is_main:
-            with saving(self.outdir, 0):  # the run may have been killed before it wrote its log
+            with saving(self.outdir, 0):  # the run may have been killed before it wrote log.json
                 write_file(self.outdir / LOG_FILE, to_json(state.log, indent=4))
 
     def save_bad_batch(self, model: torch.nn.Module, examples: ExampleSet, step: Step) -> str:
-        """Save the weights before a step, and its batch, as `bad_batch/`.
+        """Save the weights before a step, and the batch of the step, as `bad_batch/`.
 
         Returns:
-            Their path, or the reason why they could not be saved.
+            A sentence with their path, or with the reason why they could not be saved.
         """
         weights = self._gather(model)
 
         def write_all(folder: Path) -> None:
-            self._model_writer(model, weights)(folder)
+            self._model_writer(model, weights, {})(folder)
             batch = examples.batch(step.examples)
             tensors = {key: value for key, value in batch.items() if isinstance(value, Tensor)}
             save_file(tensors, folder / "batch.safetensors")
@@ -245,7 +244,18 @@ class Checkpointer:
             self.group.on_main(write)
         except RunError as error:
             return str(error)
-        return f"{self.outdir}/bad_batch contains them and the weights before this step"
+        return f"{self.outdir}/bad_batch contains these examples and the weights before this step"
+
+    def _settings(self, state: TrainState) -> dict[str, str]:
+        """Return the files with the settings and the state of the run, by name."""
+        losses = self.group.gather((state.train_loss, state.named_losses))
+        saved = SavedRun(
+            **self.about(),
+            state=state,
+            train_losses=[loss for loss, _ in losses],
+            named_losses=[named for _, named in losses],
+        )
+        return {STATE_FILE: saved.to_text(), PREDICTOR_FILE: PredictorConfig.of(saved).to_text()}
 
     def _gather(self, model: torch.nn.Module) -> dict[str, Tensor]:
         """Gather the weights to save on the main rank; every rank has to call this."""
@@ -265,15 +275,15 @@ class Checkpointer:
             return {k: tensor.to("cpu", copy=True) for k, tensor in self._gather(model).items()}
 
     def _model_writer(
-        self, model: torch.nn.Module, weights: dict[str, Tensor]
+        self, model: torch.nn.Module, weights: dict[str, Tensor], settings: dict[str, str]
     ) -> Callable[[Path], None]:
-        """Return a function that writes model and tokenizer into a folder."""
+        """Return a function that writes the model, the tokenizer and the settings into a folder."""
         bare = with_own_configs(self.accelerator.unwrap_model(model, keep_torch_compile=False))
-        files = self._tokenizer_files
+        files = self._tokenizer_files | {name: text.encode() for name, text in settings.items()}
         options = {"state_dict": weights} if accepts_weights(bare) else {}
 
         def write(folder: Path) -> None:
-            # `save_pretrained` removes tensors from the dict.
+            # Pass a copy of the dict, since `save_pretrained` removes tensors from it.
             bare.save_pretrained(folder, **{name: dict(value) for name, value in options.items()})
             for name, content in files.items():
                 (folder / name).parent.mkdir(exist_ok=True)
@@ -293,5 +303,5 @@ class Checkpointer:
 
 
 def _size(tensors: dict[str, Tensor]) -> int:
-    """In bytes."""
+    """Return the total size in bytes."""
     return sum(tensor.nbytes for tensor in tensors.values())

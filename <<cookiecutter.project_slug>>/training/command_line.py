@@ -11,11 +11,12 @@ from errors import REFUSED, STOPPED, RunError, Stopped, UserError
 from .help import HelpFormatter, OneOrMore
 from .options import TaskOptions
 
+OUTPUT = "predictions.jsonl"
 DTYPES = ("float32", "bfloat16", "float16")
 
 
 def exit_code_of(main: Callable[[], object]) -> int:
-    """Run a function that does not use torch; return the exit code of the process."""
+    """Run a function that does not use torch; return the exit code for the process."""
     try:
         main()
     except (UserError, Stopped) as error:
@@ -37,12 +38,14 @@ def check_early(check: Callable[[list[str]], object]) -> None:
 
 def build_predict_parser(task: TaskOptions) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(usage="predict.py [arguments]", formatter_class=HelpFormatter)
-    parser.add_argument("--checkpoint", default="outputs/best", help="folder of the checkpoint")
+    parser.add_argument(
+        "--checkpoint", default="outputs/best", help="folder or Hub id of the checkpoint"
+    )
     files: dict = {"nargs": "+", "action": OneOrMore, "metavar": "FILE"}
     parser.add_argument("--input", help="input file(s); interactive if omitted", **files)
-    parser.add_argument("--output", default="predictions.jsonl", help="output file")
+    parser.add_argument("--output", help=f"output file ({OUTPUT})")
     parser.add_argument("--column", nargs="+", help="columns to read (default: as in training)")
-    parser.add_argument("--batch_size", type=int, default=32, help="examples per process and batch")
+    parser.add_argument("--batch_size", type=int, default=32, help="examples per batch and process")
     parser.add_argument("--max_len", type=int, help="maximum sequence length in tokens")
     for name, option in task.predict_options.items():
         parser.add_argument(f"--{name}", **option)
@@ -53,7 +56,7 @@ def parse_predict_args(argv: list[str]) -> argparse.Namespace:
     """Parse and check the arguments.
 
     Raises:
-        RunError: A number is not positive, or the output folder does not exist.
+        RunError: A number is not positive, or the output is not a file in an existing folder.
     """
     task = TaskOptions()
     args = build_predict_parser(task).parse_args(argv)
@@ -62,9 +65,18 @@ def parse_predict_args(argv: list[str]) -> argparse.Namespace:
         if isinstance(value, (int, float)) and value <= 0:
             raise RunError(f"--{name} {value}: expected more than 0")
     args.checkpoint = str(Path(args.checkpoint).expanduser())
-    args.output = Path(args.output).expanduser()
-    if not args.output.parent.is_dir():
-        raise RunError(f"--output {args.output}: there is no folder {args.output.parent}")
+    output = Path(args.output or OUTPUT).expanduser()
+    if not output.parent.is_dir():
+        raise RunError(f"--output {output}: there is no folder {output.parent}")
+    if output.exists() and not output.is_file():
+        kind = "a folder" if output.is_dir() else "not a regular file"
+        raise RunError(f"--output {output}: {kind}; expected a file, which is written at the end")
+    for name in ("output", "column"):
+        if args.input is None and (value := getattr(args, name)) is not None:
+            shown = " ".join(value) if isinstance(value, list) else value
+            raise RunError(f"--{name} {shown}: expected --input, too")
+    # The file is replaced at the end, and not a link to it, such as /dev/stdout.
+    args.output = output.resolve() if output.is_symlink() else output
     return args
 
 
@@ -73,5 +85,5 @@ def build_export_parser() -> argparse.ArgumentParser:
     parser.add_argument("--checkpoint", default="outputs/best", help="checkpoint to export")
     parser.add_argument("--output", required=True, help="output folder, new or empty")
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="dtype of the weights")
-    parser.add_argument("--onnx", action="store_true", help="also write model.onnx (classifiers)")
+    parser.add_argument("--onnx", action="store_true", help="also write model.onnx (a classifier)")
     return parser

@@ -20,18 +20,17 @@ LOSS = "loss"  # name of the loss among the scores
 BASE_DTYPES = ("float32", "bfloat16")
 HUB_STRATEGIES = ("end", "every_save", "checkpoint")  # as in transformers
 CONSTANT = ("constant", "constant_with_warmup")
-TRACKERS = (  # of accelerate
+TRACKERS = (  # supported by accelerate
     *("aim", "clearml", "comet_ml", "dvclive", "mlflow", "swanlab"),
     *("tensorboard", "trackio", "wandb"),
 )
-SCHEDULERS = (  # of transformers, except two that depend on a metric
+SCHEDULERS = (  # those of transformers, except two that depend on a metric
     *("constant", "constant_with_warmup", "cosine", "cosine_warmup_with_min_lr"),
     *("cosine_with_min_lr", "cosine_with_restarts", "inverse_sqrt", "linear"),
     *("polynomial", "warmup_stable_decay"),
 )
-# Names of PEFT: all linear layers except the head; and the configuration file of an adapter.
-ALL_LINEAR = "all-linear"
-ADAPTER_FILE = "adapter_config.json"
+ALL_LINEAR = "all-linear"  # PEFT's name for all linear layers except the head
+ADAPTER_FILE = "adapter_config.json"  # PEFT's name for the configuration file of an adapter
 PATHS = ("train_input", "valid_input", "model_id", "outdir", "restore_dir", "config")
 
 
@@ -46,9 +45,9 @@ def option(
     """Declare a field of `RunConfig`.
 
     Args:
-        text: Its description in `--help`.
-        aliases: Further names on the command line, as in transformers.
-        group: Its group in `--help`.
+        text: Description of the argument in `--help`.
+        aliases: Further names of the argument on the command line: those in transformers.
+        group: Group of the argument in `--help`.
         at_least: Smallest valid number.
         arguments: Arguments of `add_argument` that do not follow from the type of the field.
     """
@@ -71,11 +70,12 @@ FILES: dict[str, Any] = {"nargs": "+", "action": OneOrMore, "metavar": "FILE"}
 
 @dataclass(frozen=True)
 class RunConfig:
-    """Arguments of train.py. A resumed run keeps the saved values of arguments not given.
+    """Arguments of train.py. A resumed run keeps the saved values of arguments that are not given.
 
     Attributes:
-        data_options, model_options, score_options: Arguments of the task, from its `OPTIONS`.
-        resumed: The checkpoint to resume from, if any.
+        data_options, model_options, score_options: Arguments from `OPTIONS` of the modules of
+            `model/`.
+        resumed: Saved state of the run to resume; None for a new run.
     """
 
     train_input: str | list[str] = option("data/train.jsonl", "training data", group=DATA, **FILES)
@@ -92,7 +92,7 @@ class RunConfig:
         at_least=0,
     )
     valid_fold: int = option(
-        0, "index of the held-out part, of 1 / VALID_SIZE parts", group=DATA, at_least=0
+        0, "index of the part to hold out, among 1 / VALID_SIZE parts", group=DATA, at_least=0
     )
     model_id: str = option("tiny", "base model: Hub id, NAME@REVISION, or folder", group=DATA)
     max_len: int = option(
@@ -153,18 +153,18 @@ class RunConfig:
         metavar="NAME",
     )
     num_warmup_steps: int = option(
-        0, "optimizer steps of warm-up", "warmup_steps", group=STEP, at_least=0
+        0, "number of warm-up steps", "warmup_steps", group=STEP, at_least=0
     )
-    weight_decay: float = option(0.01, "weight decay of matrices", group=STEP, at_least=0)
+    weight_decay: float = option(0.01, "weight decay, for matrices only", group=STEP, at_least=0)
     max_grad_norm: float = option(
         1.0, "maximum norm of the gradient; 0 for no clipping", group=STEP, at_least=0
     )
 
     optimizer: str = option(
         "adamw",
-        "adamw; muon or adamw_8bit (matrices of hidden layers; AdamW with the same --lr for the "
-        "rest); schedule_free (averages the weights instead of decaying the learning rate); sgd "
-        "(requires --lr)",
+        "adamw; muon or adamw_8bit (for the matrices of hidden layers; all other parameters are "
+        "trained by AdamW with the same --lr); schedule_free (averages the weights instead of "
+        "decaying the learning rate); sgd (requires --lr)",
         group=STEP,
         choices=list(OPTIMIZERS),
         metavar="NAME",
@@ -176,24 +176,24 @@ class RunConfig:
         None, "decay of the second moment of AdamW (0.999)", "adam_beta2", group=STEP, at_least=0
     )
     eps: float | None = option(
-        None, "added to the denominator of AdamW (1e-8)", "adam_epsilon", group=STEP, at_least=0
+        None, "term in the denominator of AdamW (1e-8)", "adam_epsilon", group=STEP, at_least=0
     )
     momentum: float | None = option(
         None, "momentum of muon (0.95) or sgd (0.9)", group=STEP, at_least=0
     )
     layer_decay: float = option(
         1.0,
-        "learning rate of each layer, relative to the layer above",
+        "learning rate of each layer, as a multiple of that of the layer above",
         group=STEP,
         at_least=0,
     )
     head_lr_factor: float = option(
-        1.0, "multiply the learning rate of the head by this", group=STEP, at_least=0
+        1.0, "factor of the learning rate of the head", group=STEP, at_least=0
     )
     ema: float = option(
         0.0,
         "decay of an exponential moving average of the weights, which is validated and saved as "
-        "best/; 0: none",
+        "best/; 0: off",
         group=STEP,
         at_least=0,
     )
@@ -218,10 +218,10 @@ class RunConfig:
     )
 
     lora_rank: int = option(
-        0, "train an adapter of rank N instead of the full model (0: off)", group=LORA, at_least=0
+        0, "train an adapter of rank N instead of the full model; 0: off", group=LORA, at_least=0
     )
     lora_alpha: int | None = option(
-        None, "scale of the adapter, multiplied by its rank (2 * rank)", group=LORA, at_least=1
+        None, "the adapter is scaled by LORA_ALPHA / LORA_RANK (2 * rank)", group=LORA, at_least=1
     )
     lora_targets: list[str] = option(
         [ALL_LINEAR],
@@ -241,8 +241,10 @@ class RunConfig:
         metavar="TYPE",
     )
 
-    compile: bool = option(False, "compile the model", "torch_compile", group=SPEED)
-    tf32: bool = option(False, "allow TF32 matrix products", group=SPEED)
+    compile: bool = option(
+        False, "compile the model with torch.compile", "torch_compile", group=SPEED
+    )
+    tf32: bool = option(False, "allow TF32 in float32 matrix products", group=SPEED)
     gradient_checkpointing: bool = option(
         False, "recompute activations in the backward pass to save memory", group=SPEED
     )
@@ -250,12 +252,12 @@ class RunConfig:
         None, "attention backend: sdpa, eager, flex_attention, ...", group=SPEED
     )
     num_workers: int = option(
-        0, "loader processes", "dataloader_num_workers", group=SPEED, at_least=0
+        0, "number of loader processes", "dataloader_num_workers", group=SPEED, at_least=0
     )
 
     report_to: list[str] = option(
         [],
-        f"any of {', '.join(TRACKERS)}",
+        f"trackers: any of {', '.join(TRACKERS)}",
         group=REPORT,
         nargs="*",
         choices=TRACKERS,
@@ -280,7 +282,7 @@ class RunConfig:
 
     @property
     def peak_lr(self) -> float:
-        """`lr` after the model is built: its default depends on whether weights are pretrained."""
+        """`lr`, which is set when the model is built: the default depends on the base model."""
         assert self.lr is not None
         return self.lr
 
@@ -291,7 +293,7 @@ class RunConfig:
 
     @property
     def valid_sources(self) -> dict[str, str | list[str]]:
-        """Validation data by the name of the set; the name of held-out examples is ""."""
+        """Validation data, by the name of the set. Held-out examples have the name ""."""
         if self.valid_input is None:
             return {"": self.train_input}
         return named_sources(self.valid_input)
@@ -312,10 +314,15 @@ class RunConfig:
         self._check_lora()
         self._check_report()
         self._check_optimizer()
+        if self.lr_scheduler_type == "constant" and self.num_warmup_steps:
+            raise RunError(
+                f"--num_warmup_steps {self.num_warmup_steps}: --lr_scheduler_type constant has no "
+                "warm-up; expected constant_with_warmup"
+            )
         if self.files_per_epoch is not None and self.max_steps is None:
             raise RunError(
                 f"--files_per_epoch {self.files_per_epoch}: expected --max_steps, too, since the "
-                "number of steps in an epoch is known only when its files have been read"
+                "number of steps in an epoch is only known when the files have been read"
             )
         if self.files_per_epoch is not None and self.valid_input is None:
             raise RunError(f"--files_per_epoch {self.files_per_epoch}: expected --valid_input, too")
@@ -323,7 +330,7 @@ class RunConfig:
             raise RunError(f"--hub_strategy {self.hub_strategy}: expected --push_to_hub, too")
 
     def _check_report(self) -> None:
-        # Imported here because both are slow to import: accelerate.tracking imports torch.
+        # Both imports are slow (accelerate.tracking imports torch), so they are not at the top.
         if self.report_to:
             from accelerate.tracking import get_available_trackers
 
@@ -342,7 +349,7 @@ class RunConfig:
     def _check_lora(self) -> None:
         if self.resumed is None and (Path(self.model_id) / ADAPTER_FILE).is_file():
             raise RunError(
-                f"--model_id {self.model_id}: a PEFT adapter; expected a full model (merge it by "
+                f"--model_id {self.model_id}: a PEFT adapter; expected a full model (merge it with "
                 f"`python export.py --checkpoint {self.model_id} --output FOLDER`)"
             )
         if self.lora_rank and self.push_to_hub is not None and Path(self.model_id).is_dir():
@@ -369,7 +376,7 @@ class RunConfig:
         if self.ema:
             raise RunError(
                 f"--ema {self.ema}: --optimizer {self.optimizer} averages the weights itself; "
-                "expected one of the two"
+                "expected only one of the two"
             )
         if self.lr_scheduler_type not in CONSTANT:
             raise RunError(

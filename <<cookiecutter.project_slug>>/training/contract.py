@@ -1,4 +1,4 @@
-"""The parts of `model/`, with a default for each missing one: see model/interface.py."""
+"""The parts of `model/`, with a default for each missing part: see model/interface.py."""
 
 import argparse
 import importlib.util
@@ -26,7 +26,7 @@ from reading.faults import repeats
 from .options import TaskOptions
 from .user_code import user_code
 
-SAMPLED = 256  # examples that are hashed for the fingerprint of a data set that does not define one
+SAMPLED = 256  # number of examples to hash if a data set has no fingerprint
 
 
 class LossOnly:
@@ -58,12 +58,12 @@ class ExampleSet:
     """The user's data set, with the attributes that batching needs.
 
     Attributes:
-        lengths, num_items, sort_keys: Shape (n,).
+        lengths, num_items, sort_keys: See `TaskDataset`; shape (n,).
         schema: Settings with which the file was read.
         fingerprint: Integer that changes when the data change.
         notes: Lines to print.
-        is_divisible: Whether a micro-batch may be made smaller than `--batch_size`: not if the
-            loss couples its examples.
+        is_divisible: Whether a micro-batch may have fewer examples than `--batch_size`. False if
+            the loss couples the examples of a micro-batch.
         has_lengths, has_num_items: Whether the data set has `lengths`, or `num_items`.
 
     Raises:
@@ -90,7 +90,7 @@ class ExampleSet:
         """Load and collate examples.
 
         Raises:
-            RunError: They cannot be stacked, or the result is not a dict.
+            RunError: The examples cannot be stacked, or the batch is not a dict.
         """
         examples = self.fetch(indices)
         try:
@@ -100,8 +100,8 @@ class ExampleSet:
                 raise
             reason = str(error).splitlines()[0]
             raise RunError(
-                f"model/dataset.py: examples cannot be stacked ({reason}); expected values of one "
-                "shape, or a method collate(examples) of the data set"
+                f"model/dataset.py: examples cannot be stacked ({reason}); expected values of the "
+                "same shape, or a method collate(examples) of the data set"
             ) from None
         if not isinstance(batch, dict):
             kind = type(batch).__name__
@@ -121,7 +121,7 @@ class ExampleSet:
         """Yield lines about examples that may be wrong, for `--dry_run`.
 
         Args:
-            train: Training data, if this is validation data.
+            train: Training data, if this data set is validation data.
         """
         if hasattr(self.dataset, "faults"):
             yield from self.dataset.faults(train and train.dataset)
@@ -153,7 +153,7 @@ class ExampleSet:
         return values
 
     def _hash_sample(self) -> int:
-        # Whole numbers have the hash that earlier versions saved.
+        # Hash whole numbers as int64, as earlier versions did.
         is_whole = np.issubdtype(self.num_items.dtype, np.integer)
         items = np.ascontiguousarray(self.num_items, np.int64 if is_whole else np.float64)
         digest = zlib.crc32(items.tobytes())
@@ -163,7 +163,7 @@ class ExampleSet:
 
 
 class Task(TaskOptions):
-    """The modules of `model/`.
+    """The classes and functions of `model/`.
 
     Attributes:
         divides_by_items: Whether `forward` has a parameter `num_items_in_batch`. If not, its loss
@@ -171,8 +171,8 @@ class Task(TaskOptions):
         couples_examples: `Model.loss_couples_examples`: whether the loss depends on which examples
             are in a micro-batch together.
         leaves_unused: `Model.leaves_parameters_unused`: whether a step may leave parameters without
-            a gradient. DistributedDataParallel then searches for them in each step.
-        build_optimizer, build_scheduler: Functions of optimization.py, or None.
+            a gradient. If so, DistributedDataParallel searches for such parameters in each step.
+        build_optimizer, build_scheduler: Functions of model/optimization.py, or None.
     """
 
     def __init__(self) -> None:
@@ -230,7 +230,7 @@ class Task(TaskOptions):
         return self.config_class(**{name: arguments[name] for name in named & arguments.keys()})
 
     def directions(self, schema: dict, options: dict[str, Any]) -> dict[str, bool]:
-        """Return for the loss and each score whether larger is better."""
+        """Return for the loss and for each score whether larger values are better."""
         return {"loss": False, **self.scores_class.directions(schema, **options)}
 
     def build_scores(self, model: Any, tokenizer: Any, device: Any, options: dict) -> Scorer:
@@ -336,13 +336,13 @@ def _leaves(value: Any) -> Iterator[bytes]:
             yield from _leaves(value[key])
     elif isinstance(value, torch.Tensor):
         yield value.detach().contiguous().cpu().view(-1).to(torch.float64).numpy().tobytes()
-    elif isinstance(value, np.ndarray):  # its repr is abbreviated
+    elif isinstance(value, np.ndarray):  # the repr of a long array omits values
         yield np.ascontiguousarray(value).tobytes()
     else:
         yield repr(value).encode()
 
 
 def accepts_weights(model: torch.nn.Module) -> bool:
-    """Return whether `save_pretrained` has a parameter `state_dict`, for other weights to save."""
+    """Return whether `save_pretrained` has a parameter `state_dict`, and can save other weights."""
     save: Callable = model.save_pretrained  # type: ignore[assignment]
     return "state_dict" in inspect.signature(save).parameters

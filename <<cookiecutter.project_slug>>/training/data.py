@@ -24,13 +24,13 @@ from .hold_out import hold_out
 class TrainData:
     """Opens the data of an epoch and batches it.
 
-    With `--files_per_epoch N`, an epoch has N of the files. Each is used once before any is
-    used again, in an order that depends on the seed. They are fetched and tokenized when their
-    epoch starts, and removed from the disk before the next one starts.
+    With `--files_per_epoch N`, an epoch uses at most N of the files. Each file is used once before
+    any is used again, in an order that depends on the seed. The files of an epoch are downloaded
+    and tokenized when the epoch starts. Downloads and tokens are removed from the disk before the
+    next epoch starts.
 
     Args:
-        read: Called as `read(source, schema)`; returns the examples.
-        is_divisible: See `Batches`.
+        read: Function that is called as `read(source, schema)`, and returns the examples.
 
     Attributes:
         examples: Examples of the current epoch.
@@ -75,7 +75,7 @@ class TrainData:
         return self._batches
 
     def remove_files(self) -> None:
-        """Remove the files of the last epoch."""
+        """Remove the downloads and tokens of the last epoch."""
         if self._group.is_local_main:
             shutil.rmtree(self._folder, ignore_errors=True)
 

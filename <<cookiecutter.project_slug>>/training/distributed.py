@@ -12,12 +12,13 @@ from accelerate import Accelerator
 
 from errors import RunError, UserError
 
-# The other ranks wait while one tokenizes or saves, which can take longer than torch's 30 minutes.
+# The other ranks wait while one rank tokenizes or saves. This can take longer than 30 minutes, the
+# default timeout of torch.
 TIMEOUT = timedelta(hours=12)
 
 
 def is_lost_connection(error: Exception) -> bool:
-    """Whether a collective failed because another process ended or cannot be reached."""
+    """Return whether a collective failed because another process ended or cannot be reached."""
     return isinstance(error, dist.DistError) or "gloo" in str(error)
 
 
@@ -43,8 +44,8 @@ class RankGroup:
     def any_rank_at_last_call(self, flag: bool) -> bool:
         """Return whether any rank passed True at the previous call.
 
-        The reduction runs in the background, so that no rank waits for another one; the result is
-        therefore one call late. With a single rank, return the flag itself.
+        The reduction runs in the background, so that no rank waits for another one. Therefore each
+        call returns the result of the previous one. With a single rank, return the flag itself.
         """
         if self._group is None:
             return flag
@@ -98,17 +99,18 @@ class RankGroup:
         first_host, first = gathered[0]
         for rank, (host, others) in enumerate(gathered):
             for name, value in first.items():
-                if repr(others[name]) != repr(value):  # by repr, since NaN != NaN
+                if repr(others[name]) != repr(value):  # compare by repr, since NaN != NaN
                     raise RunError(
                         f"{name}: {others[name]} on rank {rank} ({host}), {value} on rank 0 "
-                        f"({first_host}); expected the same on all machines"
+                        f"({first_host}); expected the same on all ranks"
                     )
 
     @contextmanager
     def local_main_first(self) -> Iterator[None]:
-        """Run the block on one rank of each machine first, so that the others find its cache.
+        """Run the block on one rank of each machine first; the other ranks can use its cache.
 
-        With `Accelerator.local_main_process_first`, the others wait forever if the first fails.
+        With `Accelerator.local_main_process_first`, the other ranks would wait forever if the first
+        one fails.
         """
         if not self.is_local_main:
             self.gather(None)

@@ -11,7 +11,7 @@ class Flops(NamedTuple):
 
     Attributes:
         per_token: Operations per token.
-        per_pair: Operations per pair of tokens of an example: attention.
+        per_pair: Operations per pair of tokens of an example, for attention.
     """
 
     per_token: float
@@ -30,13 +30,13 @@ def training_flops(model: nn.Module) -> Flops | None:
     https://arxiv.org/abs/2204.02311): 6 N + 12 L H Q T per token, with N parameters, L layers,
     H heads of size Q, and T tokens in the sequence. Recomputed activations are not counted. N is
     the number of weights in matrix products: an embedding table counts only if it is also the
-    output layer. A frozen weight, as under an adapter, counts 4 instead of 6, because no gradient
-    is computed for it.
+    output layer. For a frozen weight, as below an adapter, 6 is replaced with 4, because no
+    gradient is computed for it.
 
     Returns:
-        None if the formula does not apply: to an encoder-decoder, where each token passes through
-        only one of the two stacks, and to parameters with more than two dimensions, such as
-        convolutions and experts.
+        The operations, or None if the formula does not apply. It does not apply to an
+        encoder-decoder, where each token passes through only one of the two stacks, nor to
+        parameters with more than two dimensions, such as convolutions and experts.
     """
     config = getattr(model, "config", None)
     if getattr(config, "is_encoder_decoder", False):

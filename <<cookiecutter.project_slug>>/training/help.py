@@ -1,4 +1,4 @@
-"""Classes of argparse for train.py and predict.py."""
+"""Classes for argparse, which the scripts share."""
 
 import argparse
 from collections.abc import Sequence
@@ -20,7 +20,7 @@ class OneOrMore(argparse.Action):
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
-    """One line for each argument, with its default."""
+    """Show the description and the default of each argument after its name."""
 
     def __init__(self, prog: str):
         super().__init__(prog, max_help_position=34, width=100)

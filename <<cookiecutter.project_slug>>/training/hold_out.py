@@ -29,7 +29,10 @@ class Part(torch.utils.data.Dataset):
             self.num_items = whole.num_items[indices]
 
     def faults(self, train: Any = None) -> Iterator[str]:
-        """Yield lines about the full data set, once: equal examples are never split."""
+        """Yield lines about the full data set, for its training part only.
+
+        Equal examples are in the same part, so the validation part has no lines of its own.
+        """
         if train is None:
             yield from self._whole.faults()
 
@@ -75,7 +78,7 @@ def hold_out(
 
 
 def _uniform(checksums: np.ndarray, seed: int) -> np.ndarray:
-    """Map checksums to numbers in [0, 1) by the mixing function of SplitMix64 (Steele, 2014)."""
+    """Map checksums to numbers in [0, 1) with the mixing function of SplitMix64 (Steele, 2014)."""
     with np.errstate(over="ignore"):
         mixed = checksums.astype(np.uint64) + np.uint64(seed + 1) * np.uint64(0x9E3779B97F4A7C15)
         mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)

@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType, DynamoBackend
 from transformers.integrations import unset_hf_deepspeed_config
 
-from errors import REFUSED, STOPPED, RankError, RunError, Stopped, UserError
+from errors import INTERRUPTED, REFUSED, STOPPED, RankError, RunError, Stopped, UserError
 
 from .distributed import is_lost_connection
 from .launcher import requested_processes
@@ -28,8 +28,8 @@ def start(project_dir: str | None = None, report_to: list[str] | None = None) ->
         report_to: Names of trackers.
 
     Raises:
-        RunError: Accelerate was configured for a feature that the loop has itself or does not
-            support, or fewer processes joined than were requested.
+        RunError: Accelerate was configured for a feature that train.py does not support, or
+            implements itself; or the number of processes is not the requested one.
     """
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
@@ -38,7 +38,7 @@ def start(project_dir: str | None = None, report_to: list[str] | None = None) ->
         accelerator = Accelerator(log_with=report_to or None, project_dir=project_dir)
     except (ImportError, RuntimeError, ValueError) as error:
         raise RunError(f"Accelerate cannot start: {_first_line(error)}") from None
-    # Under ZeRO-3 transformers would build sharded models, into which weights cannot be loaded.
+    # With ZeRO-3, transformers would build sharded models, into which no weights can be loaded.
     unset_hf_deepspeed_config()
     _check_processes(accelerator)
     _check_settings(accelerator)
@@ -49,9 +49,9 @@ def run(main: Callable[[], None]) -> int:
     """Run `main` and return the exit code of the process.
 
     Returns:
-        0; 75 after Stopped; 2 after a UserError, a known error of the accelerator, or the end of
-        another process. The message is printed once per machine; an error on a single rank is
-        printed by that rank.
+        0 if there is no error; 75 after Stopped; 130 after a Ctrl-C that the run does not handle; 2
+        after a UserError, a known error of the accelerator, or the end of another process. The
+        message is printed once per machine. An error on a single rank is printed by that rank.
     """
     code = 0
     message = ""
@@ -61,17 +61,20 @@ def run(main: Callable[[], None]) -> int:
     except Stopped as error:
         code = STOPPED
         message = str(error)
+    except KeyboardInterrupt:
+        code = INTERRUPTED
+        message = "interrupted"
     except Exception as error:
         code = REFUSED
         message = _sentence(error)
         if not message:
             raise
         is_printed = is_printed or not _is_common(error)
-    # Delete the model first: DistributedDataParallel can hang if its process group ends before it.
+    # Delete the model before the process group ends: otherwise DistributedDataParallel can hang.
     gc.collect()
     if message and is_printed:
         print(f"{Path(sys.argv[0]).name}: {message}", file=sys.stderr)
-    if code != REFUSED and torch.distributed.is_initialized():
+    if code in (0, STOPPED) and torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
     return code
 
@@ -87,26 +90,29 @@ def _sentence(error: Exception) -> str:
             f"{_first_line(error)}; resume with a lower --batch_size, which does not change the "
             "global batch size"
         )
-    if "device-side assert" in str(error):  # reported some operations after the faulty one
+    if "device-side assert" in str(error):  # raised some operations after the faulty operation
         return (
-            f"{_first_line(error)}: a label, a token id or another index is out of range; with "
-            "CUDA_LAUNCH_BLOCKING=1 the message includes step and examples"
+            f"{_first_line(error)}: a label, a token id or another index is out of range; set "
+            "CUDA_LAUNCH_BLOCKING=1 for a message with step and examples"
         )
     if is_lost_connection(error):
-        return f"lost the connection to another process, which has ended ({_first_line(error)})"
+        return (
+            "lost the connection to another process, which ended or cannot be reached "
+            f"({_first_line(error)})"
+        )
     return ""
 
 
 def _is_common(error: Exception) -> bool:
-    """Whether all ranks have the same error."""
+    """Return whether all ranks have the same error."""
     is_own = isinstance(error, (RankError, torch.OutOfMemoryError))
     return isinstance(error, UserError) and not is_own
 
 
 def _check_fsdp_version() -> None:
-    """Reject FSDP1 before the Accelerator is created: on a CPU, that would fail with FSDP1."""
+    """Reject FSDP1. Call this first: on a CPU, the Accelerator cannot be created with FSDP1."""
     is_fsdp = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
-    version = os.environ.get("FSDP_VERSION", "1")  # files of older versions do not have it
+    version = os.environ.get("FSDP_VERSION", "1")  # files of older versions lack it
     if is_fsdp and version != "2":
         raise RunError(f"fsdp_version {version}: expected `fsdp_version: 2`")
 

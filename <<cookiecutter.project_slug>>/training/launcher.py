@@ -1,7 +1,8 @@
-"""Inspect the launcher that started this process, and the number of processes requested from it.
+"""Find the launcher that started this process, and the number of processes requested from it.
 
 `accelerate launch --cpu --num_processes 2` and a `MULTI_CPU` configuration file start one process
-and do not pass on the requested number, so it is read from the parent's command line.
+and do not pass on the requested number. It is therefore read from the command line of the parent
+process.
 """
 
 import os
@@ -40,13 +41,13 @@ def _requested_of_launcher(command: list[str]) -> int:
 
 
 def _requested_of_file(path: str) -> int:
-    """Return `num_processes` of a file of `accelerate config`, or 1 if it is not distributed."""
+    """Return `num_processes` from a file of `accelerate config`; 1 if it is not distributed."""
     try:
         config = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
         is_distributed = config.get("distributed_type", "NO") not in ("NO", False)
         return int(config.get("num_processes", 1)) if is_distributed else 1
     except (OSError, ValueError, TypeError, AttributeError, yaml.YAMLError):
-        return 1  # the launcher has reported the error in the file
+        return 1  # the launcher itself raises an error for an invalid file
 
 
 def _options(command: list[str]) -> dict[str, str]:

@@ -39,15 +39,16 @@ def hidden_matrices(model: nn.Module) -> set[nn.Parameter]:
 def distances_from_head(model: nn.Module) -> dict[nn.Parameter, int]:
     """Return the number of layers from the head to each parameter.
 
-    0: the head, and everything after the last layer. 1: the last layer. The embeddings have the
-    number of layers of the longest stack, plus 1. Encoder and decoder are counted separately.
+    The number is 0 for the head and everything after the last layer, and 1 for the last layer. For
+    the embeddings, it is the number of layers in the longest stack, plus 1. The layers of encoder
+    and decoder are counted separately.
     """
     distances = dict.fromkeys(model.parameters(), 0)
     stacks = layer_stacks(model)
     deepest = 1 + max(map(len, stacks.values()), default=0)
     embeddings = embedding_parameters(model)
     for name, parameter in _base_of(model).named_parameters():
-        # In most models, "embed" in a name means a norm or a projection after the embeddings.
+        # In most models, other names with "embed" are norms or projections after the embeddings.
         if parameter in embeddings or "embed" in name:
             distances[parameter] = deepest
     for layers in stacks.values():
@@ -64,11 +65,11 @@ def layer_stacks(model: nn.Module) -> dict[str, nn.ModuleList]:
 def learning_rate_factors(
     model: nn.Module, layer_decay: float, head_factor: float
 ) -> dict[nn.Parameter, float]:
-    """Return the factor of the learning rate of each parameter.
+    """Return the factor by which the learning rate of each parameter is multiplied.
 
     Args:
-        layer_decay: Learning rate of each layer, relative to the layer above.
-        head_factor: Factor of the head.
+        layer_decay: Learning rate of each layer, as a multiple of that of the layer above.
+        head_factor: Factor of the learning rate of the head.
 
     Raises:
         RunError: The model has no layers, or no head.
@@ -87,7 +88,7 @@ def learning_rate_factors(
         if not head:
             raise RunError(
                 f"--head_lr_factor {head_factor}: no head found in {type(model).__name__}; "
-                "expected parameters outside its base_model, not tied to the embeddings"
+                "expected parameters that are outside its base_model and not tied to the embeddings"
             )
         factors.update({parameter: head_factor * factors[parameter] for parameter in head})
     return factors

@@ -1,4 +1,4 @@
-"""Load models, configurations and tokenizers. Nothing in a folder is executed or unpickled."""
+"""Load models, configurations and tokenizers, without running code from their folders."""
 
 import importlib.util
 import os
@@ -19,7 +19,7 @@ from errors import RunError
 from model.revision import split_revision
 
 from .adapter import base_of, compare_base, is_adapter, load_options
-from .config import RunConfig
+from .config import ADAPTER_FILE, RunConfig
 from .contract import Task
 from .packages import require
 
@@ -30,7 +30,7 @@ PROBE = "In 2024, O'Neill's naïve café-owners paid $1,234.56 (¥99)!\n\tおは
 def load_tokenizer(model_id: str) -> PreTrainedTokenizerBase:
     """Load the tokenizer of a base model or a checkpoint; set a padding token if it has none.
 
-    That token is EOS, or the unknown token if there is no EOS.
+    The padding token is then the EOS token, or the unknown token if there is no EOS token.
 
     Raises:
         RunError: There is no tokenizer, or its tokens differ from those of its tokenizer.json.
@@ -40,7 +40,7 @@ def load_tokenizer(model_id: str) -> PreTrainedTokenizerBase:
     name, hub = split_revision(model_id)
     try:
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False, **hub)
-    except Exception as error:  # each type of file has its own errors
+    except Exception as error:  # each file format has its own errors
         raise RunError(
             f"{model_id}: cannot load a tokenizer ({_tokenizer_reason(error)})"
         ) from None
@@ -51,7 +51,7 @@ def load_tokenizer(model_id: str) -> PreTrainedTokenizerBase:
 
 
 def commit_of(model_id: str) -> str | None:
-    """Return the commit of a Hub id whose config.json is in the local cache; None for a folder."""
+    """Return the commit of a Hub id, from its config.json in the local cache; None for a folder."""
     name, hub = split_revision(os.path.expanduser(model_id))
     if Path(name).is_dir():
         return None
@@ -89,13 +89,13 @@ def build_config(
             saved, _ = PreTrainedConfig.get_config_dict(name, **hub)
         if not saved or saved.get("model_type") != getattr(task.config_class, "model_type", None):
             config = task.build_config(model_id, arguments)
-        else:  # a checkpoint of this model class: keep its own fields
+        else:  # a checkpoint of this model class: keep the fields of its configuration
             config = task.config_class.from_dict({**saved, **arguments})
             config.name_or_path = model_id
             if hasattr(config, "base_model_id"):
                 config.base_model_id = model_id
-    except Exception as error:  # AutoConfig raises many types
-        raise RunError(f"{model_id}: cannot load a configuration ({_reason(error)})") from None
+    except Exception as error:  # AutoConfig raises exceptions of many types
+        raise _failure(f"{model_id}: cannot load a configuration", error) from None
     if tokenizer is not None and hasattr(config, "use_tokenizer"):
         config.use_tokenizer(tokenizer)
     return config
@@ -119,7 +119,7 @@ def build_model(
     except RunError:
         raise
     except (*LOADING_ERRORS, SafetensorError, UnpicklingError) as error:
-        raise RunError(f"{model_id}: cannot load the model ({_reason(error)})") from None
+        raise _failure(f"{model_id}: cannot load the model", error) from None
     info = getattr(model, "loading_info", None)
     notes = list(getattr(model, "notes", []))
     return model, notes + (_check_weights(model, info, model_id) if info else [])
@@ -136,9 +136,9 @@ def load_model(
 
     Args:
         options: Arguments of `ModelConfig` from the command line. They take precedence over those
-            of the checkpoint; a stock checkpoint has none.
+            saved in the checkpoint. A stock checkpoint contains no such arguments.
         base_model_id: New path or Hub id of the base model of an adapter, if it was moved.
-        compares_base: Whether to compare the hash of an adapter's base model with that of the run.
+        compares_base: Whether to compare the hash of an adapter's base model with the saved hash.
 
     Raises:
         RunError: A file cannot be read, or the weights do not match `model_class`.
@@ -151,20 +151,21 @@ def load_model(
             if compares_base:
                 compare_base(model, Path(folder))
         else:
+            _check_no_adapter(folder)
             model = _load(model_class, folder, options=options or {})
     except RunError:
         raise
     except Exception as error:
-        raise RunError(f"{folder}: cannot load the model ({_reason(error)})") from None
-    # The rounding of some matrix products depends on the alignment of the tensors in memory. New
-    # tensors are aligned to 64 bytes; those loaded from a file are not, so they are copied.
+        raise _failure(f"{folder}: cannot load the model", error) from None
+    # The rounding of some matrix products depends on the alignment of the tensors in memory. A
+    # tensor from a file may not be aligned to 64 bytes. A copy is, like every new tensor.
     for tensor in [*model.parameters(), *model.buffers()]:
         tensor.data = tensor.data.clone()
     return model
 
 
 def set_up(model: PreTrainedModel, config: RunConfig) -> None:
-    """Set attention backend, activation checkpointing and compilation.
+    """Set attention backend, activation checkpointing, TF32 and compilation.
 
     Raises:
         RunError: The model does not support one of them.
@@ -184,7 +185,7 @@ def set_up(model: PreTrainedModel, config: RunConfig) -> None:
     if config.tf32:
         torch.set_float32_matmul_precision("high")
     if config.compile:
-        # In place, so that weights keep their names; dynamic: one graph for all lengths.
+        # Compile in place, so that weights keep their names; use one graph for all lengths.
         model.compile(dynamic=True)
 
 
@@ -194,7 +195,7 @@ def _load(
     config: PreTrainedConfig | None = None,
     options: Mapping = MappingProxyType({}),
 ) -> PreTrainedModel:
-    """Load all weights of a checkpoint by `from_pretrained`, and leave the rest as constructed."""
+    """Load all weights of a checkpoint with `from_pretrained`; keep the rest as constructed."""
     if not issubclass(model_class, PreTrainedModel):
         return model_class.from_pretrained(folder)
     name, hub = split_revision(folder)
@@ -213,7 +214,7 @@ def _load(
         **options,
     )
     missing = set(map(str, report["missing_keys"])) | _left_out(model, Path(folder))
-    # transformers would continue, with random values for the missing weights.
+    # transformers itself would continue with random values for the missing weights.
     for kind, names in (
         ("missing", missing),
         ("unexpected", report["unexpected_keys"]),
@@ -246,8 +247,29 @@ def _load_adapter(
     return model
 
 
+def _check_no_adapter(model_id: str) -> None:
+    """Check that a Hub id is not that of an adapter, which is loaded from a folder only.
+
+    Raises:
+        RunError: It is.
+    """
+    name, hub = split_revision(model_id)
+    file = cached_file(
+        name,
+        ADAPTER_FILE,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+        **hub,
+    )
+    if file is not None:
+        raise RunError(
+            f"{model_id}: an adapter on the Hub; expected a folder "
+            f"(`hf download {name} --local-dir FOLDER`)"
+        )
+
+
 def _left_out(model: PreTrainedModel, folder: Path) -> set[str]:
-    """Find tensors that are in no file, but that transformers is configured not to report."""
+    """Return the names of tensors that are in no file, and that transformers does not report."""
     patterns = [
         re.compile(pattern)
         for name in ("_keys_to_ignore_on_load_missing", "_keys_to_ignore_on_save")
@@ -275,7 +297,7 @@ def _as_constructed(model: PreTrainedModel) -> None:
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(trained.get(name, parameter.requires_grad))
     if hasattr(model, "load_base"):
-        return  # it restores its buffers itself
+        return  # a `Wrapper` restores its buffers itself
     saved = model.state_dict()
     buffers = {name: buffer for name, buffer in model.named_buffers() if name not in saved}
     if buffers:
@@ -294,7 +316,7 @@ def _check_weights(model: PreTrainedModel, info: dict, model_id: str) -> list[st
     base = model.base_model
     prefix = f"{base.base_model_prefix}."
     names = [name for name, _ in base.named_parameters()]
-    if not any(name.startswith(prefix) for name in names):  # T5 has no module of its prefix
+    if not any(name.startswith(prefix) for name in names):  # no module has this name, as in T5
         prefix = ""
     head = base.get_output_embeddings() if base.can_generate() else None
     is_head = {name for name, p in base.named_parameters() if head and p is head.weight}
@@ -306,7 +328,7 @@ def _check_weights(model: PreTrainedModel, info: dict, model_id: str) -> list[st
         if name.startswith(prefix) and name not in is_head and "pooler" not in name
     ]
     if body:
-        other = f"; it holds {unexpected[0]}" if unexpected else ""
+        other = f"; the files contain {unexpected[0]} instead" if unexpected else ""
         raise RunError(
             f"{model_id}: {len(body)} weights of {type(base).__name__} are missing, such as "
             f"{body[0]}{other}"
@@ -319,7 +341,7 @@ def _check_weights(model: PreTrainedModel, info: dict, model_id: str) -> list[st
 
 
 def _may_have_config(task: Task, model_id: str) -> bool:
-    """Whether the base model must have a config.json; a custom Model may need no base model."""
+    """Return whether to look for a config.json; a custom Model may need no base model."""
     if (folder := Path(model_id)).is_dir():
         return (folder / "config.json").exists()
     return model_id != task.base_model
@@ -332,17 +354,16 @@ def _check_folder(model_id: str) -> None:
         RunError: The folder does not exist.
     """
     folder = Path(split_revision(model_id)[0])
-    if not folder.is_dir():
-        if model_id.startswith((".", "/")) or len(folder.parts) > 2:
-            raise RunError(f"{model_id}: no such folder; expected a Hub id or a folder")
-        return
+    can_be_hub_id = not model_id.startswith((".", "/")) and len(folder.parts) <= 2
+    if not folder.is_dir() and not can_be_hub_id:
+        raise RunError(f"{model_id}: no such folder; expected a Hub id or a folder")
 
 
 def _check_tokens(model_id: str, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Compare the tokens of a probe text with those of tokenizer.json itself.
+    """Tokenize a probe text with the tokenizer and with tokenizer.json, and compare the tokens.
 
     Raises:
-        RunError: transformers has built a different tokenizer from that in the file.
+        RunError: transformers has built a tokenizer that differs from tokenizer.json.
     """
     if not tokenizer.is_fast:
         return
@@ -364,8 +385,8 @@ def _check_tokens(model_id: str, tokenizer: PreTrainedTokenizerBase) -> None:
     if tokenizer(PROBE, add_special_tokens=False).input_ids != expected:
         raise RunError(
             f"{model_id}: {type(tokenizer).__name__} does not give the tokens of tokenizer.json; "
-            "correct tokenizer_class in tokenizer_config.json (PreTrainedTokenizerFast takes the "
-            "file as it is)"
+            "correct tokenizer_class in tokenizer_config.json (PreTrainedTokenizerFast uses "
+            "tokenizer.json unchanged)"
         )
 
 
@@ -373,6 +394,14 @@ def _tokenizer_reason(error: Exception) -> str:
     if "sentencepiece" in str(error).lower() and not importlib.util.find_spec("sentencepiece"):
         return "it needs the package sentencepiece: pip install -e '.[sentencepiece]'"
     return _reason(error)
+
+
+def _failure(what: str, error: Exception) -> RunError:
+    """Return an error with the reason; one that begins with an argument is complete."""
+    reason = _reason(error)
+    if "ignore_mismatched_sizes" in reason:  # refers to a report that is not printed
+        reason = "some weights have other shapes than its config.json requires"
+    return RunError(reason if reason.startswith("--") else f"{what} ({reason})")
 
 
 def _reason(error: Exception) -> str:

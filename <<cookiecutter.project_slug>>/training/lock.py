@@ -19,7 +19,7 @@ LOCK_FILE = ".lock"
 
 @contextmanager
 def lock_folder(group: RankGroup, outdir: Path) -> Iterator[None]:
-    """Hold the lock of a folder; create the folder if missing, remove it if it stays empty.
+    """Hold the lock of a folder. Create a missing folder; at the end, remove it if it is empty.
 
     The operating system releases the lock when the process ends, even by `kill -9`.
 
@@ -32,7 +32,7 @@ def lock_folder(group: RankGroup, outdir: Path) -> Iterator[None]:
         yield
     finally:
         if lock.is_locked:
-            with suppress(OSError):  # the folder may be gone or hold results
+            with suppress(OSError):  # the folder may have been removed, or contain results
                 (outdir / LOCK_FILE).unlink()
                 outdir.rmdir()
             lock.release()

@@ -13,8 +13,8 @@ from .batches import MicroBatch, Step
 from .config import LOSS
 from .contract import Task
 
-# On an accelerator, reading a number waits for all work queued before it, so losses are read in
-# groups.
+# Number of steps whose losses are read together. On an accelerator, reading a number waits for all
+# operations queued before it.
 READ_EVERY = {"cpu": 1, "other": 16}
 
 
@@ -25,9 +25,10 @@ class LossMeter:
         sums: Sums of this rank so far, by name.
 
     Attributes:
-        latest: Latest losses read from the device, times the number of ranks; empty at first.
-        latest_norm: Gradient norm of the latest step that was read, before clipping.
-        first_bad_step: First step, of those read, whose loss is not finite.
+        latest: Latest losses read from the device, by name; empty at first. They are this rank's
+            losses, multiplied by the number of ranks to estimate the losses over all ranks.
+        latest_norm: Gradient norm, before clipping, of the latest step that was read.
+        first_bad_step: First step with a loss that is not finite, among those read; None if none.
     """
 
     def __init__(self, accelerator: Accelerator, sums: Mapping[str, float] | None = None):
@@ -40,9 +41,10 @@ class LossMeter:
         self.first_bad_step: Step | None = None
 
     def update(self, losses: dict[str, Tensor], step: Step, norm: Tensor | None = None) -> None:
-        """Add this rank's part of the losses of a step, each divided by `step.num_items`.
+        """Add the losses of this rank in a step.
 
         Args:
+            losses: Sums over this rank's target items, divided by `step.num_items`.
             norm: Norm of the gradient of the step, over all ranks.
         """
         self._pending.append(({name: loss.detach() for name, loss in losses.items()}, norm, step))
@@ -78,14 +80,14 @@ class LossMeter:
     def _add(self, values: dict[str, float], step: Step) -> None:
         for name, value in values.items():
             self._sums[name] = self._sums.get(name, 0.0) + value * step.num_items
-        first = {LOSS: values[LOSS], **values}  # the order of the progress bar
+        first = {LOSS: values[LOSS], **values}  # the progress bar shows the loss first
         self.latest = {name: value * self._num_ranks for name, value in first.items()}
         if self.first_bad_step is None and not math.isfinite(values[LOSS]):
             self.first_bad_step = replace(step, micro_batches=())
 
 
 def add_losses(total: dict[str, Tensor], losses: dict[str, Tensor], factor: float) -> None:
-    """Add the losses of a micro-batch, times a factor, to the losses of its step."""
+    """Add the losses of a micro-batch, multiplied by a factor, to the losses of its step."""
     for name, loss in losses.items():
         part = loss.detach() * factor
         total[name] = total[name] + part if name in total else part

@@ -11,7 +11,7 @@ from errors import RankError, RunError, describe
 from .contract import ExampleSet, Task
 from .distributed import RankGroup
 
-# On a CPU there is no OutOfMemoryError: the kernel kills the process.
+# Device types without OutOfMemoryError. On a CPU, the kernel kills the process instead.
 NOT_PROBED = {"cpu"}
 
 
@@ -23,10 +23,13 @@ def largest_batch_size(
     examples: ExampleSet,
     asked: int,
 ) -> int:
-    """Halve a batch size until a micro-batch of the longest examples fits, forward and backward.
+    """Halve a batch size until the longest examples fit in a forward and a backward pass.
+
+    Args:
+        asked: The batch size to start with.
 
     Raises:
-        RunError: Not even one example fits.
+        RunError: Not even one example fits, or the batch size must not be reduced.
     """
     size = asked
     if accelerator.device.type in NOT_PROBED:
@@ -48,13 +51,16 @@ def _fits(
     examples: ExampleSet,
     indices: list[int],
 ) -> bool:
-    """Try a batch, the same on all ranks, since a sharded model runs on all ranks together."""
+    """Return whether a batch fits into memory.
+
+    All ranks run the same batch, since the ranks of a sharded model have to run together.
+    """
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
-    # Do not run DistributedDataParallel: after a failure its ranks would differ in their state.
+    # Do not run DistributedDataParallel: after an error, its state would differ between the ranks.
     bare = accelerator.unwrap_model(model).train()
     try:
         trained = [p for p in bare.parameters() if p.requires_grad]
-        # As much memory as the state of AdamW will take.
+        # Allocate as much memory as the state of AdamW will need.
         moments = [torch.empty_like(p) for p in [*trained, *trained]]
         batch = send_to_device(examples.batch(indices), accelerator.device)
         _, losses = task.forward(bare, batch, len(indices))

@@ -16,7 +16,7 @@ from .contract import ExampleSet, model_inputs
 from .user_code import user_code
 
 TOLERANCE = 1e-4  # relative to the largest logit
-ROWS = 2  # examples in the batch for the checks
+ROWS = 2  # number of examples in the batch for the checks
 
 
 def check_model(
@@ -27,14 +27,14 @@ def check_model(
 ) -> list[str]:
     """Check that model, tokenizer and data match; align the special tokens of model and tokenizer.
 
-    Call this on every rank, before the model is sharded. RNG states, gradients and modes are
+    Call this on every rank, before the model is sharded. RNG states and training modes are
     restored.
 
     Returns:
         Lines about settings that were changed or chosen.
 
     Raises:
-        RunError: They do not match.
+        RunError: Model, tokenizer and data do not match.
     """
     notes: list[str] = []
     batch = sample_batch(examples)
@@ -54,10 +54,10 @@ def check_model(
 
 
 def check_length(model: nn.Module, max_len: int) -> None:
-    """Run a sequence of `max_len` tokens.
+    """Check that the model can run a sequence of `max_len` tokens.
 
     Raises:
-        RunError: The model has fewer positions.
+        RunError: The model cannot run it, for example because the model has fewer positions.
     """
     embeddings = _embeddings(model)
     if embeddings is None or not _takes(model, "input_ids"):
@@ -65,7 +65,7 @@ def check_length(model: nn.Module, max_len: int) -> None:
     ids = torch.full((1, max_len), min(5, embeddings.num_embeddings - 1), device=_device(model))
     eos = getattr(_config(model), "eos_token_id", None)
     if isinstance(eos, int) and eos < embeddings.num_embeddings:
-        ids[:, -1] = eos  # BART classifies by the EOS token
+        ids[:, -1] = eos  # as a classifier, BART pools the EOS token
     batch = {"input_ids": ids}
     if _takes(model, "attention_mask"):
         batch["attention_mask"] = torch.ones_like(ids)
@@ -78,7 +78,8 @@ def check_length(model: nn.Module, max_len: int) -> None:
 def unused_parameters(model: nn.Module, batch: dict[str, Any], seed: int = 0) -> list[str]:
     """Return the names of trained parameters that get no gradient from a batch.
 
-    The model runs in training mode. Gradients, buffers, modes and RNG states are restored.
+    The model runs in training mode. Buffers, training modes and RNG states are restored, and the
+    gradients are removed.
 
     Args:
         seed: Seed for dropout and for randomly skipped layers.
@@ -106,7 +107,7 @@ def sample_batch(examples: ExampleSet) -> dict[str, Any]:
 
 @contextmanager
 def probing(model: nn.Module) -> Iterator[None]:
-    """Run the model in evaluation mode, without gradients; restore modes and RNG states."""
+    """Run the model in evaluation mode, without gradients; restore modes and RNG states at exit."""
     modes = [(module, module.training) for module in model.modules()]
     devices = [torch.accelerator.current_device_index()] if torch.accelerator.is_available() else []
     with torch.random.fork_rng(devices), torch.no_grad():
@@ -121,7 +122,7 @@ def probing(model: nn.Module) -> Iterator[None]:
 def _run(model: nn.Module, batch: dict[str, Any], sentence: str):
     inputs = send_to_device(model_inputs(batch), _device(model))
     with user_code(sentence):
-        return model.forward(**inputs)  # not by __call__, which would compile it
+        return model.forward(**inputs)  # `model(**inputs)` would compile the model
 
 
 def _check_vocabulary(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -129,7 +130,7 @@ def _check_vocabulary(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> N
     if embeddings is not None and len(tokenizer) > embeddings.num_embeddings:
         raise RunError(
             f"the tokenizer has {len(tokenizer):,} tokens, but the model has embeddings "
-            f"for only {embeddings.num_embeddings:,}; add rows by "
+            f"for only {embeddings.num_embeddings:,}; add rows with "
             "resize_token_embeddings, and save the model"
         )
 
@@ -137,7 +138,10 @@ def _check_vocabulary(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> N
 def _align_tokens(
     model: nn.Module, tokenizer: PreTrainedTokenizerBase, batch: dict[str, Any]
 ) -> list[str]:
-    """Set start, stop and padding tokens of generation to those of the data, as `Trainer` does."""
+    """Set start, stop and padding tokens of generation to those of the tokenizer and the data.
+
+    `transformers.Trainer` does this as well.
+    """
     settings = getattr(model, "generation_config", None)
     if not _can_generate(model) or settings is None:
         return _check_padding(model, tokenizer)
@@ -165,7 +169,10 @@ def _align_tokens(
 
 
 def _check_padding(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """Check that a model that pools the last token recognizes padding."""
+    """Return a line if model and tokenizer have different padding tokens.
+
+    A model that pools the last token of a text would then not recognize the padding.
+    """
     config = _config(model)
     pad = getattr(config, "pad_token_id", None)
     if pad is None or tokenizer.pad_token_id in (None, pad):
@@ -191,13 +198,13 @@ def _align_decoder_start(
         ]
         if not found:
             raise RunError(
-                "the base model has no decoder_start_token_id, and the tokenizer no BOS, CLS or "
-                "padding token; expected one of them"
+                "the base model has no decoder_start_token_id, and the tokenizer has no BOS, CLS "
+                "or padding token; expected one of them"
             )
         config.decoder_start_token_id = found[0]
     if not hasattr(model, "shift_right") or "labels" not in batch:
         return []
-    # mBART starts with the last token of the labels, regardless of its configuration.
+    # mBART starts with the last token of the labels, whatever its decoder_start_token_id is.
     starts = model.shift_right(batch["labels"])[:, 0].unique().tolist()
     if len(starts) > 1 or starts[0] == settings.decoder_start_token_id:
         return []
@@ -225,13 +232,13 @@ def _check_causality(model: nn.Module, batch: dict[str, Any]) -> None:
     if _differ(logits, changed):
         name = type(getattr(model, "base_model", model)).__name__
         raise RunError(
-            f"{name}: its predictions depend on later tokens; expected a causal language model "
+            f"{name}: the predictions depend on later tokens; expected a causal language model "
             "(for an encoder, set is_decoder: true in config.json)"
         )
 
 
 def _check_documents(model: nn.Module, batch: dict[str, Any]) -> None:
-    """Check that attention does not cross documents in a row, with the implementation in use."""
+    """Check that the attention implementation in use masks attention between documents in a row."""
     if "position_ids" not in batch or not hasattr(model, "check_documents"):
         return
     try:
@@ -249,11 +256,11 @@ def _check_router_loss(model: nn.Module, batch: dict[str, Any]) -> list[str]:
             "output_router_logits is true in config.json, but this model adds no router loss; "
             "expected false"
         )
-    return ["the router loss is added; it is computed per micro-batch and depends on its size"]
+    return ["the router loss is added to the loss; it depends on the size of a micro-batch"]
 
 
 def _ids(model: nn.Module, length: int) -> Tensor:
-    """Make two rows of different token ids."""
+    """Return two rows of different token ids."""
     embeddings: Any = _embeddings(model)
     rows = torch.arange(2 * length, device=_device(model)).view(2, length)
     return (3 + rows) % embeddings.num_embeddings

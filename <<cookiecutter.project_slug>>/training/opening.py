@@ -1,4 +1,4 @@
-"""Open a run: read its data, build or load its model, and find its position."""
+"""Open a run: read its data, build or load its model, and determine its position."""
 
 import math
 from collections.abc import Iterator
@@ -53,7 +53,7 @@ from .user_code import user_code
 from .validation import ValidationSet
 
 SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED)
-PROBES = 4  # examples checked for parameters without a gradient
+PROBES = 4  # number of examples that are run to find parameters without a gradient
 
 
 @contextmanager
@@ -61,7 +61,7 @@ def open_run(task: Task, argv: list[str]) -> Iterator[Run]:
     """Build the parts of a run; the output directory is locked inside the `with` block.
 
     Raises:
-        RunError, DataError: Something cannot be done as asked; no step has been done.
+        RunError, DataError: The run cannot start as requested. No step has been done.
     """
     config, notes, accelerator, group = _join(task, argv)
     with ended_children(), lock_folder(group, Path(config.outdir)):
@@ -73,7 +73,7 @@ def open_run(task: Task, argv: list[str]) -> Iterator[Run]:
 
 
 def _build_strategy(accelerator: Accelerator, config: RunConfig) -> Strategy:
-    """Choose the strategy that was configured in the launcher.
+    """Return the strategy that was configured for the launch.
 
     Raises:
         RunError: DeepSpeed was configured for something that is not supported.
@@ -94,7 +94,7 @@ def _join(task: Task, argv: list[str]) -> tuple[RunConfig, list[str], Accelerato
     """Read the configuration and join the other ranks.
 
     A rank with invalid arguments, for example one that cannot find the checkpoint, joins before it
-    raises: otherwise the other ranks would wait for it.
+    raises the error: otherwise the other ranks would wait for it.
     """
     try:
         config, notes = read_config(task, argv)
@@ -108,10 +108,10 @@ def _join(task: Task, argv: list[str]) -> tuple[RunConfig, list[str], Accelerato
 
 
 def _check_unchanged(group: RankGroup, task: Task, argv: list[str], config: RunConfig) -> None:
-    """Check, under the lock, that the configuration has not changed and is equal on all ranks.
+    """Check that the configuration has not changed, and is equal on all ranks.
 
-    Another run may have started or ended in the output directory in between, and the machines may
-    have different folders.
+    Call this while the output directory is locked. Another run may have started or ended in this
+    directory before it was locked, and several machines may have different directories.
     """
     with group.in_agreement():
         again, _ = read_config(task, argv, config.restore_dir)
@@ -121,7 +121,7 @@ def _check_unchanged(group: RankGroup, task: Task, argv: list[str], config: RunC
 
 
 class _Opening:
-    """The steps from a configuration to a `Run`, in their order."""
+    """Builds a `Run` from a configuration; `open` calls the other methods in order."""
 
     def __init__(
         self,
@@ -140,7 +140,7 @@ class _Opening:
         self.commit = None if config.resumed is None else config.resumed.commit
 
     def open(self) -> Run:
-        """Build everything."""
+        """Build the parts of the run."""
         if self.group.is_main and not supports_links(Path(self.config.outdir)):
             self.notes.append(
                 f"{self.config.outdir}: no symbolic links here; checkpoints are copied instead"
@@ -200,7 +200,7 @@ class _Opening:
         )
 
     def read_data(self) -> None:
-        """Read tokenizer, training data and validation data; compare them between machines."""
+        """Read tokenizer, training data and validation data; compare the data between the ranks."""
         config = self.config
         with self.group.in_agreement():
             self.tokenizer = None
@@ -213,6 +213,10 @@ class _Opening:
                 name: self.train_data.held_out or self._read(source, schema)
                 for name, source in config.valid_sources.items()
             }
+        for name, examples in self.valid_examples.items():
+            if examples.num_items.sum() == 0:  # the mean loss would be 0, and the best
+                label = f"--valid_input {name}".strip()
+                raise RunError(f"{label}: no target items with a weight; expected some")
         if config.valid_input is None:
             self.notes.append(
                 f"no --valid_input: {len(self.valid_examples['']):,} examples of --train_input are "
@@ -224,18 +228,19 @@ class _Opening:
         self.group.expect_equal(hashes)
 
     def _read(self, source: str | list[str], schema: dict[str, Any]) -> ExampleSet:
-        """Read a file with a schema; arguments of the command line take precedence over it."""
+        """Read a file with a schema. Arguments of the command line override those in the schema."""
         options = {**schema, **self.config.data_options}
-        with user_code(f"model/dataset.py: generate_dataset cannot read {source}"):
+        saved = f" with the settings in {self.config.restore_dir}" if self.config.resumed else ""
+        with user_code(f"model/dataset.py: generate_dataset cannot read {source}{saved}"):
             examples = self.task.read(source, self.tokenizer, self.config.max_len, **options)
         self.notes += [note for note in examples.notes if note not in self.notes]
         return examples
 
     def directions(self) -> dict[str, bool]:
-        """Return for each score whether larger is better.
+        """Return for each score whether larger values are better.
 
         Raises:
-            RunError: `--metric_for_best_model` is not one of them.
+            RunError: `--metric_for_best_model` is not one of the scores.
         """
         schema = self.train_data.examples.schema
         with user_code("model/metrics.py: Scores.directions fails"):
@@ -271,7 +276,7 @@ class _Opening:
         else:
             options = config.model_options
             place = moved_base(config)
-            # The ranks of a machine read the same files: hash the base model on one of them only.
+            # The ranks of a machine read the same files, so only one of them hashes the base model.
             compares_base = self.group.is_local_main
             model = load_model(
                 self.task.model_class, config.restore_dir, options, place, compares_base
@@ -291,7 +296,7 @@ class _Opening:
             return self.task.build_scores(model, self.tokenizer, device, options)
 
     def check(self, model: Any, scores: Scorer, directions: dict[str, bool]) -> None:
-        """Run the model, a save, the scores and Predictor once on a few examples."""
+        """Run the model, `save_pretrained`, the scores and Predictor once, on a few examples."""
         examples = self.train_data.examples
         check_inputs(model, examples)
         self.notes += check_model(model, self.tokenizer, examples, self.config.max_len)
@@ -302,7 +307,7 @@ class _Opening:
         device = self.accelerator.device
         if device.type != "cpu" and self.accelerator.distributed_type in SHARDED:
             return  # the full model may not fit on the device
-        model.to(device)  # the device of the scores
+        model.to(device)  # the scores are computed on this device
         validation = next(iter(self.valid_examples.values()))  # one set is enough for a check
         check_scores(self.task, model, validation, scores, directions, is_main)
         source = next(iter(self.config.valid_sources.values()))
@@ -311,10 +316,10 @@ class _Opening:
         )
 
     def unused_parameters(self, model: Any) -> list[str]:
-        """Run a few short examples; return the parameters that get no gradient from one of them."""
+        """Run a few short examples; return the parameters without a gradient from at least one."""
         examples = self.train_data.examples
         short = examples.lengths.argsort(kind="stable")[: 1 + len(examples) // 2]
-        # Some examples may leave out parts of the model, also at random. This matters for DDP.
+        # An example may skip parts of the model, possibly at random. This matters only for DDP.
         count = PROBES if self.group.size > 1 else 1
         chosen = short[:: max(1, len(short) // count)][:count]
         found: dict[str, None] = {}
@@ -356,27 +361,33 @@ class _Opening:
         return state
 
     def _steps_of_epochs(self, state: TrainState) -> int:
-        """Return the number of steps: those done, and those left with the present epoch size."""
+        """Return the steps done, plus the steps left if all epochs have the size of this one."""
         per_epoch = math.ceil(len(self.train_data.examples) / state.global_batch_size)
         done = math.ceil(state.examples / state.global_batch_size)
         left = (self.config.epochs - state.current_epoch) * per_epoch - done
         return state.step + max(0, left)
 
     def _compare_with(self, data: dict, args: dict, state: TrainState) -> None:
-        """Compare the data of a resumed run with those of its checkpoint."""
+        """Compare the data of a resumed run with those of its checkpoint.
+
+        If the validation data changed, or best/ is missing, forget the best score.
+
+        Raises:
+            RunError: The training data or their order changed inside an epoch.
+        """
         config = self.config
         now = self.about()["data"]
         same_train = all(now[key] == data[key] for key in ("examples", "train") if key in data)
         if state.examples and not same_train:
             raise RunError(
                 f"{config.train_input}: the data changed during epoch {state.current_epoch} "
-                f"({data['examples']} examples before, {now['examples']} now, or different ones); "
-                "expected the same until the epoch ends"
+                f"({data['examples']} examples before, {now['examples']} now, with other content); "
+                "expected the same data until the epoch ends"
             )
         if state.examples and args.get("seed", config.seed) != config.seed:
             raise RunError(
-                f"--seed {config.seed}: the order of epoch {state.current_epoch} depends on it; "
-                f"expected {args['seed']} until the epoch ends"
+                f"--seed {config.seed}: the order of epoch {state.current_epoch} depends on the "
+                f"seed; expected {args['seed']} until the epoch ends"
             )
         reason = ""
         changed = self._changed_sets(data.get("valid", now["valid"]), now["valid"])
@@ -390,7 +401,7 @@ class _Opening:
             self.notes.append(f"{reason}: the next validation counts as the best so far")
 
     def _changed_sets(self, before: dict[str, int], now: dict[str, int]) -> list[str]:
-        """Return the names of the changed sets that affect the score of best/."""
+        """Return the names of the changed validation sets that affect the score of best/."""
         name = self.config.metric_for_best_model.rpartition("/")[0]
         names = {name} if name and name in now else now.keys() | before.keys()
         return [name for name in sorted(names) if before.get(name) != now.get(name)]
@@ -412,10 +423,10 @@ class _Opening:
         }
 
     def build_optimizer(self, model: Any) -> Optimizer:
-        """Build the task's optimizer, or that of `--optimizer`.
+        """Build the optimizer of model/optimization.py if it exists, else that of `--optimizer`.
 
         Raises:
-            RunError: An argument does not apply to it, or to the model.
+            RunError: An argument does not apply to the optimizer or to the model.
         """
         lr = self.config.peak_lr
         weight_decay = self.config.weight_decay
@@ -426,8 +437,8 @@ class _Opening:
             return optimizer
         for name, value in options.changed().items():
             raise RunError(
-                f"--{name} {value}: model/optimization.py has a build_optimizer; expected one of "
-                "the two"
+                f"--{name} {value}: model/optimization.py has a build_optimizer; expected only one "
+                "of the two"
             )
         with user_code("model/optimization.py: build_optimizer fails"):
             optimizer = self.task.build_optimizer(model, lr, weight_decay)
@@ -435,18 +446,23 @@ class _Opening:
         if self.config.ema and hasattr(optimizer, "eval"):
             raise RunError(
                 f"--ema {self.config.ema}: {type(optimizer).__name__} averages the weights itself; "
-                "expected one of the two"
+                "expected only one of the two"
             )
         return optimizer
 
     def build_scheduler(self, optimizer: Optimizer, state: TrainState) -> LRScheduler:
         warmup = self.config.num_warmup_steps
+        name = self.config.lr_scheduler_type
         if self.task.build_scheduler is not None:
+            if name != "linear":
+                self.notes.append(
+                    f"--lr_scheduler_type {name} is not used: model/optimization.py has a "
+                    "build_scheduler"
+                )
             with user_code("model/optimization.py: build_scheduler fails"):
                 scheduler = self.task.build_scheduler(optimizer, warmup, state.total_steps)
             check_scheduler(scheduler)
         else:
-            name = self.config.lr_scheduler_type
             scheduler = build_scheduler(optimizer, name, warmup, state.total_steps)
         fast_forward(scheduler, optimizer, state.scheduler_steps)
         return scheduler

@@ -13,18 +13,20 @@ class Kind:
     """An optimizer.
 
     Attributes:
-        options: Arguments of train.py that apply to it, besides those of all optimizers.
+        options: Arguments of train.py that apply to this optimizer, but not to all optimizers.
+        state_tensors: Number of float32 tensors of the shape of a parameter in its state, at most.
         package: Name of an optional package that it requires, and the extra that installs it.
         for_matrices: Whether it trains only the matrices of hidden layers. AdamW trains the other
             parameters.
-        needs_whole_matrices: Whether its result would differ on the shards of a matrix.
+        needs_full_matrices: Whether its result would be different on shards of a matrix.
         averages: Whether it averages the weights instead of decaying the learning rate.
     """
 
     options: tuple[str, ...]
+    state_tensors: int = 2
     package: tuple[str, str] | None = None
     for_matrices: bool = False
-    needs_whole_matrices: bool = False
+    needs_full_matrices: bool = False
     averages: bool = False
 
 
@@ -32,17 +34,17 @@ ADAM = ("beta1", "beta2", "eps")
 OPTIMIZERS = {
     "adamw": Kind(ADAM),
     "adamw_8bit": Kind(
-        ADAM, ("bitsandbytes", "8bit"), for_matrices=True, needs_whole_matrices=True
+        ADAM, package=("bitsandbytes", "8bit"), for_matrices=True, needs_full_matrices=True
     ),
-    "muon": Kind((*ADAM, "momentum"), for_matrices=True, needs_whole_matrices=True),
-    "schedule_free": Kind(ADAM, ("schedulefree", "schedulefree"), averages=True),
-    "sgd": Kind(("momentum",)),
+    "muon": Kind((*ADAM, "momentum"), for_matrices=True, needs_full_matrices=True),
+    "schedule_free": Kind(ADAM, package=("schedulefree", "schedulefree"), averages=True),
+    "sgd": Kind(("momentum",), state_tensors=1),
 }
 
 
 @dataclass(frozen=True)
 class OptimizerOptions:
-    """The arguments of train.py with these names. None: the default of the optimizer."""
+    """The arguments of train.py with these names. None means the default of the optimizer."""
 
     optimizer: str = "adamw"
     beta1: float | None = None
@@ -91,9 +93,9 @@ class OptimizerOptions:
         """Check that the optimizer can be used with FSDP2.
 
         Raises:
-            RunError: It needs full matrices.
+            RunError: The optimizer needs full matrices.
         """
-        if OPTIMIZERS[self.optimizer].needs_whole_matrices:
+        if OPTIMIZERS[self.optimizer].needs_full_matrices:
             raise RunError(
                 f"--optimizer {self.optimizer}: needs full matrices, but FSDP2 shards them; "
                 "expected DDP or another optimizer"

@@ -1,7 +1,7 @@
-"""The full state of an optimizer, by parameter names: the same for any sharding.
+"""The full state of an optimizer, by parameter name. It does not depend on the sharding.
 
-Tensors are saved in safetensors format. Python numbers in the state or in the parameter groups, as
-Prodigy and schedule-free optimizers have them, are saved in the metadata of the file.
+Tensors are saved in safetensors format. Prodigy and schedule-free optimizers also have Python
+numbers in their state or parameter groups. These are saved in the metadata of the file.
 """
 
 import json
@@ -18,10 +18,10 @@ from torch.optim import Optimizer
 
 from errors import RunError
 
-# Entries of a parameter group that this run's own arguments determine.
+# Entries of a parameter group that are not saved: the arguments of train.py determine them.
 OWN = {"params", "lr", "initial_lr", "lr_factor", "weight_decay", "eps", "momentum"}
 METADATA = "optimizer"
-# Parts of a name that DDP, torch.compile and activation checkpointing insert.
+# Parts that DDP, torch.compile and activation checkpointing insert into parameter names.
 WRAPPERS = {"module", "_orig_mod", "_checkpoint_wrapped_module"}
 
 
@@ -30,9 +30,9 @@ class OptimizerState:
     """State of an optimizer.
 
     Attributes:
-        tensors: By `parameter/key`.
-        numbers: Python numbers, by `parameter/key`.
-        groups: Numbers in the parameter groups, one dict for each.
+        tensors: Tensors of the state, by `PARAMETER/KEY`.
+        numbers: Python numbers of the state, by `PARAMETER/KEY`.
+        groups: Numbers in the parameter groups, one dict for each group.
     """
 
     tensors: dict[str, Tensor]
@@ -52,7 +52,7 @@ class OptimizerState:
         """Read a file.
 
         Raises:
-            RunError: It cannot be read.
+            RunError: The file cannot be read.
         """
         try:
             with safe_open(path, framework="pt") as file:
@@ -60,7 +60,7 @@ class OptimizerState:
                 content = json.loads((file.metadata() or {}).get(METADATA, "{}"))
         except (OSError, SafetensorError, ValueError) as error:
             raise RunError(f"{path}: cannot be read as an optimizer state ({error})") from None
-        # Cloned: results on a CPU depend on how a tensor's address is aligned.
+        # Copy the tensors: results on a CPU depend on their alignment in memory.
         tensors = {name: tensor.clone() for name, tensor in tensors.items()}
         return cls(tensors, content.get("numbers", {}), content.get("groups", []))
 
@@ -78,7 +78,7 @@ def gather(model: nn.Module, optimizer: Optimizer, is_main: bool) -> OptimizerSt
                 value = value.full_tensor()
             if isinstance(value, Tensor) and is_main:
                 full = value.detach().cpu().contiguous()
-                # safetensors rejects tensors that share memory, as some optimizers' states do.
+                # safetensors rejects tensors that share memory, as in the state of some optimizers.
                 state.tensors[f"{name}/{key}"] = full.clone() if full.data_ptr() in seen else full
                 seen.add(full.data_ptr())
             elif isinstance(value, (int, float)):
@@ -124,13 +124,13 @@ def _part(value: Tensor, key: str, parameter: nn.Parameter, group: dict[str, Any
     if isinstance(parameter, DTensor) and value.shape == parameter.shape:
         device = parameter.device_mesh.device_type
         return distribute_tensor(value.to(device), parameter.device_mesh, parameter.placements)
-    # Unless an optimizer is fused, torch keeps its step counter on the CPU.
+    # torch keeps the step counter on the CPU unless the optimizer is fused or capturable.
     is_counter = key == "step" and not group.get("fused") and not group.get("capturable")
     return value if is_counter else value.to(parameter.device)
 
 
 def _numbers(group: dict[str, Any]) -> dict[str, float]:
-    """Return the numbers that the optimizer may have changed, without those set by arguments."""
+    """Return the numbers that the optimizer may change, without those that arguments determine."""
     return {
         key: value
         for key, value in group.items()

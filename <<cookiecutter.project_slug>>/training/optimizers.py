@@ -20,7 +20,7 @@ LR_FACTOR = "lr_factor"  # entry of a parameter group: its learning rate divided
 class Combined(Optimizer):
     """Several optimizers, each for some of the parameters, used as one.
 
-    Its parameter groups and its state are those of the parts.
+    The parameter groups and the state are those of the parts.
     """
 
     def __init__(self, parts: list[Optimizer]):
@@ -29,7 +29,7 @@ class Combined(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> None:
-        # Accelerate replaces the groups and the state of this object in `prepare`.
+        # `Accelerator.prepare` may replace the groups and the state of this object.
         start = 0
         for part in self.parts:
             end = start + len(part.param_groups)
@@ -55,7 +55,7 @@ def _muon(groups: Groups, options: OptimizerOptions) -> Optimizer:
             f"--optimizer muon: not in torch {torch.__version__}; expected torch 2.9 or newer"
         )
     momentum = 0.95 if options.momentum is None else options.momentum
-    # Scale updates to the RMS of AdamW's, so that both optimizers can share a learning rate.
+    # Scale updates to the RMS of AdamW updates, so that both optimizers can share a learning rate.
     return torch.optim.Muon(groups, momentum=momentum, adjust_lr_fn="match_rms_adamw")
 
 
@@ -67,8 +67,8 @@ def _schedule_free(groups: Groups, options: OptimizerOptions) -> Optimizer:
 
 def _sgd(groups: Groups, options: OptimizerOptions) -> Optimizer:
     momentum = 0.9 if options.momentum is None else options.momentum
-    # Do not use fused SGD: if float16 overflows in the first step, it leaves the momentum buffer
-    # uninitialized.
+    # Do not use fused SGD: if float16 overflows in the first step, fused SGD leaves the momentum
+    # buffer uninitialized.
     return SGD(groups, momentum=momentum, nesterov=momentum > 0)
 
 
@@ -101,7 +101,7 @@ def build_optimizer(
         optimizer = _build_combined(model, group, options)
     else:
         optimizer = BUILDERS[options.optimizer](group(trained), options)
-    optimizer.defaults["lr"] = lr  # read by the polynomial schedule of transformers
+    optimizer.defaults["lr"] = lr  # the polynomial schedule of transformers reads this
     return optimizer
 
 
@@ -169,7 +169,7 @@ def describe_optimizer(optimizer: Optimizer, model: nn.Module) -> list[str]:
 
 
 def scheduled_lr(optimizer: Optimizer) -> float:
-    """Return the current learning rate of the first parameter group, without its factor."""
+    """Return the current learning rate, without the factors of parameter groups."""
     group = optimizer.param_groups[0]
     return group["lr"] / group.get(LR_FACTOR, 1.0)
 

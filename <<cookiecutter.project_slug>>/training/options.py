@@ -16,10 +16,10 @@ class TaskOptions:
     """`BASE_MODEL` and `OPTIONS` of the modules of `model/`.
 
     Importing these modules would import torch and transformers, which takes seconds. If a module is
-    not yet imported, execute only the statements on which the constant depends.
+    not yet imported, execute only those of its statements on which the constant depends.
 
     Attributes:
-        base_model: `BASE_MODEL` of configuration.py: default of `--model_id`.
+        base_model: `BASE_MODEL` of configuration.py, the default of `--model_id`.
         data_options, model_options, score_options, predict_options: `OPTIONS` of the modules:
             command line arguments, by name.
     """
@@ -40,7 +40,7 @@ def _read_constant(module: str, name: str, default: Any) -> Any:
     if module not in sys.modules and spec.origin is not None:
         try:
             return evaluate(Path(spec.origin), name, default)
-        except Exception:  # needs the whole module; importing it also raises the user's own errors
+        except Exception:  # import the full module instead, which also raises the user's errors
             pass
     return getattr(importlib.import_module(module), name, default)
 

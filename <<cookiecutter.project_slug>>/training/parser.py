@@ -27,9 +27,11 @@ from .config import (
 from .help import HelpFormatter
 from .options import TaskOptions
 
+UNSET = object()
+
 
 def check_form(argv: list[str]) -> None:
-    """Check names, types and ranges of arguments; print the help of `--help`.
+    """Check names, types and ranges of arguments; with `--help`, print the help.
 
     Raises:
         RunError: A value is out of range, or the YAML file cannot be read.
@@ -44,7 +46,9 @@ def build_parser(task: TaskOptions) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         usage="train.py [arguments]",
         formatter_class=HelpFormatter,
-        epilog="Names of transformers.TrainingArguments, such as --output_dir, are accepted, too.",
+        allow_abbrev=False,  # --conf would not be recognized as --config
+        epilog="Some names of transformers.TrainingArguments, such as --output_dir, also work. "
+        "--no_NAME switches off a flag of a resumed run.",
     )
     groups = {name: parser.add_argument_group(name) for name in (DATA, RUN, STEP, VALIDATION)}
     groups |= {name: parser.add_argument_group(name) for name in (LORA, SPEED, REPORT)}
@@ -64,43 +68,78 @@ def build_parser(task: TaskOptions) -> argparse.ArgumentParser:
             )
     for name, arguments in _task_options(task).items():
         groups[DATA].add_argument(f"--{name}", **arguments)
+    _add_negations(parser)
     return parser
 
 
+def _add_negations(parser: argparse.ArgumentParser) -> None:
+    """Add `--no_NAME` for each flag, by which a resumed run can switch it off."""
+    for action in [a for a in parser._actions if isinstance(a, argparse._StoreTrueAction)]:
+        parser.add_argument(
+            *(f"--no_{text[2:]}" for text in action.option_strings),
+            dest=action.dest,
+            action="store_false",
+            default=action.default,
+            help=argparse.SUPPRESS,
+        )
+
+
+def given_names(parser: argparse.ArgumentParser, argv: list[str]) -> set[str]:
+    """Return the names of the arguments in `argv`, also of those given by an alias."""
+    blank = argparse.Namespace(**dict.fromkeys(vars(parser.parse_args([])), UNSET))
+    values = vars(parser.parse_args(argv, blank))
+    return {name for name, value in values.items() if value is not UNSET}
+
+
 def insert_yaml(parser: argparse.ArgumentParser, argv: list[str]) -> list[str]:
-    """Insert the values of `--config` ahead of the command line, so that the latter overrides them.
+    """Insert the values of `--config` before the command line, whose arguments override them.
 
     Raises:
-        RunError: The file cannot be read, or a key is not an argument.
+        RunError: The file cannot be read, a key is not an argument, or an argument is repeated.
     """
     finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     finder.add_argument("--config")
     path = finder.parse_known_args(argv)[0].config
     if path is None:
         return argv
+    values = _read_yaml(path)
+    known = {text[2:]: action for action in parser._actions for text in action.option_strings}
+    lines: list[str] = []
+    names: dict[str, str] = {}  # of each argument in the file
+    for name, value in values:
+        if name not in known or name in ("config", "help"):
+            near = difflib.get_close_matches(name, known, n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise RunError(f"--config {path}: no argument {name}{hint}")
+        if (other := names.setdefault(known[name].dest, name)) is not name:
+            raise RunError(f"--config {path}: both {other} and {name}; expected one of them")
+        lines += _as_arguments(path, name, value, is_flag=known[name].nargs == 0)
+    return [*lines, *argv]
+
+
+def _read_yaml(path: str) -> list[tuple[str, Any]]:
+    """Return the names and values in a YAML file; a name that is repeated occurs repeatedly.
+
+    Raises:
+        RunError: The file cannot be read, or has another form.
+    """
     try:
-        values = yaml.safe_load(Path(path).expanduser().read_text(encoding="utf-8"))
+        loader = yaml.SafeLoader(Path(path).expanduser().read_text(encoding="utf-8"))
+        root = loader.get_single_node()
+        if isinstance(root, yaml.MappingNode):
+            build = loader.construct_document
+            return [(str(build(name)), build(value)) for name, value in root.value]
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
         raise RunError(f"--config {path}: cannot be read ({reason})") from None
-    if not isinstance(values, dict):
-        raise RunError(f"--config {path}: expected lines of `name: value`")
-    known = {text[2:]: action for action in parser._actions for text in action.option_strings}
-    lines: list[str] = []
-    for name, value in values.items():
-        if name not in known or name in ("config", "help"):
-            near = difflib.get_close_matches(str(name), known, n=1)
-            hint = f"; did you mean {near[0]}?" if near else ""
-            raise RunError(f"--config {path}: no argument {name}{hint}")
-        lines += _as_arguments(path, name, value, is_flag=known[name].nargs == 0)
-    return [*lines, *argv]
+    raise RunError(f"--config {path}: expected lines of `name: value`")
 
 
 def _as_arguments(path: str, name: str, value: Any, is_flag: bool) -> list[str]:
     if is_flag:
         if not isinstance(value, bool):
             raise RunError(f"--config {path}: {name}: {value}; expected true or false")
-        return [f"--{name}"] if value else []
+        return [f"--{name}" if value else f"--no_{name}"]
     if isinstance(value, list):
         return [f"--{name}", *map(str, value)]
     return [] if value is None else [f"--{name}={value}"]

@@ -12,8 +12,8 @@ class Peak(NamedTuple):
     float32: float
 
 
-# A key matches a device name that contains all its words; the longest key takes precedence. Rates
-# are from the data sheets of NVIDIA and AMD; those given with sparsity are halved.
+# A key matches a device name that contains all words of the key; the longest key takes precedence.
+# The rates are from the data sheets of NVIDIA and AMD. Rates for sparse matrices are halved.
 PEAKS = {
     "B200": Peak(2250, 1100, 75),
     "H200": Peak(989.4, 494.7, 66.9),
@@ -36,7 +36,7 @@ OTHERS = ("RTX 4090 D", "RTX 4090 Laptop", "RTX 3090 Ti")
 
 
 def peak_rate(device: str, precision: str) -> float | None:
-    """Return the peak rate of a device in FLOP/s; None if unknown.
+    """Return the peak rate of a device in FLOP/s; None if it is unknown.
 
     Args:
         device: Name of the device from `torch.cuda.get_device_name`.

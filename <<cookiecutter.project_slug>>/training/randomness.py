@@ -9,11 +9,11 @@ import torch
 def seed_all(*key: int) -> None:
     """Seed Python, NumPy and torch, on every device, from a tuple of numbers.
 
-    Python hashes the text of the key, so that neighbouring keys give unrelated streams.
+    `random.seed` hashes the text of the key, so that similar keys give unrelated random numbers.
     """
     random.seed(" ".join(map(str, key)))
     np.random.seed(random.getrandbits(32))
-    # Without an accelerator torch.manual_seed records a stack trace at each call, which is slow.
+    # Without an accelerator, torch.manual_seed records a stack trace at each call, which is slow.
     has_accelerator = torch.accelerator.is_available()
     seed_torch = torch.manual_seed if has_accelerator else torch.default_generator.manual_seed
     seed_torch(random.getrandbits(64))

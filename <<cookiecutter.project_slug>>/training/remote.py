@@ -16,7 +16,7 @@ def is_remote(place: str | None) -> bool:
 
 
 def download_checkpoint(place: str) -> Path:
-    """Download the `last/` of a repository; return its folder in the local cache.
+    """Download `last/` from a repository; return the folder in the local cache.
 
     Raises:
         RunError: The repository cannot be read, or has no `last/`.

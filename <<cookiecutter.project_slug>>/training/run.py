@@ -1,4 +1,4 @@
-"""A run: the parts that the loop uses."""
+"""The parts of a run that the training loop uses."""
 
 from dataclasses import dataclass
 
@@ -28,7 +28,7 @@ from .validation import ValidationSet
 
 @dataclass
 class Run:
-    """The parts of a run that the loop uses.
+    """The parts of a run that the training loop uses.
 
     Attributes:
         commit: Commit of `--model_id` on the Hub; None for a folder.

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from errors import RunError
 
-if TYPE_CHECKING:  # an extra: see pyproject.toml
+if TYPE_CHECKING:  # optuna is an optional dependency: see pyproject.toml
     from optuna.distributions import BaseDistribution
 
 FORMS = "expected NAME=A,B,C or NAME=LOW..HIGH or NAME=log:LOW..HIGH"
@@ -65,7 +65,7 @@ def grid(space: dict[str, BaseDistribution]) -> Iterator[dict[str, str]]:
     choices = []
     for name, values in space.items():
         if not hasattr(values, "choices"):
-            raise RunError(f"--search {name}: a range; expected --trials, too")
+            raise RunError(f"--search {name}: has a range of values; expected --trials, too")
         choices.append(values.choices)
     for combination in itertools.product(*choices):
         yield dict(zip(space, combination, strict=True))

@@ -14,24 +14,27 @@ from errors import Stopped
 from .distributed import RankGroup
 from .launcher import launcher_command
 
-# Some do not exist on Windows. SIGHUP: a closed terminal. SIGUSR1, SIGUSR2: Slurm and submitit.
+# Windows has only some of these. A closed terminal sends SIGHUP. Slurm can send SIGUSR1, and
+# submitit SIGUSR2.
 NAMES = ("SIGTERM", "SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2")
 SIGNALS = [getattr(signal, name) for name in NAMES if hasattr(signal, name)]
-# A Ctrl-C arrives twice, from the terminal and from the launcher.
-SAME_KEYSTROKE = 2.0  # seconds
+# A Ctrl-C arrives twice: from the terminal and from the launcher. Two signals within this number of
+# seconds count as one keystroke.
+SAME_KEYSTROKE = 2.0
 
 
 class StopSignals:
     """Context manager that records SIGTERM, SIGINT, SIGHUP, SIGUSR1 and SIGUSR2.
 
-    Outside the main thread Python allows no signal handlers, and none are installed.
+    Python allows signal handlers only in the main thread. In other threads, none are installed.
     """
 
     def __init__(self, group: RankGroup):
         self._group = group
         self._reason: str | None = None
         self._time = 0.0
-        # A launcher of a single process exits on a signal without forwarding it.
+        # A launcher of a single process exits after a signal, without forwarding the signal.
+        # Therefore the exit of the launcher also counts as a signal: the parent process changes.
         self._launcher = os.getppid() if launcher_command() else None
         self._handlers: dict = {}
 
@@ -48,7 +51,8 @@ class StopSignals:
     def stop_requested(self, is_broken: bool = False) -> bool:
         """Return whether any rank received a signal or passed True; the same on all ranks.
 
-        With several ranks the answer is one call late: see `RankGroup.any_rank_at_last_call`.
+        With several ranks, the result is that of the previous call: see
+        `RankGroup.any_rank_at_last_call`.
         """
         if self._launcher is not None and self._launcher != os.getppid():
             self._reason = self._reason or "the exit of its launcher"
@@ -72,24 +76,25 @@ class StopSignals:
 
 
 def _is_ignored_hangup(number: int) -> bool:
-    """Whether the run was started by `nohup`, and continues after its terminal is closed."""
+    """Return whether the signal is SIGHUP and is ignored, because `nohup` started the run."""
     is_hangup = signal.Signals(number).name == "SIGHUP"
     return is_hangup and signal.getsignal(number) == signal.SIG_IGN
 
 
 @contextmanager
 def blocked_signals() -> Iterator[None]:
-    """Start child processes in this block: they inherit the mask, which blocks these signals.
+    """Block `SIGNALS` inside the block. Child processes that are started there keep them blocked.
 
-    A Ctrl-C or a signal to the process group would otherwise end the loader's workers, and thereby
-    the run. A signal that arrives inside the block is delivered to this process at its end.
+    Otherwise a Ctrl-C or a signal to the process group would end the loader processes, and thereby
+    the run. A signal that arrives inside the block is delivered to this process at the end of the
+    block.
     """
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
-        resource_tracker.ensure_running()  # unblocks SIGINT and SIGTERM in this process
+        resource_tracker.ensure_running()  # this unblocks SIGINT and SIGTERM in this process
         signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         yield
     finally:
@@ -98,10 +103,10 @@ def blocked_signals() -> Iterator[None]:
 
 @contextmanager
 def ended_children() -> Iterator[None]:
-    """Kill the child processes that are started in this block and still run at its end.
+    """Kill the child processes that were started inside the block and still run at its end.
 
-    At exit Python sends SIGTERM to its children and waits for them. The workers of a
-    data loader block SIGTERM, so Python would wait forever.
+    At exit, Python sends SIGTERM to its child processes and waits for them. Loader processes block
+    SIGTERM, so Python would wait forever.
     """
     before = set(multiprocessing.active_children())
     try:

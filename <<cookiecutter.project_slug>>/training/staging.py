@@ -29,7 +29,7 @@ def bytes_to_copy(tensors: Iterable[Tensor], live: set[int]) -> int:
 
 
 def stage(tensors: dict[str, Tensor], live: set[int]) -> None:
-    """Copy the tensors of a dict into host memory, in place, unless they already are such copies.
+    """Replace the tensors of a dict with copies in host memory, unless they already are copies.
 
     Args:
         live: Storage addresses that the tensors must not share: see `live_memory`.
@@ -40,18 +40,18 @@ def stage(tensors: dict[str, Tensor], live: set[int]) -> None:
 
 
 def with_own_configs(model: Any) -> Any:
-    """Return a model with copies of all configurations, which shares all weights.
+    """Return a copy of a model that shares its weights, but has its own configurations.
 
-    Generation during a validation changes `generation_config` temporarily. `copy.copy` fails for a
-    model that is sharded by FSDP2.
+    Generation during validation temporarily changes `generation_config` of the model. `copy.copy`
+    would fail for a model that is sharded by FSDP2.
     """
     return _with_own_configs(model, {})
 
 
 def free_memory() -> int:
-    """Return the bytes of host memory that this process can still allocate.
+    """Return the number of bytes of host memory that this process can still allocate.
 
-    Consider the limits of control groups (version 2), as in a container or a Slurm job.
+    This includes the limits of control groups (version 2), which containers and Slurm jobs have.
     """
     free = psutil.virtual_memory().available
     for folder in _control_groups():

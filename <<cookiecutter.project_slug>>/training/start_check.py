@@ -1,4 +1,4 @@
-"""Run model, scores and checkpoint once, to report errors before the first step."""
+"""Run the model, a save, the scores and Predictor once, to find errors before the first step."""
 
 import copy
 import inspect
@@ -34,8 +34,8 @@ from .loading import load_model
 from .model_check import probing
 from .user_code import user_code
 
-SAMPLE = 2  # examples
-SMALL = 2**28  # bytes; the trial save, load and generation are skipped for larger models
+SAMPLE = 2  # number of examples in a batch for the checks
+SMALL = 2**28  # bytes; for larger models, skip the trial save, load and generation
 
 
 def check_inputs(model: torch.nn.Module, examples: ExampleSet) -> None:
@@ -52,7 +52,7 @@ def check_inputs(model: torch.nn.Module, examples: ExampleSet) -> None:
     if unknown:
         raise RunError(
             f"model/modeling.py: Model.forward has no parameter {unknown[0]!r}, which the data set "
-            "returns; expected one for each of its tensors"
+            "returns; expected a parameter for each tensor of the data set"
         )
 
 
@@ -62,13 +62,13 @@ def check_contract(
     examples: ExampleSet,
     is_main: bool,
 ) -> list[str]:
-    """Check loss and checkpoint of a model; see model/interface.py.
+    """Check the loss and the checkpoint of a model; see model/interface.py.
 
     Args:
-        is_main: Whether this is the main rank. `save_pretrained` writes nothing on another one.
+        is_main: Whether this is the main rank. On other ranks, `save_pretrained` writes nothing.
 
     Returns:
-        Lines to print: results that are not exact with this model and this data set.
+        Lines to print if the loss may depend on how a global batch is split.
 
     Raises:
         RunError: The loss is missing, not a scalar, or not divided by `num_items_in_batch`; or a
@@ -97,13 +97,14 @@ def check_scores(
     names: Iterable[str],
     is_main: bool,
 ) -> None:
-    """Score the first examples of the validation data, and save the files of the scores.
+    """Compute the scores of the first validation examples, and call `Scores.save`.
 
     Args:
         names: Names of the scores that validations report.
 
     Raises:
-        RunError: Scores fails, lacks one of the names, or returns a value that is not a number.
+        RunError: Scores fails, lacks one of the names, uses the name of a loss, or returns a value
+            that is not a number.
     """
     if getattr(scores, "generates", False) and not _is_small(model):
         return
@@ -133,7 +134,7 @@ def check_scores(
         if not isinstance(value, (int, float)):
             raise RunError(
                 f"model/metrics.py: Scores.compute returns a {type(value).__name__} as {name!r}; "
-                "expected a number, as by value.item()"
+                "expected a number, such as value.item()"
             )
 
 
@@ -212,7 +213,7 @@ def _check_division(loss: Tensor, halved: Tensor) -> None:
 
 
 def _check_round_trip(task: Task, model: torch.nn.Module) -> None:
-    """Save and load the model, if it is small and not saved in stock form."""
+    """Save and load the model, if it is small and not saved in stock form; compare the tensors."""
     if not _is_small(model) or getattr(model, "saves_stock", False):
         return
     save: Any = model.save_pretrained
@@ -268,12 +269,13 @@ def _inexact(task: Task, examples: ExampleSet) -> list[str]:
     if task.couples_examples:
         lines.append(
             "the loss couples the examples of a micro-batch: it depends on --batch_size, and on "
-            "the number of processes unless the model gathers from all of them"
+            "the number of processes unless the model gathers the examples of all processes"
         )
     if not task.divides_by_items:
         weight = "target items" if examples.has_num_items else "examples"
         lines.append(
-            f"the loss is treated as a mean over each micro-batch, weighted by its {weight}: add a "
-            "parameter num_items_in_batch to Model.forward if it is a mean over something else"
+            "the loss is treated as a mean over each micro-batch, weighted by the number of its "
+            f"{weight}: add a parameter num_items_in_batch to Model.forward if the loss is another "
+            "mean"
         )
     return lines

@@ -1,4 +1,4 @@
-"""Position and history of a run, saved with arguments and schema in `training_state.json`."""
+"""Position and history of a run, and `training_state.json`, in which they are saved."""
 
 import json
 import math
@@ -10,14 +10,14 @@ from typing import Any
 
 from errors import RunError
 
-MAX_POINTS = 1000  # of the curve
+MAX_POINTS = 1000  # maximum number of points of the curve
 STATE_FILE = "training_state.json"
 OPTIMIZER_FILE = "optimizer.safetensors"
 
 
 @dataclass
 class TrainState:
-    """The state of the loop other than weights and optimizer.
+    """The state of the training loop, without the weights and the optimizer.
 
     Attributes:
         global_batch_size: Examples in a step, over all ranks; fixed when the run starts.
@@ -25,19 +25,20 @@ class TrainState:
         current_epoch: Index of the current epoch, which is the number of completed epochs.
         examples: Number of examples of the current epoch that have been used.
         step: Optimizer steps since the start.
-        scheduler_steps: Steps of the schedule; it does not step when float16 overflows.
+        scheduler_steps: Steps of the schedule, which does not step when float16 overflows.
         validated_step: Step of the latest validation.
         greater_is_better: Whether larger values of the metric for `best/` are better.
         min_valid_loss: Lowest validation loss so far.
         best: Scores of the validation at which `best/` was saved, and the log key of that
             validation. After `forget_best`: no scores, and the log key of the latest validation.
         train_loss: This rank's sum of the losses of the current epoch.
-        named_losses: The same for further losses that the model returns.
+        named_losses: The same sums for further losses that the model returns, by name.
         train_items: Target items of the current epoch, or the sum of their weights, over all ranks.
         grad_norms: Sum and number of the gradient norms of the current epoch, without float16
             steps that overflow.
         scaler: State of the gradient scaler in float16.
-        predict_options: Arguments of `Predictor` that the latest validation chose: see `Scorer`.
+        predict_options: Arguments of `Predictor` that the latest validation chose: see
+            `Scorer.predict_options`.
         curve: Step, loss, learning rate and gradient norm of logged steps, for loss.png.
         run_id: Name of the run for trackers, kept on resume.
         log: Content of log.json.
@@ -135,7 +136,7 @@ class TrainState:
         """Log a validation, and start the next epoch if this one is complete.
 
         Args:
-            metric: Name of the score that `best/` is chosen by.
+            metric: Name of the score by which `best/` is chosen.
             speed: Rates from `Throughput`; like `seconds`, they differ between runs.
             epoch_size: Examples in the epoch.
 
@@ -146,6 +147,8 @@ class TrainState:
         is_complete = self.examples >= epoch_size
         if not is_complete and self.step < self.total_steps:
             name += f", step {self.step}"
+        if name in self.log:  # of a run that ended within the epoch and was extended
+            self._rename(name, f"{name}, step {self.log[name]['step']}")
         total, count = self.grad_norms
         self.log[name] = {
             "train_log": train_log,
@@ -164,7 +167,7 @@ class TrainState:
             self.train_loss = 0.0
             self.named_losses = {}
         loss = valid_log["loss"]
-        # NaN compares false, so a NaN loss is never the lowest, nor a NaN score the best.
+        # Comparisons with NaN are false: a NaN loss is never the lowest, nor a NaN score the best.
         if loss < (math.inf if self.min_valid_loss is None else self.min_valid_loss):
             self.min_valid_loss = loss
         sign = -1 if self.greater_is_better else 1
@@ -174,6 +177,12 @@ class TrainState:
             self.best = {"epoch": name, **valid_log}
         return is_best
 
+    def _rename(self, key: str, new: str) -> None:
+        """Rename a key of the log."""
+        self.log = {new if name == key else name: entry for name, entry in self.log.items()}
+        if self.best.get("epoch") == key:
+            self.best["epoch"] = new
+
 
 @dataclass(frozen=True)
 class SavedRun:
@@ -181,7 +190,7 @@ class SavedRun:
 
     Attributes:
         args: Arguments of the run, by name.
-        schema: Settings with which its data were read: see `TaskDataset.schema`.
+        schema: Settings with which the data were read: see `TaskDataset.schema`.
         data: Number of training examples and fingerprints of the data.
         state: The state, as rank 0 saved it.
         train_losses, named_losses: `train_loss` and `named_losses` of each rank.
@@ -211,7 +220,7 @@ class SavedRun:
             known = {field.name for field in fields(TrainState)} & content.keys()
             state = TrainState(**{name: content[name] for name in known})
             state.best = _with_nan(state.best)
-            # Earlier versions saved no gradient norm, and a single validation set.
+            # Earlier versions saved no gradient norms, and only one validation set.
             state.curve = [(*point, None)[:4] for point in state.curve]
             if not isinstance(valid := content["data"].get("valid", {}), dict):
                 content["data"]["valid"] = {"": valid}
@@ -262,7 +271,7 @@ class SavedRun:
 
 
 def to_json(content: Any, indent: int) -> str:
-    """Serialize. NaN and infinity become null, since JSON has neither."""
+    """Convert a value to JSON. NaN and infinity become null, since JSON has neither."""
     return json.dumps(_finite(content), indent=indent, ensure_ascii=False, allow_nan=False)
 
 

@@ -1,4 +1,4 @@
-"""Distribute a model over devices: one device, DDP or FSDP2 here, ZeRO in zero.py."""
+"""Run a model on one device, or distribute it with DDP or FSDP2. For ZeRO, see zero.py."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -49,7 +49,7 @@ class Strategy:
 
     @contextmanager
     def gradient_sync(self, model: nn.Module, enabled: bool) -> Iterator[None]:
-        """Reduce gradients over the ranks in this backward pass if enabled; else accumulate.
+        """Reduce gradients over the ranks in this backward pass if enabled; else only add them up.
 
         Raises:
             RankError: A parameter lacks a gradient that DistributedDataParallel expected.
@@ -61,14 +61,14 @@ class Strategy:
             _check_reduced(model)
 
     def full_state_dict(self, model: nn.Module) -> dict[str, Tensor]:
-        """Gather all weights on one rank; every rank has to call this.
+        """Gather all weights on the main rank; every rank has to call this.
 
         A tied weight occurs once, under its first name.
         """
         bare = self.accelerator.unwrap_model(model)
         names = {name for name, _ in bare.named_parameters(remove_duplicate=False)}
         copies = names - {name for name, _ in bare.named_parameters()}
-        weights = self.accelerator.get_state_dict(model) or {}  # under ZeRO-3, None on other ranks
+        weights = self.accelerator.get_state_dict(model) or {}  # with ZeRO-3, None on other ranks
         return {name: tensor for name, tensor in weights.items() if name not in copies}
 
     def trained_weights(self, model: nn.Module) -> dict[str, Tensor]:
@@ -84,7 +84,7 @@ class Strategy:
         return weights
 
     def optimizer_state(self, model: nn.Module, optimizer: Optimizer) -> OptimizerState:
-        """Gather the full state of the optimizer on one rank; every rank has to call this."""
+        """Gather the full state of the optimizer on the main rank; every rank has to call this."""
         return gather(model, optimizer, self.accelerator.is_main_process)
 
     def load_optimizer_state(
@@ -93,7 +93,7 @@ class Strategy:
         """Load a full state of the optimizer; each rank keeps its shard.
 
         Raises:
-            KeyError: It is the state of another model.
+            KeyError: The state belongs to another model.
         """
         scatter(model, optimizer, state)
 
@@ -115,7 +115,7 @@ class Strategy:
 
 
 def reshard(model: nn.Module) -> None:
-    """Discard gathered weights: FSDP2 keeps those of the outermost module after a forward pass."""
+    """Discard gathered weights. FSDP2 keeps those of the outermost module after a forward pass."""
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.reshard()
@@ -124,8 +124,8 @@ def reshard(model: nn.Module) -> None:
 def _check_reduced(model: DistributedDataParallel) -> None:
     """Check that the gradients of all parameters were reduced.
 
-    torch itself only reports a missing gradient at the next forward pass, when the optimizer step
-    has already used gradients that differ between the ranks.
+    torch itself reports a missing gradient only at the next forward pass. By then, the optimizer
+    step has already used gradients that differ between the ranks.
     """
     try:
         model._check_reducer_finalized()
@@ -134,8 +134,8 @@ def _check_reduced(model: DistributedDataParallel) -> None:
         names = [name for name, p in parameters if p.requires_grad and p.grad is None]
         which = names[0] if names else "a parameter"
         raise RankError(
-            f"model/modeling.py: {which} gets no gradient in this step, but did in the check at "
-            "the start; expected `leaves_parameters_unused = True` in Model"
+            f"model/modeling.py: {which} gets no gradient in this step, but got one in the check "
+            "at the start; expected `leaves_parameters_unused = True` in Model"
         ) from None
 
 
@@ -143,9 +143,9 @@ def _check_reduced(model: DistributedDataParallel) -> None:
 def _hidden_embeddings(model: nn.Module) -> Iterator[None]:
     """Hide the methods by which Accelerate finds the embeddings.
 
-    Accelerate shards them separately. torch rejects this if more than two modules share a weight,
-    as in BART, and it fails for a model without the methods. With the methods hidden, the
-    embeddings are sharded together with the rest of the model.
+    Accelerate would shard the embeddings separately. torch rejects this if more than two modules
+    share a weight, as in BART, and Accelerate fails for a model without these methods. With the
+    methods hidden, the embeddings are sharded together with the rest of the model.
     """
     model.get_input_embeddings = lambda: None  # type: ignore[assignment]
     model.get_output_embeddings = lambda: None  # type: ignore[assignment]

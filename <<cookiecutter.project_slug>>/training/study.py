@@ -1,4 +1,4 @@
-"""Store the trials of sweep.py with Optuna in SQLite; yield the remaining ones."""
+"""Store the trials of sweep.py in an SQLite file of Optuna, and yield the trials to train."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from errors import RunError
 
 from .search_space import grid
 
-if TYPE_CHECKING:  # an extra: see pyproject.toml
+if TYPE_CHECKING:  # optuna is an optional dependency: see pyproject.toml
     from optuna.distributions import BaseDistribution
     from optuna.trial import FrozenTrial
 
@@ -27,7 +27,7 @@ class Study:
         count: Number of trials; None for all combinations of the values.
 
     Raises:
-        RunError: study.db holds a study with other settings.
+        RunError: study.db contains a study with other settings.
     """
 
     def __init__(
@@ -63,11 +63,11 @@ class Study:
         self._count = count or len(combinations)
 
     def to_train(self) -> Iterator[tuple[int, dict[str, Any]]]:
-        """Yield number and values of each trial to train, starting with an interrupted one."""
+        """Yield number and values of each trial to train; an interrupted trial comes first."""
         for trial in self._with_state(self._states.RUNNING):
             yield trial.number, trial.params
         while (started := self._started()) < self._count:
-            # Seeded by the index, so that an interruption does not change the chosen values.
+            # Seed with the index of the trial: an interruption does not change the chosen values.
             self._study.sampler = self._sampler(seed=started)
             new = self._study.ask(self._space)
             yield new.number, new.params

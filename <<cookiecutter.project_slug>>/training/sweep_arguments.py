@@ -10,10 +10,10 @@ from .config import LOSS
 from .help import HelpFormatter
 from .options import TaskOptions
 from .packages import require
-from .parser import build_parser as build_train_parser, insert_yaml
+from .parser import build_parser as build_train_parser, given_names, insert_yaml
 
-PLACES = ("outdir", "restore_dir", "dry_run")  # arguments of train.py set by this script
-OF_FOLDS = ("valid_input", "valid_size", "valid_fold")
+# Arguments of train.py that sweep.py sets.
+PLACES = ("outdir", "restore_dir")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -36,7 +36,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--direction",
         choices=("minimize", "maximize"),
-        help="required for a --metric_for_best_model other than loss",
+        help="whether smaller or larger scores are better; required unless the metric is the loss",
     )
     parser.add_argument("--outdir", default="sweep", help="output directory")
     parser.add_argument(
@@ -78,31 +78,50 @@ def check_train_arguments(args: argparse.Namespace, arguments: list[str]) -> str
         RunError: An argument does not exist, is set by this script, or is both fixed and varied.
     """
     parser = build_train_parser(TaskOptions())
-    values = parser.parse_args(insert_yaml(parser, arguments))
-    given = {text[2:].partition("=")[0] for text in arguments if text.startswith("--")}
-    varied = {text.partition("=")[0] for text in args.search}
-    is_flag = {
-        text[2:]: action.nargs == 0 for text, action in parser._option_string_actions.items()
-    }
-    own = [*PLACES, *(["seed"] if args.seeds else []), *(OF_FOLDS if args.folds else [])]
-    for text in args.search:
-        name = text.partition("=")[0]
-        if name not in is_flag:
-            raise RunError(f"--search {text}: train.py has no argument {name}")
-        if is_flag[name] and text != f"{name}=true,false":
-            raise RunError(f"--search {text}: {name} is a flag; expected {name}=true,false")
-    for name in own:
-        if name in given | varied:
-            raise RunError(
-                f"--{name}: set by sweep.py; expected it neither after `--` nor in --search"
-            )
+    with_file = insert_yaml(parser, arguments)
+    values = parser.parse_args(with_file)
+    given = given_names(parser, arguments)  # on the command line
+    given_anywhere = given_names(parser, with_file)
+    varied = _varied_names(parser, args.search)
+    own = [*PLACES, *(["seed"] if args.seeds else [])]  # these override a --config file
+    for names, chosen in ((own, given), (["dry_run", *of_folds(args)], given_anywhere)):
+        for name in names:
+            if name in chosen | varied:
+                raise RunError(
+                    f"--{name}: set by sweep.py; expected it neither for train.py nor in --search"
+                )
     for name in sorted(given & varied):
         raise RunError(f"--{name}: given both after `--` and in --search; expected one of them")
-    if args.folds and "train_input" not in given:
+    if args.folds and "train_input" not in given_anywhere:
         raise RunError(f"--folds {args.folds}: expected --train_input after `--`")
     if values.metric_for_best_model != LOSS and args.direction is None:
         raise RunError(f"{values.metric_for_best_model}: expected --direction, too")
     return values.metric_for_best_model
+
+
+def of_folds(args: argparse.Namespace) -> list[str]:
+    """Return the arguments of train.py that `--folds` determines."""
+    return ["valid_input", "valid_size", "valid_fold"] if args.folds else []
+
+
+def _varied_names(parser: argparse.ArgumentParser, search: list[str]) -> set[str]:
+    """Return the names of the arguments in `--search`; an alias counts as its argument.
+
+    Raises:
+        RunError: There is no such argument, it is there twice, or it is a flag with other values.
+    """
+    actions = parser._option_string_actions
+    found: set[str] = set()
+    for text in search:
+        name = text.partition("=")[0]
+        if (action := actions.get(f"--{name}")) is None:
+            raise RunError(f"--search {text}: train.py has no argument {name}")
+        if action.nargs == 0 and text != f"{name}=true,false":
+            raise RunError(f"--search {text}: {name} is a flag; expected {name}=true,false")
+        if action.dest in found:
+            raise RunError(f"--search {text}: {action.dest} is given twice; expected it once")
+        found.add(action.dest)
+    return found
 
 
 def runs_of_a_trial(seeds: list[int], folds: int | None) -> dict[str, list[str]]:

@@ -20,7 +20,7 @@ GIB = 2**30
 
 @dataclass
 class Counts:
-    """Totals of the training steps of a period.
+    """Totals of the training steps in a period of time.
 
     Attributes:
         steps, examples, items, tokens: Numbers over all ranks; `items` are target items, or the
@@ -40,7 +40,7 @@ class Counts:
 
 
 class Throughput:
-    """Measure training steps since the last restart, and since the last log entry.
+    """Measure training steps since the last call of `restart`, and since the last log entry.
 
     Checkpoints do not include the counts: after a resume they start from zero.
 
@@ -88,7 +88,7 @@ class Throughput:
                 counts.flops += self._flops.of(lengths) if self._flops else 0.0
 
     def since_restart(self, group: RankGroup) -> dict[str, float]:
-        """Return the rates since the last restart; every rank has to call this."""
+        """Return the rates since the last call of `restart`; every rank has to call this."""
         return self._measure(self._since_restart, group)
 
     def since_log(self, group: RankGroup) -> dict[str, float]:
@@ -135,12 +135,12 @@ def count_positions(batch: dict[str, Any], has_decoder: bool) -> int:
 
 
 def peak_memory(device: torch.device) -> int:
-    """Return the peak memory of this process, in bytes: of its GPU, or of the CPU."""
+    """Return the peak memory of this process in bytes: GPU memory on CUDA, else host memory."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     if sys.platform == "win32":
         return psutil.Process().memory_info().peak_wset
-    import resource  # not on Windows
+    import resource  # does not exist on Windows
 
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

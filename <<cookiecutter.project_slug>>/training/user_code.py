@@ -9,14 +9,14 @@ from errors import RankError, RunError, UserError, describe
 
 from .distributed import is_lost_connection
 
-SHOWN = 8  # examples listed in a message
+SHOWN = 8  # maximum number of examples listed in a message
 
 
 @contextmanager
 def user_code(what: str) -> Iterator[None]:
-    """Convert an exception of the user's code to a RunError that begins with `what`.
+    """Convert an exception of the user's code to a RunError whose message begins with `what`.
 
-    Out-of-memory errors are not converted: they are not errors of the code.
+    Out-of-memory errors are not converted, since they are not errors in the code.
     """
     try:
         yield
@@ -31,7 +31,7 @@ def at_place(place: str, examples: Sequence[int] = ()) -> Iterator[None]:
     """Convert an exception of the user's code inside the loop to a RankError.
 
     Args:
-        place: Epoch and step, or validation: the beginning of the message.
+        place: Beginning of the message, such as epoch and step.
         examples: Indices of the examples of the micro-batch.
     """
     try:
@@ -42,8 +42,8 @@ def at_place(place: str, examples: Sequence[int] = ()) -> Iterator[None]:
         if is_lost_connection(error):
             raise
         of = f", {list_examples(examples)}" if examples else ""
-        expected = "expected model/ to handle this example like the first ones"
-        ending = "" if isinstance(error, RankError) else f"; {expected}"
+        expected = "expected model/ to handle all examples like the first ones"
+        ending = "" if isinstance(error, UserError) else f"; {expected}"
         raise RankError(f"{place}{of}: {describe(error)}{ending}") from error
 
 

@@ -17,10 +17,10 @@ class ValidationSet:
     """A validation set.
 
     Attributes:
-        name: "" for a single set without a name.
-        batches: Its examples.
+        name: Name of the set; "" for a single set without a name.
+        batches: Examples of the set.
         scorers: Objects to which each batch is added: first the scorer of all sets together, then
-            the scorer of this set. With a single set, there is only one.
+            the scorer of this set. If there is a single set, there is a single scorer.
     """
 
     name: str
@@ -62,7 +62,7 @@ def summarize(sums: dict[str, float], count: float, scores: Scorer) -> dict[str,
 
     Args:
         sums: Sums of the losses over all ranks, by name.
-        count: Target items, or the sum of their weights.
+        count: Number of target items, or the sum of their weights.
     """
     means = {name: value / (count or 1) for name, value in sums.items()}
     with at_place("validation"):

@@ -23,7 +23,7 @@ from .optimizer_state import OptimizerState
 from .strategy import Strategy
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
-# Deprecation warnings of torch that DeepSpeed causes in each step.
+# Ignore deprecation warnings of torch that DeepSpeed causes in each step.
 warnings.filterwarnings("ignore", "`torch.distributed", FutureWarning)
 
 
@@ -39,7 +39,7 @@ class ZeroStrategy(Strategy):
     def __init__(self, accelerator: Accelerator, max_grad_norm: float):
         super().__init__(accelerator)
         if accelerator.mixed_precision == "fp16":
-            raise RunError("mixed_precision fp16: with DeepSpeed, train in bf16")
+            raise RunError("mixed_precision fp16: not supported with DeepSpeed; expected bf16")
         plugin = accelerator.state.deepspeed_plugin
         if {plugin.offload_optimizer_device, plugin.offload_param_device} - {None, "none"}:
             # DeepSpeed's CPU optimizer would not skip a step that is not finite.
@@ -61,7 +61,10 @@ class ZeroStrategy(Strategy):
     def prepare(
         self, model: nn.Module, optimizer: Optimizer, may_leave_unused: bool
     ) -> tuple[nn.Module, Optimizer]:
-        """Build the engine. Keep Accelerate's wrapper of the optimizer, which `backward` steps."""
+        """Build the engine, whose optimizer steps inside `Accelerator.backward`.
+
+        Return Accelerate's wrapper of the optimizer, whose `step` does nothing.
+        """
         if not isinstance(optimizer, torch.optim.AdamW):
             raise RunError(
                 f"DeepSpeed with {type(optimizer).__name__}: not supported; expected AdamW"
@@ -82,7 +85,7 @@ class ZeroStrategy(Strategy):
     def load_optimizer_state(self, model: nn.Module, optimizer: Any, state: OptimizerState) -> None:
         step = None
         for name, parameter in _trained(model):
-            if f"{name}/step" not in state.tensors:  # has never had a gradient
+            if f"{name}/step" not in state.tensors:  # the parameter never had a gradient
                 continue
             step = state.tensors[f"{name}/step"]
             for key in MOMENTS:
@@ -120,7 +123,7 @@ def _make_state(optimizer: Any) -> None:
 def _set(parameter: nn.Parameter, value: Tensor, key: str) -> None:
     if not hasattr(parameter, "ds_tensor"):
         return safe_set_full_optimizer_state(parameter, value, key)
-    # safe_set_full_optimizer_state fails in ZeRO-3 if the number of ranks does not divide the size.
+    # With ZeRO-3, safe_set_full_optimizer_state fails if the size is no multiple of the rank count.
     size = parameter.ds_tensor.numel()
     rank = torch.distributed.get_rank()
     padding = size * torch.distributed.get_world_size() - value.numel()

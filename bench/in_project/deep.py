@@ -1,6 +1,6 @@
-"""Time the first batch at the start of an epoch, and the first batch at 99 % of it.
+"""Time the first batch at the start of an epoch, and the first batch at 99 % of the epoch.
 
-python deep.py TRAIN_INPUT BASE_MODEL      (called by scale.py, in the folder of a project)
+python deep.py TRAIN_INPUT BASE_MODEL      (run by scale.py, in the folder of a project)
 """
 
 import sys

@@ -1,13 +1,14 @@
 """Compare the time of the loop of train.py with two bare loops, in the same process.
 
-python loop.py ARGUMENTS OF train.py      (called by scale.py, in the folder of a project)
+python loop.py ARGUMENTS OF train.py      (run by scale.py, in the folder of a project)
 
-One bare loop clips gradients, the other does not. All three compute each step one after another, in
-an order that changes from step to step, so that other load of the machine and the state of the
-memory allocator affect all of them equally.
+One bare loop clips gradients, the other does not. The three loops compute each step one after
+another, in an order that changes from step to step, so that other load on the machine and the state
+of the memory allocator affect all of them equally.
 
-Prints the milliseconds of a bare step, and the additional time of train.py as a fraction of it,
-compared with the bare loop without clipping and with it: the medians of parts of the run.
+The script prints three numbers, which are medians over parts of the run: the milliseconds of a step
+of the bare loop without clipping, and the additional time of train.py relative to the bare loop
+without clipping and relative to the bare loop with clipping.
 """
 
 import contextlib
@@ -30,13 +31,13 @@ from training.batches import MicroBatch, Step  # noqa: E402
 from training.contract import model_inputs  # noqa: E402
 from training.run import Run  # noqa: E402
 
-PART = 48  # steps, eight in each order
-LIMITS = {"bare": None, "clipped": 1.0}  # largest norm of the gradient
+PART = 48  # steps in a part of the run: eight steps in each order of the loops
+LIMITS = {"bare": None, "clipped": 1.0}  # maximum norm of the gradient
 OURS = "ours"
 
 
 class Comparison:
-    """Computes each step of a run a second time, with the bare loops.
+    """Repeats each step of a run with the bare loops.
 
     Attributes:
         seconds: For each step, the time of each loop.
@@ -65,7 +66,7 @@ class Comparison:
         return self._train_step(run, replace(step, micro_batches=iter(self._micro_batches)))
 
     def save_point(self, run: Run, is_due: bool = False) -> None:
-        """Record the end of a step; validation also calls this."""
+        """Record the end of a step. Validation also calls this method."""
         self._save_point(run, is_due)
         if self._step is None:
             return

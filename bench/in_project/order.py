@@ -1,6 +1,6 @@
 """Time the computation of the order of an epoch.
 
-python order.py EXAMPLES      (called by scale.py, in the folder of a project)
+python order.py EXAMPLES      (run by scale.py, in the folder of a project)
 """
 
 import sys

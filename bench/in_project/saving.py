@@ -1,6 +1,6 @@
-"""Measure how long each save blocks the training loop: in the background, or waiting for it.
+"""Measure how long saves block the training loop: saves in the background, and blocking saves.
 
-python saving.py ARGUMENTS OF TRAIN.PY      (called by bench/saving.py, in the folder of a project)
+python saving.py ARGUMENTS OF train.py      (run by bench/saving.py, in the folder of a project)
 """
 
 import json
@@ -22,8 +22,8 @@ SECONDS: dict[str, list[float]] = {
 
 
 def save(self: Checkpointer, *args: Any, **named: Any) -> None:
-    """Save, alternately in the background and waiting, as a run does with too little memory."""
-    self.join()  # not measured: saves of a real run are further apart
+    """Save alternately in the background and blocking, as a run with too little memory does."""
+    self.join()  # wait for the preceding save: in a real run, it would be complete
     is_waiting = len(SECONDS["background"]) > len(SECONDS["waiting"])
     training.checkpoint.free_memory = (lambda: 0) if is_waiting else free_memory
     start = time.perf_counter()

@@ -30,9 +30,11 @@ class Dataset(torch.utils.data.Dataset):
     of the file is predicted exactly once. The last block may be shorter.
 
     Attributes:
-        lengths: Tokens of each block, shape (n,); blocks of similar length are batched together.
-        num_items: Tokens to predict in each block, shape (n,); the loss is averaged over these.
-        schema: Keyword arguments for `generate_dataset` to read another file in the same way.
+        lengths: Number of tokens of each block, shape (n,). Blocks of similar length are batched
+            together.
+        num_items: Number of tokens to predict in each block, shape (n,). The loss is averaged over
+            these tokens.
+        schema: Keyword arguments of `generate_dataset` for reading another file in the same way.
         fingerprint: Hash of the tokens, the same on every machine.
     """
 
@@ -52,7 +54,7 @@ class Dataset(torch.utils.data.Dataset):
         self.begins = np.arange(0, tokens - 1, max_len - 1)
         self.lengths = np.minimum(self.begins + max_len, tokens) - self.begins
         self.num_items = self.lengths - 1
-        self.documents = np.empty(0, dtype=np.int64)  # where they begin, if they are separate
+        self.documents = np.empty(0, dtype=np.int64)  # starts of documents, if they are separate
         if schema["separate_documents"]:
             lengths = [chunk.value_lengths().to_numpy() for chunk in chunks]
             self.documents = np.cumsum(np.concatenate([[0], *lengths]))[:-1]
@@ -71,13 +73,13 @@ class Dataset(torch.utils.data.Dataset):
         length = self.lengths[index]
         ids = torch.from_numpy(self._tokens(begin, length))
         labels = ids.clone()
-        labels[0] = -100  # not predicted; transformers.Trainer counts labels other than -100
+        labels[0] = -100  # not predicted, so transformers.Trainer must not count it as a target
         if not self.schema["separate_documents"]:
             return {"input_ids": ids, "labels": labels}
         first, last = np.searchsorted(self.documents, [begin + 1, begin + length])
         starts = np.concatenate([[0], self.documents[first:last] - begin])
         labels[starts] = -100
-        # transformers masks attention across the points where positions start at 0 again.
+        # transformers masks attention between parts whose positions each start at 0.
         positions = np.arange(length)
         positions -= np.repeat(starts, np.diff(starts, append=length))
         return {"input_ids": ids, "labels": labels, "position_ids": torch.from_numpy(positions)}
@@ -95,7 +97,7 @@ class Dataset(torch.utils.data.Dataset):
         return np.concatenate(parts).astype(np.int64)
 
     def collate(self, examples: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-        """Pad on the right to the longest block: tensors of shape (batch, length)."""
+        """Pad on the right to the longest block; return tensors of shape (batch, length)."""
         fill = {"input_ids": self.tokenizer.pad_token_id or 0, "labels": -100, "position_ids": 0}
         return {key: pad(examples, key, fill[key])[0] for key in examples[0]}
 
@@ -107,7 +109,7 @@ class Dataset(torch.utils.data.Dataset):
         """Yield lines about texts that may be wrong.
 
         Args:
-            train: Training data, if this is validation data.
+            train: Training data, if this data set is validation data.
         """
         if is_plain_text(self.origin.source):  # a row is a line, not a document
             return
@@ -132,13 +134,15 @@ def generate_dataset(
     text_column: str = OPTIONS["text_column"]["default"],
     separate_documents: bool = False,
 ) -> Dataset:
-    """Read a file of texts; add end-of-sequence to each, join them and cut them into blocks.
+    """Read a file of texts, join their tokens, and cut these into blocks.
+
+    Each text ends with the end-of-sequence token.
 
     Args:
-        path: A source that `read_table` reads, with a document per row; or plain text, which is
-            one document without end-of-sequence.
+        path: A source that `read_table` reads, with one document per row; or plain text, which is
+            a single document without an end-of-sequence token.
         tokenizer: Default: the tokenizer of the default base model.
-        max_len: Tokens in a block, at least 2.
+        max_len: Number of tokens in a block, at least 2.
         text_column: Column of the texts.
         separate_documents: Whether attention is masked across documents. The first token of each
             document is then not a target.

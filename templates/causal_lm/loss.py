@@ -1,4 +1,4 @@
-"""The loss: cross entropy, per target token of the global batch."""
+"""The loss: the cross entropy, averaged over the target tokens of the global batch."""
 
 import math
 from typing import Any
@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-LOGITS_AT_ONCE = 2**25  # 128 MiB in float32
+LOGITS_AT_ONCE = 2**25  # maximum number of logits in memory: 128 MiB in float32
 
 
 def num_targets(labels: Tensor) -> Tensor:
@@ -21,7 +21,7 @@ def cross_entropy(
     num_items_in_batch: Tensor | int | None = None,
     label_smoothing: float = 0.0,
 ) -> Tensor:
-    """Compute the sum over the tokens, divided by `num_items_in_batch`; by default their mean.
+    """Compute the summed loss of the tokens, divided by `num_items_in_batch`. Default: the mean.
 
     Args:
         logits: Shape (batch, length, vocabulary).
@@ -54,7 +54,7 @@ class LinearHead(nn.Linear):
         num_items_in_batch: Tensor | int | None = None,
         label_smoothing: float = 0.0,
     ) -> Tensor:
-        """Return the logits or, with labels, `cross_entropy` of them.
+        """Return the logits or, if labels are given, the `cross_entropy` of the logits.
 
         Args:
             hidden: Shape (batch, length, hidden size).
@@ -92,12 +92,12 @@ class _LinearLoss(torch.autograd.Function):
     ) -> Tensor:
         total = torch.zeros((), device=hidden.device)
         grad_hidden = torch.zeros_like(hidden)
-        # A frozen head, as with LoRA, gets none: it would need as much memory as the weight.
+        # Compute no gradient for a frozen head, as with LoRA: it would be as large as the weight.
         grad_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
         has_grad_bias = bias is not None and ctx.needs_input_grad[2]
         grad_bias = torch.zeros_like(bias) if has_grad_bias else None
         parts = max(1, math.ceil(len(hidden) * len(weight) / LOGITS_AT_ONCE))
-        rows = max(1, math.ceil(len(hidden) / parts))  # all parts are of one size
+        rows = max(1, math.ceil(len(hidden) / parts))  # rows in each part but the last
         for x, target, grad_x in zip(
             hidden.split(rows), targets.split(rows), grad_hidden.split(rows), strict=True
         ):

@@ -16,11 +16,11 @@ OPTIONS: dict[str, dict] = {
     "max_new_tokens": {
         "type": int,
         "default": 32,
-        "help": "tokens to generate for each text of samples.txt; 0 for none",
+        "help": "maximum number of tokens to generate for each prompt in samples.txt; 0 for none",
     },
 }
-SAMPLES = 4  # texts in samples.txt
-PROMPT = 32  # maximum number of tokens of their prompts
+SAMPLES = 4  # number of prompts in samples.txt
+PROMPT = 32  # maximum number of tokens of a prompt
 
 
 class Scores:
@@ -43,7 +43,7 @@ class Scores:
 
     @staticmethod
     def directions(schema: dict, max_new_tokens: int = 32) -> dict[str, bool]:
-        """Return the names of the scores, and whether larger is better."""
+        """Return for each score whether larger values are better."""
         return {"perplexity": False}
 
     def reset(self) -> None:
@@ -52,7 +52,7 @@ class Scores:
         self.samples: list[tuple[str, str]] = []
 
     def update(self, outputs: Any, batch: dict[str, Any]) -> None:
-        """Add a batch, and the model's outputs for it."""
+        """Add a batch, and the outputs of the model for this batch."""
         missing = slice(SAMPLES - len(self.prompts))
         halves = (batch["labels"][missing] != -100).sum(1).clamp(2, 2 * PROMPT) // 2
         parts = zip(batch["input_ids"][missing], halves.tolist(), strict=True)
@@ -60,7 +60,8 @@ class Scores:
 
     def compute(self, loss: float) -> dict[str, float]:
         """Return the scores by name; `loss` is the mean over all target tokens."""
-        length = max(map(len, self.prompts), default=0)  # prompts of one length need no padding
+        # Continue only the longest prompts: prompts of equal length need no padding.
+        length = max(map(len, self.prompts), default=0)
         room = min(self.max_new_tokens, self.positions - length)
         if length > 0 and room > 0:
             prompts = torch.stack([ids for ids in self.prompts if len(ids) == length])

@@ -14,7 +14,7 @@ from .loss import LinearHead, cross_entropy, num_targets
 
 
 class Model(Wrapper, WrapperGenerationMixin):
-    """Any `AutoModelForCausalLM` (GPT-2, Llama, Qwen, SmolLM, ...)."""
+    """A wrapper of any `AutoModelForCausalLM` (GPT-2, Llama, Qwen, SmolLM, ...)."""
 
     config_class = ModelConfig
     auto_class = AutoModelForCausalLM
@@ -43,14 +43,14 @@ class Model(Wrapper, WrapperGenerationMixin):
             attention_mask: 1 for tokens, 0 for padding, shape (batch, length).
             labels: The same token ids, shape (batch, length), or -100 where no loss is computed.
                 They are shifted by one here, so the first column is never a target.
-            num_items_in_batch: Number of targets in the global batch, which divides the summed
-                loss. Default: the number of targets in this batch; the loss is then a mean.
-            return_logits: Whether to return the logits of a batch with labels as well.
+            num_items_in_batch: Divisor of the summed loss: the number of targets in the global
+                batch. Default: this number in the given batch.
+            return_logits: Whether to return the logits even if `labels` are given.
 
         Returns:
             `loss`, a scalar if `labels` were given, and `logits`, shape (batch, length,
-            vocabulary), with the other outputs of the base model. With labels, no logits are
-            returned if the head is linear: the logits of all tokens would not fit in memory.
+            vocabulary), with the other outputs of the base model. If `labels` are given and the
+            head is linear, no logits are returned: all logits might not fit in memory.
         """
         kwargs.update(input_ids=input_ids, attention_mask=attention_mask)
         if labels is None:
@@ -75,11 +75,9 @@ class Model(Wrapper, WrapperGenerationMixin):
         return outputs
 
     def on_weights_loaded(self) -> None:
-        """Replace a linear head by one that computes the loss without the logits of all tokens."""
+        """Replace a linear head with `LinearHead`, which does not keep all logits in memory."""
         if self.device.type == "meta":
             return
-        if getattr(self.config, "separate_documents", False):
-            self.check_documents()
         head = self.lm.get_output_embeddings()
         if not self._has_linear_head():
             return
@@ -91,14 +89,14 @@ class Model(Wrapper, WrapperGenerationMixin):
         self.lm.set_submodule(name, linear.train(head.training))
 
     def _has_linear_head(self) -> bool:
-        """Whether logits == head(last_hidden_state): no soft cap, no scale, no extra layer."""
+        """Return whether the logits equal head(last_hidden_state), without a soft cap or scale."""
         head = self.lm.get_output_embeddings()
         if type(head) is not nn.Linear or getattr(self.lm.config, "output_router_logits", False):
             return False
         ids = torch.tensor([[1, 2]], device=self.device)
         with evaluating(self.lm):
             hidden = getattr(self.lm.base_model(input_ids=ids), "last_hidden_state", None)
-            # Compare bit for bit: a soft cap changes small logits only slightly.
+            # Compare bit for bit, since a soft cap changes small logits only slightly.
             return (
                 hidden is not None
                 and hidden.shape[-1] == head.in_features
@@ -106,7 +104,7 @@ class Model(Wrapper, WrapperGenerationMixin):
             )
 
     def check_documents(self) -> None:
-        """Check that attention does not cross documents; see `base.check_documents`."""
+        """Check that attention does not cross documents; see `comparison.check_documents`."""
         check_documents(self.lm, "separate_documents")
 
 

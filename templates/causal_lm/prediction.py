@@ -18,10 +18,10 @@ OPTIONS: dict[str, dict] = {
     "do_sample": {
         "action": "store_const",
         "const": True,
-        "help": "sample instead of greedy decoding",
+        "help": "use sampling instead of greedy decoding",
     },
     "temperature": {"type": float, "help": "sampling temperature"},
-    "top_p": {"type": float, "help": "nucleus sampling probability"},
+    "top_p": {"type": float, "help": "cumulative probability for nucleus sampling"},
 }
 TOLERANCE = 1e-4  # relative to the largest logit
 
@@ -35,7 +35,7 @@ class Predictor:
         options: Arguments of `generate`; None if not given.
 
     Attributes:
-        columns: The column of the text in the training data.
+        columns: Name of the column of the texts in the training data.
         notes: Lines to print about reduced limits.
     """
 
@@ -58,7 +58,7 @@ class Predictor:
         self.room = self._room(max_len, self.options.get("max_new_tokens", 0))
         end = tokenizer.sep_token_id if tokenizer.eos_token_id is None else tokenizer.eos_token_id
         start = tokenizer.bos_token_id
-        self.pad_token_id = tokenizer.pad_token_id or 0  # any token: padding is masked
+        self.pad_token_id = tokenizer.pad_token_id or 0  # any token, since padding is masked
         self.default = end if start is None else start
         marks = tokenizer("").input_ids  # special tokens that the tokenizer adds to any text
         self.added_end = marks[-1:] == [end]
@@ -83,12 +83,13 @@ class Predictor:
         room = max_len if positions is None else min(max_len, positions - max_new_tokens)
         if room < 1:
             raise RunError(
-                f"--max_new_tokens {max_new_tokens}: the model has {positions} positions"
+                f"--max_new_tokens {max_new_tokens}: expected less than {positions}, the number of "
+                "positions of the model"
             )
         if room < max_len:
             self.notes.append(
                 f"prompts are truncated to their last {room} tokens: the model has {positions} "
-                f"positions, {max_new_tokens} of them for new tokens"
+                f"positions, and {max_new_tokens} of them are needed for new tokens"
             )
         return room
 
@@ -103,7 +104,7 @@ class Predictor:
 
     def _continue(self, prompts: list[list[int]]) -> list[str]:
         length = max(map(len, prompts))
-        # Padding is on the left, since new tokens are appended to the last column.
+        # Pad on the left, since new tokens are appended on the right.
         padded = [[self.pad_token_id] * (length - len(ids)) + ids for ids in prompts]
         masks = [[0] * (length - len(ids)) + [1] * len(ids) for ids in prompts]
         outputs = self._generate(padded, masks, **self.options)

@@ -21,8 +21,8 @@ class ModelConfig(WrapperConfig):
     """A base decoder: see `WrapperConfig`.
 
     Args:
-        end_ids: Ids of the end-of-turn tokens. Generation also stops at these, in addition to the
-            end tokens of the base model.
+        end_ids: Ids of the end-of-turn tokens. Generation stops at these, and at the EOS tokens of
+            the base model.
         label_smoothing: See `cross_entropy`; used in training mode only.
     """
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import sys
 import zlib
 from bisect import bisect_left, insort
 from collections.abc import Iterable, Iterator
@@ -44,7 +45,8 @@ OPTIONS: dict[str, dict] = {
     },
     "packing": {
         "action": "store_true",
-        "help": "pack conversations into rows of --max_len tokens, with masked attention",
+        "help": "pack conversations into rows of up to --max_len tokens, with attention masked "
+        "between conversations",
     },
     "drop_without_target": {
         "action": "store_true",
@@ -56,7 +58,7 @@ MESSAGES = "messages"
 
 @dataclasses.dataclass(frozen=True)
 class Schema:
-    """Options for reading a file.
+    """Settings with which a data file is read.
 
     Attributes:
         messages_column: Column of the lists of messages. Default: `messages`, if the file has this
@@ -82,7 +84,7 @@ class Schema:
         """Return the columns to read: the messages, or prompt and completion.
 
         Raises:
-            DataError: The file has both, or neither.
+            DataError: The file has both kinds of columns, or neither kind.
         """
         if self.messages_column is not None:
             return [self.messages_column]
@@ -92,7 +94,7 @@ class Schema:
         if MESSAGES in names and not missing:
             raise DataError(
                 f"{path}: has the columns {MESSAGES!r}, {pair[0]!r} and {pair[1]!r}; expected "
-                f"one kind, or --messages_column {MESSAGES}"
+                f"only one kind, or --messages_column {MESSAGES}"
             )
         if names and missing and MESSAGES not in names:
             found = ", ".join(map(repr, names))
@@ -107,11 +109,13 @@ class Dataset(torch.utils.data.Dataset):
     """Tokenized conversations or, with `packing`, rows of several conversations.
 
     Attributes:
-        lengths: Tokens of each example, shape (n,). Examples of similar length are batched
-            together.
-        num_items: Target tokens of each example, shape (n,); the loss is averaged over all of them.
-        schema: Keyword arguments for `generate_dataset` to read another file in the same way.
-        checksums: Checksum of each example, shape (n,), which decides whether it is held out.
+        lengths: Number of tokens of each example, shape (n,). Examples of similar length are
+            batched together.
+        num_items: Number of target tokens of each example, shape (n,). The loss is averaged over
+            these tokens.
+        schema: Keyword arguments of `generate_dataset` for reading another file in the same way.
+        checksums: Checksum of each example, shape (n,). It determines whether the example is held
+            out for validation.
         fingerprint: Hash of the tokens, the same on every machine.
         notes: Lines to print about the chat template and omitted conversations.
     """
@@ -125,12 +129,12 @@ class Dataset(torch.utils.data.Dataset):
         notes: Iterable[str] = (),
     ):
         rows = origin.tokens
-        lengths, num_items, checksums, is_cut = (
-            rows.data.column(name).to_numpy()
-            for name in ("length", "num_items", CHECKSUM, "is_cut")
+        lengths, num_items, checksums = (
+            rows.data.column(name).to_numpy() for name in ("length", "num_items", CHECKSUM)
         )
         self.rows = rows
         self.origin = origin
+        self.max_len = max_len
         self.input_ids = column(rows, "input_ids")
         self.labels = column(rows, "labels")
         # Example i consists of the conversations order[bounds[i]:bounds[i + 1]].
@@ -144,12 +148,12 @@ class Dataset(torch.utils.data.Dataset):
         self.lengths = np.add.reduceat(lengths[self.order], starts)
         self.num_items = np.add.reduceat(num_items[self.order], starts)
         self.checksums = np.bitwise_xor.reduceat(checksums[self.order], starts)
+        pair = [schema.prompt_column, schema.completion_column]
+        self.columns = pair if schema.messages_column is None else [schema.messages_column]
         self.schema = dataclasses.asdict(schema)
         self.fingerprint = zlib.crc32(repr(self.schema).encode(), fingerprint(rows))
         self.tokenizer = tokenizer
         self.notes = list(notes)
-        self.cut = f"--max_len {max_len} truncates {is_cut.sum():,} of {len(rows):,} conversations"
-        self.cut += f" ({is_cut.mean():.1%})"
 
     def __len__(self) -> int:
         return len(self.bounds) - 1
@@ -159,31 +163,48 @@ class Dataset(torch.utils.data.Dataset):
         parts = self.input_ids[members]
         example = {"input_ids": torch.cat(parts), "labels": torch.cat(self.labels[members])}
         if self.schema["packing"]:
-            # transformers masks attention across the points where positions start at 0 again.
+            # transformers masks attention between parts whose positions each start at 0.
             example["position_ids"] = torch.cat([torch.arange(len(part)) for part in parts])
         return example
 
     def collate(self, examples: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-        """Pad on the right to the longest example: tensors of shape (batch, length)."""
+        """Pad on the right to the longest example; return tensors of shape (batch, length)."""
         fill = {"input_ids": self.tokenizer.pad_token_id or 0, "labels": -100, "position_ids": 0}
         return {key: pad(examples, key, fill[key])[0] for key in examples[0]}
 
     def describe(self) -> Iterator[str]:
-        """Yield a line about truncation, and a few examples."""
-        yield f"  {self.cut}"
+        """Yield lines that show a few examples."""
         yield from describe_examples(self, self._decode)
 
     def faults(self, train: "Dataset | None" = None) -> Iterator[str]:
         """Yield lines about conversations that may be wrong.
 
         Args:
-            train: The training data, if these are validation data.
+            train: Training data, if this data set is validation data.
         """
+        origin = self.origin
+        yield from origin.line("with an empty message", np.array(list(self._empty()), dtype=int))
+
+        def encode(batch: dict[str, list]) -> list[list]:
+            targets = self.schema["targets"]
+            found = encode_rows(rows_of(batch, self.columns), self.tokenizer, targets, sys.maxsize)
+            return [row["input_ids"] for row in found]
+
+        is_cut = self.rows.data.column("is_cut").to_numpy()
+        yield from origin.cut("conversations", np.flatnonzero(is_cut), self.max_len, encode)
         own, *others = (
             data.rows.data.column(CHECKSUM).to_numpy() for data in (self, train) if data is not None
         )
-        yield from self.origin.doubled("input_ids", self.tokenizer)
-        yield from self.origin.repeated(own, others[0] if others else None)
+        yield from origin.doubled("input_ids", self.tokenizer)
+        yield from origin.repeated(own, others[0] if others else None)
+
+    def _empty(self) -> Iterator[int]:
+        """Yield the index of each conversation with a message without text."""
+        batches = self.origin.texts.iter(batch_size=1000)
+        rows = (row for batch in batches for row in rows_of(batch, self.columns))
+        for index, (messages, _) in enumerate(map(as_conversation, rows)):
+            if not all(message["content"].strip() for message in messages):
+                yield index
 
     def _decode(self, example: dict[str, torch.Tensor]) -> tuple[str, str]:
         labels = example["labels"]
@@ -192,7 +213,7 @@ class Dataset(torch.utils.data.Dataset):
 
 
 def pack(lengths: np.ndarray, room: int) -> list[list[int]]:
-    """Distribute items among packs of at most `room` tokens by best-fit decreasing."""
+    """Distribute items among packs of at most `room` tokens, by the best-fit decreasing method."""
     packs: list[list[int]] = []
     by_room: dict[int, list[int]] = {}  # indices of packs, by their free room
     rooms: list[int] = []  # the keys of by_room, sorted
@@ -216,6 +237,12 @@ def pack(lengths: np.ndarray, room: int) -> list[list[int]]:
             insort(rooms, left)
         by_room[left].append(number)
     return packs
+
+
+def rows_of(batch: dict[str, list], columns: list[str]) -> list[dict[str, Any]]:
+    """Return the rows of a batch of JSON cells, with the columns in the given order."""
+    cells = zip(*(batch[name] for name in columns), strict=True)
+    return [dict(zip(columns, map(json.loads, row), strict=True)) for row in cells]
 
 
 def render_row(
@@ -269,14 +296,14 @@ def generate_dataset(
 
     Args:
         path: A JSON, CSV, TSV or Parquet file, or another source: see `read_table`.
-        tokenizer: Default: the tokenizer of the default base model. Without a chat template,
-            `DEFAULT_TEMPLATE` is set.
+        tokenizer: Default: the tokenizer of the default base model. If the tokenizer has no chat
+            template, `DEFAULT_TEMPLATE` is set.
         max_len: Maximum number of tokens. Longer conversations are truncated at the end.
         schema: Attributes of `Schema`.
 
     Raises:
         DataError: The file cannot be read, a row is malformed, the chat template rejects or changes
-            it, or truncation removes all targets of a conversation.
+            the messages, or truncation removes all targets of a conversation.
     """
     tokenizer = tokenizer or AutoTokenizer.from_pretrained(BASE_MODEL)
     notes = use_template(tokenizer)
@@ -286,9 +313,7 @@ def generate_dataset(
     table = read_table(path, columns, nested=columns)
 
     def encode(batch: dict[str, list]) -> dict[str, list]:
-        cells = zip(*(batch[name] for name in columns), strict=True)
-        rows = [dict(zip(columns, map(json.loads, row), strict=True)) for row in cells]
-        found = list(encode_rows(rows, tokenizer, targets, max_len))
+        found = list(encode_rows(rows_of(batch, columns), tokenizer, targets, max_len))
         return {name: [row[name] for row in found] for name in found[0]}
 
     rows = tokenize(table, encode, tokenizer)
@@ -335,7 +360,7 @@ def _end_ids(
     """Return the ids of the end-of-turn tokens.
 
     Raises:
-        DataError: A token is not in `known`: generation would not stop at it.
+        DataError: An end-of-turn token is not in `known`, so generation would not stop at it.
     """
     ends = pc.list_flatten(rows.data.column("ends"))
     found = pc.unique(ends).to_pylist()

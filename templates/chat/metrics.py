@@ -17,14 +17,14 @@ OPTIONS: dict[str, dict] = {
     "max_new_tokens": {
         "type": int,
         "default": 64,
-        "help": "maximum tokens per answer in samples.txt (0: no answers)",
+        "help": "maximum number of tokens of each answer in samples.txt; 0 for none",
     },
 }
-SAMPLES = 4  # conversations in samples.txt
+SAMPLES = 4  # number of conversations in samples.txt
 
 
 class Scores:
-    """Compute perplexity (the exponential of the loss per target token) and a few answers."""
+    """Perplexity (the exponential of the loss per target token), and a few greedy answers."""
 
     def __init__(
         self,
@@ -44,7 +44,7 @@ class Scores:
 
     @staticmethod
     def directions(schema: dict, max_new_tokens: int = 64) -> dict[str, bool]:
-        """Return the names of the scores, and whether larger is better."""
+        """Return for each score whether larger values are better."""
         return {"perplexity": False}
 
     def reset(self) -> None:
@@ -53,7 +53,7 @@ class Scores:
         self.samples: list[tuple[str, str, str]] = []
 
     def update(self, outputs: Any, batch: dict[str, Any]) -> None:
-        """Add a batch, and the model's outputs for it."""
+        """Add a batch, and the outputs of the model for this batch."""
         for row in range(len(batch["labels"])):
             missing = SAMPLES - len(self.conversations)
             if missing == 0:
@@ -75,7 +75,7 @@ class Scores:
         return {"perplexity": torch.tensor(loss, dtype=torch.float64).exp().item()}
 
     def save(self, folder: Path) -> None:
-        """Write samples.txt: conversations with expected and generated last answers."""
+        """Write conversations, with the expected and the generated last answer, to samples.txt."""
         lines = [f"{p.rstrip()}\n  expected:  {a}\n  generated: {g}\n" for p, a, g in self.samples]
         (folder / "samples.txt").write_text("\n".join(lines), encoding="utf-8")
 

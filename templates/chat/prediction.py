@@ -27,10 +27,10 @@ OPTIONS: dict[str, dict] = {
     "do_sample": {
         "action": "store_const",
         "const": True,
-        "help": "sample instead of greedy decoding",
+        "help": "use sampling instead of greedy decoding",
     },
     "temperature": {"type": float, "help": "sampling temperature"},
-    "top_p": {"type": float, "help": "nucleus sampling probability"},
+    "top_p": {"type": float, "help": "cumulative probability for nucleus sampling"},
 }
 TOLERANCE = 1e-4  # relative to the largest logit
 
@@ -68,7 +68,7 @@ class Predictor:
         self.notes = use_template(tokenizer)
         self.decode = Decoder(tokenizer, model.generation_config)
         self.room = self._room(max_len, self.options.get("max_new_tokens", 0))
-        self.pad_token_id = tokenizer.pad_token_id or 0  # any token: padding is masked
+        self.pad_token_id = tokenizer.pad_token_id or 0  # any token, since padding is masked
         ends = model.generation_config.eos_token_id
         self.ends = {*ends} if isinstance(ends, list) else {ends}
         self.pads = self._ignores_padding()
@@ -134,7 +134,8 @@ class Predictor:
         room = max_len if positions is None else min(max_len, positions - max_new_tokens)
         if room < 1:
             raise RunError(
-                f"--max_new_tokens {max_new_tokens}: the model has {positions} positions"
+                f"--max_new_tokens {max_new_tokens}: expected less than {positions}, the number of "
+                "positions of the model"
             )
         return room
 
@@ -161,7 +162,7 @@ class Predictor:
 
     def _answer(self, prompts: list[list[int]]) -> list[str]:
         length = max(map(len, prompts))
-        # Padding is on the left, since new tokens are appended to the last column.
+        # Pad on the left, since new tokens are appended on the right.
         padded = [[self.pad_token_id] * (length - len(ids)) + ids for ids in prompts]
         masks = [[0] * (length - len(ids)) + [1] * len(ids) for ids in prompts]
         outputs = self._generate(padded, masks, **self.options)
@@ -222,7 +223,7 @@ def to_answer(name: str, value: Any) -> list[Message]:
     while messages and messages[-1]["role"] == ANSWERS:
         messages = messages[:-1]
     if not messages:
-        raise DataError("only answers; expected a message of the user")
+        raise DataError("the conversation has only answers; expected a message of the user")
     return messages
 
 

@@ -1,4 +1,4 @@
-"""The configuration of the model, and the types of labels."""
+"""The configuration of the model, and functions for the types of labels."""
 
 import math
 from collections.abc import Callable
@@ -28,9 +28,9 @@ class ModelConfig(WrapperConfig):
     """A base encoder or decoder, and its labels.
 
     Args:
-        base_model_id: See `WrapperConfig`, also for all other arguments.
+        base_model_id: See `WrapperConfig`, which also describes the other arguments.
         labels: The label names in the order of the logits. Default: the labels of the base model.
-        problem_type: The type of labels: see `problem_of`.
+        problem_type: The type of labels: see `infer_problem_type`.
         label_smoothing: See `compute_loss`; used in training mode only.
     """
 
@@ -48,7 +48,8 @@ class ModelConfig(WrapperConfig):
     ):
         saved = list((kwargs.get("id2label") or {}).values())
         if labels is not None and saved and saved != labels:
-            raise ValueError(f"its head is for the labels {', '.join(saved)}; expected the same")
+            found = ", ".join(saved)
+            raise ValueError(f"the head is for the labels {found}; expected the same labels")
         super().__init__(base_model_id, **kwargs)
         if labels is not None:
             self.base_config.id2label = self.id2label = dict(enumerate(labels))
@@ -67,7 +68,7 @@ class ModelConfig(WrapperConfig):
     def use_tokenizer(self, tokenizer: PreTrainedTokenizerBase) -> None:
         """Copy the padding token of the tokenizer if the base model has none.
 
-        Decoders classify by the last token that is not padding, so they must recognize it.
+        Decoders classify by the last token that is not padding, so they have to recognize padding.
         """
         if self.base_config.pad_token_id is None:
             self.base_config.pad_token_id = tokenizer.pad_token_id
@@ -78,16 +79,16 @@ class ModelConfig(WrapperConfig):
         return [self.id2label[index] for index in range(self.num_labels)]
 
 
-def problem_of(names: list[str], is_list: bool) -> str:
+def infer_problem_type(names: list[str], is_list: bool) -> str:
     """Infer the `problem_type` of transformers from the labels.
 
     Args:
-        names: All labels that occur.
+        names: All different labels.
         is_list: Whether an example has a list of labels.
 
     Returns:
-        `multi_label_classification` for lists, `regression` if all are numbers and some have
-        fractions, else `single_label_classification`.
+        `multi_label_classification` for lists; `regression` if at least half of the labels are
+        numbers, and some of these have fractions; else `single_label_classification`.
     """
     if is_list:
         return "multi_label_classification"
@@ -102,9 +103,10 @@ def problem_of(names: list[str], is_list: bool) -> str:
 
 
 def label_encoder(problem_type: str, labels: list[str]) -> Callable[[Any], int | float | list]:
-    """Return a function that maps an example's label, or list of labels, to the loss's input.
+    """Return a function that converts the label, or list of labels, of an example for the loss.
 
-    It raises KeyError if a name is not in `labels`, and ValueError if a value is not a number.
+    The function raises KeyError if a name is not in `labels`, and ValueError if a value is not a
+    number.
     """
     ids = {name: index for index, name in enumerate(labels)}
 

@@ -19,7 +19,7 @@ from reading.sources import Source
 from reading.tables import distinct, read_table
 from reading.tokens import CHECKSUM, column, fill_empty, fingerprint, pad, tokenize
 
-from .configuration import BASE_MODEL, label_encoder, problem_of
+from .configuration import BASE_MODEL, infer_problem_type, label_encoder
 
 # Arguments of generate_dataset that train.py offers on its command line.
 OPTIONS: dict[str, dict] = {
@@ -38,12 +38,14 @@ class Dataset(torch.utils.data.Dataset):
     """Tokenized examples.
 
     Attributes:
-        lengths: Tokens of each example, shape (n,); similar lengths are batched together.
-        num_items: 1 for each example, or the weight of its label, shape (n,); the loss is averaged
-            over the examples.
-        schema: Keyword arguments for `generate_dataset` to read another file in the same way.
-            Its labels are passed to `ModelConfig`.
-        checksums: Checksum of each example, shape (n,), which decides whether it is held out.
+        lengths: Number of tokens of each example, shape (n,). Examples of similar length are
+            batched together.
+        num_items: 1 for each example, or the weight of its label, shape (n,). The mean loss is the
+            sum of the losses divided by the sum of these.
+        schema: Keyword arguments of `generate_dataset` for reading another file in the same way.
+            The labels in it are also passed to `ModelConfig`.
+        checksums: Checksum of each example, shape (n,). It determines whether the example is held
+            out for validation.
         fingerprint: Hash of the tokens, labels and weights, the same on every machine.
         notes: A line with the weights of the labels, if they have any.
     """
@@ -90,16 +92,17 @@ class Dataset(torch.utils.data.Dataset):
         return [dict(zip(self.columns, row, strict=True)) for row in rows]
 
     def collate(self, examples: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-        """Pad to the longest: (batch, length). Labels: (batch,), or (batch, labels) for lists.
+        """Pad the tokens to the longest example, with shape (batch, length), and stack the labels.
 
-        `class_weights`, shape (labels,), are the same in each batch.
+        Labels have the shape (batch,) or, for lists of labels, (batch, labels). `class_weights`,
+        shape (labels,), are the same in each batch.
         """
         batch = {"labels": torch.stack([example["labels"] for example in examples])}
         if self.class_weights is not None:
             batch["class_weights"] = self.class_weights
         if "token_type_ids" in examples[0]:
             batch["token_type_ids"], _ = pad(examples, "token_type_ids", 0)
-        pad_id = self.tokenizer.pad_token_id or 0  # any id: padding is masked
+        pad_id = self.tokenizer.pad_token_id or 0  # any id, since padding is masked
         batch["input_ids"], batch["attention_mask"] = pad(examples, "input_ids", pad_id)
         return batch
 
@@ -118,7 +121,7 @@ class Dataset(torch.utils.data.Dataset):
         """Yield lines about rows that may be wrong.
 
         Args:
-            train: Training data, if this is validation data.
+            train: Training data, if this data set is validation data.
         """
         columns = [self.schema["text_column"], self.schema["pair_column"]]
         texts = [name for name in columns if name is not None]
@@ -175,12 +178,13 @@ class Schema:
     """Settings with which a data file is read.
 
     Attributes:
-        text_column: The column that holds the text.
+        text_column: Column of the texts.
         pair_column: Column of the second text of a pair.
         label_column: Column of the labels: texts or numbers, or lists of them. Numbers
             with fractions are values to predict.
         labels: The label names in the order of their ids. Default: those in the file, sorted.
-        problem_type: The type of labels: see `problem_of`. Default: inferred from the file.
+        problem_type: The type of labels. Default: inferred from the file; see
+            `infer_problem_type`.
         class_weight: "balanced" to weight the loss of each example by its label.
         class_weights: The weight of each label. Default: computed from the file by `weigh`.
     """
@@ -201,7 +205,7 @@ class Schema:
                 given for examples that do not have exactly one label.
         """
         found, is_list = distinct(table, self.label_column)
-        kind = self.problem_type or problem_of(found, is_list)
+        kind = self.problem_type or infer_problem_type(found, is_list)
         labels = self.labels or ([self.label_column] if kind == "regression" else found)
         if kind != "regression" and len(labels) < 2:
             what = f"{len(labels)} label in {self.label_column!r}"
@@ -222,7 +226,9 @@ class Schema:
         return dataclasses.replace(self, labels=labels, problem_type=kind)
 
     def weigh(self, path: Source, labels: pa.ChunkedArray) -> "Schema":
-        """Compute missing `class_weights`: examples / (labels * examples of the label).
+        """Compute `class_weights` if they are missing and `class_weight` is given.
+
+        The weight of a label is n / (number of labels * number of its examples), with n examples.
 
         Args:
             labels: The label id of each example.
@@ -257,8 +263,8 @@ def generate_dataset(
         schema: Attributes of `Schema`.
 
     Raises:
-        DataError: The file cannot be read, has a label that is not one of `labels`, fewer than two
-            labels, labels that cannot be weighted, or a text without tokens.
+        DataError: The file cannot be read, or has a label that is not one of `labels`, fewer than
+            two labels, labels that cannot be weighted, or a text without tokens.
     """
     tokenizer = tokenizer or AutoTokenizer.from_pretrained(BASE_MODEL)
     given = Schema(**schema)

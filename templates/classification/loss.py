@@ -1,4 +1,4 @@
-"""The loss: per label of the global batch."""
+"""The loss for each type of labels, averaged over the examples of the global batch."""
 
 from torch import Tensor
 from torch.nn import functional as F
@@ -12,14 +12,15 @@ def compute_loss(
     class_weights: Tensor | None = None,
     label_smoothing: float = 0.0,
 ) -> Tensor:
-    """Compute the sum over the examples, divided by `num_items_in_batch`; by default their mean.
+    """Compute the summed loss of the examples, divided by `num_items_in_batch`. Default: the mean.
 
     Args:
         problem_type: `single_label_classification` (cross entropy), `multi_label_classification`
             (binary cross entropy, the mean over the labels) or `regression` (squared error).
         logits: Shape (batch, labels); (batch, 1) for regression.
-        labels: Label ids, shape (batch,), where -100 is ignored; for several labels per example
-            1.0 or 0.0, shape (batch, labels); for regression values, shape (batch,).
+        labels: Label ids, shape (batch,), where -100 is ignored. For several labels per example:
+            1.0 or 0.0 for each label, shape (batch, labels). For regression: values, shape
+            (batch,).
         num_items_in_batch: Number of examples or, with `class_weights`, the sum of the weights of
             their labels.
         class_weights: Weight of each label, shape (labels,), for cross entropy only.

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 # Arguments of Scores that train.py offers on its command line.
 OPTIONS: dict[str, dict] = {}
-# By the problem type: the names of the scores, and whether larger is better.
+# The scores for each problem type, and whether larger values are better.
 DIRECTIONS = {
     "single_label_classification": {"accuracy": True, "macro_f1": True, "ece": False},
     "multi_label_classification": {
@@ -23,16 +23,18 @@ DIRECTIONS = {
     },
     "regression": {"mean_absolute_error": False, "pearson": True},
 }
-DRAWN = 40  # labels in a confusion matrix: more are unreadable, and memory grows quadratically
-BINS = 15  # of the calibration error
-THRESHOLDS = torch.arange(1, 100) / 100  # candidates, for several labels per example
+# Maximum number of labels in a confusion matrix. With more labels, the matrix would be unreadable,
+# and its memory grows quadratically.
+DRAWN = 40
+BINS = 15  # number of bins for the calibration error
+THRESHOLDS = torch.arange(1, 100) / 100  # candidate thresholds, for several labels per example
 
 
 def build_metrics(problem_type: str, count: int):
     """Return a `MetricCollection` of the scores that torchmetrics has.
 
-    For a single label per example, it also has `counts` (see `MulticlassStatScores`) and, for few
-    labels, the `confusion` matrix.
+    For a single label per example, the collection also has `counts` (see `MulticlassStatScores`)
+    and, for at most `DRAWN` labels, the `confusion` matrix.
     """
     import torchmetrics  # imported here because it takes a second
     from torchmetrics import classification
@@ -80,7 +82,7 @@ class Calibration:
 
     def compute(self) -> float:
         """Return the ECE over all ranks."""
-        sums = np.zeros((2, BINS))  # of accuracy minus probability, and of examples
+        sums = np.zeros((2, BINS))  # in each bin: sum of (accuracy - probability), and examples
         if self.confidences:  # a rank may have no example
             confidences = torch.cat(self.confidences).cpu().double().numpy()
             gaps = torch.cat(self.is_correct).cpu().numpy() - confidences
@@ -134,8 +136,9 @@ def precision_recall_f1(
 class Scores:
     """The scores of `DIRECTIONS` for the model's labels, over all processes.
 
-    With several labels per example, a label is predicted if its probability is above 0.5. In
-    `tuned_macro_f1` and in the table, the threshold of each label is chosen on the same data.
+    With several labels per example, a label is predicted if its probability is above 0.5. For
+    `tuned_macro_f1` and the table, the threshold of each label is chosen on the validation data
+    themselves.
     """
 
     def __init__(
@@ -146,7 +149,7 @@ class Scores:
 
     @staticmethod
     def directions(schema: dict) -> dict[str, bool]:
-        """Return the names of the scores for data of this schema, and whether larger is better."""
+        """Return for each score of data with this schema whether larger values are better."""
         return DIRECTIONS[schema["problem_type"]]
 
     def reset(self) -> None:
@@ -160,7 +163,7 @@ class Scores:
         self.rows: dict[str, dict[str, float]] = {}
 
     def update(self, outputs: Any, batch: dict[str, Any]) -> None:
-        """Add a batch, and the model's outputs for it."""
+        """Add a batch, and the outputs of the model for this batch."""
         logits = outputs.logits.float()
         labels = batch["labels"]
         if self.config.problem_type == "regression":

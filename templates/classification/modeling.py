@@ -13,7 +13,7 @@ from .loss import compute_loss
 
 
 class Model(Wrapper):
-    """Any `AutoModelForSequenceClassification` (BERT, RoBERTa, ModernBERT, GPT-2, Llama, ...)."""
+    """A wrapper of any `AutoModelForSequenceClassification` (BERT, RoBERTa, GPT-2, Llama, ...)."""
 
     config_class = ModelConfig
     auto_class = AutoModelForSequenceClassification
@@ -49,7 +49,7 @@ class Model(Wrapper):
             attention_mask: 1 for tokens, 0 for padding, shape (batch, length).
             labels: See `compute_loss`.
             num_items_in_batch: Divisor of the summed loss: the number of labels in the global
-                batch, or the sum of their weights. Default: that of this batch.
+                batch, or the sum of their weights. Default: this number in the given batch.
             class_weights: Weight of each label in the loss, shape (labels,). Default: 1.
 
         Returns:

@@ -14,7 +14,7 @@ from .dataset import OPTIONS as DATA_OPTIONS
 OPTIONS: dict[str, dict] = {
     "threshold": {
         "type": float,
-        "help": "predict labels whose probability is higher (several labels per example)",
+        "help": "predict labels with a higher probability than this (several labels per example)",
     },
 }
 
@@ -29,7 +29,7 @@ class Predictor:
             one number, or a number for each label. Default: 0.5.
 
     Attributes:
-        columns: The columns of the text, or of the pair of texts, in the training data.
+        columns: Names of the columns of the text, or of the pair of texts, in the training data.
         notes: A line with the thresholds, if `threshold` has a number for each label.
 
     Raises:

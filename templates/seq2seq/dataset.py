@@ -28,12 +28,14 @@ class Dataset(torch.utils.data.Dataset):
     """Tokenized examples.
 
     Attributes:
-        lengths: Tokens of source and target, shape (n,).
-        sort_keys: Shape (n,), similar for similar lengths of sources and targets: examples with
-            similar keys are batched together.
-        num_items: Target tokens of each example, shape (n,); the loss is averaged over these.
-        schema: Keyword arguments for `generate_dataset` to read another file in the same way.
-        checksums: Checksum of each example, shape (n,), which decides whether it is held out.
+        lengths: Number of tokens of source and target together, shape (n,).
+        sort_keys: Keys that are similar for examples with similar lengths of source and target,
+            shape (n,). Examples with similar keys are batched together.
+        num_items: Number of target tokens of each example, shape (n,). The loss is averaged over
+            these tokens.
+        schema: Keyword arguments of `generate_dataset` for reading another file in the same way.
+        checksums: Checksum of each example, shape (n,). It determines whether the example is held
+            out for validation.
         fingerprint: Hash of the tokens, the same on every machine.
     """
 
@@ -74,8 +76,11 @@ class Dataset(torch.utils.data.Dataset):
         return [dict(zip(self.columns, row, strict=True)) for row in rows]
 
     def collate(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
-        """Pad sources and targets to the longest of each, (batch, length); list the texts."""
-        pad_id = self.tokenizer.pad_token_id or 0  # any id: padding is masked
+        """Pad the sources to the longest source, and the targets to the longest target.
+
+        Both have the shape (batch, length). The texts are returned as lists.
+        """
+        pad_id = self.tokenizer.pad_token_id or 0  # any id, since padding is masked
         input_ids, attention_mask = pad(examples, "input_ids", pad_id)
         labels, _ = pad(examples, "labels", -100)
         batch = {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
@@ -90,7 +95,7 @@ class Dataset(torch.utils.data.Dataset):
         """Yield lines about rows that may be wrong, such as rows with an empty target.
 
         Args:
-            train: Training data, if this is validation data.
+            train: Training data, if this data set is validation data.
         """
         origin = self.origin
         source = self.schema["source_column"]
@@ -148,7 +153,8 @@ def generate_dataset(
     Args:
         path: A JSON, CSV, TSV or Parquet file, or another source: see `read_table`.
         tokenizer: Default: the tokenizer of the default base model.
-        max_len: Maximum tokens of a source or target, with end-of-sequence; the rest is cut off.
+        max_len: Maximum number of tokens of a source or target, with the end-of-sequence token.
+            Longer ones are truncated.
         source_column: Column of the source texts.
         target_column: Column of the target texts.
 

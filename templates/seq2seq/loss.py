@@ -1,4 +1,4 @@
-"""The loss: cross entropy, per target token of the global batch."""
+"""The loss: the cross entropy, averaged over the target tokens of the global batch."""
 
 from torch import Tensor
 from torch.nn import functional as F
@@ -10,7 +10,7 @@ def cross_entropy(
     num_items_in_batch: Tensor | int | None = None,
     label_smoothing: float = 0.0,
 ) -> Tensor:
-    """Compute the sum over the tokens, divided by `num_items_in_batch`; by default their mean.
+    """Compute the summed loss of the tokens, divided by `num_items_in_batch`. Default: the mean.
 
     Args:
         logits: Shape (batch, length, vocabulary).

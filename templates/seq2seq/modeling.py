@@ -12,7 +12,7 @@ from .loss import cross_entropy
 
 
 class Model(Wrapper, WrapperGenerationMixin):
-    """Any `AutoModelForSeq2SeqLM` (T5, BART, Marian, mBART, an `EncoderDecoderModel`, ...)."""
+    """A wrapper of any `AutoModelForSeq2SeqLM` (T5, BART, Marian, `EncoderDecoderModel`, ...)."""
 
     config_class = ModelConfig
     auto_class = AutoModelForSeq2SeqLM
@@ -38,8 +38,8 @@ class Model(Wrapper, WrapperGenerationMixin):
             input_ids: Source token ids, shape (batch, source length).
             attention_mask: 1 for tokens, 0 for padding, shape (batch, source length).
             labels: Target token ids, shape (batch, target length); -100 is ignored.
-            num_items_in_batch: Number of target tokens of the global batch; divides the summed
-                loss. Default: the number of target tokens in this batch; the loss is then a mean.
+            num_items_in_batch: Divisor of the summed loss: the number of target tokens in the
+                global batch. Default: this number in the given batch.
 
         Returns:
             `loss`, a scalar if `labels` were given, and `logits`, shape (batch, target length,
@@ -57,7 +57,7 @@ class Model(Wrapper, WrapperGenerationMixin):
     def shift_right(self, labels: Tensor) -> Tensor:
         """Return the decoder's inputs for these targets, shifted as the base model expects."""
         if hasattr(self.seq2seq, "prepare_decoder_input_ids_from_labels"):
-            # A copy, because FSMT writes into its argument.
+            # Pass a copy, because FSMT writes into its argument.
             return self.seq2seq.prepare_decoder_input_ids_from_labels(labels.clone())
         # M2M100, NLLB and Blenderbot shift the labels only in `forward`.
         config = self.seq2seq.config

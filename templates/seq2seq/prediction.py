@@ -1,4 +1,4 @@
-"""Generate targets of sources, for predict.py."""
+"""Generate the targets of source texts, for predict.py."""
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -16,10 +16,10 @@ OPTIONS: dict[str, dict] = {
     "do_sample": {
         "action": "store_const",
         "const": True,
-        "help": "sample instead of greedy decoding",
+        "help": "use sampling instead of greedy decoding",
     },
     "temperature": {"type": float, "help": "sampling temperature"},
-    "top_p": {"type": float, "help": "nucleus sampling probability"},
+    "top_p": {"type": float, "help": "cumulative probability for nucleus sampling"},
 }
 
 
@@ -32,7 +32,7 @@ class Predictor:
         options: Arguments of `generate`; None if not given.
 
     Attributes:
-        columns: The column of the source in the training data.
+        columns: Name of the column of the sources in the training data.
         notes: Lines to print about reduced limits.
     """
 
@@ -55,7 +55,9 @@ class Predictor:
         positions = getattr(model.config, "max_position_embeddings", None)
         if positions is not None and self.options.get("max_new_tokens", 0) > positions:
             self.options["max_new_tokens"] = positions
-            self.notes.append(f"at most {positions} tokens are generated: the number of positions")
+            self.notes.append(
+                f"at most {positions} tokens are generated: the model has no more positions"
+            )
 
     def lengths(self, texts: list) -> list[int]:
         """Return the number of tokens of each source."""
@@ -67,7 +69,7 @@ class Predictor:
         tokens = self.tokenizer(texts, truncation=True, max_length=self.max_len)
         fill_empty(tokens, self.tokenizer)
         examples = [{"input_ids": torch.tensor(ids)} for ids in tokens["input_ids"]]
-        # Padded as in training, where the tokenizer may have no padding token.
+        # Pad as in training, since the tokenizer may have no padding token.
         input_ids, mask = pad(examples, "input_ids", self.tokenizer.pad_token_id or 0)
         outputs = self.model.generate(
             input_ids.to(self.model.device),

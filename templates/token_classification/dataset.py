@@ -30,8 +30,8 @@ from .configuration import BASE_MODEL
 OPTIONS: dict[str, dict] = {
     "words_column": {"default": "words", "help": "column of the words"},
     "labels_column": {"default": "labels", "help": "column of the labels, one for each word"},
-    "text_column": {"help": "column of texts with entities (default: text, without words)"},
-    "spans_column": {"help": "column of their entities (default: spans or entities)"},
+    "text_column": {"help": "column of texts with entities (default: text, if there are no words)"},
+    "spans_column": {"help": "column of the entities (default: spans or entities)"},
     "class_weight": {
         "choices": ["balanced"],
         "metavar": "NAME",
@@ -40,7 +40,7 @@ OPTIONS: dict[str, dict] = {
 }
 TEXT = "text"
 SPANS = ("spans", "entities")
-SHOWN = 24  # tokens whose labels are shown, or labels without a token
+SHOWN = 24  # maximum number of tokens or labels to print
 # Differences between the labels of a file and those of the tokens, by column of the tokenized rows.
 CHANGES = {
     "converted": "rows with labels in another scheme than BIO, which are converted",
@@ -56,14 +56,14 @@ class Schema:
 
     Attributes:
         words_column: Column of the words: a list, or a text with spaces between the words.
-        labels_column: Column of their labels, in the same form.
-        text_column: Column of the texts, if entities are given by characters. None: the file
+        labels_column: Column of the labels of the words, in the same form.
+        text_column: Column of the texts, if entities are given by characters. None if the file
             has words.
         spans_column: Column of the entities of a text: a list of objects with `start`, `end`
             (exclusive) and `label`.
         labels: The label names in the order of their ids. Default: those in the file.
-        class_weight: "balanced": weight the loss of a token by its label.
-        class_weights: The weight of each label. Default: computed from the file; see `weigh`.
+        class_weight: "balanced" to weight the loss of each token by its label.
+        class_weights: The weight of each label. Default: computed from the file by `weigh`.
     """
 
     words_column: str = OPTIONS["words_column"]["default"]
@@ -85,7 +85,7 @@ class Schema:
         """Set `text_column` and `spans_column` if the file has texts instead of words.
 
         Raises:
-            DataError: The file has both.
+            DataError: The file has both words and texts with entities.
         """
         names = column_names(path)
         text = self.text_column or TEXT
@@ -103,7 +103,10 @@ class Schema:
         return dataclasses.replace(self, text_column=text, spans_column=spans)
 
     def with_labels_of(self, path: Source, rows: datasets.Dataset) -> "Schema":
-        """Set `labels` to those in the rows that `check` returned.
+        """Set `labels`, if they are missing, to those of the file.
+
+        Args:
+            rows: The results of `check_row`, in the columns `names` and `fault`.
 
         Raises:
             DataError: A row is malformed, or has a label that is not one of `labels`.
@@ -122,10 +125,11 @@ class Schema:
         return dataclasses.replace(self, labels=labels)
 
     def weigh(self, rows: datasets.Dataset) -> "Schema":
-        """Compute missing `class_weights`: tokens / (labels * tokens of the label).
+        """Compute `class_weights` if they are missing and `class_weight` is given.
 
-        Labels without a token, such as the label `I-PER` if each person is a single token, are not
-        counted, and get the weight 0.
+        The weight of a label is n / (number of labels * number of its tokens), with n tokens. A
+        label without a token, such as `I-PER` if each person is a single token, is not counted, and
+        gets the weight 0.
 
         Args:
             rows: The tokenized rows.
@@ -140,10 +144,12 @@ class Schema:
 
 
 def labels_from(path: Source, found: set[str]) -> list[str]:
-    """Return the label names for the names in a file: in BIO, or as they are.
+    """Return the label names of the model, given the label names in a file.
+
+    If the names have prefixes, they are converted to BIO.
 
     Raises:
-        DataError: There are none, or only some of them have a prefix.
+        DataError: The file has no label other than O, or only some labels have a prefix.
     """
     names = sorted(found - {OUTSIDE})
     if not names:
@@ -166,7 +172,7 @@ def is_known(name: str, labels: list[str]) -> bool:
 
 
 def label_ids(rows: datasets.Dataset) -> np.ndarray:
-    """Return the label ids of all tokens of all windows, -100 if ignored."""
+    """Return the label ids of all tokens in all windows; -100 for tokens that are ignored."""
     chunks = rows.data.column("labels").chunks
     return np.concatenate([chunk.flatten().to_numpy() for chunk in chunks])
 
@@ -175,13 +181,15 @@ class Dataset(torch.utils.data.Dataset):
     """Tokenized texts, each divided into windows of at most `max_len` tokens.
 
     Attributes:
-        lengths: Tokens of each window, shape (n,); similar lengths are batched together.
-        num_items: Labelled tokens of each window, or the sum of the weights of their labels,
-            shape (n,); the loss is averaged over these tokens.
-        schema: Keyword arguments for `generate_dataset` to read another file in the same way.
-            Its labels are passed to `ModelConfig`.
-        checksums: Checksum of the first window of each window's text, shape (n,), which decides
-            whether it is held out: all windows of a text are in the same part.
+        lengths: Number of tokens of each window, shape (n,). Windows of similar length are batched
+            together.
+        num_items: Number of labelled tokens of each window, or the sum of the weights of their
+            labels, shape (n,). The mean loss is the sum of the losses divided by the sum of these.
+        schema: Keyword arguments of `generate_dataset` for reading another file in the same way.
+            The labels in it are also passed to `ModelConfig`.
+        checksums: For each window, the checksum of the first window of its text, shape (n,). It
+            determines whether the window is held out for validation, so that all windows of a text
+            are in the same part.
         fingerprint: Hash of the tokens, labels and weights, the same on every machine.
         notes: Lines to print about windows, about labels that differ from those of the file, and
             about the weights of the labels, if they have any.
@@ -210,7 +218,7 @@ class Dataset(torch.utils.data.Dataset):
             self._use_weights(np.array(schema["class_weights"]))
 
     def _use_weights(self, weights: np.ndarray) -> None:
-        """Weight the tokens by their labels; shape (labels,)."""
+        """Weight the tokens by their labels; `weights` has the shape (labels,)."""
         found = label_ids(self.rows)
         of_tokens = np.where(found >= 0, weights[found.clip(0)], 0.0)
         window_of = np.repeat(np.arange(len(self)), self.lengths)
@@ -233,11 +241,11 @@ class Dataset(torch.utils.data.Dataset):
         return [{"input_ids": ids, "labels": labels} for ids, labels in rows]
 
     def collate(self, examples: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-        """Pad to the longest window: three tensors of shape (batch, length).
+        """Pad to the longest window; return three tensors of shape (batch, length).
 
         `class_weights`, shape (labels,), are the same in each batch.
         """
-        pad_id = self.tokenizer.pad_token_id or 0  # any id: padding is masked
+        pad_id = self.tokenizer.pad_token_id or 0  # any id, since padding is masked
         input_ids, attention_mask = pad(examples, "input_ids", pad_id)
         labels, _ = pad(examples, "labels", -100)
         batch = {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
@@ -265,15 +273,17 @@ class Dataset(torch.utils.data.Dataset):
         """Yield lines about rows that may be wrong.
 
         Args:
-            train: Training data, if this is validation data.
+            train: Training data, if this data set is validation data.
         """
         if self.schema["text_column"] is not None:
             yield from self.origin.empty(self.schema["text_column"])
+        assert self.origin.row_of is not None
+        counts = np.bincount(self.origin.row_of, self.rows.data.column("num_items").to_numpy())
+        yield from self.origin.line("without a labelled token", np.flatnonzero(counts == 0))
         yield from self.origin.doubled("input_ids", self.tokenizer)
         others = None if train is None else train.own_checksums
         yield from self.origin.repeated(self.own_checksums, others)
         if train is None:
-            assert self.origin.row_of is not None
             rows = np.repeat(self.origin.row_of, self.lengths)
             labels = label_ids(self.rows)
             is_labelled = labels >= 0
@@ -318,8 +328,8 @@ def generate_dataset(
     Args:
         path: A JSON, CSV, TSV or Parquet file, or another source: see `read_table`.
         tokenizer: Default: the tokenizer of the default base model.
-        max_len: Texts with more tokens are divided into windows of this length, which overlap.
-            Each token is labelled in one of them.
+        max_len: Texts with more tokens are divided into overlapping windows of this length. Each
+            token is labelled in one window only.
         schema: Attributes of `Schema`.
 
     Raises:
@@ -361,7 +371,10 @@ def rows_of(batch: dict[str, list], columns: list[str]) -> list[tuple]:
 
 
 def check_row(cells: tuple, spans_column: str | None) -> tuple[list[str], str]:
-    """Return the distinct labels of a row, with a prefix if they are entities; and its error."""
+    """Return the distinct labels of a row, and its error ("" if none).
+
+    The labels of entities are returned with the prefix B-.
+    """
     try:
         row = parse_row(cells, spans_column, has_prefixes=False)
     except DataError as error:
@@ -380,9 +393,9 @@ def encode_rows(
 ) -> Iterator[dict[str, Any]]:
     """Tokenize rows and label their tokens; yield the windows of each row.
 
-    `fault` is the error of a row ("" if none). The windows of a row are numbered from 0. Window 0
-    has the counts of `CHANGES` for the row, except `divided`, which is 1 in each window that
-    begins inside an entity.
+    `fault` is the error of a row ("" if none). `window` is the number of a window in its row, from
+    0. Window 0 has the counts of `CHANGES` for the row, except `divided`, which is 1 in each window
+    that begins inside an entity.
     """
     has_prefixes = uses_prefixes(labels)
     rows = [parse_row(row, spans_column, has_prefixes) for row in cells]

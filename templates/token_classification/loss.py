@@ -1,4 +1,4 @@
-"""The loss: cross entropy, per labelled token of the global batch."""
+"""The loss: the cross entropy, averaged over the labelled tokens of the global batch."""
 
 from torch import Tensor
 from torch.nn import functional as F
@@ -11,7 +11,7 @@ def cross_entropy(
     class_weights: Tensor | None = None,
     label_smoothing: float = 0.0,
 ) -> Tensor:
-    """Compute the sum over the tokens, divided by `num_items_in_batch`; by default their mean.
+    """Compute the summed loss of the tokens, divided by `num_items_in_batch`. Default: the mean.
 
     Args:
         logits: Shape (batch, length, labels).
@@ -19,8 +19,8 @@ def cross_entropy(
         num_items_in_batch: Number of labelled tokens or, with `class_weights`, the sum of the
             weights of their labels.
         class_weights: Weight of each label, shape (labels,).
-        label_smoothing: Fraction of each target that is spread evenly over all labels. Both are
-            defined as in `torch.nn.CrossEntropyLoss`.
+        label_smoothing: Fraction of each target that is spread evenly over all labels. Weights and
+            smoothing are those of `torch.nn.CrossEntropyLoss`.
     """
     if num_items_in_batch is None:
         num_items_in_batch = count_items(labels, class_weights)

@@ -18,8 +18,8 @@ Counts = Counter[tuple[str, str]]  # by name of the count, and type of the entit
 class Scores:
     """Precision, recall and F1 of entities as in seqeval, and accuracy of the labels.
 
-    An entity is correct if its type and all of its tokens are. Scores are computed from counts over
-    all types and all processes.
+    An entity is correct if its type and all of its tokens are correct. Scores are computed from
+    counts over all types and all processes.
     """
 
     def __init__(
@@ -32,7 +32,7 @@ class Scores:
 
     @staticmethod
     def directions(schema: dict) -> dict[str, bool]:
-        """Return the names of the scores for data of this schema, and whether larger is better."""
+        """Return for each score of data with this schema whether larger values are better."""
         of_entities = {"f1": True, "precision": True, "recall": True}
         return {**(of_entities if uses_prefixes(schema["labels"]) else {}), "accuracy": True}
 
@@ -41,7 +41,7 @@ class Scores:
         self.counts = Counter()
 
     def update(self, outputs: Any, batch: dict[str, Any]) -> None:
-        """Add a batch, and the model's outputs for it."""
+        """Add a batch, and the outputs of the model for this batch."""
         found = outputs.logits.argmax(-1).cpu()
         for labels, predicted in zip(batch["labels"].cpu(), found, strict=True):
             is_labelled = labels != -100

@@ -13,7 +13,7 @@ from .loss import cross_entropy
 
 
 class Model(Wrapper):
-    """Any `AutoModelForTokenClassification` (BERT, RoBERTa, ModernBERT, Llama, ...)."""
+    """A wrapper of any `AutoModelForTokenClassification` (BERT, RoBERTa, Llama, ...)."""
 
     config_class = ModelConfig
     auto_class = AutoModelForTokenClassification
@@ -43,8 +43,8 @@ class Model(Wrapper):
             input_ids: Token ids, shape (batch, length).
             attention_mask: 1 for tokens, 0 for padding, shape (batch, length).
             labels: Label ids, shape (batch, length); -100 is ignored.
-            num_items_in_batch: Number of labels in the global batch, or the sum of their weights,
-                which divides the summed loss. Default: that of this batch; the loss is then a mean.
+            num_items_in_batch: Divisor of the summed loss: the number of labels in the global
+                batch, or the sum of their weights. Default: this number in the given batch.
             class_weights: Weight of each label in the loss, shape (labels,). Default: 1.
 
         Returns:

@@ -12,7 +12,7 @@ from .dataset import Schema
 
 # Arguments of Predictor that predict.py offers on its command line.
 OPTIONS: dict[str, dict] = {}
-BATCH = 32  # windows
+BATCH = 32  # number of windows in a batch
 
 
 class Predictor:
@@ -23,7 +23,7 @@ class Predictor:
         schema: Settings with which the training data were read.
 
     Attributes:
-        columns: The column of the texts or words in the training data.
+        columns: Name of the column of the texts or words in the training data.
         takes_lists: True, since a cell may be a list of words.
     """
 
@@ -86,7 +86,7 @@ class Predictor:
         for first in range(0, len(windows), BATCH):
             batch = windows[first : first + BATCH]
             ids = [torch.tensor(window.input_ids) for _, window, _, _ in batch]
-            pad_id = self.tokenizer.pad_token_id or 0  # any id: padding is masked
+            pad_id = self.tokenizer.pad_token_id or 0  # any id, since padding is masked
             inputs = torch.nn.utils.rnn.pad_sequence(ids, True, pad_id)
             lengths = torch.tensor([len(row) for row in ids])
             mask = (torch.arange(inputs.shape[1]) < lengths[:, None]).long()

@@ -1,6 +1,7 @@
-"""Train the project in the working directory, with and without a SIGKILL, and compare.
+"""Train a project with and without a SIGKILL, and compare the results.
 
-Run it in the folder of a project: python kill_and_resume.py PROCESSES [arguments of train.py]
+Run this script in the folder of a project:
+python kill_and_resume.py PROCESSES [arguments of train.py]
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from helpers.seams import signals_before_step  # noqa: E402
 from model.modeling import Model  # noqa: E402
 
 KILLED_AT = 7  # optimizer steps
-# The save after step 6 may not be published yet; one is due before the first validation.
+# Steps of the possible saves before the kill: the last one, after step 6, may be incomplete.
 SAVED_AT = (4, 5, 6)
 
 
@@ -32,7 +33,7 @@ def train(outdir: Path, processes: int, *arguments: str) -> None:
 
 
 def train_with_kill(outdir: Path, processes: int, *arguments: str) -> None:
-    """Kill all ranks inside an epoch, the last one first; resume."""
+    """Kill all ranks inside an epoch, the last rank first, and resume the run."""
     command = [*arguments, "--outdir", str(outdir), "--save_steps", "2"]
     death = partial(signals_before_step, [signal.SIGKILL], processes - 1, KILLED_AT)
     launch = Launch(command, outdir.with_suffix(".killed"), processes, patch=death)

@@ -1,4 +1,4 @@
-"""A few small rows for each recipe, the same in every run."""
+"""Small data for each recipe, which are the same in every run."""
 
 from __future__ import annotations
 

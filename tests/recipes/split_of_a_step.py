@@ -1,8 +1,8 @@
-"""Print the differences of the weights after one step that was split in several ways.
+"""Print the differences of the weights after one step whose batch is split in several ways.
 
-Run it in the folder of a project with the recipe contrastive. model/optimization.py is replaced by
-gradient descent, so that differences of the weights are proportional to differences of the
-gradients.
+Run this script in the folder of a project with the recipe "contrastive". It replaces
+model/optimization.py by gradient descent, so that differences of the weights are proportional to
+differences of the gradients.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import torch
 def build_optimizer(model, lr, weight_decay):
     return torch.optim.SGD(model.parameters(), lr=lr)
 """
-# Processes, --batch_size, --accumulation, --chunk_size; a global batch of 12 in each.
+# Number of processes, --batch_size, --accumulation, --chunk_size. The global batch size is 12.
 SPLITS = [(1, 12, 1, 12), (1, 12, 1, 5), (2, 6, 1, 12), (2, 6, 1, 4), (1, 6, 2, 12)]
 
 

@@ -1,4 +1,4 @@
-"""Check that the joined blocks of `causal_lm` are all texts, each followed by the EOS token."""
+"""Check that the blocks of the task causal_lm contain all texts, each followed by the EOS token."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Check that a sample of `causal_lm` is half of a block and its greedy continuation."""
+"""Check that a sample of the task causal_lm is half of a block and its greedy continuation."""
 
 import torch
 
@@ -16,7 +16,7 @@ batch = dataset.collate([dataset[0], dataset[len(dataset) - 1], dataset[1]])
 scores.update(None, batch)
 scores.compute(1.0)
 lengths = (batch["labels"] != -100).sum(1).tolist()
-assert lengths[1] < lengths[0] == lengths[2] < 64  # the last block is a smaller one
+assert lengths[1] < lengths[0] == lengths[2] < 64  # the last block is smaller
 for ids, sample in zip(batch["input_ids"][[0, 2]], scores.samples, strict=True):
     ids = ids[None, : lengths[0] // 2]
     whole = model.generate(ids, max_new_tokens=8, do_sample=False)

@@ -1,4 +1,4 @@
-"""All formats give the same conversations of `chat`, with unchanged texts."""
+"""Check that the task chat reads the same conversations, with unchanged texts, from all formats."""
 
 import json
 from pathlib import Path

@@ -1,8 +1,9 @@
-"""Compare the loss of `chat` with an independent computation in float64, for all styles.
+"""Compare the loss of the task chat with an independent computation, for several chat templates.
 
 python chat_losses.py FOLDER_WITH_TEMPLATES
 
-The computation does not use templates: it concatenates the parts of each conversation.
+The computation is in float64. It does not use chat templates, but concatenates the parts of each
+conversation.
 """
 
 import json
@@ -19,8 +20,8 @@ from model.dataset import Dataset, generate_dataset
 from model.modeling import Model
 
 STYLES = Path(sys.argv[1])
-# For each role: text before a message, text after its end-of-turn token, and this token. In an
-# answer, the end-of-turn token is a target, but the line break after it is not.
+# For each role: the text before a message, the text after its end-of-turn token, and the
+# end-of-turn token. In an answer, this token is a target, but the line break after it is not.
 CHATML = {
     role: (f"<|im_start|>{role}\n", "\n", "<|im_end|>") for role in ("system", "user", "assistant")
 }
@@ -34,7 +35,7 @@ TURNS = {
 INST = {"user": ("[INST] ", "", " [/INST]"), "assistant": (" ", "", "<|im_end|>")}
 FRAMES = {"chatml": CHATML, "marked": CHATML, "reasoning": CHATML, "header": HEADER}
 FRAMES |= {"no_system": TURNS, "inst": INST}
-BEGINS = ("inst", "header", "no_system")  # with the BOS token of the tokenizer
+BEGINS = ("inst", "header", "no_system")  # templates that start with the BOS token
 ASKED = ["What is a dog?", "Und was ist ein Eichhörnchen 🐿?", "And a cat, say?"]
 ANSWERED = ["An animal that barks.\n\n- loyal\n- “good”", "Ein Nagetier.", "It purrs 5.0 times."]
 
@@ -50,7 +51,7 @@ def conversation(turns: int, system: str = "", thought: str = "") -> list[dict[s
 def tokenizer_of(style: str) -> PreTrainedTokenizerBase:
     tokenizer = AutoTokenizer.from_pretrained("tiny")
     tokenizer.add_tokens(["\n\n\n"])
-    tokenizer.pad_token = tokenizer.eos_token  # a padding token that is also a target
+    tokenizer.pad_token = tokenizer.eos_token  # the padding token is also a target
     more = ["<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
     more += ["<start_of_turn>", "<end_of_turn>"]
     tokenizer.add_special_tokens({"extra_special_tokens": more})
@@ -59,7 +60,7 @@ def tokenizer_of(style: str) -> PreTrainedTokenizerBase:
 
 
 def parts_of(style: str, messages: list[dict[str, str]], only_last: bool) -> list[tuple[str, bool]]:
-    """Return the parts of a rendered conversation, and whether each is a target."""
+    """Return the parts of a rendered conversation, and whether each part is a target."""
     parts = [("<|im_start|>", False)] if style in BEGINS else []
     if style == "inst" and messages[0]["role"] == "system":
         asked = messages[0]["content"] + "\n\n" + messages[1]["content"]
@@ -83,7 +84,7 @@ def expected_loss(
     tokenizer: PreTrainedTokenizerBase,
     conversations: list[list[tuple[str, bool]]],
 ) -> tuple[float, int]:
-    """Return the sum of -log p over the targets, in float64, and the number of targets."""
+    """Return the mean of -log p over the targets, in float64, and the number of targets."""
     total = 0.0
     count = 0
     for parts in conversations:
@@ -124,7 +125,7 @@ def compare(rows: list[list[dict[str, str]]], style: str, targets: str = "all") 
     first = next(n for n in reversed(range(len(labels))) if labels[n] != -100)
     while labels[first - 1] != -100:
         first -= 1
-    assert dataset[0]["input_ids"][:first].tolist() == prompt  # equal to the prompt of predict.py
+    assert dataset[0]["input_ids"][:first].tolist() == prompt  # as in predict.py
 
 
 def refused(rows: list[list[dict[str, str]]], style: str, words: str) -> None:

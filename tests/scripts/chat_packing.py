@@ -1,6 +1,6 @@
-"""Check that packing does not change the gradient of `chat`.
+"""Check that packing does not change the gradient of the task chat.
 
-Also check that a base model without a mask between conversations is refused.
+Also check that a base model that cannot mask attention between conversations is refused.
 """
 
 import torch
@@ -53,4 +53,4 @@ try:
 except ValueError as error:
     assert str(error) == "packing: BloomForCausalLM does not accept position_ids"
 else:
-    raise AssertionError("bloom cannot keep conversations apart")
+    raise AssertionError("bloom cannot mask attention between conversations, but is not refused")

@@ -1,4 +1,4 @@
-"""Print one line per file that `chat` reads: the error, or the number of examples.
+"""Read files with the task chat; print for each file the number of examples, or the error.
 
 python chat_rows.py JSON_OPTIONS FILE ...
 """

@@ -1,4 +1,4 @@
-"""Print the labels and label names that are read from a data set with `ClassLabel`.
+"""Print the label names and the labels that are read from data sets with `ClassLabel`.
 
 python class_labels.py FOLDER
 """

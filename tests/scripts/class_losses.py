@@ -1,7 +1,7 @@
-"""Compare the loss of a classification project, with weights and smoothing, with that of torch.
+"""Check the loss of the task classification, with weights and smoothing, against that of torch.
 
-python class_losses.py FOLDER    prints the schema's weights of the labels in FOLDER/rows.jsonl, as
-                                 JSON, and the error of each command that is refused
+python class_losses.py FOLDER    prints, as JSON, the weights of the labels in FOLDER/rows.jsonl,
+                                 and then the error of each refused command
 """
 
 import contextlib
@@ -26,7 +26,7 @@ ROWS = FOLDER / "rows.jsonl"
 KIND = "single_label_classification"
 torch.manual_seed(0)
 
-# Each combination: value and gradient of the mean over the global batch, whole and in two parts.
+# For each combination, compare loss and gradient of a batch, in one part and in two parts.
 logits = torch.randn(7, 4, requires_grad=True)
 exact = logits.detach().double().requires_grad_()
 labels = torch.tensor([0, 3, 1, 1, 2, 0, 0])
@@ -47,7 +47,7 @@ for weights in (None, some):
             (found,) = torch.autograd.grad(loss, logits)
             torch.testing.assert_close(found.double(), gradient, rtol=1e-5, atol=1e-8)
 
-# The model: weights from the data set, smoothing in training mode only.
+# The model uses the weights of the data set, and label smoothing in training mode only.
 dataset = generate_dataset(ROWS, class_weight="balanced")
 arguments = {name: dataset.schema[name] for name in ("labels", "problem_type")}
 model = Model(ModelConfig(**arguments, label_smoothing=0.1))
@@ -63,7 +63,7 @@ for mode, smoothing in ((True, 0.1), (False, 0.0)):
     items = dataset.num_items.sum()
     torch.testing.assert_close(model(**batch, num_items_in_batch=items).loss, expected)
 
-# Another file is read with the weights of the first, and its examples count accordingly.
+# With the schema of the first file, another file is read with the weights of the first file.
 again = generate_dataset(ROWS, **dataset.schema)
 assert again.schema == dataset.schema
 assert again.fingerprint == dataset.fingerprint
@@ -86,7 +86,7 @@ def error_of(*arguments: str) -> str:
     with contextlib.redirect_stderr(printed):
         try:
             main([*arguments, f"--outdir={FOLDER / 'run'}"])
-        except (ValueError, SystemExit) as error:  # of the project, or of argparse
+        except (ValueError, SystemExit) as error:  # an error of the project, or of argparse
             return printed.getvalue().splitlines()[-1] if error.args == (2,) else str(error)
     raise AssertionError(f"{arguments} is not refused")
 

@@ -1,11 +1,12 @@
-"""Check calibration error, thresholds and table of a classification project against definitions.
+"""Check calibration error, thresholds and table of the task classification by their definitions.
 
-python class_scores.py FOLDER    prints a table of single labels, and the labels and predictions it
-                                 is computed from; then trains on several labels in
-                                 FOLDER/several.jsonl, and predicts with the chosen thresholds
+python class_scores.py FOLDER    prints, for examples with one label, the table, the labels and the
+                                 predictions; then trains on FOLDER/several.jsonl, with several
+                                 labels per example, and predicts with the chosen thresholds
 """
 
 import json
+import shutil
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
+import export
 import predict
 import train
 from model.metrics import THRESHOLDS, Scores
@@ -32,7 +34,7 @@ def scores_of(kind: str, logits: torch.Tensor, labels: torch.Tensor, size: int) 
     return scores
 
 
-# Single labels: ECE by a loop over the bins.
+# One label per example: compute ECE by a loop over the bins.
 logits = torch.from_numpy(rng.normal(scale=2.0, size=(500, 3))).float()
 labels = torch.from_numpy(rng.integers(0, 3, 500))
 probabilities = logits.softmax(-1).double().numpy()
@@ -53,7 +55,7 @@ assert scores.predict_options() == {}
 pairs = [labels.tolist(), probabilities.argmax(1).tolist()]
 print(json.dumps([scores.table(), pairs]))
 
-# Several labels: no threshold of the list has a higher F1 than the chosen one.
+# Several labels per example: no threshold has a higher F1 than the chosen one.
 several = torch.from_numpy((rng.random((400, 3)) < [0.5, 0.1, 0.0]).astype("float32"))
 logits = torch.from_numpy(rng.normal(size=(400, 3))).float() + 2 * several - 1
 
@@ -75,11 +77,11 @@ for size in (400, 9):
         assert reached[label] == highest
     assert abs(found["tuned_macro_f1"] - np.mean(reached)) < 1e-9
     assert found["tuned_macro_f1"] > found["macro_f1"]
-    assert chosen["d"] == 0.5  # has no example
+    assert chosen["d"] == 0.5  # this label has no example
     for value, row in zip(reached, scores.table().values(), strict=True):
         assert abs(row["f1"] - value) < 1e-5
 
-# The chosen thresholds are saved, and used unless one is given.
+# The chosen thresholds are saved, and predict.py uses them unless --threshold is given.
 ROWS = FOLDER / "several.jsonl"
 BEST = FOLDER / "run" / "best"
 data = [f"--{name}_input={ROWS}" for name in ("train", "valid")]
@@ -111,3 +113,12 @@ def macro_f1_with(thresholds: dict[str, float], *options: str) -> float:
 
 assert abs(macro_f1_with(chosen) - state["best"]["tuned_macro_f1"]) < 1e-6
 assert macro_f1_with(dict.fromkeys(chosen, 0.6), "--threshold", "0.6") < macro_f1_with(chosen)
+
+# They are exported; and read from training_state.json, as earlier versions saved them.
+export.main([f"--checkpoint={BEST}", f"--output={FOLDER / 'exported'}"])
+OLD = FOLDER / "old"
+shutil.copytree(BEST, OLD)
+(OLD / "predictor_config.json").unlink()
+assert not (FOLDER / "exported" / "training_state.json").exists()
+for checkpoint in (FOLDER / "exported", OLD):
+    assert macro_f1_with(chosen, f"--checkpoint={checkpoint}") == macro_f1_with(chosen)

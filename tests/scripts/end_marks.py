@@ -1,6 +1,6 @@
-"""Check that the EOS token is a target in each row, with any padding token.
+"""Check that the EOS token is a target in each row, whatever the padding token is.
 
-python end_marks.py PADDING_TOKEN      ("": none)
+python end_marks.py PADDING_TOKEN      ("": no padding token)
 """
 
 import sys

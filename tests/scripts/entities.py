@@ -1,4 +1,4 @@
-"""Check the labels of tokens, windows and scores of `token_classification`.
+"""Check the labels of tokens, the windows and the scores of the task token_classification.
 
 python entities.py FOLDER
 """
@@ -18,7 +18,7 @@ from model.metrics import Scores
 from reading.entities import entities_of, to_bio
 
 FOLDER = Path(sys.argv[1])
-# Of the random labels below.
+# The scores that seqeval returns for the random labels below.
 SEQEVAL = {
     "f1": 0.18414322250639384,
     "precision": 0.18556701030927836,
@@ -88,7 +88,7 @@ def windows_label_each_token_once() -> None:
             sum(label[0] == "B" for row in labels_of(d) for label in row) for d in (whole, parts)
         ]
         assert counts[0] == counts[1]
-        assert len(set(parts.checksums)) <= len(whole)  # of texts, not of windows
+        assert len(set(parts.checksums)) <= len(whole)  # checksums are of texts, not of windows
 
 
 def random_labels(draw: random.Random, kinds: list[str]) -> list[str]:
@@ -96,7 +96,7 @@ def random_labels(draw: random.Random, kinds: list[str]) -> list[str]:
 
 
 def scores_are_those_of_seqeval() -> None:
-    """The expected entities and scores are those that seqeval 1.2.2 returns."""
+    """Compare entities and scores with those returned by seqeval 1.2.2."""
     for names, expected in (
         ("B-LOC I-LOC O B-LOC B-LOC", [(0, 2, "LOC"), (3, 4, "LOC"), (4, 5, "LOC")]),
         ("I-PER I-LOC O I-LOC", [(0, 1, "PER"), (1, 2, "LOC"), (3, 4, "LOC")]),

@@ -1,4 +1,4 @@
-"""Compare the entities of `pipeline` with those of the Predictor, for the sample data.
+"""Compare the entities that `pipeline` and `Predictor` find in the sample data.
 
 python entity_pipeline.py CHECKPOINT AGGREGATION_STRATEGY
 """

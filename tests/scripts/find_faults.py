@@ -1,4 +1,4 @@
-"""Print the damage of best/ and of last/ of a run, or None.
+"""Print the damage of best/ and of last/; None for an intact checkpoint.
 
 python find_faults.py OUTDIR
 """

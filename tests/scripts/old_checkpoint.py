@@ -1,6 +1,6 @@
-"""Convert a checkpoint to the layout of earlier versions: with code and prefixed tensors.
+"""Convert a checkpoint to the layout of earlier versions: with code, and prefixes of tensor names.
 
-python old_checkpoint.py FOLDER NEW_FOLDER FIELDS      (JSON: further fields of config.json)
+python old_checkpoint.py FOLDER NEW_FOLDER FIELDS      (further fields of config.json, as JSON)
 """
 
 import json
@@ -18,6 +18,7 @@ source, folder = map(Path, sys.argv[1:3])
 fields = json.loads(sys.argv[3])
 shutil.copytree(source.resolve(), folder)
 (folder / "manifest.json").unlink()
+(folder / "predictor_config.json").unlink()
 
 config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
 auto_class = Model.auto_class.__name__

@@ -1,4 +1,4 @@
-"""Print the text of a file of plain text, decoded from its blocks.
+"""Read a .txt file, and print the text that is decoded from its blocks.
 
 python plain_text.py FILE
 """

@@ -1,4 +1,4 @@
-"""Print the errors of `token_classification` for files, one line for each.
+"""Read files with the task token_classification; print one line with the error for each file.
 
 python refused_files.py FILE ...
 """

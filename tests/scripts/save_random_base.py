@@ -1,4 +1,4 @@
-"""Save a model with random weights.
+"""Save a base model with random weights, and its tokenizer.
 
 python save_random_base.py AUTO_CLASS FOLDER_WITH_CONFIG TARGET
 """

@@ -1,4 +1,4 @@
-"""Check that with `separate_documents` a row's loss is the sum of its documents' losses."""
+"""Check that with separate_documents the loss of a block is the sum of its documents' losses."""
 
 import json
 

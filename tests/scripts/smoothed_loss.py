@@ -1,6 +1,6 @@
-"""Compare the loss with torch in float64: it is smoothed in training mode only.
+"""Compare the loss with that of torch in float64, with label smoothing in training mode only.
 
-python smoothed_loss.py SHIFT    1 if the logits at a position predict the next label, else 0
+python smoothed_loss.py SHIFT    SHIFT: 1 if the logits at a position predict the next label, else 0
 """
 
 import sys

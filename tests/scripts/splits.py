@@ -1,4 +1,4 @@
-"""Compare gradients, losses, scores and thresholds of one step, with its batch split differently.
+"""Compare gradients, losses, scores and thresholds between different splits of a batch.
 
 python splits.py FOLDER    FOLDER has single/ and several/, each with train.jsonl and valid.jsonl
 """
@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from helpers.gradient_worker import measure
 from helpers.processes import Launch
 
-WHOLE = (8, 64)  # batch size, evaluation batch size
+WHOLE = (8, 64)  # --batch_size and --eval_batch_size
 OPTIONS = {
     "single": ["--class_weight", "balanced", "--label_smoothing", "0.1"],
     "several": [],

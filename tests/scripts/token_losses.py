@@ -1,7 +1,7 @@
-"""Check the loss of a token classification project against torch, with weights and smoothing.
+"""Check the loss of token_classification, with weights and smoothing, against that of torch.
 
-python token_losses.py FOLDER    reads FOLDER/train.jsonl and FOLDER/valid.jsonl; prints the labels
-                                 of the training tokens and the weights of the labels, as JSON
+python token_losses.py FOLDER    reads FOLDER/train.jsonl and FOLDER/valid.jsonl; prints, as JSON,
+                                 the labels of the training tokens and the weights of the labels
 """
 
 import json
@@ -29,20 +29,19 @@ def gradient(loss: torch.Tensor) -> torch.Tensor:
 
 
 def mean(batch: dict, logits: torch.Tensor, smoothing: float) -> torch.Tensor:
-    """Return the mean over the tokens in float64, with the weights in the schema."""
+    """Return the mean loss of the tokens in float64, weighted as in the schema."""
     weights = torch.tensor(train.schema["class_weights"], dtype=torch.float64)
     flat = logits.double().flatten(0, 1)
     return cross_entropy(flat, batch["labels"].flatten(), weights, label_smoothing=smoothing)
 
 
 def loss_of(some: range) -> torch.Tensor:
-    """Return the contribution of some windows to the mean over all windows."""
+    """Return the share of some windows in the mean over all windows."""
     batch = dataset.collate([dataset[index] for index in some])
     return model(**batch, num_items_in_batch=dataset.num_items.sum()).loss
 
 
-# Another file is read with the weights of the first, which do not sum to the number of its tokens.
-# A text is in several windows.
+# Read the validation file with the weights of the training file. Some texts have several windows.
 train = generate_dataset(TRAIN, max_len=12, class_weight="balanced")
 dataset = generate_dataset(VALID, max_len=12, **train.schema)
 assert dataset.origin.row_of.max() + 1 < len(dataset)
@@ -50,7 +49,7 @@ assert dataset.schema == train.schema
 assert dataset.fingerprint == generate_dataset(VALID, max_len=12, **train.schema).fingerprint
 assert dataset.fingerprint != generate_dataset(VALID, max_len=12).fingerprint
 
-# The mean over all windows, with smoothing in training mode only.
+# The loss of all windows is a mean, with smoothing in training mode only.
 model = Model(ModelConfig(labels=dataset.schema["labels"], label_smoothing=SMOOTHING))
 for module in model.modules():
     if isinstance(module, torch.nn.Dropout):
@@ -61,7 +60,7 @@ for mode, smoothing in ((False, 0.0), (True, SMOOTHING)):
     expected = mean(whole, outputs.logits, smoothing)
     torch.testing.assert_close(outputs.loss.double(), expected, rtol=1e-6, atol=0)
 
-# The gradient of the batch, divided into micro-batches of several sizes, which differ in padding.
+# The gradient does not depend on the size of the micro-batches, which differ in padding.
 wanted = gradient(outputs.loss)
 assert wanted.norm() > 0.1
 for size in (1, 3, len(dataset)):
@@ -69,7 +68,7 @@ for size in (1, 3, len(dataset)):
     parts = [gradient(loss_of(range(len(dataset))[n : n + size])) for n in starts]
     assert (sum(parts) - wanted).norm() < 1e-5 * wanted.norm(), size
 
-# A run prints the weights, and validates by the weighted mean without smoothing.
+# The validation loss of a run is the weighted mean, without smoothing.
 options = ["--class_weight=balanced", f"--label_smoothing={SMOOTHING}", "--max_len=12"]
 data = [f"--train_input={TRAIN}", f"--valid_input={VALID}", f"--outdir={FOLDER / 'run'}"]
 main([*data, *options, "--max_steps=1"])

@@ -1,4 +1,4 @@
-"""Run the example in the README of the original template with `outputs/best`."""
+"""Run the example in the README of the template from which this one was derived."""
 
 import torch
 from torch.utils.data import DataLoader

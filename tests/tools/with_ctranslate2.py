@@ -1,4 +1,4 @@
-"""Check that CTranslate2 gives the log probabilities and greedy tokens of transformers."""
+"""Check that CTranslate2 and transformers have the same log probabilities and greedy tokens."""
 
 import sys
 
@@ -22,7 +22,7 @@ if is_encoder_decoder:
     lengths = {"min_decoding_length": 4, "max_decoding_length": 12}
     (result,) = translator.translate_batch([tokens], beam_size=1, **lengths)
     found = tokenizer.convert_tokens_to_ids(result.hypotheses[0])
-    target = [*target, tokenizer.eos_token_id]  # CTranslate2 adds it
+    target = [*target, tokenizer.eos_token_id]  # CTranslate2 adds this token
     inputs = {"decoder_input_ids": torch.tensor([[model.config.decoder_start_token_id, *target]])}
     logits = model(input_ids=torch.tensor([ids]), **inputs).logits[0, :-1]
 else:

@@ -1,4 +1,4 @@
-"""Check the byte perplexity of lm-evaluation-harness against the logits of transformers."""
+"""Compare the byte perplexity of lm-evaluation-harness with that from logits of transformers."""
 
 import json
 import math

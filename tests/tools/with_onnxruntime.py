@@ -1,4 +1,4 @@
-"""Check that ONNX Runtime gives the logits of transformers, with several lengths in a batch."""
+"""Check that ONNX Runtime and transformers have the same logits, also in a batch with padding."""
 
 import sys
 

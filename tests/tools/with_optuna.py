@@ -1,6 +1,6 @@
-"""Run three Optuna trials in one process; check that one of them, run alone, has the same loss.
+"""Run three Optuna trials in one process; check that a separate run has the same loss as a trial.
 
-Run it in the folder of a project.
+Run this script in the folder of a project.
 """
 
 import json

@@ -23,7 +23,7 @@ inputs = {"input_ids": torch.tensor([[1, 5, 6, 7]])}
 if config.get("is_encoder_decoder"):
     inputs["decoder_input_ids"] = inputs["input_ids"]
 
-auto.from_pretrained(checkpoint, **trust)  # once changed the class of the second model below
+auto.from_pretrained(checkpoint, **trust)  # loading two models with code must not mix their classes
 model = auto.from_pretrained(checkpoint, **trust).eval()
 before = model(**inputs).logits
 lora = peft.LoraConfig(

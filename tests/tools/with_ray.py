@@ -1,6 +1,6 @@
-"""Check that Ray Train with two workers gives the loss of `accelerate launch` on two processes.
+"""Check that two workers of Ray Train have the same loss as two processes of `accelerate launch`.
 
-Run it in the folder of a project.
+Run this script in the folder of a project.
 """
 
 import json

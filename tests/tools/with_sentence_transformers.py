@@ -1,4 +1,4 @@
-"""Check that sentence-transformers loads the body of a classifier, with mean pooling."""
+"""Check that sentence-transformers loads a classifier without its head, with mean pooling."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Check that `transformers serve` continues a text with the greedy tokens of `generate`."""
+"""Check that `transformers serve` and `generate` continue a text with the same greedy tokens."""
 
 import json
 import shlex
@@ -21,7 +21,7 @@ request = urllib.request.Request(
     json.dumps(body).encode(),
     {"Content-Type": "application/json"},
 )
-# The program of this environment, not the first one on the PATH.
+# Run the command of this environment, not the first one on the PATH.
 main = "from transformers.cli.transformers import main; main()"
 words = [sys.executable, "-c", main, *shlex.split(command)[1:], "--port", str(port)]
 with subprocess.Popen([*words, "--device", "cpu"]) as server:

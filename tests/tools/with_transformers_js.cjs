@@ -1,4 +1,6 @@
-// transformers.js gives the scores of transformers: node with_transformers_js.cjs FOLDER EXPECTED
+// Check that transformers.js and transformers have the same scores.
+//
+// node with_transformers_js.cjs FOLDER EXPECTED_SCORES
 const path = require("node:path");
 const { env, pipeline } = require("@huggingface/transformers");
 

@@ -1,4 +1,4 @@
-"""Train a checkpoint with TRL, fully and with LoRA; check that its checkpoints load."""
+"""Train a checkpoint with TRL, without and with LoRA; check that the results can be loaded."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Check that vLLM gives the greedy tokens of `generate`."""
+"""Check that vLLM and `generate` have the same greedy tokens."""
 
 import os
 import sys

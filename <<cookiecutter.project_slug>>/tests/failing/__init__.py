@@ -1,1 +1,1 @@
-"""A model/ that fails during the run, at the place given by the label of a row."""
+"""A model/ that fails during the run: the label of a row determines which function fails."""

@@ -13,5 +13,5 @@ class Dataset(Working):
 def generate_dataset(path):
     dataset = generate_working(path)
     dataset.__class__ = Dataset
-    dataset.fingerprint = 1  # the default would load each example
+    dataset.fingerprint = 1  # the default would load the examples before the run
     return dataset

@@ -1,1 +1,1 @@
-"""Helpers of several tests. No test module imports another one."""
+"""Helpers that several test modules import. No test module imports another test module."""

@@ -17,14 +17,14 @@ def _fail(*_: Any, **__: Any) -> None:
 
 @contextmanager
 def reporting_fails() -> Iterator[None]:
-    """Make curves, card and trackers fail, and Scores.save after the first step."""
+    """Make curves, model card, trackers and, after its first call, `Scores.save` fail."""
     save = Scores.save
     calls = 0
 
     def fail_later(self: Scores, folder: Any) -> None:
         nonlocal calls
         calls += 1
-        if calls > 1:  # the first call is the check at the start
+        if calls > 1:  # the first call is the check before the first step
             _fail()
         save(self, folder)
 

@@ -38,7 +38,7 @@ _WATCH = _Watch()
 def watching(folder: Path, on_write: Action) -> Iterator[None]:
     """Call `on_write(event, arguments)` before each operation that changes a folder.
 
-    If it raises an exception, the operation fails with it.
+    If `on_write` raises an exception, the operation fails with this exception.
     """
 
     def fsync(descriptor: int) -> None:

@@ -1,7 +1,7 @@
-"""Compute the gradients of one step and the validation loss, in any number of processes.
+"""Compute the gradients and the loss of one step, and the validation loss, on several processes.
 
-`main` takes SAMPLE FOLDER, then pairs of BATCH_SIZE EVAL_BATCH_SIZE, then arguments of train.py,
-from the command line.
+Command line arguments of `main`: SAMPLE FOLDER, then one or more pairs BATCH_SIZE EVAL_BATCH_SIZE,
+then arguments of train.py.
 """
 
 import json
@@ -29,9 +29,11 @@ def measure(
     *,
     more: Sequence[str] = (),
 ) -> None:
-    """Write `PROCESSES-BATCH_SIZE-EVAL_BATCH_SIZE` .safetensors and .json into a folder.
+    """Write `PROCESSES-BATCH_SIZE-EVAL_BATCH_SIZE` with the suffixes .safetensors and .json.
 
     Args:
+        sample: Folder with the data and the base model.
+        folder: Folder for the files.
         more: Further arguments of train.py.
     """
     arguments = [

@@ -9,16 +9,17 @@ COMMIT = "0" * 40
 
 
 class Hub(BaseHTTPRequestHandler):
-    """The endpoints of the Hub that an upload and a download use.
+    """The endpoints of the Hub that uploads and downloads use.
 
     Attributes:
-        files: The content of the only repository.
-        commits: The names of the files of each upload.
+        files: Content of the single repository, by file name.
+        blobs: Content of uploaded large files, by checksum.
+        commits: Names of the files in each upload.
         refuses: Whether to reject uploads.
     """
 
     files: dict[str, bytes] = {}
-    blobs: dict[str, bytes] = {}  # by checksum
+    blobs: dict[str, bytes] = {}
     commits: list[set[str]] = []
     refuses = False
 

@@ -1,4 +1,4 @@
-"""Kill a run at random moments, resume it, and compare the result with an uninterrupted run.
+"""Kill runs at random moments, resume them, and compare the results with an uninterrupted run.
 
 python tests/helpers/kill_loop.py --kills 50 --processes 2
 """
@@ -16,7 +16,7 @@ from itertools import count
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent.parent
-GRACE = 20.0  # seconds after which a run that lost a process must have ended
+GRACE = 20.0  # seconds within which a run has to end after one of its processes was killed
 if __name__ == "__main__":
     os.environ.update(HF_HUB_OFFLINE="1", OMP_NUM_THREADS="1", ACCELERATE_USE_CPU="true")
     os.environ["PYTHONPATH"] = f"{ROOT}{os.pathsep}{ROOT / 'tests'}"
@@ -34,10 +34,10 @@ class Counts:
     Attributes:
         kills: Number of kills.
         in_saves: Number of kills that left an incomplete save.
-        in_start: Number of kills before the process group existed: another process then waited for
-            the killed one, and was ended, as a launcher would end it.
+        in_start: Number of kills before the process group existed: other processes then wait for
+            the killed one, and are killed here, as a launcher would kill them.
         resumed: Number of resumes from `last/`.
-        runs: Number of completed runs, all bit-identical to the uninterrupted one.
+        runs: Number of completed runs. Each is bit-identical to the uninterrupted run.
     """
 
     kills: int = 0
@@ -55,19 +55,19 @@ def kill_and_resume(
     seed: int,
     patch: Patch = nullcontext,
 ) -> Counts:
-    """Kill one process of a run at random moments, resume, and compare the results.
+    """Kill one process of a run at random moments, resume the run, and compare the results.
 
     Args:
         arguments: Arguments of train.py, without an output directory.
-        kills: Minimum number of kills; the last run is completed.
-        patch: See `Launch`; not applied to the uninterrupted run.
+        kills: Minimum number of kills. The last run is completed even if there are enough.
+        patch: See `Launch`. It is not applied to the uninterrupted run.
 
     Raises:
         AssertionError: A file was damaged after a kill, or a result differs.
     """
     draw = random.Random(seed)
     counts = Counts()
-    Launch(["--help"], folder / "help").expect()  # the fork server is ready now
+    Launch(["--help"], folder / "help").expect()  # start the fork server before timing
     start = time.monotonic()
     whole = [*arguments, "--outdir", str(folder / "whole")]
     Launch(whole, folder / "output", processes).expect()
@@ -94,7 +94,10 @@ def kill_and_resume(
 
 
 def has_succeeded(run: Launch, counts: Counts) -> bool:
-    """Wait for a run to end. Before the process group exists, a dead process is not detected."""
+    """Wait for a run to end; return whether all its processes exited with 0.
+
+    Before the process group exists, processes do not detect that another one was killed.
+    """
     try:
         return not any(run.wait(GRACE))
     except TimeoutError:

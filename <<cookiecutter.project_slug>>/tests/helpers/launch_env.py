@@ -1,8 +1,8 @@
 """The environment that `accelerate launch --config_file configs/NAME.yaml` sets for a process.
 
 Accelerate has no public function for this, so private names of Accelerate and argparse are used:
-`_validate_launch_command` applies the file, `_actions` are the known arguments, and
-`_shared_state` overrides the backend, which would be DDP without a GPU.
+`_validate_launch_command` applies the file, `_actions` lists the known arguments, and
+`_shared_state` is changed because Accelerate would otherwise select DDP on a CPU.
 """
 
 import argparse
@@ -27,7 +27,7 @@ def read_config(path: Path) -> argparse.Namespace:
     """Parse a configuration file as the launcher does.
 
     Raises:
-        ValueError: It has an unknown key.
+        ValueError: The file has an unknown key.
     """
     parser = launch.launch_command_parser()
     # Accelerate checks the top-level keys of a file, but not the nested ones.
@@ -50,10 +50,10 @@ def environment(name: str) -> dict[str, str]:
 
 @contextmanager
 def fsdp2(precision: str = "no", also: Patch = nullcontext) -> Iterator[None]:
-    """Start with configs/fsdp2.yaml on the CPU.
+    """Set up the process as for a run with configs/fsdp2.yaml, but on the CPU.
 
     Args:
-        also: A further patch.
+        also: A further patch: see `Launch`.
     """
     os.environ.update(environment("fsdp2"), ACCELERATE_MIXED_PRECISION=precision)
     PartialState(cpu=True)
@@ -64,6 +64,6 @@ def fsdp2(precision: str = "no", also: Patch = nullcontext) -> Iterator[None]:
 
 @contextmanager
 def variables(**values: str) -> Iterator[None]:
-    """Set environment variables, without restoring them: the process ends with its run."""
+    """Set environment variables. They are not restored, because the process ends with the run."""
     os.environ.update(values)
     yield

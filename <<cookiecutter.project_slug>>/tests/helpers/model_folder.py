@@ -1,4 +1,4 @@
-"""Replace the modules of model/ by other files, in a process or a block."""
+"""Replace the modules of model/ by other files, in a `with` block or a process."""
 
 import importlib
 import sys
@@ -9,15 +9,15 @@ from pathlib import Path
 import model
 
 TESTS = Path(__file__).parent.parent
-KEPT = "model.interface"  # not replaced: already imported by training/
+KEPT = "model.interface"  # not replaced, because training/ has already imported it
 
 
 @contextmanager
 def files_of_model_in(*folders: str, also_own: bool = False) -> Iterator[None]:
-    """Import the modules of `model` from folders of tests/.
+    """Import the modules of the package `model` from folders of tests/.
 
     Args:
-        also_own: Whether to import missing modules from model/.
+        also_own: Whether to import modules that are not in these folders from model/.
     """
     own = list(model.__path__)
     before = _forget_modules()

@@ -1,4 +1,4 @@
-"""Run a `main` in one or several processes, with the environment of a launcher.
+"""Run the function `main` of a module in one or several processes, as a launcher does.
 
 The processes are forked from a server that has already imported train.py and the packages that a
 run imports later.
@@ -14,12 +14,12 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent.parent
-TIMEOUT = 120.0  # seconds until a run counts as hanging
+TIMEOUT = 120.0  # seconds after which a run is considered to hang
 STOPPED = 75  # exit code of a run that was stopped by a signal and has saved
 
 Patch = Callable[[], AbstractContextManager]
 
-# Do not use a plain fork, because the process of the tests has threads.
+# Do not use the start method "fork", because the process of the tests has threads.
 FORKS = multiprocessing.get_context("forkserver")
 LATE = ["datasets", "matplotlib.figure", "matplotlib.backends.backend_agg", "torchmetrics"]
 LATE += ["sacrebleu", "peft", "torch.distributed.fsdp"]
@@ -27,12 +27,13 @@ FORKS.set_forkserver_preload(["train", *LATE])  # a package that is not installe
 
 
 class Launch:
-    """A run in real processes; the output of each process is written to a file.
+    """A run in separate processes; the output of each process is written to a file.
 
     Args:
-        output: Folder for these files.
-        processes: Number of processes, which form one group.
-        patch: Importable function that returns a context manager, in which each process runs.
+        arguments: Command line arguments.
+        output: Folder for the files with the output.
+        processes: Number of processes, which form one process group.
+        patch: Importable function that returns a context manager. `main` runs inside of it.
         module: Module whose `main` is called.
     """
 
@@ -57,10 +58,10 @@ class Launch:
             self.processes.append(process)
 
     def wait(self, timeout: float = TIMEOUT) -> list[int]:
-        """Return the exit codes of all processes; -N after signal N.
+        """Wait for all processes; return their exit codes, -N if signal N ended the process.
 
         Raises:
-            TimeoutError: A process hangs; all processes have been killed.
+            TimeoutError: A process hangs. All processes are killed.
         """
         for process in self.processes:
             process.join(timeout)
@@ -70,7 +71,7 @@ class Launch:
         return [process.exitcode or 0 for process in self.processes]
 
     def expect(self, code: int = 0) -> str:
-        """Wait; check that all processes end with this exit code; return the first one's output."""
+        """Check that all processes exit with this code; return the output of the first process."""
         codes = self.wait()
         everything = "\n".join(map(self.output, range(len(codes))))
         assert codes == [code] * len(codes), f"{codes}\n{everything[-4000:]}"

@@ -1,23 +1,25 @@
-"""The functions that tests patch. After a change of their names or calls, change this file.
+"""Patches for tests. All functions that they replace are listed here.
+
+If you rename one of these functions, or change how it is called, update this file:
 
 train.train_step(run, step)         called once per optimizer step
 train.validate(run, report)         called once per validation
 Strategy.gradient_sync              called once per micro-batch of training
 Strategy.prepare                    called once, with the bare model
-Task.forward                        called with each batch; the run uses its losses
-Checkpointer.save                   called once per save, with the state that it saves
+Task.forward                        called with each batch; the run uses the returned losses
+Checkpointer.save                   called once per save, with the state to save
 OutputFile.append                   called once per block of predictions
 training.checkpoint.publish         called in a thread, once per save; writes the folders
-training.checkpoint.free_memory     called before each copy
+training.checkpoint.free_memory     called before the tensors of a save are copied
 atomic._seal                        called in a thread, once per folder, after its files are written
 training.opening.start              creates the Accelerator
 training.opening.largest_batch_size called once, with the model on its device
-losses.READ_EVERY                   micro-batches between two reads of the loss
-memory.NOT_PROBED                   devices on which no batch size is tested
-signals.SAME_KEYSTROKE              seconds in which a second Ctrl-C counts as the first one
+losses.READ_EVERY                   number of micro-batches between two reads of the loss
+memory.NOT_PROBED                   devices on which batch sizes are not tested
+signals.SAME_KEYSTROKE              seconds in which a second Ctrl-C is not counted
 
-Each function is a context manager; for a run in another process it is the argument `patch` of
-`Launch`.
+Each function of this file returns a context manager. To use it in another process, pass it to
+`Launch` as `patch`.
 """
 
 import errno
@@ -44,7 +46,7 @@ from training.run import Run
 from training.state import TrainState
 from training.strategy import Strategy
 
-LONG = 60.0  # seconds that a blocked thread waits
+LONG = 60.0  # seconds that a blocked thread waits at most
 
 
 class Killed(BaseException):
@@ -53,7 +55,7 @@ class Killed(BaseException):
 
 @contextmanager
 def before_step(action: Callable[[Run, Step], None], rank: int | None = None) -> Iterator[None]:
-    """Call `action` before each optimizer step, on one rank or on all."""
+    """Call `action` before each optimizer step, on one rank or, by default, on all ranks."""
     train_step = train.train_step
 
     def stepping(run: Run, step: Step) -> Any:
@@ -67,7 +69,7 @@ def before_step(action: Callable[[Run, Step], None], rank: int | None = None) ->
 
 @contextmanager
 def killed_before_micro_batch(number: int) -> Iterator[None]:
-    """Raise `Killed` in place of a micro-batch of training (0-based), also within a step."""
+    """Raise `Killed` instead of training on a micro-batch (0-based), also inside of a step."""
     gradient_sync = Strategy.gradient_sync
     done = 0
 
@@ -109,7 +111,7 @@ def killed_before_validation() -> Iterator[None]:
 
 @contextmanager
 def scores_replaced_by(values: list[dict[str, float]]) -> Iterator[None]:
-    """Make each validation return the next dict of scores."""
+    """Replace the scores of each validation by those of the next dict."""
     validate = train.validate
     given = iter(values)
 
@@ -128,7 +130,7 @@ def nonfinite_step(how: str, rank: int, step: int, is_read_late: bool = False) -
         how: "loss": the loss and its gradient; "gradient": only the gradient; "loss alone": only
             the loss.
         step: Number of optimizer steps before this one.
-        is_read_late: Read losses as rarely as on an accelerator, after further steps.
+        is_read_late: Read losses only after further steps, as on an accelerator.
     """
     forward = Task.forward
     is_bad = False
@@ -199,7 +201,7 @@ def signal_in_first_validation(number: int, rank: int) -> Iterator[None]:
 
 @contextmanager
 def second_keystroke_in_save(number: int, step: int) -> Iterator[None]:
-    """Send a Ctrl-C before a step, and another one in the save that follows."""
+    """Send a signal before a step, and again during the save that follows."""
     with (
         mock.patch.object(signals, "SAME_KEYSTROKE", 0.0),
         signals_before_step([number], 0, step),
@@ -236,7 +238,7 @@ def before_save(
 
 @contextmanager
 def first_best_written_after(step: int) -> Iterator[None]:
-    """Delay the write of the first `best/`, and of `last/`, until the run is at this step."""
+    """Write the first `best/`, and `last/` with it, only when the run is at this step."""
     publish = atomic.publish
     is_there = threading.Event()
 
@@ -246,7 +248,7 @@ def first_best_written_after(step: int) -> Iterator[None]:
 
     def waiting(outdir: Any, writers: dict[str, Any]) -> None:
         if "best" in writers and not is_there.wait(LONG):
-            raise TimeoutError("the run waited for its save")
+            raise TimeoutError("the run waited for the save to be written")
         publish(outdir, writers)
 
     with before_step(note), mock.patch.object(training.checkpoint, "publish", waiting):
@@ -255,7 +257,7 @@ def first_best_written_after(step: int) -> Iterator[None]:
 
 @contextmanager
 def killed_while_writing(step: int) -> Iterator[None]:
-    """Kill the process at a step after the first validation, before the next `last/` is flushed."""
+    """Kill the process at a step after the first validation, before the new `last/` is flushed."""
     seal = atomic._seal
     is_written = threading.Event()
 
@@ -275,7 +277,7 @@ def killed_while_writing(step: int) -> Iterator[None]:
 
 @contextmanager
 def full_disk_at_save(number: int) -> Iterator[None]:
-    """Make the save number `number` of `last/` (0-based) fail: the disk is full."""
+    """Make save `number` of `last/` (0-based) fail as on a full disk."""
     seal = atomic._seal
 
     def failing(folder: Any) -> None:
@@ -289,7 +291,7 @@ def full_disk_at_save(number: int) -> Iterator[None]:
 
 @contextmanager
 def memory_for(most: int, ranks: tuple[int, ...]) -> Iterator[None]:
-    """Make some ranks run out of memory with more than `most` examples in a micro-batch."""
+    """Make some ranks run out of memory if a micro-batch has more than `most` examples."""
     forward = Task.forward
     probe = training.opening.largest_batch_size
     is_limited = False
@@ -315,7 +317,7 @@ def memory_for(most: int, ranks: tuple[int, ...]) -> Iterator[None]:
 
 @contextmanager
 def shards_announced() -> Iterator[None]:
-    """Print the number of module classes that FSDP2 has sharded."""
+    """Print the number of module classes to which FSDP2 was applied."""
     prepare = Strategy.prepare
 
     def announcing(*args: Any) -> Any:

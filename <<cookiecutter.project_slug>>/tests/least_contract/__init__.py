@@ -1,1 +1,1 @@
-"""A model/ with the required parts only: a configuration, a model and a data set."""
+"""A model/ with only the required parts: a configuration, a model and a data set."""

@@ -1,1 +1,1 @@
-"""Optimizers with the state formats of other packages: folders with an optimization.py."""
+"""Folders with an optimization.py: optimizers with the state formats of other packages."""

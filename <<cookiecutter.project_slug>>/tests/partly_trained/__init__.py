@@ -1,1 +1,1 @@
-"""A model with parameters that are frozen, never used, or unused in the first steps."""
+"""A model with frozen parameters, parameters never used, and some not used in the first steps."""

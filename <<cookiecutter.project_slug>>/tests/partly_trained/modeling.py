@@ -5,7 +5,7 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 
 from least_contract.configuration import ModelConfig
 
-FIRST_USE = 5  # forward passes in training before the expert is used
+FIRST_USE = 5  # number of forward passes in training before `expert` is used
 
 
 class Model(PreTrainedModel):

@@ -1,1 +1,1 @@
-"""Models with a part that some steps do not use."""
+"""Models with parameters that some steps do not use."""

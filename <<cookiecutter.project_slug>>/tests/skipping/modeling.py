@@ -4,7 +4,7 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 
 from least_contract.modeling import Model as Least
 
-LAST_USE = 12  # number of training passes that use the body
+LAST_USE = 12  # number of forward passes in training that use the body
 
 
 class Model(Least):

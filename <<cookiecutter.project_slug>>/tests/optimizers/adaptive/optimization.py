@@ -1,4 +1,4 @@
-"""An optimizer that keeps its estimated step size in the parameter group, like Prodigy."""
+"""An optimizer that stores its estimated step size in the parameter group, as Prodigy does."""
 
 import torch
 from torch import nn

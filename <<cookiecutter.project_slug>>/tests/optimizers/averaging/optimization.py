@@ -1,7 +1,7 @@
 """Schedule-free SGD: an optimizer with `train()` and `eval()`.
 
-The parameters are interpolated between the average and the weights `z` of plain SGD. Switching to
-evaluation and back rounds them, as in the package schedulefree.
+In training, each parameter is interpolated between the average and the weights `z` of plain SGD.
+Switching to evaluation and back rounds the parameters, as in the package schedulefree.
 """
 
 import torch

@@ -1,4 +1,4 @@
-"""An optimizer with Python numbers in the state of each parameter, like older optimizers."""
+"""An optimizer with Python numbers in the state of each parameter, as in older optimizers."""
 
 import torch
 from torch import nn

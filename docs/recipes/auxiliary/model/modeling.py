@@ -1,4 +1,4 @@
-"""A classifier with a second loss: the divergence of two passes with different dropout (R-Drop)."""
+"""A classifier with a second loss: the divergence of two forward passes with dropout (R-Drop)."""
 
 import torch
 from torch import Tensor
@@ -37,7 +37,7 @@ class Model(Wrapper):
         """Classify a batch of texts.
 
         Returns:
-            `loss`, and its parts in `losses`, which are logged too. All of them are sums
+            `loss`, and its parts in `losses`, which are also logged. All of them are sums
             over the examples, divided by `num_items_in_batch`.
         """
         inputs = {"input_ids": input_ids, "attention_mask": attention_mask, **kwargs}

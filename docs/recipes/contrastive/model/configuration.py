@@ -14,7 +14,7 @@ class ModelConfig(WrapperConfig):
 
     Args:
         scale: Factor of the similarities: an inverse temperature.
-        chunk_size: Texts to embed at once. It affects the memory, not the result.
+        chunk_size: Number of texts to embed at once. It affects the memory use, not the result.
     """
 
     model_type = "contrastive"

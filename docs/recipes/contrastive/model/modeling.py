@@ -1,4 +1,4 @@
-"""Embeddings of texts, with all other texts of the global batch as negatives."""
+"""Embeddings of texts, trained with all other positives of the global batch as negatives."""
 
 from typing import Any
 
@@ -54,7 +54,7 @@ class Model(Wrapper):
         Args:
             key: Integer that identifies the positive text, shape (batch,). A text that occurs twice
                 is not a negative of itself.
-            num_items_in_batch: Pairs of the global batch.
+            num_items_in_batch: Number of pairs in the global batch.
         """
         anchors = self.embed_in_chunks(**anchor)
         positives, start = gather(self.embed_in_chunks(**positive))
@@ -80,7 +80,7 @@ def gather(own: Tensor) -> tuple[Tensor, int]:
 
 
 class _Gather(torch.autograd.Function):
-    """Concatenate the rows of all ranks; backward sums the gradients of a rank's rows."""
+    """Concatenate the rows of all ranks; sum the gradients of the own rows in the backward pass."""
 
     @staticmethod
     def forward(ctx: Any, own: Tensor, start: int, total: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""The configuration: a student, and its teacher."""
+"""The configuration of a student: its base model, and its teacher."""
 
 from transformers import AutoConfig
 
@@ -16,8 +16,9 @@ class ModelConfig(WrapperConfig):
 
     Args:
         base_model_id: Initial model of the student: see `WrapperConfig`.
-        teacher_id: A trained classifier, whose labels a new student gets.
-        softness: Temperature of both distributions. (`temperature` is an argument of generation.)
+        teacher_id: A trained classifier. A new student gets its labels.
+        softness: Temperature of both distributions. It is not called `temperature`, because
+            transformers treats that name as a generation setting.
     """
 
     model_type = "student"

@@ -1,4 +1,4 @@
-"""A small classifier that learns the distribution of a large one, from texts without labels."""
+"""A small classifier that learns the output distribution of a large one, without labels."""
 
 import torch
 from torch import Tensor
@@ -25,9 +25,9 @@ class Model(Wrapper):
 
     @property
     def teacher(self) -> PreTrainedModel:
-        """The teacher, loaded at the first use.
+        """The teacher, loaded when it is first used.
 
-        It is held in a list, so that it is not a submodule: not trained, saved or sharded.
+        It is kept in a list, so that it is not a submodule: it is not trained, saved or sharded.
         """
         if not self._teacher:
             teacher = AutoModelForSequenceClassification.from_pretrained(

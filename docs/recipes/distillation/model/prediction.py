@@ -7,7 +7,7 @@ from transformers import PreTrainedTokenizerBase
 
 
 class Predictor:
-    """Label texts, without the teacher."""
+    """Predict the label of each text, without the teacher."""
 
     columns = ["text"]
 

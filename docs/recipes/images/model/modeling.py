@@ -31,7 +31,7 @@ class Model(PreTrainedModel):
         self.post_init()
 
     def forward(self, pixels: Tensor, labels: Tensor | None = None) -> ModelOutput:
-        """Classify images of shape (batch, height, width); the loss is the mean over them."""
+        """Classify images of shape (batch, height, width); return the mean loss."""
         logits = self.layers(pixels[:, None])
         if labels is None:
             return ModelOutput(logits=logits)

@@ -8,7 +8,7 @@ import torch
 
 
 class Predictor:
-    """Label pictures."""
+    """Predict the label of each image."""
 
     columns = ["pixels"]
 

@@ -73,7 +73,7 @@ class Model(Wrapper):
 
 
 def add_lora(body: nn.Module) -> None:
-    """Replace each linear layer by one with LoRA."""
+    """Replace each linear layer by a `LoRA` layer."""
     for module in list(body.modules()):
         for name, child in list(module.named_children()):
             if isinstance(child, nn.Linear):

@@ -12,7 +12,7 @@ PAD = 257
 
 
 class Dataset(torch.utils.data.Dataset):
-    """Texts as bytes. The input begins with END, the labels end with END."""
+    """Texts as bytes. The input starts with END, and the labels end with END."""
 
     def __init__(self, texts: list[bytes]):
         self.texts = texts

@@ -12,7 +12,7 @@ class Model(PreTrainedModel):
     """An LSTM that predicts the next byte."""
 
     config_class = ModelConfig
-    # A weight that two modules share is saved once, and has to be listed here.
+    # A weight that two modules share has to be listed here; it is saved once.
     _tied_weights_keys = {"head.weight": "embeddings.weight"}
 
     def __init__(self, config: ModelConfig):

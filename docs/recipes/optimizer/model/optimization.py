@@ -8,14 +8,14 @@ from torch import nn
 from torch.optim import Adafactor, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-DECAY = 0.8  # ratio of the learning rates of a layer and the layer after it
+DECAY = 0.8  # learning rate of a layer, relative to that of the layer after it
 LAYER = re.compile(r"\.(?:layer|layers|h|block)\.(\d+)\.")
 
 
 def build_optimizer(model: nn.Module, lr: float, weight_decay: float) -> Optimizer:
-    """Build an optimizer for `--lr` and `--weight_decay`: any `torch.optim.Optimizer`.
+    """Build a `torch.optim.Optimizer`, given `--lr` and `--weight_decay`.
 
-    The head has the full learning rate, the embeddings have the lowest.
+    The head has the learning rate `lr`; the embeddings have the smallest one.
     """
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     numbers = [int(found[1]) for name, _ in named if (found := LAYER.search(name))]

@@ -12,7 +12,7 @@ from .loss import compute_loss
 
 
 class Model(Wrapper):
-    """Any `AutoModel`, with a linear layer over the mean of its hidden states."""
+    """Any `AutoModel`, with a linear layer on the mean of its hidden states."""
 
     config_class = ModelConfig
     auto_class = AutoModel
@@ -21,7 +21,7 @@ class Model(Wrapper):
     def __init__(self, config: ModelConfig):
         super().__init__(config)
         self.encoder = self.load_base(config)
-        self.encoder.pooler = None  # unused here; some architectures have one
+        self.encoder.pooler = None  # some architectures have a pooler, which is not used here
         self.dropout = nn.Dropout(getattr(config, "classifier_dropout", 0.1))
         self.classifier = nn.Linear(config.hidden_size, config.num_labels)
         self.post_init()

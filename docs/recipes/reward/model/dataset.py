@@ -17,7 +17,7 @@ OPTIONS: dict[str, dict] = {
 
 
 class Dataset(torch.utils.data.Dataset):
-    """Examples of tokenized texts, by their role: chosen and rejected, or text."""
+    """Tokenized texts by their role in an example: chosen and rejected, or text."""
 
     def __init__(
         self,
@@ -42,7 +42,7 @@ class Dataset(torch.utils.data.Dataset):
         return example
 
     def collate(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
-        """Pad by role: {"chosen": {"input_ids", "attention_mask"}, "rejected": {...}}."""
+        """Pad the texts by role: {"chosen": {"input_ids", "attention_mask"}, "rejected": {...}}."""
         batch: dict[str, Any] = {}
         for name in self.texts:
             ids = {"input_ids": [example[name] for example in examples]}

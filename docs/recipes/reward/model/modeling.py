@@ -1,4 +1,4 @@
-"""A reward model: predicts a number for a text, trained on numbers or on preferences."""
+"""A reward model: it predicts a number for a text, and is trained on numbers or preferences."""
 
 import torch
 from torch import Tensor, nn
@@ -43,7 +43,7 @@ class Model(Wrapper):
             text, target: Tokens; numbers to predict, shape (batch,). The loss is the squared error.
             chosen, rejected: Tokens of the better and the worse text of each pair. The loss is
                 the Bradley-Terry loss.
-            num_items_in_batch: Examples of the global batch.
+            num_items_in_batch: Number of examples in the global batch.
         """
         errors = None
         if chosen is not None and rejected is not None:

@@ -42,7 +42,7 @@ def generate_dataset(
     max_len: int = 128,
     tags: list[str] | None = None,
 ) -> Dataset:
-    """Read sentences with `words` and as many `tags`; truncate each to `max_len` tokens.
+    """Read sentences with `words` and `tags`; truncate each sentence to `max_len` tokens.
 
     Raises:
         DataError: The numbers of words and tags of a row differ, or a tag is not in `tags`.

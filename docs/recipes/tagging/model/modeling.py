@@ -1,4 +1,4 @@
-"""A tagger with two heads: one detects wrong words, one predicts their tags."""
+"""A tagger with two heads: one detects wrong words, the other predicts the tag of each word."""
 
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
@@ -33,11 +33,12 @@ class Model(Wrapper):
         """Tag each token.
 
         Args:
-            labels: Index of each word's tag at its first token, -100 elsewhere: (batch, length).
-            num_items_in_batch: Words of the global batch.
+            labels: Index of the tag at the first token of a word, -100 elsewhere: (batch, length).
+            num_items_in_batch: Number of words in the global batch.
 
         Returns:
-            `loss`, its parts in `losses`, and logits of shape (batch, length, 2 or tags).
+            `loss`, its parts in `losses`, and logits of shape (batch, length, 2) and
+            (batch, length, tags).
         """
         hidden = self.encoder(input_ids=input_ids, attention_mask=attention_mask)[0]
         outputs = ModelOutput(detect_logits=self.detect(hidden), tag_logits=self.tag(hidden))

@@ -7,7 +7,7 @@ from transformers import PreTrainedTokenizerBase
 
 
 class Predictor:
-    """Tag sentences, given as lists of words."""
+    """Predict the tags of sentences, which are lists of words or texts."""
 
     columns = ["words"]
     takes_lists = True

@@ -1,0 +1,123 @@
+"""Functions that run programs in a folder: offline, on the CPU, one thread per process."""
+
+from __future__ import annotations
+
+import atexit
+import multiprocessing
+import os
+import runpy
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from types import ModuleType
+from unittest import mock
+
+SETTINGS = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+# With the variables of pytest-xdist, a pytest that a test starts would act as an xdist worker.
+ENVIRONMENT = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_XDIST")} | SETTINGS
+ACCELERATE = Path(sys.executable).with_name("accelerate")
+TIMEOUT = 300.0  # in seconds; a program that runs longer is killed
+
+# The server imports these modules once. It skips modules that are not installed.
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(
+    [
+        *("torch", "torch.distributed.fsdp", "torchmetrics.classification", "accelerate.tracking"),
+        *("transformers.generation", "transformers.modeling_utils", "transformers.optimization"),
+        *("transformers.models.auto.modeling_auto", "transformers.models.auto.tokenization_auto"),
+        *("transformers.tokenization_utils_tokenizers", "datasets", "peft", "sacrebleu"),
+        *("matplotlib.figure", "matplotlib.backends.backend_agg"),
+    ]
+)
+
+Done = subprocess.CompletedProcess[str]
+
+
+def run(
+    folder: Path, *command: str | Path, code: int = 0, timeout: float = TIMEOUT, **variables: str
+) -> Done:
+    """Run a program in a new process, and return its exit code and output.
+
+    Args:
+        folder: The working directory of the program.
+        code: The expected exit code.
+        variables: Environment variables that are added to `ENVIRONMENT`.
+
+    Raises:
+        AssertionError: The exit code is not `code`.
+    """
+    done = subprocess.run(
+        list(map(str, command)),
+        cwd=folder,
+        env=ENVIRONMENT | variables,
+        stdin=subprocess.DEVNULL,  # a prompt, as for trust_remote_code, would fail
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+    )
+    return _checked(done, code)
+
+
+def run_python(folder: Path, *command: str | Path, code: int = 0, typed: str = "") -> Done:
+    """Run `python COMMAND...` like `run`, but in a process that is forked from a server.
+
+    The server has already imported the modules that are listed above. The forked process therefore
+    saves several seconds of imports. Its PYTHONPATH consists of the folder and the folder's
+    subfolder tests/.
+
+    Args:
+        typed: The text that the program reads from standard input.
+    """
+    words = list(map(str, command))
+    with tempfile.TemporaryDirectory() as temporary:
+        files = [Path(temporary, name) for name in ("input", "output", "error")]
+        files[0].write_text(typed, encoding="utf-8")
+        process = FORKS.Process(target=_execute, args=(words, folder, files))
+        # The first call also starts the server, which inherits these variables.
+        with mock.patch.dict(os.environ, SETTINGS):
+            process.start()
+        process.join(TIMEOUT)
+        texts = [file.read_text(encoding="utf-8", errors="replace") for file in files[1:]]
+    if process.exitcode is None:
+        process.kill()
+        raise TimeoutError(f"{words}\n{texts}")
+    return _checked(subprocess.CompletedProcess(words, process.exitcode, *texts), code)
+
+
+def _execute(command: list[str], folder: Path, files: list[Path]) -> None:
+    """Execute `python COMMAND...` in this process."""
+    os.chdir(folder)
+    os.environ.clear()
+    added = [str(folder), str(folder / "tests")]
+    os.environ.update(ENVIRONMENT, PYTHONPATH=os.pathsep.join(added))
+    for descriptor, file in enumerate(files):
+        flags = os.O_RDONLY if descriptor == 0 else os.O_WRONLY | os.O_CREAT
+        os.dup2(os.open(file, flags), descriptor)
+    sys.stdin = os.fdopen(0, encoding="utf-8")  # multiprocessing has replaced sys.stdin
+    installed = [entry for entry in sys.path if entry.startswith((sys.prefix, sys.base_prefix))]
+    sys.path[:] = ["", *added, *installed]
+    try:
+        _run_main(command)
+    finally:
+        atexit._run_exitfuncs()  # a forked process does not run the functions of atexit
+
+
+def _run_main(command: list[str]) -> None:
+    first, *rest = command
+    if first == "-c":
+        sys.argv[:] = [first, *rest[1:]]
+        sys.modules["__main__"] = main = ModuleType("__main__")
+        exec(compile(rest[0], "<string>", "exec"), main.__dict__)
+    elif first == "-m":
+        sys.argv[:] = rest
+        runpy.run_module(rest[0], run_name="__main__", alter_sys=True)
+    else:
+        sys.argv[:] = command
+        sys.path[0] = os.path.dirname(os.path.abspath(first))
+        runpy.run_path(first, run_name="__main__")
+
+
+def _checked(done: Done, code: int) -> Done:
+    assert done.returncode == code, (done.stdout + done.stderr)[-5000:]
+    return done
