@@ -1,19 +1,20 @@
-"""Measure the speed of prediction: predict.py and validation, compared with transformers' tools.
+"""Compare the speed of predict.py, and of validation, with that of transformers.
 
-python bench/prediction.py [--encoder FOLDER] [--decoder FOLDER] [--tasks ...] [--write FOLDER]
+python bench/prediction.py [--encoder FOLDER] [--rows 200] [--rounds 2] [--write FOLDER]
 
-classification: `pipeline`, with the best of several batch sizes, on texts of varying length.
-seq2seq: `Seq2SeqTrainer.predict`; validation: the validation of train.py, compared with
-`Seq2SeqTrainer.evaluate`, which computes the same scores. Both with `predict_with_generate`.
-causal_lm, chat: `pipeline`, and continuous batching by `generate_batch`.
+classification: `pipeline` with several batch sizes. seq2seq: `Seq2SeqTrainer.predict`. validation:
+a validation of train.py for seq2seq, and `Seq2SeqTrainer.evaluate`, which computes the same scores;
+both trainers with `predict_with_generate`. causal_lm and chat: `pipeline` with several batch sizes
+and with a static cache, and continuous batching by `generate_batch`.
 
-All of them predict the same rows with the same weights alternately, in one process with one
-thread, by greedy search; the models are trained briefly first, so that the lengths of their outputs
-vary. The seconds are those of the processor, on which other processes have little influence. The
-predictions are compared with those of `generate` row by row. Needs no network.
+All systems predict the same rows with the same weights alternately, in one process with one thread,
+by greedy search. The models are trained briefly before, so that the lengths of their outputs vary.
+The script measures CPU time, on which other processes have little influence, and compares the
+predictions with those of a batch size of 1. It needs no network.
 """
 
 import argparse
+import copy
 import json
 import os
 import statistics
@@ -30,15 +31,14 @@ from typing import Any
 import numpy as np
 from common import environment, render, table
 
-MEDIAN, SIGMA = 2.0, 0.8  # rows of data/ in a text, log-normal
+MEDIAN, SIGMA = 2.0, 0.8  # log-normal distribution of the number of rows joined to a text
 PROMPT = 24  # median number of words of a prompt of causal_lm
-BATCH_SIZES = (1, 8, 32)  # of the pipeline
+BATCH_SIZES = (1, 8, 32)  # of the tools of transformers
 BATCH_SIZE = 32
 MAX_LEN = 256
 NEW_TOKENS = 128
-STEPS = {"classification": 2, "causal_lm": 100, "chat": 300}  # of training; others: --steps
+STEPS = {"classification": 2, "causal_lm": 100}  # of training; others: --steps
 OURS = "this project"
-BY_ROW = "row by row"
 
 
 def write_rows(source: Path, target: Path, count: int, seed: int) -> None:
@@ -70,7 +70,7 @@ def join(some: list[dict], size: float, rng: np.random.Generator) -> dict[str, A
 
 
 def train(project: Path, folder: Path, *arguments: str) -> Path:
-    """Train a model; return its best/."""
+    """Train a model; return the folder best/ of the run."""
     data = [f"--train_input={folder / 'train.jsonl'}", f"--valid_input={folder / 'valid.jsonl'}"]
     command = [sys.executable, "train.py", *data, f"--max_len={MAX_LEN}", *arguments]
     subprocess.run(
@@ -79,31 +79,66 @@ def train(project: Path, folder: Path, *arguments: str) -> Path:
     return folder / "run" / "best"
 
 
+class Tokens:
+    """Count the tokens that `generate` computes, and those in rows that are finished already."""
+
+    def __init__(self) -> None:
+        from transformers import GenerationMixin
+
+        self.generate = GenerationMixin.generate
+        self.computed = 0
+        self.finished = 0
+        counter = self
+
+        def counted(model: Any, input_ids: Any, **options: Any) -> Any:
+            found = counter.generate(model, input_ids, **options)
+            start = 1 if model.config.is_encoder_decoder else input_ids.shape[1]
+            new = getattr(found, "sequences", found)[:, start:]
+            counter.computed += new.numel()
+            counter.finished += int((new == model.generation_config.pad_token_id).sum())
+            return found
+
+        GenerationMixin.generate = counted
+
+    def share(self) -> float:
+        """Return the share of tokens in finished rows since the last call."""
+        share = self.finished / (self.computed or 1)
+        self.computed = self.finished = 0
+        return share
+
+
 def compare(systems: dict[str, Callable[[], list[str]]], rounds: int) -> dict[str, Any]:
-    """Run all alternately, but `BY_ROW` only once, for the expected predictions.
+    """Run all systems alternately, but the first one only once.
 
     Returns:
-        The median seconds of the processor, and the share of predictions that are as expected.
+        Median CPU seconds, the fraction of predictions that equal those of the first system, and
+        the share of generated tokens that belong to finished rows.
     """
     seconds: dict[str, list[float]] = {}
     texts: dict[str, list[str]] = {}
+    shares: dict[str, float] = {}
+    first = next(iter(systems))
+    tokens = Tokens()
     for number in range(rounds):
         for name, predict in systems.items():
-            if name == BY_ROW and number > 0:
+            if name == first and number > 0:
                 continue
             start = time.process_time()
-            found = predict()
+            texts[name] = predict()
             seconds.setdefault(name, []).append(time.process_time() - start)
-            texts[name] = found
-    equal = {
-        name: statistics.mean(a == b for a, b in zip(found, texts[BY_ROW], strict=True))
-        for name, found in texts.items()
+            shares[name] = tokens.share()
+    return {
+        name: (
+            statistics.median(times),
+            statistics.mean(a == b for a, b in zip(texts[name], texts[first], strict=True)),
+            shares[name],
+        )
+        for name, times in seconds.items()
     }
-    return {name: (statistics.median(times), equal[name]) for name, times in seconds.items()}
 
 
 def project_predictor(checkpoint: Path, rows: Path, *options: str) -> tuple[Any, Callable]:
-    """Return the predictor of predict.py, and a function that predicts all rows as it does."""
+    """Return the predictor, and a function that predicts all rows as predict.py does."""
     from tqdm import tqdm
 
     import predict
@@ -132,14 +167,16 @@ def read(rows: Path, column: str) -> list[Any]:
     return [json.loads(line)[column] for line in rows.read_text(encoding="utf-8").splitlines()]
 
 
-def by_pipeline(predict: Callable, inputs: list, read_text: Callable) -> dict[str, Callable]:
-    """Return the pipeline with several batch sizes; a batch size of 1 is row by row."""
+def ordered(ours: Callable, others: list[tuple[str, Callable]]) -> dict[str, Callable]:
+    """Return all systems; the first one predicts row by row."""
+    return dict([others[0], (OURS, ours), *others[1:]])
 
+
+def by_pipeline(predict: Callable, inputs: list, read_text: Callable) -> list[tuple[str, Callable]]:
     def run(size: int) -> list[str]:
         return [read_text(found) for found in predict(inputs, batch_size=size)]
 
-    others = {f"pipeline(batch_size={size})": partial(run, size) for size in BATCH_SIZES}
-    return {BY_ROW: partial(run, 1), **others}
+    return [(f"pipeline(batch_size={size})", partial(run, size)) for size in BATCH_SIZES]
 
 
 def classification(checkpoint: Path, rows: Path) -> dict[str, Callable]:
@@ -148,33 +185,61 @@ def classification(checkpoint: Path, rows: Path) -> dict[str, Callable]:
     _, ours = project_predictor(checkpoint, rows)
     classify = pipeline("text-classification", str(checkpoint), device="cpu")
     classify = partial(classify, truncation=True, max_length=MAX_LEN)
-    others = by_pipeline(classify, read(rows, "text"), lambda found: found["label"])
-    return {BY_ROW: others.pop(BY_ROW), OURS: ours, **others}
+    return ordered(ours, by_pipeline(classify, read(rows, "text"), lambda found: found["label"]))
 
 
 def causal_lm(checkpoint: Path, rows: Path) -> dict[str, Callable]:
-    return text_generation(checkpoint, rows, read(rows, "text"))
+    texts = read(rows, "text")
+    return text_generation(checkpoint, rows, texts, lambda tokenizer, text: tokenizer(text))
 
 
 def chat(checkpoint: Path, rows: Path) -> dict[str, Callable]:
+    def encode(tokenizer: Any, messages: list[dict]) -> Any:
+        return tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)
+
     # predict.py answers the last message of a user.
-    return text_generation(checkpoint, rows, [found[:-1] for found in read(rows, "messages")])
+    messages = [found[:-1] for found in read(rows, "messages")]
+    return text_generation(checkpoint, rows, messages, encode)
 
 
-def text_generation(checkpoint: Path, rows: Path, inputs: list) -> dict[str, Callable]:
-    from transformers import pipeline
+def text_generation(
+    checkpoint: Path, rows: Path, inputs: list, encode: Callable
+) -> dict[str, Callable]:
+    from transformers import ContinuousBatchingConfig, pipeline
 
-    predictor, ours = project_predictor(checkpoint, rows, f"--max_new_tokens={NEW_TOKENS}")
+    _, ours = project_predictor(checkpoint, rows, f"--max_new_tokens={NEW_TOKENS}")
     generate = pipeline("text-generation", str(checkpoint), device="cpu", dtype="float32")
-    generate.tokenizer.padding_side = "left"
+    tokenizer = generate.tokenizer
+    tokenizer.padding_side = "left"
     options = {"max_new_tokens": NEW_TOKENS, "do_sample": False, "return_full_text": False}
-    others = by_pipeline(
-        partial(generate, **options), inputs, lambda found: found[0]["generated_text"]
-    )
-    return {BY_ROW: others.pop(BY_ROW), OURS: ours, **others}
+    generate_new = partial(generate, **options)
+
+    def text(found: list[dict]) -> str:
+        return found[0]["generated_text"]
+
+    def static() -> list[str]:
+        static_cache = {"batch_size": BATCH_SIZE, "cache_implementation": "static"}
+        return [text(found) for found in generate_new(inputs, **static_cache)]
+
+    def continuous() -> list[str]:
+        ids = [encode(tokenizer, value)["input_ids"] for value in inputs]
+        settings = copy.deepcopy(generate.model.generation_config)
+        settings.update(max_new_tokens=NEW_TOKENS, do_sample=False)
+        # The defaults fill the memory of an accelerator.
+        sizes = ContinuousBatchingConfig(page_size=32, num_blocks=512, max_batch_tokens=256)
+        found = generate.model.generate_batch(ids, settings, sizes)
+        by_number = sorted(found, key=lambda name: int(name.rpartition("_")[2]))
+        tokens = [found[name].generated_tokens for name in by_number]
+        return tokenizer.batch_decode(tokens, skip_special_tokens=True)
+
+    others = by_pipeline(generate_new, inputs, text)
+    others += [("pipeline(batch_size=32), static cache", static), ("generate_batch", continuous)]
+    return ordered(ours, others)
 
 
-def trainers(checkpoint: Path, data: list[dict], tokenizer: Any, use: Callable) -> dict:
+def trainers(
+    checkpoint: Path, data: list[dict], tokenizer: Any, use: Callable
+) -> list[tuple[str, Callable]]:
     """Return a call of `use(trainer, data)` for several batch sizes."""
     from datasets import Dataset
     from transformers import (
@@ -203,8 +268,7 @@ def trainers(checkpoint: Path, data: list[dict], tokenizer: Any, use: Callable) 
         )
         return use(trainer, dataset)
 
-    others = {f"Seq2SeqTrainer(batch {size})": partial(run, size) for size in (8, 32)}
-    return {BY_ROW: partial(run, 1), **others}
+    return [(f"Seq2SeqTrainer(batch {size})", partial(run, size)) for size in BATCH_SIZES]
 
 
 def tokenized(rows: Path, tokenizer: Any) -> list[dict]:
@@ -227,8 +291,7 @@ def seq2seq(checkpoint: Path, rows: Path) -> dict[str, Callable]:
         found = trainer.predict(dataset).predictions
         return predictor.decode(np.where(found < 0, tokenizer.pad_token_id, found))
 
-    others = trainers(checkpoint, data, tokenizer, use)
-    return {BY_ROW: others.pop(BY_ROW), OURS: ours, **others}
+    return ordered(ours, trainers(checkpoint, data, tokenizer, use))
 
 
 def validation(checkpoint: Path, rows: Path) -> dict[str, Callable]:
@@ -269,8 +332,8 @@ def validation(checkpoint: Path, rows: Path) -> dict[str, Callable]:
         trainer.evaluate(dataset)
         return texts
 
-    others = trainers(checkpoint, tokenized(rows, run.tokenizer), run.tokenizer, use)
-    return {BY_ROW: others.pop(BY_ROW), OURS: ours, **others}
+    data = tokenized(rows, run.tokenizer)
+    return ordered(ours, trainers(checkpoint, data, run.tokenizer, use))
 
 
 SYSTEMS: dict[str, Callable[[Path, Path], dict[str, Callable]]] = {
@@ -283,15 +346,14 @@ SYSTEMS: dict[str, Callable[[Path, Path], dict[str, Callable]]] = {
 
 
 def measure(name: str, args: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """Train a model and measure it, in a process of the rendered project."""
+    """Train a model; measure predictions in a process that runs in the rendered project."""
     task = "seq2seq" if name == "validation" else name
     project = render(task, folder)
     for part, count, seed in (("train", 3000, 0), ("valid", 100, 1), ("new", args.rows, 2)):
         source = project / "data" / ("train.jsonl" if part == "train" else "valid.jsonl")
         write_rows(source, folder / f"{part}.jsonl", count, seed)
-    base = args.encoder if task == "classification" else args.decoder if task == "chat" else None
-    more = ["--model_id", base] if base else []
-    steps = 2 if base else STEPS.get(task, args.steps)
+    more = ["--model_id", args.encoder] if args.encoder and task == "classification" else []
+    steps = STEPS.get(task, args.steps)
     checkpoint = train(project, folder, *more, f"--max_steps={steps}")
     command = [sys.executable, __file__, "--measure", name, str(checkpoint), "--rounds"]
     done = subprocess.run(
@@ -310,31 +372,38 @@ def markdown(results: dict[str, Any], args: argparse.Namespace, about: dict[str,
     rows = []
     for task, systems in results.items():
         ours = systems[OURS][0]
-        for name, (seconds, equal) in systems.items():
+        for name, (seconds, equal, share) in systems.items():
             row = [task, name, f"{args.rows / seconds:,.1f}", f"{seconds / ours:.2f}"]
-            rows.append([*row, f"{equal:.1%}"])
-    head = ["task", "system", "rows/s", "this project is × as fast", "predictions as row by row"]
+            rows.append([*row, f"{equal:.1%}", f"{share:.0%}" if share else ""])
+    head = ["task", "system", "rows per CPU second", f"{OURS} is × as fast"]
+    head += ["equal predictions", "tokens of finished rows"]
     return f"""# Speed of prediction
 
-Made by `python bench/prediction.py`. {"; ".join(f"{k} {v}" for k, v in about.items())}.
-{args.rows} rows, medians of {args.rounds} rounds, one thread, seconds of the processor. Texts are
-rows of the project's data, joined; the number of joined rows is log-normal (median {MEDIAN:.0f},
-sigma {SIGMA}). Greedy search, at most {NEW_TOKENS} new tokens.
-validation: loss, generation and scores of a validation in training (seq2seq).
-transformers 5 has no pipeline from text to text.
+Written by `python bench/prediction.py`. {"; ".join(f"{k} {v}" for k, v in about.items())}.
+{args.rows} rows, medians of {args.rounds} rounds (batch size 1: one run), one thread. Texts are
+joined rows of the project's data; the number of joined rows has a log-normal distribution (median
+{MEDIAN:.0f}, sigma {SIGMA}). Prompts of causal_lm have {PROMPT} words in the median; chat answers
+the conversations of the data. The model for classification is the encoder given by `--encoder`; the
+others are `tiny` after {args.steps} training steps (causal_lm: {STEPS["causal_lm"]}), and generate
+at most {NEW_TOKENS} tokens by greedy search. validation: loss, generation and scores of seq2seq.
+Equal predictions: compared with those of a batch size of 1. Tokens of finished rows: the share of
+tokens that are computed for rows that have ended, while others in their batch have not.
+transformers 5 has no text-to-text pipeline.
 
 {table(*head, rows=rows)}"""
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("--rows", type=int, default=600)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=300, help="training steps of seq2seq")
+    parser = argparse.ArgumentParser(
+        description=__doc__.partition("\n")[0],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("--rows", type=int, default=200, help="rows to predict")
+    parser.add_argument("--rounds", type=int, default=2, help="runs of each system")
+    parser.add_argument("--steps", type=int, default=300, help="training steps of seq2seq and chat")
     parser.add_argument("--encoder", help="folder of an encoder, such as all-MiniLM-L6-v2")
-    parser.add_argument("--decoder", help="folder of a chat model, such as SmolLM2-135M-Instruct")
-    parser.add_argument("--tasks", nargs="+", default=list(SYSTEMS))
-    parser.add_argument("--write", help="folder of the results")
+    parser.add_argument("--tasks", nargs="+", default=list(SYSTEMS), help="tasks")
+    parser.add_argument("--write", help="folder for prediction.md")
     parser.add_argument("--measure", nargs=2, help=argparse.SUPPRESS)
     parser.add_argument("--input", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
