@@ -64,7 +64,7 @@ def join(some: list[dict], size: float, rng: np.random.Generator) -> dict[str, A
     if list(first) == ["text"]:
         words = first["text"].split(" ")
         start = rng.integers(0, max(1, len(words) - 100))
-        return {"text": " ".join(words[start:][: max(2, int(PROMPT / MEDIAN * size))])}
+        return {"text": " ".join(words[start:][: min(60, max(2, int(PROMPT / MEDIAN * size)))])}
     row = {name: " _ ".join(part[name] for part in some) for name in first}
     return row | ({"label": first["label"]} if "label" in row else {})
 
