@@ -65,6 +65,15 @@ class Predictor:
         self.head = len(marks) - self.added_end
         self.pads = self._ignores_padding()
 
+    def lengths(self, texts: list) -> list[int]:
+        """Return the number of tokens of each prompt and its continuation.
+
+        The new tokens take most of the time: a few large batches with padding are faster than many
+        small ones without.
+        """
+        new = self.options.get("max_new_tokens", 0)
+        return [len(self._prompt(text)) + new for text in texts]
+
     def __call__(self, texts: list) -> list[dict]:
         """Return the `prediction` for each text: its continuation."""
         prompts = [self._prompt(text) for text in texts]

@@ -88,6 +88,16 @@ class Predictor:
                 raise DataError(f"{locate_row(source, n)}: {error}") from None
             yield {column: value}
 
+    def lengths(self, texts: Sequence[Any]) -> list[int]:
+        """Return the number of tokens of each prompt and its answer.
+
+        The answers take most of the time: a few large batches with padding are faster than many
+        small ones without.
+        """
+        new = self.options.get("max_new_tokens", 0)
+        prompts = (self._prompt(to_answer(self.columns[0], text)) for text in texts)
+        return [len(prompt) + new for prompt, _ in prompts]
+
     def __call__(self, texts: Sequence[Any]) -> list[dict]:
         """Generate the next answer for each conversation or prompt; return it as `prediction`.
 

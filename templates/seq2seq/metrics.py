@@ -1,11 +1,13 @@
 """The scores of a validation."""
 
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import sacrebleu
 import torch
 from accelerate.utils import gather_object
+from torch.nn.functional import pad
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from reading.decoding import Decoder
@@ -21,6 +23,9 @@ OPTIONS: dict[str, dict] = {
     },
 }
 SAMPLES = 10  # number of texts in samples.txt
+# Minimum number of examples for which targets are generated together. On a CPU, micro-batches of
+# long examples are small, but generation is faster in large batches.
+TOGETHER = {"cpu": 32}
 
 
 class Scores:
@@ -43,6 +48,8 @@ class Scores:
         self.max_new_tokens = min(max_new_tokens, positions)
         self.generates = max_new_tokens > 0
         self.decode = Decoder(tokenizer, model.generation_config)
+        self.padding = {"input_ids": tokenizer.pad_token_id or 0, "attention_mask": 0}
+        self.together = TOGETHER.get(device.type, 1)
         self.reset()
 
     @staticmethod
@@ -54,24 +61,42 @@ class Scores:
     def reset(self) -> None:
         """Start a validation."""
         self.texts: list[tuple[str, str, str]] = []  # source, target, generated text
+        self.waiting: list[dict[str, Any]] = []  # batches without generated texts
 
     def update(self, outputs: Any, batch: dict[str, Any]) -> None:
         """Add a batch, and the outputs of the model for this batch."""
         if not self.generates:
             return
-        if "generated_text" not in batch:  # another Scores object may have added it
-            generated = generate_greedily(
-                self.model, batch["input_ids"], batch["attention_mask"], self.max_new_tokens
-            )
-            batch["generated_text"] = self.decode(generated)
-        texts = zip(
-            batch["source_text"], batch["target_text"], batch["generated_text"], strict=True
-        )
-        self.texts += texts
+        self.waiting.append(batch)
+        if sum(len(waiting["input_ids"]) for waiting in self.waiting) >= self.together:
+            self._generate()
+
+    def _generate(self) -> None:
+        """Generate the targets of the waiting batches, in one batch."""
+        # Another Scores object may have generated the targets of some batches.
+        new = [batch for batch in self.waiting if "generated_text" not in batch]
+        if new:
+            ids, mask = (self._joined(new, name) for name in self.padding)
+            generated = generate_greedily(self.model, ids, mask, self.max_new_tokens)
+            texts = iter(self.decode(generated))
+            for batch in new:
+                batch["generated_text"] = list(islice(texts, len(batch["input_ids"])))
+        names = ("source_text", "target_text", "generated_text")
+        for batch in self.waiting:
+            self.texts += zip(*(batch[name] for name in names), strict=True)
+        self.waiting = []
+
+    def _joined(self, batches: list[dict[str, Any]], name: str) -> torch.Tensor:
+        """Stack the values of several batches, padded to the longest."""
+        values = [batch[name] for batch in batches]
+        width = max(value.shape[1] for value in values)
+        fill = self.padding[name]
+        return torch.cat([pad(value, (0, width - value.shape[1]), value=fill) for value in values])
 
     def compute(self, loss: float) -> dict[str, float]:
         """Return the scores by name; `loss` is the mean over all target tokens."""
         scores = {"perplexity": torch.tensor(loss, dtype=torch.float64).exp().item()}
+        self._generate()
         self.texts = gather_object(self.texts)
         if self.texts:
             _, targets, generated = zip(*self.texts, strict=True)
