@@ -50,34 +50,59 @@ def read_config(
     resumed = None
     if checkpoint is not None:
         resumed = SavedRun.read(checkpoint)
-        saved = {name: v for name, v in resumed.args.items() if name in defaults}
-        _check_fixed({**defaults, **saved}, given)
-        place = {**defaults, **given}["restore_dir"]
-        if "outdir" not in given:
-            saved["outdir"] = _outdir_of(place, defaults)
-        elif place != AUTO and not _is_inside(Path(place), Path(given["outdir"])):
-            _check_unused(Path(given["outdir"]), place)
-        if unknown := sorted(resumed.args.keys() - defaults.keys()):
-            notes.append(
-                f"{checkpoint} has arguments that train.py does not have: {', '.join(unknown)}"
-            )
-        notes += _unused_base(saved, given)
-        notes += _changes(saved, given)
-        if "epochs" in given and "max_steps" not in given and saved.get("max_steps"):
-            notes.append(f"--max_steps {saved.pop('max_steps')} no longer applies")
+        saved, more = _saved_arguments(resumed, checkpoint, defaults, given)
+        notes += more
     elif "train_input" in given and "valid_input" not in given:
         saved["valid_input"] = None
     values = {**defaults, **saved, **given}
-    averages = OPTIMIZERS[values["optimizer"]].averages
-    if averages and "lr_scheduler_type" not in {**saved, **given}:
-        values["lr_scheduler_type"] = "constant_with_warmup"
     values["restore_dir"] = None if checkpoint is None else str(checkpoint)
-    if values["lora_rank"] and values["lora_alpha"] is None:
-        values["lora_alpha"] = 2 * values["lora_rank"]
-    _check_held_out(task, values, {} if resumed is None else saved, given)
+    _set_dependent_defaults(values, {**saved, **given})
+    _check_held_out(task, values, saved if resumed else {}, given)
     config = RunConfig(resumed=resumed, **_by_field(values, task))
     config.validate()
     return config, notes
+
+
+def _saved_arguments(
+    resumed: SavedRun, checkpoint: Path, defaults: dict[str, Any], given: dict[str, Any]
+) -> tuple[dict[str, Any], list[str]]:
+    """Return the arguments that a resumed run keeps, and lines about those that differ.
+
+    A `model_id` that the run does not use is removed from `given`.
+
+    Raises:
+        RunError: An argument cannot be changed, or `outdir` contains another run.
+    """
+    saved = {name: v for name, v in resumed.args.items() if name in defaults}
+    _check_fixed({**defaults, **saved}, given)
+    place = {**defaults, **given}["restore_dir"]
+    if "outdir" not in given:
+        saved["outdir"] = _outdir_of(place, defaults)
+    elif place != AUTO and not _is_inside(Path(place), Path(given["outdir"])):
+        _check_unused(Path(given["outdir"]), place)
+    notes = []
+    if unknown := sorted(resumed.args.keys() - defaults.keys()):
+        notes.append(
+            f"{checkpoint} has arguments that train.py does not have: {', '.join(unknown)}"
+        )
+    notes += _unused_base(saved, given)
+    notes += _changes(saved, given)
+    if "epochs" in given and "max_steps" not in given and saved.get("max_steps"):
+        notes.append(f"--max_steps {saved.pop('max_steps')} no longer applies")
+    return saved, notes
+
+
+def _set_dependent_defaults(values: dict[str, Any], chosen: dict[str, Any]) -> None:
+    """Set the defaults that depend on other arguments.
+
+    Args:
+        values: All arguments, which are modified.
+        chosen: Those of the command line and of the resumed run.
+    """
+    if OPTIMIZERS[values["optimizer"]].averages and "lr_scheduler_type" not in chosen:
+        values["lr_scheduler_type"] = "constant_with_warmup"
+    if values["lora_rank"] and values["lora_alpha"] is None:
+        values["lora_alpha"] = 2 * values["lora_rank"]
 
 
 def _find_checkpoint(values: dict[str, Any], intact: str | None) -> tuple[Path | None, list[str]]:
