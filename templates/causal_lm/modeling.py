@@ -78,6 +78,8 @@ class Model(Wrapper, WrapperGenerationMixin):
         """Replace a linear head with `LinearHead`, which does not keep all logits in memory."""
         if self.device.type == "meta":
             return
+        if getattr(self.config, "separate_documents", False):  # from the schema of a data set
+            self.check_documents()
         head = self.lm.get_output_embeddings()
         if not self._has_linear_head():
             return
