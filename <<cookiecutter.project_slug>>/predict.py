@@ -77,7 +77,7 @@ def load_trained(task: Task, args: argparse.Namespace, accelerator: Accelerator)
     if settings is None:
         settings = PredictorConfig(MAX_LEN, schema={}, options={})
         accelerator.print(
-            f"{args.checkpoint} has no {PREDICTOR_FILE}: using --max_len "
+            f"{args.checkpoint}: no {PREDICTOR_FILE} found; using --max_len "
             f"{args.max_len or MAX_LEN}, and the defaults of all other settings of its training, "
             "such as columns"
         )

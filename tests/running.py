@@ -72,7 +72,8 @@ def run_python(folder: Path, *command: str | Path, code: int = 0, typed: str = "
     words = list(map(str, command))
     with tempfile.TemporaryDirectory() as temporary:
         files = [Path(temporary, name) for name in ("input", "output", "error")]
-        files[0].write_text(typed, encoding="utf-8")
+        for file, text in zip(files, (typed, "", ""), strict=True):
+            file.write_text(text, encoding="utf-8")
         process = FORKS.Process(target=_execute, args=(words, folder, files))
         # The first call also starts the server, which inherits these variables.
         with mock.patch.dict(os.environ, SETTINGS):
@@ -92,7 +93,7 @@ def _execute(command: list[str], folder: Path, files: list[Path]) -> None:
     added = [str(folder), str(folder / "tests")]
     os.environ.update(ENVIRONMENT, PYTHONPATH=os.pathsep.join(added))
     for descriptor, file in enumerate(files):
-        flags = os.O_RDONLY if descriptor == 0 else os.O_WRONLY | os.O_CREAT
+        flags = os.O_RDONLY if descriptor == 0 else os.O_WRONLY
         os.dup2(os.open(file, flags), descriptor)
     sys.stdin = os.fdopen(0, encoding="utf-8")  # multiprocessing has replaced sys.stdin
     installed = [entry for entry in sys.path if entry.startswith((sys.prefix, sys.base_prefix))]

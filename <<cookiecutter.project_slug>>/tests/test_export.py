@@ -72,6 +72,11 @@ def test_weights_too_large_for_a_dtype_are_refused(checkpoint, tmp_path):
     assert not (tmp_path / "exported").exists()
 
 
+@pytest.mark.parametrize("place", ["/no/such/folder", "not a name"])
+def test_missing_checkpoint_has_no_settings(place):
+    assert PredictorConfig.read(place) is None  # then loading the model reports the reason
+
+
 def test_output_folder_that_cannot_be_written_is_refused(checkpoint, tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(RunError, match="not saved"):

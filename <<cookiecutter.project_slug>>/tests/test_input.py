@@ -216,7 +216,7 @@ def test_validation_data_without_targets_are_refused(arguments, monkeypatch, tmp
         return examples
 
     monkeypatch.setattr(Task, "read", without_targets)
-    with pytest.raises(RunError, match="--valid_input: no target items"):
+    with pytest.raises(RunError, match="--valid_input: no target items with a positive weight"):
         train.main(arguments)
     assert not (tmp_path / "run").exists()
 

@@ -57,7 +57,9 @@ def read_config(
     values = {**defaults, **saved, **given}
     values["restore_dir"] = None if checkpoint is None else str(checkpoint)
     _set_dependent_defaults(values, {**saved, **given})
-    _check_held_out(task, values, saved if resumed else {}, given)
+    _check_hold_out_is_used(values, given)
+    if resumed is not None and values["valid_input"] is None:
+        _check_same_hold_out(task, saved, given)
     config = RunConfig(resumed=resumed, **_by_field(values, task))
     config.validate()
     return config, notes
@@ -205,10 +207,10 @@ def _unused_base(saved: dict[str, Any], given: dict[str, Any]) -> list[str]:
 
     Only the checkpoint of an adapter refers to its base model, which may have been moved.
     """
-    if saved.get("lora_rank") or (model_id := given.pop("model_id", None)) in (
-        None,
-        saved["model_id"],
-    ):
+    if saved.get("lora_rank"):
+        return []
+    model_id = given.pop("model_id", saved["model_id"])
+    if model_id == saved["model_id"]:
         return []
     return [
         f"--model_id {model_id} is not used: the weights are those of the checkpoint, which began "
@@ -216,30 +218,32 @@ def _unused_base(saved: dict[str, Any], given: dict[str, Any]) -> list[str]:
     ]
 
 
-def _check_held_out(
-    task: TaskOptions, values: dict[str, Any], saved: dict[str, Any], given: dict[str, Any]
-) -> None:
-    """Check the arguments that determine which examples are held out for validation.
+def _check_hold_out_is_used(values: dict[str, Any], given: dict[str, Any]) -> None:
+    """Check that arguments about held-out examples have an effect.
 
     Args:
         values: All arguments.
-        saved: Arguments of the resumed run, if any.
         given: Arguments of this command.
 
     Raises:
-        RunError: They have no effect, or the resumed run may have trained on examples that would
-            be held out.
+        RunError: There are validation data, so that nothing is held out.
     """
-    if values["valid_input"] is not None:
-        for name in ("valid_size", "valid_fold"):
-            if name in given:
-                raise RunError(
-                    f"--{name} {given[name]}: nothing is held out, since the validation data are "
-                    f"{values['valid_input']}; expected --train_input without --valid_input"
-                )
+    if values["valid_input"] is None:
         return
-    if not saved:
-        return
+    for name in ("valid_size", "valid_fold"):
+        if name in given:
+            raise RunError(
+                f"--{name} {given[name]}: nothing is held out, since the validation data are "
+                f"{values['valid_input']}; expected --train_input without --valid_input"
+            )
+
+
+def _check_same_hold_out(task: TaskOptions, saved: dict[str, Any], given: dict[str, Any]) -> None:
+    """Check that a resumed run holds out the same examples as before.
+
+    Raises:
+        RunError: It may have trained on examples that would now be held out.
+    """
     for name in ("valid_size", "valid_fold", "seed", "max_len", *task.data_options):
         if name in given and given[name] != saved.get(name):
             raise RunError(

@@ -12,7 +12,6 @@ import torch
 from safetensors import SafetensorError, safe_open
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils import cached_file
 from transformers.utils.hub import extract_commit_hash
 
 from errors import RunError
@@ -21,6 +20,7 @@ from model.revision import split_revision
 from .adapter import base_of, compare_base, is_adapter, load_options
 from .config import ADAPTER_FILE, RunConfig
 from .contract import Task
+from .hub_files import find_file
 from .packages import require
 
 LOADING_ERRORS = (OSError, ValueError, ImportError, RuntimeError)
@@ -52,18 +52,10 @@ def load_tokenizer(model_id: str) -> PreTrainedTokenizerBase:
 
 def commit_of(model_id: str) -> str | None:
     """Return the commit of a Hub id, from its config.json in the local cache; None for a folder."""
-    name, hub = split_revision(os.path.expanduser(model_id))
-    if Path(name).is_dir():
+    model_id = os.path.expanduser(model_id)
+    if Path(model_id).is_dir():
         return None
-    file = cached_file(
-        name,
-        "config.json",
-        local_files_only=True,
-        _raise_exceptions_for_missing_entries=False,
-        _raise_exceptions_for_connection_errors=False,
-        **hub,
-    )
-    return extract_commit_hash(file, None)
+    return extract_commit_hash(find_file(model_id, "config.json", local_files_only=True), None)
 
 
 def build_config(
@@ -253,18 +245,10 @@ def _check_no_adapter(model_id: str) -> None:
     Raises:
         RunError: It is.
     """
-    name, hub = split_revision(model_id)
-    file = cached_file(
-        name,
-        ADAPTER_FILE,
-        _raise_exceptions_for_missing_entries=False,
-        _raise_exceptions_for_connection_errors=False,
-        **hub,
-    )
-    if file is not None:
+    if find_file(model_id, ADAPTER_FILE) is not None:
         raise RunError(
             f"{model_id}: an adapter on the Hub; expected a folder "
-            f"(`hf download {name} --local-dir FOLDER`)"
+            f"(`hf download {split_revision(model_id)[0]} --local-dir FOLDER`)"
         )
 
 
@@ -367,15 +351,7 @@ def _check_tokens(model_id: str, tokenizer: PreTrainedTokenizerBase) -> None:
     """
     if not tokenizer.is_fast:
         return
-    name, hub = split_revision(model_id)
-    file = cached_file(
-        name,
-        "tokenizer.json",
-        local_files_only=True,
-        **hub,
-        _raise_exceptions_for_missing_entries=False,
-        _raise_exceptions_for_connection_errors=False,
-    )
+    file = find_file(model_id, "tokenizer.json", local_files_only=True)
     if file is None:
         return
     own = Tokenizer.from_file(file)

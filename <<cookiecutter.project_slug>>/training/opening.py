@@ -216,7 +216,9 @@ class _Opening:
         for name, examples in self.valid_examples.items():
             if examples.num_items.sum() == 0:  # the mean loss would be 0, and the best
                 label = f"--valid_input {name}".strip()
-                raise RunError(f"{label}: no target items with a weight; expected some")
+                raise RunError(
+                    f"{label}: no target items with a positive weight; expected at least one"
+                )
         if config.valid_input is None:
             self.notes.append(
                 f"no --valid_input: {len(self.valid_examples['']):,} examples of --train_input are "

@@ -8,11 +8,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers.utils import cached_file
-
 from errors import RunError
-from model.revision import split_revision
 
+from .hub_files import find_file
 from .state import STATE_FILE, SavedRun, to_json
 
 PREDICTOR_FILE = "predictor_config.json"
@@ -39,7 +37,7 @@ class PredictorConfig:
 
     @classmethod
     def read(cls, checkpoint: str) -> "PredictorConfig | None":
-        """Read the settings of a checkpoint; return None if it has none.
+        """Read the settings of a checkpoint; return None if none are found.
 
         Args:
             checkpoint: A folder or a Hub id. Folders of earlier versions have the settings only in
@@ -48,14 +46,7 @@ class PredictorConfig:
         Raises:
             RunError: The file is invalid.
         """
-        name, hub = split_revision(checkpoint)
-        path = cached_file(
-            name,
-            PREDICTOR_FILE,
-            _raise_exceptions_for_missing_entries=False,
-            _raise_exceptions_for_connection_errors=False,
-            **hub,
-        )
+        path = find_file(checkpoint, PREDICTOR_FILE)
         if path is None:
             folder = Path(checkpoint)
             return cls.of(SavedRun.read(folder)) if (folder / STATE_FILE).is_file() else None

@@ -183,7 +183,8 @@ class Dataset(torch.utils.data.Dataset):
             train: Training data, if this data set is validation data.
         """
         origin = self.origin
-        yield from origin.line("with an empty message", np.array(list(self._empty()), dtype=int))
+        empty = np.fromiter(self._with_empty_message(), dtype=int)
+        yield from origin.line("with an empty message", empty)
 
         def encode(batch: dict[str, list]) -> list[list]:
             targets = self.schema["targets"]
@@ -198,7 +199,7 @@ class Dataset(torch.utils.data.Dataset):
         yield from origin.doubled("input_ids", self.tokenizer)
         yield from origin.repeated(own, others[0] if others else None)
 
-    def _empty(self) -> Iterator[int]:
+    def _with_empty_message(self) -> Iterator[int]:
         """Yield the index of each conversation with a message without text."""
         batches = self.origin.texts.iter(batch_size=1000)
         rows = (row for batch in batches for row in rows_of(batch, self.columns))
