@@ -121,8 +121,11 @@ def test_arguments_come_from_a_yaml_file_and_the_command_line(arguments, tmp_pat
         ("compile: 3", "compile: 3; expected true or false"),
         ("- 4", "expected lines of"),
         ("lr: [", "cannot be read"),
-        ("lr: 1\nlr: 2", "both lr and lr; expected one of them"),
-        ("lr: 1\nlearning_rate: 2", "both lr and learning_rate"),
+        ("lr: 1\nlr: 2", "lr is given twice; expected it once"),
+        (
+            "lr: 1\nlearning_rate: 2",
+            "lr is given twice, as lr and as learning_rate; expected it once",
+        ),
         ("[lr]: 1", "no argument"),
     ],
 )

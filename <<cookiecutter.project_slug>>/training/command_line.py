@@ -70,7 +70,7 @@ def parse_predict_args(argv: list[str]) -> argparse.Namespace:
         raise RunError(f"--output {output}: there is no folder {output.parent}")
     if output.exists() and not output.is_file():
         kind = "a folder" if output.is_dir() else "not a regular file"
-        raise RunError(f"--output {output}: {kind}; expected a file, which is written at the end")
+        raise RunError(f"--output {output}: {kind}; expected a new or regular file")
     for name in ("output", "column"):
         if args.input is None and (value := getattr(args, name)) is not None:
             shown = " ".join(value) if isinstance(value, list) else value

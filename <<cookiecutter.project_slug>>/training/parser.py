@@ -111,8 +111,10 @@ def insert_yaml(parser: argparse.ArgumentParser, argv: list[str]) -> list[str]:
             near = difflib.get_close_matches(name, known, n=1)
             hint = f"; did you mean {near[0]}?" if near else ""
             raise RunError(f"--config {path}: no argument {name}{hint}")
-        if (other := names.setdefault(known[name].dest, name)) is not name:
-            raise RunError(f"--config {path}: both {other} and {name}; expected one of them")
+        if (other := names.get(known[name].dest)) is not None:
+            same = "" if other == name else f", as {other} and as {name}"
+            raise RunError(f"--config {path}: {other} is given twice{same}; expected it once")
+        names[known[name].dest] = name
         lines += _as_arguments(path, name, value, is_flag=known[name].nargs == 0)
     return [*lines, *argv]
 
