@@ -124,7 +124,7 @@ def test_arguments_come_from_a_yaml_file_and_the_command_line(arguments, tmp_pat
         ("lr: 1\nlr: 2", "lr is given twice; expected it once"),
         (
             "lr: 1\nlearning_rate: 2",
-            "lr is given twice, as lr and as learning_rate; expected it once",
+            "lr is given twice, as lr and as learning_rate",
         ),
         ("[lr]: 1", "no argument"),
     ],

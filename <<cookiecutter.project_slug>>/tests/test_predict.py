@@ -166,7 +166,7 @@ def test_invalid_arguments_are_refused_before_predicting(checkpoint, sample, tmp
     (unusable / "link").symlink_to(sample / "valid.jsonl")
     for arguments, words in (
         (["--output", str(unusable / "out.jsonl")], "out.jsonl: expected --input, too"),
-        ([*given, "--output", str(unusable)], "unusable: a folder; expected a file"),
+        ([*given, "--output", str(unusable)], "unusable: a folder; expected a new or regular file"),
         ([*given, "--output", "/dev/null"], "/dev/null: not a regular file"),
         ([*given, "--output", str(sample / "valid.jsonl")], "is a file of --input"),
         ([*given, "--output", str(unusable / "link")], "is a file of --input"),
