@@ -121,8 +121,9 @@ class Scorer(Protocol):
     def save(self, folder: Path) -> None:
         """Write samples or pictures into the output directory.
 
-        Called on the main rank after each validation; if this fails, the error is printed and the
-        run continues. Also called in the check before the first step; if this fails, the run ends.
+        Called on the main rank after a validation, at most every 10 seconds, and after the last
+        validation. If this fails, the error is printed and the run continues. Also called in the
+        check before the first step; if this fails, the run ends.
         """
 
 

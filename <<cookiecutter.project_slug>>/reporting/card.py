@@ -34,14 +34,15 @@ On `{valid_input}`, after {epoch}:
 | score | value |
 |---|---|
 {scores}
-{table}
-![losses and learning rate](loss.png)
-
+{table}{picture}
 ## Arguments
 
 | argument | value |
 |---|---|
 {arguments}
+"""
+PICTURE = """
+![losses and learning rate](loss.png)
 """
 
 WHOLE = """```py
@@ -71,7 +72,7 @@ def write_card(
     model: PreTrainedModel,
     table: dict[str, dict[str, float]],
 ) -> None:
-    """Write README.md into the folder of a saved model.
+    """Write README.md into the folder of a saved model. It shows the folder's loss.png, if any.
 
     Args:
         args: Arguments of the run.
@@ -120,6 +121,7 @@ def write_card(
         epoch=best.get("epoch", "no validation"),
         scores=_rows({name: f"{value:.4g}" for name, value in scores.items()}),
         table=_table(table),
+        picture=PICTURE if (folder / "loss.png").is_file() else "",
         arguments=_rows({name: v for name, v in args.items() if name not in PLACES}),
     )
     (folder / "README.md").write_text(card, encoding="utf-8")

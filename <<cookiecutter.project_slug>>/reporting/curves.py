@@ -18,7 +18,8 @@ def draw_curves(state: TrainState, metric: str) -> bytes:
 
     entries = list(state.log.values())
     at = [entry["step"] for entry in entries]
-    figure = Figure(figsize=(9, 5), layout="constrained")
+    figure = Figure(figsize=(9, 5))  # an automatic layout would draw the figure twice
+    figure.subplots_adjust(left=0.08, right=0.92, bottom=0.1, top=0.93)
     panels = figure.subplot_mosaic(
         [["loss", "score"], ["norm", "score"]], height_ratios=[4, 1], sharex=True
     )
@@ -55,11 +56,11 @@ def draw_curves(state: TrainState, metric: str) -> bytes:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
         axes.spines[["top"]].set_visible(False)
-    left.legend()
+    left.legend(loc="upper right")
     lines = [*right.get_lines(), *(rate.get_lines() if rate is not right else [])]
-    right.legend(handles=lines)
+    right.legend(handles=lines, loc="upper center")
     picture = io.BytesIO()
-    figure.savefig(picture, format="png", dpi=110)
+    figure.savefig(picture, format="png", dpi=100)
     return picture.getvalue()
 
 

@@ -5,7 +5,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 from tqdm import tqdm
@@ -22,6 +21,7 @@ from .card import write_card
 from .curves import draw_curves
 from .hub import Uploads
 
+SECONDS_BETWEEN_FILES = 10.0  # drawing takes longer than a short validation
 Table = dict[str, dict[str, float]]  # scores by row and column: see `Scorer.table`
 # Arguments (init_kwargs) with which a tracker resumes its run by id.
 RESUME: dict[str, Callable[[str], dict]] = {
@@ -44,8 +44,9 @@ class Report:
         self.config = run.config
         self.outdir = Path(run.config.outdir)
         self.print = run.accelerator.on_main_process(print)  # once, not once per machine
-        self._curves: tuple[int, bytes] = (-1, b"")
         self._failed: set[str] = set()
+        self._files_are_old = False
+        self._last_written = time.monotonic()
         self.uploads: Uploads | None = None
         if (repository := run.config.push_to_hub) is not None:
             self.uploads = Uploads(run.config, repository, tqdm.write)
@@ -116,46 +117,52 @@ class Report:
             tqdm.write(line, file=sys.stderr)
 
     def after_validation(self) -> None:
-        """Draw loss.png, call `Scores.save`, and log the scores to the trackers."""
+        """Log the scores to the trackers; write loss.png and the files of `Scores.save`.
+
+        If these files were written less than `SECONDS_BETWEEN_FILES` ago, leave them to a later
+        validation or to `finish`.
+        """
         log = list(self.state.log.values())[-1]["valid_log"]
         values = {f"valid/{name}": value for name, value in log.items()}
         self._log(values)
+        self._files_are_old = True
+        if time.monotonic() - self._last_written >= SECONDS_BETWEEN_FILES:
+            self._write_files()
 
-        def draw() -> None:
-            write_file(self.outdir / "loss.png", self._draw())
-
-        def write() -> None:
-            self._attempt("loss.png", draw)
-            self._attempt("files of Scores.save", lambda: self.run.scores.save(self.outdir))
-
-        self.run.group.on_main(write)
+    def _write_files(self) -> None:
+        if not (self.run.group.is_main and self._files_are_old):
+            return
+        self._attempt("loss.png", lambda: self._draw(self.state, self.outdir))
+        self._attempt("files of Scores.save", lambda: self.run.scores.save(self.outdir))
+        self._files_are_old = False
+        self._last_written = time.monotonic()
 
     def describe(self) -> Callable[[Path], None]:
-        """Return a function that writes the model card and loss.png into `best/`.
+        """Return a function that writes the model card into `best/`.
 
-        The function uses a copy of the state, since training continues while `best/` is written.
+        With `--push_to_hub`, it also draws loss.png, which the model card then shows. The function
+        uses a copy of the state, since training continues while `best/` is written.
         """
         state = copy.deepcopy(self.state)
-        picture: list[bytes] = []
         table: Table = {}
         if self.run.group.is_main:
-            self._attempt("loss.png", lambda: picture.append(self._draw()))
             self._attempt("README.md", lambda: table.update(scores_table(self.run.scores)))
 
         def write(folder: Path) -> None:
+            if self.uploads is not None:
+                self._attempt("loss.png", lambda: self._draw(state, folder))
             self._attempt("README.md", lambda: self._write_card(folder, state, table))
-            for content in picture:
-                self._attempt("loss.png", partial(write_file, folder / "loss.png", content))
 
         return write
 
     def finish(self) -> None:
-        """Print the best scores and the paths; with `--push_to_hub`, complete the uploads.
+        """Write the latest files; print the best scores and the paths; complete the uploads.
 
         Raises:
             RunError: The upload failed.
         """
         self.run.checkpoints.join()
+        self._write_files()
         self._attempt("trackers", self.run.accelerator.end_training)
         state = self.state
         outdir = self.outdir
@@ -211,12 +218,9 @@ class Report:
     def _log(self, values: dict[str, float]) -> None:
         self._attempt("trackers", lambda: self.run.accelerator.log(values, step=self.state.step))
 
-    def _draw(self) -> bytes:
-        """Return the picture for the latest validation; draw it only once."""
-        if self._curves[0] != self.state.validated_step:
-            metric = self.config.metric_for_best_model
-            self._curves = (self.state.validated_step, draw_curves(self.state, metric))
-        return self._curves[1]
+    def _draw(self, state: TrainState, folder: Path) -> None:
+        picture = draw_curves(state, self.config.metric_for_best_model)
+        write_file(folder / "loss.png", picture)
 
     def _attempt(self, what: str, action: Callable[[], None]) -> None:
         """Run an action. If it fails, continue; print the error if it is the first for `what`."""

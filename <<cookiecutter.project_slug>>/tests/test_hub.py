@@ -28,6 +28,7 @@ def hub(monkeypatch, tmp_path):
     monkeypatch.setattr(Hub, "files", {})
     monkeypatch.setattr(Hub, "commits", [])
     monkeypatch.setattr(Hub, "refuses", False)
+    monkeypatch.setattr(Hub, "has_refused", threading.Event())
     address = f"http://127.0.0.1:{server.server_port}"
     monkeypatch.setattr(constants, "ENDPOINT", address)
     template = address + "/{repo_id}/resolve/{revision}/{filename}"
@@ -46,6 +47,7 @@ def test_best_is_uploaded_if_requested(arguments, tmp_path, hub):
     files = {file.relative_to(best).as_posix() for file in best.rglob("*") if file.is_file()}
     kept = files - {"training_state.json", "manifest.json"}
     assert kept == hub.files.keys() - {".gitattributes"}
+    assert "(loss.png)" in hub.files["README.md"].decode() and "loss.png" in kept
     for name in kept:
         assert hub.files[name] == (best / name).read_bytes()
 
@@ -103,6 +105,7 @@ def test_failed_upload_during_training_is_reported_and_repeated(
 
     def allow(state) -> bool:
         if len(state.log) == 2:
+            assert hub.has_refused.wait(60)
             monkeypatch.setattr(hub, "refuses", False)
         return False
 

@@ -1,8 +1,11 @@
 """Choice of best/, scores, pictures, trackers and the model card."""
 
+import math
 import os
 import re
 from pathlib import Path
+from types import SimpleNamespace
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -19,12 +22,13 @@ from helpers.processes import Launch
 from helpers.seams import Killed
 from model.dataset import generate_dataset
 from model.metrics import Scores
+from reporting import report
+from reporting.curves import draw_curves
 from training.atomic import STORE
 from training.state import MAX_POINTS, TrainState
 
 PROOF = pytest.mark.proof
 SCORES = Scores.directions(generate_dataset(ROOT / "data" / "train.jsonl").schema)
-PNG = b"\x89PNG\r\n\x1a\n"
 
 
 @PROOF
@@ -71,7 +75,6 @@ def test_validation_inside_an_epoch_changes_no_weight(arguments, steps, tmp_path
 def test_pictures_samples_and_model_card_are_written(arguments, tmp_path, capsys):
     train.main([*arguments, "--logging_steps", "1"])
     run = tmp_path / "run"
-    assert (run / "loss.png").read_bytes().startswith(PNG)
     others = set(os.listdir(run)) - {"best", "last", "log.json", "loss.png", STORE}
     assert others, "Scores.save has written no file"
     state = read_state(run / "best")
@@ -81,16 +84,29 @@ def test_pictures_samples_and_model_card_are_written(arguments, tmp_path, capsys
     first = entries[0]["step"]
     assert entries[0]["grad_norm"] == pytest.approx(np.mean(norms[:first]))
     assert entries[1]["grad_norm"] == pytest.approx(np.mean(norms[first:]))
-    assert (run / "best" / "loss.png").read_bytes().startswith(PNG)
+    last = SimpleNamespace(**{**read_state(run / "last"), "log": read_log(run)})
+    assert (run / "loss.png").read_bytes() == draw_curves(last, "loss")
     card = ModelCard.load(run / "best" / "README.md")
     scores = {result.metric_type: result.metric_value for result in card.data.eval_results}
     expected = read_log(run)[state["best"]["epoch"]]["valid_log"]
     assert scores == {name: expected[name] for name in ("loss", *SCORES)}
     assert "| max_len | 48 |" in card.text
+    assert "loss.png" not in card.text, "it is not in the folder"
     shown = capsys.readouterr()
     for name in scores:
         assert f"{name} {expected[name]:.4g}" in shown.out
     assert re.findall(r"left=([\d:?]+)", shown.err)[-1] == "00:00", "not of the whole run"
+
+
+@PROOF
+@pytest.mark.parametrize("seconds, calls", [(0, 4), (math.inf, 1)])
+def test_files_of_validations_in_quick_succession_are_written_once(
+    seconds, calls, arguments, steps, monkeypatch
+):
+    monkeypatch.setattr(report, "SECONDS_BETWEEN_FILES", seconds)
+    with mock.patch.object(Scores, "save", autospec=True, side_effect=Scores.save) as save:
+        train.main([*arguments, "--max_steps", "4", "--valid_steps", "1"])
+    assert steps > 4 and save.call_count == 1 + calls, "the first call is the check of the scores"
 
 
 def points(folder: Path, tag: str) -> list[tuple[int, float]]:

@@ -102,7 +102,7 @@ class Checkpointer:
         the thread. `best/` is published first: `last/` never refers to a missing `best/`.
 
         Args:
-            describe: Function that writes README.md and loss.png into `best/`, in the thread.
+            describe: Function that writes README.md into `best/`, in the thread.
 
         Raises:
             RunError: The preceding save failed, for example because the disk is full.

@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import json
+import threading
 from http.server import BaseHTTPRequestHandler
 
 COMMIT = "0" * 40
@@ -16,12 +17,14 @@ class Hub(BaseHTTPRequestHandler):
         blobs: Content of uploaded large files, by checksum.
         commits: Names of the files in each upload.
         refuses: Whether to reject uploads.
+        has_refused: Set after the first rejected upload.
     """
 
     files: dict[str, bytes] = {}
     blobs: dict[str, bytes] = {}
     commits: list[set[str]] = []
     refuses = False
+    has_refused = threading.Event()
 
     def answer(self, content: dict | list, status: int = 200, error: str = "") -> None:
         body = json.dumps(content).encode()
@@ -39,6 +42,7 @@ class Hub(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         address, sent = f"http://{self.headers['Host']}", self.body()
         if self.refuses:
+            self.has_refused.set()
             self.answer({"error": "forbidden"}, 403)
         elif self.path == "/api/repos/create":
             name = json.loads(sent)["name"]
