@@ -1,7 +1,9 @@
 """Find rows that may be wrong, for `--dry_run`."""
 
+import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import datasets
@@ -93,6 +95,21 @@ class Rows:
             found = self._in_source(np.flatnonzero(np.isin(checksums, train)))
             yield from self.line("equal to a training row after tokenization", found)
 
+    def contradictory(self, column: str, checksums: np.ndarray) -> Iterator[str]:
+        """Find rows with the tokens of an earlier row and other labels.
+
+        Args:
+            checksums: Checksums of these rows, with their labels, shape (n,).
+        """
+        earlier: dict[bytes, int] = {}
+        found = []
+        for row, tokens in enumerate(_values(self.tokens, column)):
+            key = hashlib.blake2b(tokens.tobytes(), digest_size=16).digest()
+            if earlier.setdefault(key, checksums[row]) != checksums[row]:
+                found.append(row)
+        what = "equal to an earlier row after tokenization, but with other labels"
+        yield from self.line(what, self._in_source(np.array(found, dtype=np.int64)))
+
     def single_labels(
         self, names: Sequence[str], labels: np.ndarray, rows: np.ndarray
     ) -> Iterator[str]:
@@ -121,6 +138,14 @@ def repeats(checksums: np.ndarray) -> np.ndarray:
     """Return the indices of values equal to an earlier value."""
     _, firsts = np.unique(checksums, return_index=True)
     return np.setdiff1d(np.arange(len(checksums)), firsts, assume_unique=True)
+
+
+def _values(rows: datasets.Dataset, name: str) -> Iterator[np.ndarray]:
+    """Yield the list of each row as an array."""
+    for chunk in rows.data.column(name).chunks:
+        values = chunk.values.to_numpy()
+        for begin, end in pairwise(chunk.offsets.to_numpy().tolist()):
+            yield values[begin:end]
 
 
 def _neighbours(rows: datasets.Dataset, name: str, offset: int) -> tuple[np.ndarray, np.ndarray]:

@@ -73,6 +73,14 @@ def test_labels_that_occur_once_are_listed(rows_of):
     assert places(lines) == ["labels that occur once (y, z): 2, first rows.jsonl:3"]
 
 
+def test_equal_texts_with_other_labels_are_found(rows_of):
+    rows = rows_of(["a"] * 5, [[1, 2], [1], [1, 2], [2], [1, 2]])
+    lines = rows.contradictory("ids", np.array([5, 6, 7, 8, 5]))
+    what = "equal to an earlier row after tokenization, but with other labels"
+    assert places(lines) == [f"{what}: 1, first rows.jsonl:5"]
+    assert places(rows.contradictory("ids", np.array([5, 6, 5, 8, 5]))) == []
+
+
 def test_repeats_returns_all_occurrences_but_the_first():
     assert repeats(np.array([5, 3, 5, 4, 3, 5])).tolist() == [2, 4, 5]
 

@@ -85,7 +85,7 @@ def test_pictures_samples_and_model_card_are_written(arguments, tmp_path, capsys
     assert entries[0]["grad_norm"] == pytest.approx(np.mean(norms[:first]))
     assert entries[1]["grad_norm"] == pytest.approx(np.mean(norms[first:]))
     last = SimpleNamespace(**{**read_state(run / "last"), "log": read_log(run)})
-    assert (run / "loss.png").read_bytes() == draw_curves(last, "loss")
+    assert (run / "loss.png").read_bytes() == draw_curves(last, "loss")  # type: ignore[arg-type]
     card = ModelCard.load(run / "best" / "README.md")
     scores = {result.metric_type: result.metric_value for result in card.data.eval_results}
     expected = read_log(run)[state["best"]["epoch"]]["valid_log"]

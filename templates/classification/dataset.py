@@ -135,6 +135,7 @@ class Dataset(torch.utils.data.Dataset):
         yield from self.origin.cut("texts", full, self.max_len, encode)
         yield from self.origin.doubled("input_ids", self.tokenizer)
         yield from self.origin.repeated(self.checksums, None if train is None else train.checksums)
+        yield from self.origin.contradictory("input_ids", self.checksums)
         yield from self._faults_of_labels(is_train=train is None)
 
     def _faults_of_labels(self, is_train: bool) -> Iterator[str]:

@@ -283,6 +283,7 @@ class Dataset(torch.utils.data.Dataset):
         yield from self.origin.doubled("input_ids", self.tokenizer)
         others = None if train is None else train.own_checksums
         yield from self.origin.repeated(self.own_checksums, others)
+        yield from self.origin.contradictory("input_ids", self.own_checksums)
         if train is None:
             rows = np.repeat(self.origin.row_of, self.lengths)
             labels = label_ids(self.rows)
