@@ -1,6 +1,6 @@
 """The command line of train.py, and its `--config` file.
 
-This module does not import torch, so that `--help` and errors in arguments are fast.
+This module does not import torch, so that `--help` and errors in arguments are printed quickly.
 """
 
 import argparse
