@@ -111,6 +111,9 @@ def load_options(folder: Path, model_id: str | None) -> dict[str, Any]:
 def compare_base(model: PreTrainedModel, folder: Path) -> None:
     """Compare the weights of the base model with those that the adapter was trained on.
 
+    Only hashes are compared. The saved hash is in training_state.json; without this file, do
+    nothing.
+
     Raises:
         RunError: The weights differ.
     """
