@@ -411,7 +411,7 @@ def test_adapter_for_a_rewritten_model_is_refused(lora, monkeypatch):
     halved.__signature__ = inspect.signature(forward)  # type: ignore[attr-defined]
     monkeypatch.setattr(Model, "forward", halved)
     with pytest.raises(
-        RunError, match="--lora_rank 2: expected a Model with the logits of its base model"
+        RunError, match="--lora_rank 2: expected a Model that computes the same logits"
     ):
         train.main(lora)
 

@@ -1,4 +1,4 @@
-"""Low-rank adapters (LoRA): apply the command line arguments, and check the base model."""
+"""Add a low-rank adapter (LoRA) to a base model, and check the base model."""
 
 import json
 from pathlib import Path
@@ -27,7 +27,10 @@ def base_of(folder: Path) -> str:
 
 
 def holds_adapter(model: torch.nn.Module) -> bool:
-    """Return whether a model has an adapter. Its checkpoints then have only trained parameters."""
+    """Return whether a model has an adapter.
+
+    Checkpoints of a model with an adapter contain only the trained parameters.
+    """
     return hasattr(model, "add_lora") and has_adapter(model.base_model)
 
 
@@ -49,7 +52,7 @@ def add_adapter(model: Any, config: RunConfig, commit: str | None) -> None:
     """Add an adapter with new weights to the base model of a new run.
 
     Args:
-        commit: Commit of the base model on the Hub, saved with the adapter; None for a folder.
+        commit: Hub commit of the base model, to save with the adapter; None for a local folder.
 
     Raises:
         RunError: `--lora_targets` has a name that matches no module supported by LoRA.
@@ -72,18 +75,18 @@ def add_adapter(model: Any, config: RunConfig, commit: str | None) -> None:
 
 
 def check_form(model: Any, line: str, config: RunConfig) -> None:
-    """Check that `Model` computes the logits of its base model, since only the adapter is saved.
+    """Check that `Model` computes the same logits as its base model: only the adapter is saved.
 
     Args:
-        line: Return value of `choose_form`.
+        line: Return value of `model.choose_form`, which has compared the logits.
 
     Raises:
         RunError: The logits of `Model` and of its base model differ.
     """
     if not model.saves_stock:
         raise RunError(
-            f"--lora_rank {config.lora_rank}: expected a Model with the logits of its base model, "
-            f"since only the adapter is saved; {line}"
+            f"--lora_rank {config.lora_rank}: expected a Model that computes the same logits as "
+            f"its base model, since only the adapter is saved; {line}"
         )
 
 
@@ -107,6 +110,9 @@ def load_options(folder: Path, model_id: str | None) -> dict[str, Any]:
 
 def compare_base(model: PreTrainedModel, folder: Path) -> None:
     """Compare the weights of the base model with those that the adapter was trained on.
+
+    Only hashes are compared. The saved hash is in training_state.json; without this file, do
+    nothing.
 
     Raises:
         RunError: The weights differ.

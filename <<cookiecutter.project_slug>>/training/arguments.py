@@ -32,7 +32,8 @@ def read_config(
 
     Returns:
         The configuration, with the path of an intact checkpoint as `restore_dir`; and lines to
-        print about arguments that differ from the arguments of the resumed run.
+        print about a damaged checkpoint, and about arguments that differ from those of the
+        resumed run.
 
     Raises:
         RunError: A value is out of range, `restore_dir` is not a checkpoint to resume from,
@@ -68,12 +69,13 @@ def read_config(
 def _saved_arguments(
     resumed: SavedRun, checkpoint: Path, defaults: dict[str, Any], given: dict[str, Any]
 ) -> tuple[dict[str, Any], list[str]]:
-    """Return the arguments that a resumed run keeps, and lines about those that differ.
+    """Return the saved arguments of a resumed run, and lines about given arguments that differ.
 
     A `model_id` that the run does not use is removed from `given`.
 
     Raises:
-        RunError: An argument cannot be changed, or `outdir` contains another run.
+        RunError: `given` changes an argument that must stay the same, or `outdir` contains another
+            run.
     """
     saved = {name: v for name, v in resumed.args.items() if name in defaults}
     _check_fixed({**defaults, **saved}, given)
@@ -90,7 +92,8 @@ def _saved_arguments(
     notes += _unused_base(saved, given)
     notes += _changes(saved, given)
     if "epochs" in given and "max_steps" not in given and saved.get("max_steps"):
-        notes.append(f"--max_steps {saved.pop('max_steps')} no longer applies")
+        steps = saved.pop("max_steps")
+        notes.append(f"--max_steps {steps} no longer applies, since --epochs is given")
     return saved, notes
 
 
@@ -98,8 +101,8 @@ def _set_dependent_defaults(values: dict[str, Any], chosen: dict[str, Any]) -> N
     """Set the defaults that depend on other arguments.
 
     Args:
-        values: All arguments, which are modified.
-        chosen: Those of the command line and of the resumed run.
+        values: All arguments; modified in place.
+        chosen: Arguments of the command line and of the resumed run, which keep their values.
     """
     if OPTIMIZERS[values["optimizer"]].averages and "lr_scheduler_type" not in chosen:
         values["lr_scheduler_type"] = "constant_with_warmup"
@@ -108,7 +111,7 @@ def _set_dependent_defaults(values: dict[str, Any], chosen: dict[str, Any]) -> N
 
 
 def _find_checkpoint(values: dict[str, Any], intact: str | None) -> tuple[Path | None, list[str]]:
-    """Return the folder to resume from, and lines to print."""
+    """Return the folder to resume from (None for a new run), and lines to print."""
     outdir = Path(values["outdir"])
     name = values["restore_dir"]
     if name == AUTO and is_published(outdir / "last"):
@@ -133,12 +136,13 @@ def _is_inside(checkpoint: Path, outdir: Path) -> bool:
 
 
 def _check_unused(outdir: Path, restore_dir: str | None) -> None:
-    """Check that no run would be overwritten in an output directory.
+    """Check that an output directory does not contain a run, which would be overwritten.
 
     Raises:
-        RunError: It contains a run.
+        RunError: The output directory contains a run.
     """
-    # A resumed run writes log.json before its first save, and may have ended in between.
+    # A resumed run writes log.json before its first save. If it was killed between the two, the
+    # directory contains only log.json, and the same command may resume again.
     results = RESULTS if restore_dir is None else ("last", "best")
     if not any((outdir / result).exists() for result in results):
         return
@@ -154,13 +158,14 @@ def _check_unused(outdir: Path, restore_dir: str | None) -> None:
 
 
 def _outdir_of(place: str, defaults: dict[str, Any]) -> str:
-    """Return the output directory of a run.
+    """Return the output directory of a resumed run if `--outdir` is not given.
 
     Args:
-        place: `restore_dir`: the path of last/, or of the folder to which the link last/ points.
+        place: Value of `--restore_dir`: "auto", a repository, or the path of last/ or of the folder
+            to which the link last/ points. For "auto" and a repository, return the default.
 
     Raises:
-        RunError: The path is neither of these.
+        RunError: The value is none of these.
     """
     restore_dir = Path(place)
     if place == AUTO or is_remote(place):
@@ -189,10 +194,10 @@ def _changes(saved: dict[str, Any], given: dict[str, Any]) -> list[str]:
 
 
 def _check_fixed(saved: dict[str, Any], given: dict[str, Any]) -> None:
-    """Check that the arguments of a resumed run match its adapter and its optimizer.
+    """Check that no argument in `FIXED` is given with a value other than the saved one.
 
     Raises:
-        RunError: An argument differs.
+        RunError: An argument in `FIXED` differs.
     """
     for name in FIXED:
         if name in given and given[name] != saved[name]:
@@ -205,7 +210,8 @@ def _check_fixed(saved: dict[str, Any], given: dict[str, Any]) -> None:
 def _unused_base(saved: dict[str, Any], given: dict[str, Any]) -> list[str]:
     """Remove a `model_id` that a resumed run does not use; return a line if it differs.
 
-    Only the checkpoint of an adapter refers to its base model, which may have been moved.
+    Without an adapter, a resumed run does not use `model_id`: all weights are in the checkpoint.
+    With an adapter, `model_id` can be the new place of a base model that was moved.
     """
     if saved.get("lora_rank"):
         return []
@@ -213,8 +219,8 @@ def _unused_base(saved: dict[str, Any], given: dict[str, Any]) -> list[str]:
     if model_id == saved["model_id"]:
         return []
     return [
-        f"--model_id {model_id} is not used: the weights are those of the checkpoint, which began "
-        f"with {saved['model_id']}"
+        f"--model_id {model_id} is not used: the weights are those of the checkpoint of a run "
+        f"that started from {saved['model_id']}"
     ]
 
 
@@ -223,10 +229,10 @@ def _check_hold_out_is_used(values: dict[str, Any], given: dict[str, Any]) -> No
 
     Args:
         values: All arguments.
-        given: Arguments of this command.
+        given: Arguments of the command line.
 
     Raises:
-        RunError: There are validation data, so that nothing is held out.
+        RunError: An argument about held-out examples is given together with validation data.
     """
     if values["valid_input"] is None:
         return
@@ -242,7 +248,7 @@ def _check_same_hold_out(task: TaskOptions, saved: dict[str, Any], given: dict[s
     """Check that a resumed run holds out the same examples as before.
 
     Raises:
-        RunError: It may have trained on examples that would now be held out.
+        RunError: The resumed run may have trained on examples that would now be held out.
     """
     for name in ("valid_size", "valid_fold", "seed", "max_len", *task.data_options):
         if name in given and given[name] != saved.get(name):

@@ -21,10 +21,10 @@ MANIFEST = "manifest.json"
 STORE = ".checkpoints"
 KEEP_PREVIOUS = {"last": 1}  # number of older versions of a folder to keep as a fallback
 
-# Error numbers for symbolic links on exFAT, on FUSE mounts such as Google Drive, and on some
+# Error numbers of `os.symlink` on exFAT, on FUSE mounts such as Google Drive, and on some
 # network mounts.
 NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.EACCES}
-# Error numbers of file systems on which a folder cannot be flushed.
+# Error numbers of `os.fsync` on file systems that cannot flush a folder.
 NO_FOLDER_SYNC = {errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS, errno.EACCES, errno.EISDIR}
 
 
@@ -123,7 +123,7 @@ def _repoint(name: Path, version: Path) -> None:
         _replace_by_copy(name, version)
     else:
         copied = version.parent / f"{name.name}.copied.tmp"
-        # A copy that `cp -rL` or `_replace_by_copy` made.
+        # If `name` is a folder, `cp -rL` or `_replace_by_copy` made it.
         if name.is_dir() and not name.is_symlink():
             os.rename(name, copied)
         os.replace(temporary, name)
@@ -225,7 +225,7 @@ def find_fault(folder: Path) -> str | None:
             if file.stat().st_size != expected["size"]:
                 return f"{name} has {file.stat().st_size} bytes, expected {expected['size']}"
             if _sha256(file) != expected["sha256"]:
-                return f"{name} has another checksum"
+                return f"{name} does not match its checksum"
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return f"{MANIFEST} cannot be read"
     return None

@@ -69,7 +69,10 @@ class WeightAverage:
 
     @torch.no_grad()
     def update(self) -> None:
-        """Update the moving average. Call this after a step, before the gradients are removed."""
+        """Update the moving average.
+
+        Call this between `optimizer.step()` and `optimizer.zero_grad()`.
+        """
         if not self.decay:
             return
         self.updates += 1
@@ -79,8 +82,8 @@ class WeightAverage:
         for parameter in self._parameters():
             state = self.optimizer.state.get(parameter, {})
             if EMA not in state:
-                # torch initializes the state of a parameter at its first gradient, and only if the
-                # state is empty. So add no average before that.
+                # torch initializes the state of a parameter in the first step with a gradient, and
+                # only if the state is empty. Therefore do not add an average before that step.
                 if parameter.grad is None:
                     continue
                 state = self.optimizer.state[parameter]

@@ -43,8 +43,8 @@ class MicroBatch:
         indices: Examples to load.
         rng_key: Seed of all random numbers in this micro-batch: seed of the run, epoch, step, rank,
             and number of the micro-batch.
-        weight: 1, or 0 on a rank without examples. Such a rank runs another example, so that all
-            ranks call the same collectives.
+        weight: 1, or 0 on a rank without examples. Such a rank runs an example of another rank, so
+            that all ranks call the same collectives.
         share: Target items of these examples, as a fraction of the target items of the step.
         is_last: Whether this micro-batch completes its step.
         batch: The collated examples.
@@ -111,15 +111,16 @@ def epoch_order(keys: np.ndarray, global_batch_size: int, seed: int, epoch: int)
 def split(
     batch: np.ndarray, keys: np.ndarray, batch_size: int, num_ranks: int, rotation: int
 ) -> list[list[np.ndarray]]:
-    """Split a global batch into micro-batches of similar length, the same number on each rank.
+    """Split a global batch into micro-batches; each contains examples of similar length.
 
     Args:
         batch: Indices of any number of examples.
         batch_size: Maximum number of examples per rank and micro-batch.
-        rotation: Offset of the rank that gets the longest examples.
+        rotation: Number of ranks by which the parts of a micro-batch are rotated. Pass a different
+            number in each step, so that the longest examples are not always on the same rank.
 
     Returns:
-        For each micro-batch, the indices of each rank.
+        For each micro-batch, the indices of the examples of each rank.
     """
     batch = batch[np.argsort(keys[batch], kind="stable")]
     count = math.ceil(len(batch) / (batch_size * num_ranks))
@@ -271,7 +272,10 @@ class _Loading(torch.utils.data.Dataset):
         self.examples = examples
 
     def __getitem__(self, micro: MicroBatch) -> dict | Exception:
-        """Return the batch, or the exception of the user's code, to be raised in its step."""
+        """Return the batch, or the exception that the user's code raised.
+
+        `_filled` raises the exception again, in the step of the micro-batch.
+        """
         seed_all(*micro.rng_key)  # a data set may also draw random numbers
         try:
             with user_code("model/dataset.py: these examples cannot be loaded"):

@@ -48,8 +48,8 @@ class Checkpointer:
             have been published: "last", and perhaps "best".
 
     Args:
-        about: Function that returns the fields of `SavedRun` other than the state. It is called at
-            each save, since the data may change with the epoch.
+        about: Function that returns the fields of `SavedRun` other than the state and the losses.
+            It is called at each save, since the data may change with the epoch.
     """
 
     def __init__(
@@ -98,8 +98,9 @@ class Checkpointer:
         """Save `last/` and log.json; if `describe` is given, also `best/`.
 
         Wait for the preceding save, copy the tensors into host memory, and let a thread write the
-        copy. If the memory is too small for a copy, or `save_pretrained` cannot save one, wait for
-        the thread. `best/` is published first: `last/` never refers to a missing `best/`.
+        copy. If the memory is too small for a copy, or `save_pretrained` cannot save a copy, wait
+        for the thread. `best/` is published before `last/`, which therefore never refers to a
+        missing `best/`.
 
         Args:
             describe: Function that writes README.md into `best/`, in the thread.
@@ -199,7 +200,9 @@ class Checkpointer:
         optimizer: torch.optim.Optimizer,
         state: TrainState,
     ) -> None:
-        """Load the state of the optimizer and of the gradient scaler. Load the model before this.
+        """Load the state of the optimizer and of the gradient scaler, and write log.json.
+
+        Load the weights of the model before calling this.
 
         Raises:
             RunError: The file is not the optimizer state of this model.
@@ -247,7 +250,7 @@ class Checkpointer:
         return f"{self.outdir}/bad_batch contains these examples and the weights before this step"
 
     def _settings(self, state: TrainState) -> dict[str, str]:
-        """Return the files with the settings and the state of the run, by name."""
+        """Return the contents of the files with the settings and the state of the run, by name."""
         losses = self.group.gather((state.train_loss, state.named_losses))
         saved = SavedRun(
             **self.about(),
@@ -258,15 +261,15 @@ class Checkpointer:
         return {STATE_FILE: saved.to_text(), PREDICTOR_FILE: PredictorConfig.of(saved).to_text()}
 
     def _gather(self, model: torch.nn.Module) -> dict[str, Tensor]:
-        """Gather the weights to save on the main rank; every rank has to call this."""
+        """Gather on the main rank the weights to save; every rank has to call this."""
         if holds_adapter(self.accelerator.unwrap_model(model)):
             return self.strategy.trained_weights(model)
         return self.strategy.full_state_dict(model)
 
     def _gather_best(self, model: torch.nn.Module, weights: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Gather the average of the weights on the main rank, or return the raw weights.
+        """Gather the average of the weights on the main rank; without one, return the raw weights.
 
-        An average is copied: `_gather` may return the parameters themselves, whose values change
+        The average is copied: `_gather` may return the parameters themselves, whose values change
         when the raw weights are restored.
         """
         if not self.average.exists:

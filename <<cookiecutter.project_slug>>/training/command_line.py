@@ -56,7 +56,8 @@ def parse_predict_args(argv: list[str]) -> argparse.Namespace:
     """Parse and check the arguments.
 
     Raises:
-        RunError: A number is not positive, or the output is not a file in an existing folder.
+        RunError: A number is not positive, `--output` is not a file in an existing folder, or an
+            argument requires `--input`.
     """
     task = TaskOptions()
     args = build_predict_parser(task).parse_args(argv)
@@ -75,7 +76,8 @@ def parse_predict_args(argv: list[str]) -> argparse.Namespace:
         if args.input is None and (value := getattr(args, name)) is not None:
             shown = " ".join(value) if isinstance(value, list) else value
             raise RunError(f"--{name} {shown}: expected --input, too")
-    # The file is replaced at the end, and not a link to it, such as /dev/stdout.
+    # At the end, predict.py replaces the output file. If `--output` is a link, such as /dev/stdout,
+    # replace the file to which it points, not the link.
     args.output = output.resolve() if output.is_symlink() else output
     return args
 
@@ -85,5 +87,6 @@ def build_export_parser() -> argparse.ArgumentParser:
     parser.add_argument("--checkpoint", default="outputs/best", help="checkpoint to export")
     parser.add_argument("--output", required=True, help="output folder, new or empty")
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="dtype of the weights")
-    parser.add_argument("--onnx", action="store_true", help="also write model.onnx (a classifier)")
+    text = "also write model.onnx (classifiers only)"
+    parser.add_argument("--onnx", action="store_true", help=text)
     return parser

@@ -1,6 +1,6 @@
 """The configuration of a run: its fields, and the rules for their values.
 
-This module does not import torch, so that `--help` and errors in arguments are fast.
+This module does not import torch, so that `--help` and errors in arguments are printed quickly.
 """
 
 import math
@@ -24,7 +24,7 @@ TRACKERS = (  # supported by accelerate
     *("aim", "clearml", "comet_ml", "dvclive", "mlflow", "swanlab"),
     *("tensorboard", "trackio", "wandb"),
 )
-SCHEDULERS = (  # those of transformers, except two that depend on a metric
+SCHEDULERS = (  # all schedules of transformers that do not depend on a metric
     *("constant", "constant_with_warmup", "cosine", "cosine_warmup_with_min_lr"),
     *("cosine_with_min_lr", "cosine_with_restarts", "inverse_sqrt", "linear"),
     *("polynomial", "warmup_stable_decay"),
@@ -46,7 +46,7 @@ def option(
 
     Args:
         text: Description of the argument in `--help`.
-        aliases: Further names of the argument on the command line: those in transformers.
+        aliases: Alternative names of the argument on the command line, as in transformers.
         group: Group of the argument in `--help`.
         at_least: Smallest valid number.
         arguments: Arguments of `add_argument` that do not follow from the type of the field.
@@ -188,7 +188,7 @@ class RunConfig:
         at_least=0,
     )
     head_lr_factor: float = option(
-        1.0, "factor of the learning rate of the head", group=STEP, at_least=0
+        1.0, "factor that multiplies the learning rate of the head", group=STEP, at_least=0
     )
     ema: float = option(
         0.0,
@@ -221,7 +221,10 @@ class RunConfig:
         0, "train an adapter of rank N instead of the full model; 0: off", group=LORA, at_least=0
     )
     lora_alpha: int | None = option(
-        None, "the adapter is scaled by LORA_ALPHA / LORA_RANK (2 * rank)", group=LORA, at_least=1
+        None,
+        "the adapter is scaled by LORA_ALPHA / LORA_RANK (LORA_ALPHA: 2 * LORA_RANK)",
+        group=LORA,
+        at_least=1,
     )
     lora_targets: list[str] = option(
         [ALL_LINEAR],
@@ -302,7 +305,8 @@ class RunConfig:
         """Check each value against its rule.
 
         Raises:
-            RunError: A value is out of range, or a tracker or repository is not available.
+            RunError: A value is out of range, an argument requires or excludes another one, or a
+                package is missing.
         """
         check_ranges(vars(self))
         _ = self.valid_sources

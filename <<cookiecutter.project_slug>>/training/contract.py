@@ -153,7 +153,7 @@ class ExampleSet:
         return values
 
     def _hash_sample(self) -> int:
-        # Hash whole numbers as int64, as earlier versions did.
+        # Hash integers as int64, as earlier versions did: saved fingerprints remain valid.
         is_whole = np.issubdtype(self.num_items.dtype, np.integer)
         items = np.ascontiguousarray(self.num_items, np.int64 if is_whole else np.float64)
         digest = zlib.crc32(items.tobytes())
@@ -343,6 +343,6 @@ def _leaves(value: Any) -> Iterator[bytes]:
 
 
 def accepts_weights(model: torch.nn.Module) -> bool:
-    """Return whether `save_pretrained` has a parameter `state_dict`, and can save other weights."""
+    """Return whether `save_pretrained` can save given weights, as the argument `state_dict`."""
     save: Callable = model.save_pretrained  # type: ignore[assignment]
     return "state_dict" in inspect.signature(save).parameters

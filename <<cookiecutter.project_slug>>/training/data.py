@@ -22,7 +22,7 @@ from .hold_out import hold_out
 
 
 class TrainData:
-    """Opens the data of an epoch and batches it.
+    """Opens the data of an epoch, and divides them into batches.
 
     With `--files_per_epoch N`, an epoch uses at most N of the files. Each file is used once before
     any is used again, in an order that depends on the seed. The files of an epoch are downloaded

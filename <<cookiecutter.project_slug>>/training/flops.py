@@ -30,8 +30,8 @@ def training_flops(model: nn.Module) -> Flops | None:
     https://arxiv.org/abs/2204.02311): 6 N + 12 L H Q T per token, with N parameters, L layers,
     H heads of size Q, and T tokens in the sequence. Recomputed activations are not counted. N is
     the number of weights in matrix products: an embedding table counts only if it is also the
-    output layer. For a frozen weight, as below an adapter, 6 is replaced with 4, because no
-    gradient is computed for it.
+    output layer. For frozen weights, such as those of the base model of an adapter, 6 is replaced
+    with 4, because no gradient is computed for them.
 
     Returns:
         The operations, or None if the formula does not apply. It does not apply to an

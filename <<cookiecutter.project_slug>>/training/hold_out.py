@@ -29,9 +29,13 @@ class Part(torch.utils.data.Dataset):
             self.num_items = whole.num_items[indices]
 
     def faults(self, train: Any = None) -> Iterator[str]:
-        """Yield lines about the full data set, for its training part only.
+        """Yield lines about the full data set if this is the training part.
 
-        Equal examples are in the same part, so the validation part has no lines of its own.
+        Equal examples are in the same part. For the validation part, yield nothing, because the
+        lines about the full data set include its examples.
+
+        Args:
+            train: The training part, if this is the validation part.
         """
         if train is None:
             yield from self._whole.faults()

@@ -11,7 +11,8 @@ def find_file(model_id: str, name: str, **options: Any) -> str | None:
     """Return the path of a file in a folder, or in the local cache of the Hub.
 
     The file is downloaded if it is not in the cache. Return None if there is no such file, if the
-    Hub cannot be reached, or if `model_id` is not a valid Hub id: loading the model reports these.
+    Hub cannot be reached, or if `model_id` is not a valid Hub id. The errors are not raised here,
+    because loading the model raises them.
 
     Args:
         options: Further arguments of `transformers.utils.cached_file`.

@@ -121,7 +121,7 @@ def _check_processes(accelerator: Accelerator) -> None:
     requested = requested_processes()
     if requested != accelerator.num_processes:
         raise RunError(
-            f"{requested} processes were requested, but this one is in a group of "
+            f"{requested} processes were requested, but this process is in a group of "
             f"{accelerator.num_processes}; without GPUs, launch with "
             f"`ACCELERATE_USE_CPU=true accelerate launch --multi_gpu --num_processes {requested}`"
         )

@@ -41,7 +41,7 @@ def _requested_of_launcher(command: list[str]) -> int:
 
 
 def _requested_of_file(path: str) -> int:
-    """Return `num_processes` from a file of `accelerate config`; 1 if it is not distributed."""
+    """Return `num_processes` from a file of `accelerate config`; 1 if `distributed_type` is NO."""
     try:
         config = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
         is_distributed = config.get("distributed_type", "NO") not in ("NO", False)

@@ -69,7 +69,7 @@ def learning_rate_factors(
 
     Args:
         layer_decay: Learning rate of each layer, as a multiple of that of the layer above.
-        head_factor: Factor of the learning rate of the head.
+        head_factor: Factor that multiplies the learning rate of the head.
 
     Raises:
         RunError: The model has no layers, or no head.

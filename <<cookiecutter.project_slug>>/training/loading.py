@@ -128,7 +128,8 @@ def load_model(
 
     Args:
         options: Arguments of `ModelConfig` from the command line. They take precedence over those
-            saved in the checkpoint. A stock checkpoint contains no such arguments.
+            saved in the checkpoint. A checkpoint in stock form (see `model.base.Wrapper`) contains
+            no such arguments.
         base_model_id: New path or Hub id of the base model of an adapter, if it was moved.
         compares_base: Whether to compare the hash of an adapter's base model with the saved hash.
 
@@ -150,7 +151,7 @@ def load_model(
     except Exception as error:
         raise _failure(f"{folder}: cannot load the model", error) from None
     # The rounding of some matrix products depends on the alignment of the tensors in memory. A
-    # tensor from a file may not be aligned to 64 bytes. A copy is, like every new tensor.
+    # tensor from a file may not be aligned to 64 bytes. A copy is aligned, like every new tensor.
     for tensor in [*model.parameters(), *model.buffers()]:
         tensor.data = tensor.data.clone()
     return model
@@ -187,7 +188,10 @@ def _load(
     config: PreTrainedConfig | None = None,
     options: Mapping = MappingProxyType({}),
 ) -> PreTrainedModel:
-    """Load all weights of a checkpoint with `from_pretrained`; keep the rest as constructed."""
+    """Load all weights of a checkpoint with `from_pretrained`.
+
+    Everything that is not in the checkpoint remains as the constructor sets it.
+    """
     if not issubclass(model_class, PreTrainedModel):
         return model_class.from_pretrained(folder)
     name, hub = split_revision(folder)
@@ -224,7 +228,7 @@ def _load_adapter(
     """Load an adapter, and its base model in the dtype of the run.
 
     Raises:
-        RunError: The base model is missing or differs from the base model of the run.
+        RunError: The base model or one of its weights is missing, or adapters are not supported.
     """
     require("peft", "lora", f"{folder}: an adapter, which")
     if not hasattr(model_class, "add_lora"):
@@ -240,10 +244,10 @@ def _load_adapter(
 
 
 def _check_no_adapter(model_id: str) -> None:
-    """Check that a Hub id is not that of an adapter, which is loaded from a folder only.
+    """Check that `model_id` is not an adapter on the Hub; adapters are loaded only from folders.
 
     Raises:
-        RunError: It is.
+        RunError: `model_id` is an adapter on the Hub.
     """
     if find_file(model_id, ADAPTER_FILE) is not None:
         raise RunError(
@@ -295,7 +299,7 @@ def _check_weights(model: PreTrainedModel, info: dict, model_id: str) -> list[st
     """Return a line about new weights and a line about unused weights, if there are any.
 
     Raises:
-        RunError: Weights of the body are missing.
+        RunError: Weights other than those of the head are missing.
     """
     base = model.base_model
     prefix = f"{base.base_model_prefix}."
@@ -361,7 +365,7 @@ def _check_tokens(model_id: str, tokenizer: PreTrainedTokenizerBase) -> None:
     if tokenizer(PROBE, add_special_tokens=False).input_ids != expected:
         raise RunError(
             f"{model_id}: {type(tokenizer).__name__} does not give the tokens of tokenizer.json; "
-            "correct tokenizer_class in tokenizer_config.json (PreTrainedTokenizerFast uses "
+            "change tokenizer_class in tokenizer_config.json (PreTrainedTokenizerFast uses "
             "tokenizer.json unchanged)"
         )
 
@@ -373,7 +377,10 @@ def _tokenizer_reason(error: Exception) -> str:
 
 
 def _failure(what: str, error: Exception) -> RunError:
-    """Return an error with the reason; one that begins with an argument is complete."""
+    """Return a RunError with the message `what (reason)`.
+
+    If the reason begins with an argument, such as `--max_len`, it is the whole message.
+    """
     reason = _reason(error)
     if "ignore_mismatched_sizes" in reason:  # refers to a report that is not printed
         reason = "some weights have other shapes than its config.json requires"

@@ -177,7 +177,7 @@ def _check_padding(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> list
     pad = getattr(config, "pad_token_id", None)
     if pad is None or tokenizer.pad_token_id in (None, pad):
         return []
-    return [f"the base model's padding token is {pad}, the tokenizer's {tokenizer.pad_token_id}"]
+    return [f"the base model's padding token is {pad}, the tokenizer's is {tokenizer.pad_token_id}"]
 
 
 def _align_decoder_start(
@@ -238,7 +238,7 @@ def _check_causality(model: nn.Module, batch: dict[str, Any]) -> None:
 
 
 def _check_documents(model: nn.Module, batch: dict[str, Any]) -> None:
-    """Check that the attention implementation in use masks attention between documents in a row."""
+    """Check that no document attends to another document in the same row."""
     if "position_ids" not in batch or not hasattr(model, "check_documents"):
         return
     try:
@@ -256,7 +256,7 @@ def _check_router_loss(model: nn.Module, batch: dict[str, Any]) -> list[str]:
             "output_router_logits is true in config.json, but this model adds no router loss; "
             "expected false"
         )
-    return ["the router loss is added to the loss; it depends on the size of a micro-batch"]
+    return ["the router loss, which depends on the size of a micro-batch, is added to the loss"]
 
 
 def _ids(model: nn.Module, length: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""Open a run: read its data, build or load its model, and determine its position."""
+"""Open a run: read its data, build or load its model, and determine its first step."""
 
 import math
 from collections.abc import Iterator
@@ -214,7 +214,7 @@ class _Opening:
                 for name, source in config.valid_sources.items()
             }
         for name, examples in self.valid_examples.items():
-            if examples.num_items.sum() == 0:  # the mean loss would be 0, and the best
+            if examples.num_items.sum() == 0:  # the mean loss would be 0: always the best
                 label = f"--valid_input {name}".strip()
                 raise RunError(
                     f"{label}: no target items with a positive weight; expected at least one"
@@ -318,7 +318,10 @@ class _Opening:
         )
 
     def unused_parameters(self, model: Any) -> list[str]:
-        """Run a few short examples; return the parameters without a gradient from at least one."""
+        """Return the names of parameters that get no gradient from at least one short example.
+
+        Only a few examples are run.
+        """
         examples = self.train_data.examples
         short = examples.lengths.argsort(kind="stable")[: 1 + len(examples) // 2]
         # An example may skip parts of the model, possibly at random. This matters only for DDP.
@@ -363,7 +366,10 @@ class _Opening:
         return state
 
     def _steps_of_epochs(self, state: TrainState) -> int:
-        """Return the completed plus the remaining steps if all epochs have the size of this one."""
+        """Return the number of completed and remaining steps.
+
+        This assumes that each later epoch has as many examples as the current epoch.
+        """
         per_epoch = math.ceil(len(self.train_data.examples) / state.global_batch_size)
         done = math.ceil(state.examples / state.global_batch_size)
         left = (self.config.epochs - state.current_epoch) * per_epoch - done
@@ -409,7 +415,7 @@ class _Opening:
         return [name for name in sorted(names) if before.get(name) != now.get(name)]
 
     def about(self) -> dict[str, Any]:
-        """Return the fields of `SavedRun` other than the state."""
+        """Return the fields of `SavedRun` other than the state and the losses."""
         examples = self.train_data.examples
         data = {
             "examples": len(examples),
@@ -425,7 +431,7 @@ class _Opening:
         }
 
     def build_optimizer(self, model: Any) -> Optimizer:
-        """Build the optimizer of model/optimization.py if it exists, else that of `--optimizer`.
+        """Call `build_optimizer` of model/optimization.py; if there is none, use `--optimizer`.
 
         Raises:
             RunError: An argument does not apply to the optimizer or to the model.

@@ -208,7 +208,11 @@ def innermost(optimizer: Optimizer) -> Optimizer:
 
 
 def _clip_by_scale(optimizer: Optimizer, parameters: list[nn.Parameter], max_norm: float) -> Tensor:
-    """Let the fused step divide by norm / max_norm; `clip_grad_norm_` multiplies by the inverse."""
+    """Clip the gradients in the fused optimizer step, which divides them by `grad_scale`.
+
+    Returns:
+        The gradient norm before clipping.
+    """
     norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
     norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
     optimizer.grad_scale = (norm / max_norm).clamp(min=1)  # type: ignore[attr-defined]

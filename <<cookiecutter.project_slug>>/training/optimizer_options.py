@@ -14,7 +14,8 @@ class Kind:
 
     Attributes:
         options: Arguments of train.py that apply to this optimizer, but not to all optimizers.
-        state_tensors: Number of float32 tensors of the shape of a parameter in its state, at most.
+        state_tensors: Maximum number of float32 tensors in the state of a parameter, each of the
+            shape of the parameter.
         package: Name of an optional package that it requires, and the extra that installs it.
         for_matrices: Whether it trains only the matrices of hidden layers. AdamW trains the other
             parameters.

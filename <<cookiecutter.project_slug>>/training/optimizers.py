@@ -113,14 +113,14 @@ def _build_combined(
     """Combine the chosen optimizer, for the matrices of hidden layers, with AdamW for the rest.
 
     Raises:
-        RunError: The model has no matrix in a hidden layer that requires a gradient.
+        RunError: No matrix of a hidden layer requires a gradient.
     """
     trained = [p for p in model.parameters() if p.requires_grad]
     matrices = hidden_matrices(model)
     if not matrices:
         raise RunError(
-            f"--optimizer {options.optimizer}: {type(model).__name__} has no matrix to train apart "
-            "from embeddings and head; expected adamw"
+            f"--optimizer {options.optimizer}: {type(model).__name__} has no trained matrix "
+            "outside the embeddings and the head; expected adamw"
         )
     parts = [BUILDERS[options.optimizer](group(p for p in trained if p in matrices), options)]
     if others := group(p for p in trained if p not in matrices):

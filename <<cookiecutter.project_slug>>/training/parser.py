@@ -1,6 +1,6 @@
 """The command line of train.py, and its `--config` file.
 
-This module does not import torch, so that `--help` and errors in arguments are fast.
+This module does not import torch, so that `--help` and errors in arguments are printed quickly.
 """
 
 import argparse
@@ -46,7 +46,7 @@ def build_parser(task: TaskOptions) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         usage="train.py [arguments]",
         formatter_class=HelpFormatter,
-        allow_abbrev=False,  # --conf would not be recognized as --config
+        allow_abbrev=False,  # insert_yaml would not recognize --conf as --config
         epilog="Some names of transformers.TrainingArguments, such as --output_dir, also work. "
         "--no_NAME switches off a flag of a resumed run.",
     )
@@ -105,7 +105,7 @@ def insert_yaml(parser: argparse.ArgumentParser, argv: list[str]) -> list[str]:
     values = _read_yaml(path)
     known = {text[2:]: action for action in parser._actions for text in action.option_strings}
     lines: list[str] = []
-    names: dict[str, str] = {}  # of each argument in the file
+    names: dict[str, str] = {}  # by argument, as written in the file
     for name, value in values:
         if name not in known or name in ("config", "help"):
             near = difflib.get_close_matches(name, known, n=1)
@@ -120,10 +120,10 @@ def insert_yaml(parser: argparse.ArgumentParser, argv: list[str]) -> list[str]:
 
 
 def _read_yaml(path: str) -> list[tuple[str, Any]]:
-    """Return the names and values in a YAML file; a name that is repeated occurs repeatedly.
+    """Return the names and values in a YAML file, including each repetition of a name.
 
     Raises:
-        RunError: The file cannot be read, or has another form.
+        RunError: The file cannot be read, or does not contain a mapping.
     """
     try:
         loader = yaml.SafeLoader(Path(path).expanduser().read_text(encoding="utf-8"))

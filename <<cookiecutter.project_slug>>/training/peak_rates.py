@@ -13,7 +13,8 @@ class Peak(NamedTuple):
 
 
 # A key matches a device name that contains all words of the key; the longest key takes precedence.
-# The rates are from the data sheets of NVIDIA and AMD. Rates for sparse matrices are halved.
+# The rates are from the data sheets of NVIDIA and AMD. Where these list only the rate for sparse
+# matrices, it is halved.
 PEAKS = {
     "B200": Peak(2250, 1100, 75),
     "H200": Peak(989.4, 494.7, 66.9),

@@ -21,7 +21,7 @@ class PredictorConfig:
     """Settings of `Predictor`.
 
     Attributes:
-        max_len: `--max_len` of the training.
+        max_len: `--max_len` of the training run.
         schema: Settings with which the training data were read: see `TaskDataset`.
         options: Arguments of `Predictor` that the latest validation chose: see `Scorer`.
     """

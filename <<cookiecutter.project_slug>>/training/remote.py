@@ -31,6 +31,6 @@ def download_checkpoint(place: str) -> Path:
     if not checkpoint.is_dir():
         raise RunError(
             f"--restore_dir {place}: the repository has no {LAST}/ with the optimizer state; "
-            "expected one uploaded with --hub_strategy checkpoint"
+            "expected a repository of a run with --hub_strategy checkpoint"
         )
     return checkpoint

@@ -59,7 +59,7 @@ class StopSignals:
         return self._group.any_rank_at_last_call(is_broken or self._reason is not None)
 
     def stopped(self, outdir: str) -> Stopped:
-        """Build the exception that ends a saved run."""
+        """Build the exception that ends a run after it has been saved."""
         reason = next(filter(None, self._group.gather(self._reason)), "a request")
         return Stopped(f"stopped by {reason} and saved; resume with --restore_dir {outdir}/last")
 

@@ -51,7 +51,7 @@ def with_own_configs(model: Any) -> Any:
 def free_memory() -> int:
     """Return the number of bytes of host memory that this process can still allocate.
 
-    This includes the limits of control groups (version 2), which containers and Slurm jobs have.
+    The limits of control groups (version 2), which containers and Slurm jobs have, are respected.
     """
     free = psutil.virtual_memory().available
     for folder in _control_groups():

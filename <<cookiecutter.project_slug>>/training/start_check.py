@@ -149,7 +149,7 @@ def check_prediction(
     """Predict the first row of a file, as predict.py does.
 
     Returns:
-        A line to print if the file lacks the columns of a prediction.
+        A line to print if the file lacks a column that Predictor reads.
 
     Raises:
         RunError: Predictor fails, or does not return a prediction.
@@ -213,7 +213,10 @@ def _check_division(loss: Tensor, halved: Tensor) -> None:
 
 
 def _check_round_trip(task: Task, model: torch.nn.Module) -> None:
-    """Save and load the model, if it is small and not saved in stock form; compare the tensors."""
+    """Save and load a small model, and compare the tensors before and after.
+
+    Skip a model that is saved in stock form (see `model.base.Wrapper`).
+    """
     if not _is_small(model) or getattr(model, "saves_stock", False):
         return
     save: Any = model.save_pretrained
@@ -275,7 +278,7 @@ def _inexact(task: Task, examples: ExampleSet) -> list[str]:
         weight = "target items" if examples.has_num_items else "examples"
         lines.append(
             "the loss is treated as a mean over each micro-batch, weighted by the number of its "
-            f"{weight}: add a parameter num_items_in_batch to Model.forward if the loss is another "
-            "mean"
+            f"{weight}: if the loss is another mean, add a parameter num_items_in_batch to "
+            "Model.forward"
         )
     return lines

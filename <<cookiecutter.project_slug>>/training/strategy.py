@@ -49,7 +49,7 @@ class Strategy:
 
     @contextmanager
     def gradient_sync(self, model: nn.Module, enabled: bool) -> Iterator[None]:
-        """Reduce gradients over the ranks in this backward pass if enabled; else only add them up.
+        """Reduce gradients over the ranks in this backward pass if enabled; else accumulate them.
 
         Raises:
             RankError: A parameter lacks a gradient that DistributedDataParallel expected.

@@ -27,7 +27,8 @@ class Study:
         count: Number of trials; None for all combinations of the values.
 
     Raises:
-        RunError: study.db contains a study with other settings.
+        RunError: study.db contains a study with other settings, or `count` is None and an argument
+            has a range of values.
     """
 
     def __init__(

@@ -94,9 +94,10 @@ def check_train_arguments(args: argparse.Namespace, arguments: list[str]) -> str
         raise RunError(f"--{name}: given both after `--` and in --search; expected one of them")
     if args.folds and "train_input" not in given_anywhere:
         raise RunError(f"--folds {args.folds}: expected --train_input after `--`")
-    if values.metric_for_best_model != LOSS and args.direction is None:
-        raise RunError(f"{values.metric_for_best_model}: expected --direction, too")
-    return values.metric_for_best_model
+    metric = values.metric_for_best_model
+    if metric != LOSS and args.direction is None:
+        raise RunError(f"--metric_for_best_model {metric}: expected --direction, too")
+    return metric
 
 
 def of_folds(args: argparse.Namespace) -> list[str]:
@@ -108,7 +109,8 @@ def _varied_names(parser: argparse.ArgumentParser, search: list[str]) -> set[str
     """Return the names of the arguments in `--search`; an alias counts as its argument.
 
     Raises:
-        RunError: There is no such argument, it is there twice, or it is a flag with other values.
+        RunError: An argument does not exist or is repeated, or the values of a flag are not
+            `true,false`.
     """
     actions = parser._option_string_actions
     found: set[str] = set()

@@ -92,7 +92,10 @@ class Throughput:
         return self._measure(self._since_restart, group)
 
     def since_log(self, group: RankGroup) -> dict[str, float]:
-        """Return the rates since the last call; every rank has to call this."""
+        """Return the rates since the last call of `since_log` or `restart`.
+
+        Every rank has to call this.
+        """
         counts = self._since_log
         self._since_log = Counts()
         return self._measure(counts, group)

@@ -28,7 +28,7 @@ def user_code(what: str) -> Iterator[None]:
 
 @contextmanager
 def at_place(place: str, examples: Sequence[int] = ()) -> Iterator[None]:
-    """Convert an exception of the user's code inside the loop to a RankError.
+    """Convert an exception in a step of training or validation to a RankError.
 
     Args:
         place: Beginning of the message, such as epoch and step.

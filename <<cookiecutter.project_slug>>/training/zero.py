@@ -42,7 +42,7 @@ class ZeroStrategy(Strategy):
             raise RunError("mixed_precision fp16: not supported with DeepSpeed; expected bf16")
         plugin = accelerator.state.deepspeed_plugin
         if {plugin.offload_optimizer_device, plugin.offload_param_device} - {None, "none"}:
-            # DeepSpeed's CPU optimizer would not skip a step that is not finite.
+            # DeepSpeed's CPU optimizer would not skip a step with non-finite gradients.
             raise RunError("DeepSpeed: offloading is not supported; expected the device `none`")
         plugin.deepspeed_config.update(
             train_micro_batch_size_per_gpu=1,  # required; only used to count samples
