@@ -32,7 +32,7 @@ def many(arguments, sample, tmp_path, monkeypatch) -> list[str]:
 def files_read(monkeypatch, tmp_path) -> list[list[str]]:
     """The names of the training files that each epoch reads.
 
-    At each read, also check that the cache has the files of at most one epoch.
+    At each read, the fixture checks that the cache has the files of at most one epoch.
     """
     read = Task.read
     epochs = []
