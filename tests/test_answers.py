@@ -301,7 +301,7 @@ def names(values: list[str]) -> list[str]:
 
 
 def assert_refused(folder: Path, name: str, value: str) -> None:
-    """Check that the error is one sentence with the question's name; no file is created."""
+    """Check that the error is one sentence with the question's name, and that no file is made."""
     with pytest.raises(FailedHookException) as refused:
         check(value, name)
     sentence = str(refused.value)
@@ -476,7 +476,7 @@ def test_code_in_an_answer_is_not_executed(code: str, shell: Shell) -> None:
         ),
     ],
 )
-def test_code_with_its_own_delimiters_is_not_executed(
+def test_code_in_answers_that_set_other_delimiters_is_not_executed(
     setting: str, mark: str, code: str, shell: Shell
 ) -> None:
     config = shell.home / "config.yaml"

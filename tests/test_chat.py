@@ -128,7 +128,7 @@ def test_conversations_without_a_target_after_truncation_are_refused_or_omitted(
 
 
 @pytest.mark.parametrize("script", ["chat_formats", "chat_packing"])
-def test_formats_and_packing(script: str, project: Path) -> None:
+def test_formats_are_read_and_packing_keeps_the_gradient(script: str, project: Path) -> None:
     """The docstring of each script describes what it checks."""
     run_python(project, SCRIPTS / f"{script}.py")
 

@@ -1,4 +1,4 @@
-"""slurm.sh, with replacements of SLURM's commands; full and read-only file systems."""
+"""slurm.sh, with replacements for SLURM's commands; full and read-only file systems."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ WEIGHTS = Path("last") / "model.safetensors"
 
 @pytest.fixture
 def cluster(tmp_path: Path) -> dict[str, str]:
-    """The environment variables of a SLURM job, with replacements of srun and scontrol in PATH."""
+    """The environment variables of a SLURM job, with replacements for srun and scontrol in PATH."""
     tools = tmp_path / "tools"
     tools.mkdir()
     for name, text in (("srun", SRUN.format(python=sys.executable)), ("scontrol", SCONTROL)):
@@ -92,7 +92,7 @@ def test_job_at_its_time_limit_is_requeued_and_resumes_bit_identically(
 def test_job_is_requeued_if_its_shell_and_srun_also_get_the_signal(
     name: str, project: Path, cluster: dict[str, str]
 ) -> None:
-    """`scancel --full` sends signals in this way, and submitit sends SIGUSR2 in this way."""
+    """`scancel --full` signals the shell and srun, too. So does submitit, with SIGUSR2."""
     job = submit(project, cluster, "--epochs", "999")
     wait_for(lambda: (project / "outputs" / "last").exists())
     (srun,) = psutil.Process(job.pid).children()

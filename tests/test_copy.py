@@ -1,4 +1,7 @@
-"""The copy with {{ }} renders the same projects; its names are valid on Windows; cruft works."""
+"""The copy of the template with the delimiters {{ }} renders the same projects.
+
+Its file names are valid on Windows, and cruft can use it.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ from hf_template_ext import DEVICES
 
 ODD = 'it\'s "x" \\ {x} % {0} %d 100% # 日本語'
 
-# Text that would be changed incorrectly if each delimiter of Jinja was simply replaced.
+# Text that would be changed incorrectly if each delimiter of Jinja were simply replaced.
 TRICKY = """\
 {{ x }} {% if x %} {# note #} {{{ x }}} {{%%}} {%- endraw %} ${{ x }}
 {<< cookiecutter.task >>} {<<- " a" ->> } << "%>> }} {{" >> << {"a": {"b": 1}}.a.b>>}
@@ -125,7 +128,9 @@ def test_file_names_in_the_archive_are_valid_on_windows(copy: Path) -> None:
     assert len({name.lower() for name in zipped}) == len(zipped)
 
 
-def test_files_with_delimiters_are_rendered_the_same(template: Path, tmp_path: Path) -> None:
+def test_copy_renders_files_with_delimiters_like_the_template(
+    template: Path, tmp_path: Path
+) -> None:
     project = template / TEMPLATE.name
     folder = project / "folder"
     folder.mkdir()

@@ -1,4 +1,4 @@
-"""In documents, output, test names and links are valid; both languages have the same code."""
+"""Links, test names and shown output of documents are valid. Both languages have the same code."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Classification with one label, several labels or a value per example, and of pairs of texts."""
+"""Classification of texts and pairs of texts, with one label, several labels, or a number."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_each_type_of_label_is_trained_and_predicted(
     assert best[reached[0]] > reached[1]
     output = tmp_path / "out.jsonl"
     arguments = ["--checkpoint", str(outdir / "best"), "--input", str(tmp_path / "valid.jsonl")]
-    if label is several:  # as for exact_match
+    if label is several:  # exact_match uses this threshold
         arguments += ["--threshold", "0.5"]
     run_python(project, "predict.py", *arguments, "--output", str(output))
     rows = [json.loads(line) for line in (tmp_path / "valid.jsonl").read_text().splitlines()]
@@ -102,7 +102,7 @@ def test_invalid_lists_of_labels_are_refused(
     rows = ['["good"]', "[]", cell]
     text = "".join(f'{{"text": "a", "label": {labels}}}\n' for labels in rows)
     (tmp_path / "train.jsonl").write_text(text)
-    outdir = f"--outdir={tmp_path}/run"  # other tests read the project
+    outdir = f"--outdir={tmp_path}/run"  # do not write into the project, which other tests use
     done = run_python(project, "train.py", f"--train_input={tmp_path}/train.jsonl", outdir, code=2)
     assert words in done.stderr.splitlines()[-1]
 

@@ -1,4 +1,7 @@
-"""A new task needs one folder and one word: add a task to a copy of the template, and test it."""
+"""A new task needs only one folder, and its name in cookiecutter.json.
+
+The tests add a task to a copy of the template and test the copy.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,9 @@ FOLDER = ROOT / "templates" / "token_classification"
 OF_THE_TEMPLATE = ["tests/test_rendering.py", "tests/test_structure.py"]
 if "TEST_ALL" in os.environ:
     OF_THE_TEMPLATE += ["tests/test_matrix.py", "tests/test_models.py", "tests/test_prompts.py"]
-OF_EVERY_TASK = f"{NAME} or agree or same_bytes or ruff_on_the_template or have_prompts"
+OF_EVERY_TASK = (
+    f"{NAME} or have_the_same_files or same_bytes or ruff_on_the_template or have_prompts"
+)
 # Tests of the project: its contract, exactness, checkpoints, and interrupted runs that resume
 # bit-identically.
 OF_THE_PROJECT = [

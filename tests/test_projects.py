@@ -83,7 +83,7 @@ def test_labels_are_sorted_and_keep_their_names(task: str, project: Path) -> Non
 
 @pytest.mark.parametrize("task", ["causal_lm"])
 @pytest.mark.parametrize("script", ["causal_blocks", "causal_samples", "separate_documents"])
-def test_blocks_samples_and_separate_documents(script: str, project: Path) -> None:
+def test_blocks_samples_and_losses_of_causal_lm_are_correct(script: str, project: Path) -> None:
     """The docstring of each script describes what it checks."""
     run_script(project, f"{script}.py")
 
@@ -109,10 +109,9 @@ def test_launched_run_accepts_separate_documents(project: Path) -> None:
     assert state["args"]["separate_documents"]
 
 
-@pytest.mark.parametrize(
-    "task", ["causal_lm"]
-)  # has no dropout; random numbers of a compiled dropout are different
-def test_compiling_changes_neither_losses_nor_names(task: str, project: Path) -> None:
+# The base model of causal_lm has no dropout. Compiled dropout draws other random numbers.
+@pytest.mark.parametrize("task", ["causal_lm"])
+def test_compiling_changes_neither_losses_nor_tensor_names(task: str, project: Path) -> None:
     results: list[tuple[list[str], float]] = []
     for flags in ([], ["--compile"]):
         outdir = project / f"run{len(results)}"

@@ -19,7 +19,7 @@ SCRIPTS = Path(__file__).parent / "recipes"
 NAMES = sorted(page.parent.name for page in RECIPES.glob("*/README.md"))
 IN_FULL = NAMES if "TEST_ALL" in os.environ else ["least"]
 ARGUMENTS = {
-    "distillation": ["--softness", "3.0"],  # an argument that a stock checkpoint does not contain
+    "distillation": ["--softness", "3.0"],  # stock checkpoints do not contain this argument
     "reward": ["--target_column", "target"],  # pairs are tested by test_contract.py
     "lstm": ["--hidden_size", "16"],
 }
@@ -167,7 +167,7 @@ def test_contrastive_gradient_does_not_depend_on_chunks_or_processes(
     done = run_python(rewritten, SCRIPTS / "split_of_a_step.py")
     *same, accumulated = map(float, done.stdout.split())
     assert max(same) < 1e-5
-    assert accumulated > 1e-3  # accumulation has fewer negatives: the comparison can fail
+    assert accumulated > 1e-3  # accumulation has fewer negatives, which the comparison detects
 
 
 @pytest.mark.parametrize(

@@ -67,7 +67,7 @@ def test_files_ignored_by_git_are_not_rendered() -> None:
     assert sorted(set(files_of(TEMPLATE)) - known) == []
 
 
-def test_task_folders_agree() -> None:
+def test_task_folders_have_the_same_files() -> None:
     folders = sorted(path.name for path in (ROOT / "templates").glob("[!.]*"))
     assert folders == sorted(TASKS)
     included = sorted(includes().values())
@@ -82,7 +82,7 @@ def test_included_files_are_rendered_unchanged(task: str, render: Render) -> Non
         assert (render(task=task) / name).read_bytes() == expected, name
 
 
-def test_same_bytes_for_every_task(render: Render) -> None:
+def test_common_files_have_the_same_bytes_for_every_task(render: Render) -> None:
     for name in files_of(TEMPLATE):
         if not name.startswith(TASK_OWNED):
             contents = {(render(task=task) / name).read_bytes() for task in TASKS}

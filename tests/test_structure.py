@@ -1,4 +1,4 @@
-"""Functions of projects are short, flat and typed; imports of their modules go downward only."""
+"""Functions of projects are short, flat and typed; modules import no module of a higher layer."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MAX_LINES_OF_FUNCTION = 60
 MAX_PARAMETERS = 6
 MAX_NESTING = 3
 
-# From the lowest layer to the highest. All other top-level modules are scripts, which are above.
+# From the lowest layer to the highest. All other top-level modules are scripts, above all layers.
 LAYERS = ["errors", "reading", "model", "training", "reporting"]
 
 COMPOUND = (ast.If, ast.For, ast.AsyncFor, ast.While, ast.With, ast.AsyncWith, ast.Try, ast.Match)

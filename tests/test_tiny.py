@@ -102,7 +102,7 @@ def test_ctranslate2_computes_the_same_scores(task: str, tmp_path: Path) -> None
     run_python(ROOT, "-c", COMPARE, about(task)["auto_class"], tiny, data, tmp_path)
 
 
-def test_script_writes_the_same_bytes(tmp_path: Path) -> None:
+def test_script_generates_the_bytes_of_the_saved_tiny(tmp_path: Path) -> None:
     tiny, data = folders_of("token_classification")
     save_tagger(list(read(data)), tmp_path)
     made, expected = contents(tmp_path / "tiny"), contents(tiny)
@@ -113,7 +113,7 @@ def test_script_writes_the_same_bytes(tmp_path: Path) -> None:
     assert different == []
 
 
-def test_all_were_generated_with_one_version_of_transformers() -> None:
+def test_all_base_models_were_generated_with_one_version_of_transformers() -> None:
     tinies = [ROOT / "templates" / task / "tiny" for task in TASKS]
     made = [json.loads((tiny / "config.json").read_text(encoding="utf-8")) for tiny in tinies]
     assert len({config["transformers_version"] for config in made}) == 1

@@ -77,7 +77,7 @@ def trained(render: Render, tmp_path_factory: pytest.TempPathFactory) -> Callabl
 
 @pytest.fixture(scope="module")
 def onnx(trained: Callable[..., Path]) -> Callable[[], Path]:
-    """Return a function: onnx() returns the folder that the README's command writes."""
+    """Return a function: onnx() returns the folder that the command for ONNX Runtime writes."""
 
     def folder() -> Path:
         project = trained("classification")

@@ -23,8 +23,8 @@ from conftest import SCRIPTS, wait_for
 NAMESPACES = ["setpriv", "--pdeathsig", "KILL", "unshare", "-rnmpf", "--mount-proc"]
 NAMESPACES += ["--kill-child", "bash", "-ec"]
 ONE_HOST = 'ip link set lo up; "$@"'
-# Each host resolves the name of the other, as torch requires. If the command on host2 fails, it is
-# started again.
+# Each host resolves the name of the other, as torch requires. If the command on host2 fails,
+# this command is started again.
 HOSTS = """
 mount -t tmpfs none /var/run
 printf '%s\\n' '127.0.0.1 localhost' '10.0.0.1 host1' '10.0.0.2 host2' >/var/run/hosts
@@ -61,7 +61,7 @@ TWO_PROCESSES = [ACCELERATE, "launch", "--multi_gpu", "--num_processes", "2"]
 NODES = [ACCELERATE, "launch", "--config_file", "configs/nodes.yaml", "--rdzv_backend", "c10d"]
 NODES += ["--main_process_ip", "host1", "--max_restarts", "3"]
 NODES += ["--num_processes", "2", "--mixed_precision", "no"]
-# A replacement of srun: it runs one task on each host, as with --nodes 2.
+# A replacement for srun, which runs one task on each host, as with --nodes 2.
 SRUN = f"""#!/bin/bash
 while [[ $1 == --* ]]; do shift; done
 exec bash -ec {shlex.quote(HOSTS)} bash bash -c '

@@ -133,7 +133,7 @@ def test_git_that_writes_crlf_keeps_the_files_of_a_project(project: Path, shell:
 def test_other_package_with_a_name_of_the_template_is_not_imported(
     name: str, shell: Shell, expected: dict[str, bytes]
 ) -> None:
-    """Cookiecutter adds the template at the end of sys.path, so another package could be found."""
+    """The template is the last entry of sys.path, so another package could be found first."""
     package = shell.home / name
     package.mkdir()
     (package / "__init__.py").write_text("raise SystemExit('wrong package')\n", encoding="utf-8")

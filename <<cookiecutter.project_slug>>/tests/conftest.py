@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-# One thread per process, because tests with two processes share two cores. OMP_NUM_THREADS has to
-# be set before torch is imported.
+# Use one thread per process, because the processes of a test share the CPU cores. OMP_NUM_THREADS
+# has to be set before torch is imported.
 os.environ.update(HF_HUB_OFFLINE="1", OMP_NUM_THREADS="1", ACCELERATE_USE_CPU="true")
 os.environ["PYTHONPATH"] = f"{ROOT}{os.pathsep}{ROOT / 'tests'}"  # for processes started by tests
 
@@ -21,7 +21,7 @@ from training.loading import load_tokenizer  # noqa: E402
 
 @pytest.fixture(scope="session")
 def sample(tmp_path_factory) -> Path:
-    """A folder with a small train.jsonl, a small valid.jsonl, and `tiny` without dropout."""
+    """A folder with a small train.jsonl and valid.jsonl, and a copy of `tiny` without dropout."""
     folder = tmp_path_factory.mktemp("sample")
     for name, lines in (("train.jsonl", 42), ("valid.jsonl", 21)):
         with (ROOT / "data" / name).open(encoding="utf-8") as source:
@@ -46,7 +46,7 @@ def tokenizer():
 
 @pytest.fixture(scope="session")
 def steps(sample, tokenizer) -> int:
-    """Number of steps per epoch with `arguments`."""
+    """Number of optimizer steps per epoch of a run with the fixture `arguments`."""
     return math.ceil(len(generate_dataset(sample / "train.jsonl", tokenizer, 48)) / 8)
 
 
@@ -63,9 +63,9 @@ def arguments(sample, tmp_path) -> list[str]:
 
 @pytest.fixture(scope="session")
 def uninterrupted(tmp_path_factory):
-    """Return a function that trains without interruption, once for equal arguments.
+    """Return a function that trains without interruption, and returns the output directory.
 
-    The function returns the output directory.
+    Calls with equal arguments share one run.
     """
     outdirs: dict[tuple, Path] = {}
 

@@ -1,4 +1,4 @@
-"""Arguments come from the command line and from YAML files, also with names of transformers."""
+"""Arguments are read from the command line and YAML files, also by their names in transformers."""
 
 import importlib
 import importlib.util

@@ -25,7 +25,7 @@ def wait_for(path: Path, run: Launch) -> None:
 
 @contextmanager
 def start_delayed_until(go: Path) -> Iterator[None]:
-    """Make a run wait after it has checked its output directory, and before it locks it."""
+    """Make a run wait after it checks its output directory and before it locks that directory."""
     start = training.opening.start
 
     def waiting(*args):
@@ -48,7 +48,7 @@ def test_second_run_in_a_folder_is_refused_while_the_first_runs(arguments, tmp_p
     assert output.count("\n") == 1
     assert run.processes[0].exitcode is None
     run.kill()
-    # After a kill, the folder is not locked any more.
+    # After the kill, the folder is no longer locked.
     Launch([*other, "--max_steps", "1"], tmp_path / "after").expect()
 
 

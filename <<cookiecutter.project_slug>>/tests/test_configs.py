@@ -1,4 +1,4 @@
-"""In each file of configs/, Accelerate accepts every key, and the first comment has the command."""
+"""Accelerate accepts each key of the files in configs/. Comments in the files show the commands."""
 
 from functools import partial
 from importlib.util import find_spec

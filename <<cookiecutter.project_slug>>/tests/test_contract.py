@@ -45,7 +45,7 @@ def rows(tmp_path_factory) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def project(rows) -> SimpleNamespace:
-    """The parts of model/, built as by train.py without arguments, and a batch."""
+    """The parts of model/, built as train.py builds them without arguments, and a batch."""
     task = Task()
     model_id = task.base_model
     tokenizer = load_tokenizer(model_id) if task.needs_tokenizer else None
@@ -86,11 +86,11 @@ def same(value: Any, other: Any) -> bool:
 def test_loading_examples_twice_gives_the_same_values(project):
     batches = []
     for _ in range(2):
-        seed_all(0)  # as for each micro-batch, so that a data set may draw random numbers
+        seed_all(0)  # as before each micro-batch: a data set may draw random numbers
         batches.append(project.examples.batch(project.indices))
     assert same(*batches), (
         "model/dataset.py: __getitem__ returns different values after the same seed; expected "
-        "random numbers of torch, numpy or random only"
+        "random numbers only from torch, numpy or random"
     )
 
 
@@ -120,7 +120,7 @@ def test_some_parameters_get_a_gradient(project):
         "model/modeling.py: no parameter gets a gradient; expected a loss that depends on one"
     )
     if without:  # allowed in a run
-        warnings.warn(f"without a gradient: {', '.join(without[:8])}", stacklevel=1)
+        warnings.warn(f"parameters without a gradient: {', '.join(without[:8])}", stacklevel=1)
 
 
 def test_the_loss_is_divided_by_num_items_in_batch(project):
@@ -128,8 +128,8 @@ def test_the_loss_is_divided_by_num_items_in_batch(project):
         pytest.skip("Model.forward has no parameter num_items_in_batch: its loss is a mean")
     once, half = (loss_of(project, project.indices, n) for n in (project.items, 2 * project.items))
     assert torch.allclose(half, once / 2, rtol=1e-4), (
-        "model/modeling.py: forward has to return the sum over the target items, divided by "
-        "num_items_in_batch"
+        "model/modeling.py: the loss of forward is not divided by num_items_in_batch; expected the "
+        "sum of the losses of the target items, divided by num_items_in_batch"
     )
 
 
@@ -139,9 +139,9 @@ def test_the_loss_does_not_depend_on_the_split(project):
     whole = loss_of(project, project.indices, project.items)
     parts = [loss_of(project, [index], project.items) for index in project.indices]
     assert torch.allclose(torch.stack(parts).sum(), whole, rtol=1e-4), (
-        "model/: the loss of examples in a batch differs from that of single examples; padding is "
-        "not masked, num_items of the data set does not count the target items of the loss, or "
-        "Model.loss_couples_examples = True is missing"
+        "model/: the loss of a batch differs from the sum of the losses of its examples; expected "
+        "that padding is masked and that num_items of the data set counts the target items of the "
+        "loss, or Model.loss_couples_examples = True"
     )
 
 

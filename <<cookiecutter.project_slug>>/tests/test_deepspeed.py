@@ -1,4 +1,4 @@
-"""ZeRO-2 and ZeRO-3 give the same results as one process, and can resume its checkpoints."""
+"""ZeRO-2 and ZeRO-3 give the same results as one process. Runs resume with and without ZeRO."""
 
 import importlib.util
 import os
@@ -40,7 +40,7 @@ pytestmark = [
 
 @contextmanager
 def zero(stage: int, precision: str = "no", also: Patch = nullcontext) -> Iterator[None]:
-    """Set up the process as `accelerate launch --config_file configs/zeroN.yaml`, without GPUs.
+    """Set up the process as a launch with configs/zeroN.yaml does, but without GPUs.
 
     Args:
         also: A further patch: see `Launch`.

@@ -27,7 +27,10 @@ SPLITS = [(1, 2, 1), (1, 1, 3), (1, 3, 8), *TWO_PROCESSES]
 
 @pytest.fixture(scope="module")
 def measured(sample, tmp_path_factory):
-    """Return a function that returns gradients and losses of a split, measured only once."""
+    """Return a function that returns the gradients and losses of a split.
+
+    Each split is measured only once.
+    """
     folder = tmp_path_factory.mktemp("measured")
 
     def measured_of(split: tuple[int, int, int]) -> tuple[dict, dict]:
@@ -57,7 +60,7 @@ def test_gradients_and_losses_do_not_depend_on_the_split(split, measured):
         assert difference < 1e-5, name
     assert report["loss"] == pytest.approx(expected["loss"], rel=1e-5)
     assert report["chosen"] == expected["chosen"]
-    assert report["valid"] == pytest.approx(expected["valid"], rel=1e-6)  # the scores, too
+    assert report["valid"] == pytest.approx(expected["valid"], rel=1e-6)  # loss and scores
 
 
 @PROOF

@@ -1,4 +1,4 @@
-"""export.py writes a checkpoint in another precision, or as ONNX, with its settings."""
+"""export.py writes a checkpoint in another dtype or as ONNX, with the settings of predict.py."""
 
 import importlib.util
 import shutil
@@ -36,7 +36,9 @@ def checkpoint(sample, tokenizer, tmp_path_factory) -> Path:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_exported_weights_are_those_of_the_checkpoint_in_a_dtype(dtype, checkpoint, tmp_path):
+def test_exported_weights_are_those_of_the_checkpoint_converted_to_the_dtype(
+    dtype, checkpoint, tmp_path
+):
     output = tmp_path / "exported"
     export.main(["--checkpoint", str(checkpoint), "--output", str(output), "--dtype", dtype])
     weights = load_file(checkpoint / "model.safetensors")

@@ -33,7 +33,10 @@ SENTENCES = {
 
 @pytest.fixture
 def failing_arguments(tmp_path):
-    """Return a function: arguments of a run that fails at the row with the given label."""
+    """Return a function that returns the arguments of a run.
+
+    The run fails at the one row that has the given label.
+    """
 
     def arguments(label: float, processes: int) -> list[str]:
         for name, is_bad in (("train", label <= IN_FORWARD), ("valid", label >= IN_UPDATE)):
@@ -112,7 +115,7 @@ def test_error_in_the_data_is_not_blamed_on_the_model():
         raise DataError("row 7: no text")
 
 
-def test_keystroke_before_training_ends_without_a_traceback(capsys):
+def test_ctrl_c_before_training_ends_the_run_without_a_traceback(capsys):
     def interrupted() -> None:
         raise KeyboardInterrupt
 

@@ -27,7 +27,7 @@ def rows_of(tmp_path):
 
 
 def places(lines) -> list[str]:
-    """Replace the path of a file at the end of each line by its name."""
+    """In each line, replace the path of a file at the end by the name of the file."""
     return [f"{line[: line.rindex(' ')]} {line.rpartition('/')[2]}".strip() for line in lines]
 
 

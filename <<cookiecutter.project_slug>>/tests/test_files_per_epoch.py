@@ -1,4 +1,4 @@
-"""`--files_per_epoch`: each epoch trains on some of the files, and only those are on the disk."""
+"""`--files_per_epoch`: each epoch trains on some files. The cache has the files of one epoch."""
 
 from pathlib import Path
 
@@ -32,7 +32,7 @@ def many(arguments, sample, tmp_path, monkeypatch) -> list[str]:
 def files_read(monkeypatch, tmp_path) -> list[list[str]]:
     """The names of the training files that each epoch reads.
 
-    Reading also checks that the cache has the files of one epoch only.
+    At each read, the fixture checks that the cache has the files of at most one epoch.
     """
     read = Task.read
     epochs = []

@@ -90,7 +90,7 @@ def test_resumed_run_is_bit_identical_under_fsdp2_in_bfloat16(in_two_processes, 
 
 
 def test_out_of_memory_halves_the_micro_batches_of_all_ranks(in_two_processes):
-    """All ranks try the same batch, so that no rank waits for one that ran out of memory."""
+    """All ranks try the same batch, so that no rank waits for a rank that ran out of memory."""
     patch = partial(fsdp2, also=partial(seams.memory_for, 2, (0, 1)))
     output = in_two_processes("run", "--max_steps", "3", patch=patch)
     assert "out of memory with --batch_size 4: micro-batches have 2 examples" in output

@@ -31,7 +31,7 @@ def values(examples: ExampleSet) -> list[int]:
 
 
 @pytest.mark.parametrize("share", [0.1, 0.5])
-def test_equal_values_are_in_one_part_of_the_requested_size(share):
+def test_equal_values_are_in_the_same_part_and_parts_have_the_requested_sizes(share):
     numbers = Numbers(8000)
     whole = ExampleSet(numbers)
     rest, held_out = hold_out(whole, share, seed=0)

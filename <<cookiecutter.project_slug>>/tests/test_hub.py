@@ -98,9 +98,7 @@ def test_each_new_best_is_uploaded_during_training(arguments, tmp_path, hub, mon
     assert not list((tmp_path / "run" / STORE).glob("*.tmp"))
 
 
-def test_failed_upload_during_training_is_reported_and_repeated(
-    arguments, hub, monkeypatch, capsys
-):
+def test_failed_upload_during_training_is_reported_and_retried(arguments, hub, monkeypatch, capsys):
     monkeypatch.setattr(hub, "refuses", True)
 
     def allow(state) -> bool:

@@ -194,7 +194,7 @@ def test_run_is_not_overwritten(arguments, tmp_path):
 
 
 @pytest.mark.proof
-def test_exit_code_is_2_and_only_one_sentence_is_printed(tmp_path):
+def test_invalid_input_exits_with_code_2_and_prints_one_sentence(tmp_path):
     paths = [
         "--train_input",
         "none.jsonl",

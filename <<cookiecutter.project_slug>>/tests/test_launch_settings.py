@@ -1,4 +1,4 @@
-"""A setting of Accelerate that train.py does not follow is refused in one sentence, with code 2."""
+"""A setting of Accelerate that train.py does not follow is refused with exit code 2."""
 
 import os
 import subprocess

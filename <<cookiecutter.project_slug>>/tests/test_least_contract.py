@@ -1,4 +1,4 @@
-"""A model/ with only the required parts trains, and its runs resume bit-identically."""
+"""A model/ with only the required parts can be trained, and its runs resume bit-identically."""
 
 import json
 import random

@@ -101,7 +101,7 @@ def base(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def lora(arguments, base) -> list[str]:
-    """Arguments of a short run with an adapter, with dropout."""
+    """Arguments of a short run with an adapter and dropout."""
     options = ["--lora_rank", str(RANK), "--lr", "1e-2", "--lr_scheduler_type", "constant"]
     return [*arguments, "--model_id", str(base), *options]
 
@@ -317,7 +317,7 @@ def assert_merged(best: Path, output: Path, tokenizer) -> None:
 def test_tied_embeddings_are_merged_correctly(
     is_tied, of_the_head, lora, sample, tokenizer, tmp_path
 ):
-    """An adapter of the output layer changes one of two tied weights; merging keeps both."""
+    """If an adapter changes only one of two tied weights, the merged model stores both weights."""
     tied = save_base(tmp_path / "tied", sample / "tiny", tie_word_embeddings=is_tied)
     arguments = [*lora, "--model_id", str(tied), "--max_steps", "4"]
     if of_the_head:

@@ -87,7 +87,7 @@ def test_different_data_are_reported_before_the_first_step(change, name, machine
     assert "TRAIN" not in run.output()
 
 
-def test_different_base_models_are_refused_or_train(machines):
+def test_run_with_different_base_models_trains_or_is_refused(machines):
     """DDP broadcasts the weights of rank 0; a different architecture is refused."""
     config = machines / "machine1" / "base" / "config.json"
     text = config.read_text(encoding="utf-8")

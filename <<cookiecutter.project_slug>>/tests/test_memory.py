@@ -1,4 +1,4 @@
-"""If memory is exceeded, a run uses smaller micro-batches and the same global batches."""
+"""If memory runs out, a run uses smaller micro-batches and keeps its global batches."""
 
 from functools import partial
 

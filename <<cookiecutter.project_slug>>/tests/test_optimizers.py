@@ -49,7 +49,7 @@ SIZES |= {"hidden_size": 8, "num_hidden_layers": 3, "num_attention_heads": 2, "n
 SIZES |= {"intermediate_size": 8, "encoder_ffn_dim": 8, "decoder_ffn_dim": 8, "d_ff": 8}
 SIZES |= {"num_key_value_heads": 2, "num_decoder_layers": 2, "max_position_embeddings": 16}
 
-# Many other tests resume runs with plain adamw. A test below resumes a run with sgd under FSDP2.
+# Not here: adamw, with which many other tests resume runs, and sgd, which a test below resumes.
 RUNS = [
     ["--optimizer", "muon", "--layer_decay", "0.8", "--ema", "0.5"],
     ["--optimizer", "schedule_free", "--num_warmup_steps", "2"],
@@ -91,7 +91,7 @@ def test_killed_and_resumed_run_is_bit_identical(kind, arguments, tmp_path):
 
 @pytest.fixture(scope="module")
 def averaged(sample, tmp_path_factory) -> Path:
-    """Output directory of a run with --ema, whose last validation is the best one."""
+    """Output directory of a run with --ema. The last validation of the run is the best one."""
     outdir = tmp_path_factory.mktemp("averaged") / "run"
     data = ["--train_input", str(sample / "train.jsonl"), "--max_len", "48", "--batch_size", "8"]
     data += ["--valid_input", str(sample / "valid.jsonl"), "--model_id", str(sample / "tiny")]
@@ -207,7 +207,7 @@ def test_optimizer_that_needs_full_matrices_is_refused_under_fsdp2():
             OptimizerOptions(optimizer=name).check_sharding()
 
 
-def test_factors_for_a_model_without_layers_or_head_are_refused():
+def test_learning_rate_factors_for_a_model_without_layers_or_head_are_refused():
     model = torch.nn.Linear(3, 3)
     with pytest.raises(RunError, match="--layer_decay 0.9: no layers found in Linear"):
         learning_rate_factors(model, 0.9, 1.0)
@@ -330,6 +330,6 @@ def test_average_follows_its_formula_and_the_raw_weights_are_restored():
             assert torch.equal(model.weight, weights)
         torch.testing.assert_close(model.weight.detach(), expected)
     assert torch.equal(model.weight, weights)
-    unused.grad = torch.ones(2)  # its state has to be created by this step
+    unused.grad = torch.ones(2)  # the next step has to create the state of this parameter
     optimizer.step()
     assert not torch.equal(unused, torch.ones(2))

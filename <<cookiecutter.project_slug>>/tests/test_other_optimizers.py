@@ -1,4 +1,4 @@
-"""With optimizers of model/, the full state is saved, and NaN never reaches the weights."""
+"""The full state of an optimizer of model/ is saved, and NaN never reaches the weights."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -33,7 +33,7 @@ def partly_arguments(tmp_path) -> list[str]:
     ]
 
 
-# The first run stops before the first use of `expert`, the second one after it.
+# With one process, the run stops before the first use of `expert`; with two, after this use.
 @pytest.mark.parametrize(("processes", "stop"), [(1, 3), (2, 12)])
 def test_partly_trained_model_resumes_bit_identically(processes, stop, partly_arguments, tmp_path):
     arguments = [*partly_arguments, "--batch_size", str(8 // processes)]

@@ -43,7 +43,7 @@ def test_resumed_run_is_bit_identical_in_bfloat16(arguments, tmp_path):
 
 
 def test_base_model_in_bfloat16_is_trained_in_float32(arguments, sample, tmp_path):
-    """transformers would load bfloat16 weights, which small steps do not change."""
+    """In bfloat16, the dtype that transformers would load, small updates do not change a weight."""
     train.main([*arguments, "--max_steps", "1", "--outdir", str(tmp_path / "first")])
     base = tmp_path / "base"
     base.mkdir()

@@ -95,7 +95,9 @@ def test_pictures_samples_and_model_card_are_written(arguments, tmp_path, capsys
     shown = capsys.readouterr()
     for name in scores:
         assert f"{name} {expected[name]:.4g}" in shown.out
-    assert re.findall(r"left=([\d:?]+)", shown.err)[-1] == "00:00", "not of the whole run"
+    assert re.findall(r"left=([\d:?]+)", shown.err)[-1] == "00:00", (
+        "`left` is not the time left of the run"
+    )
 
 
 @PROOF

@@ -61,7 +61,9 @@ def test_changed_rows_within_an_epoch_are_refused(change, own_arguments, tmp_pat
     assert outcome(tmp_path / "run") == before
 
 
-def test_rows_changed_between_epochs_are_used_completely(own_arguments, tmp_path, tokenizer):
+def test_rows_changed_between_epochs_are_used_from_the_next_epoch(
+    own_arguments, tmp_path, tokenizer
+):
     train.main([*own_arguments, "--epochs", "1"])
     done = read_state(tmp_path / "run" / "last")["step"]
     file = tmp_path / "train.jsonl"

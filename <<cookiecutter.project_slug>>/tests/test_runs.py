@@ -162,7 +162,7 @@ def test_overflowed_step_does_not_move_the_schedule(arguments, tmp_path, monkeyp
     monkeypatch.setattr(Task, "forward", forward_64_times)
     monkeypatch.setattr(
         training.opening, "check_contract", lambda *_: []
-    )  # it would refuse the loss, which is multiplied by 64
+    )  # the check would refuse the loss, which is multiplied by 64
     train.main([*arguments, "--max_steps", "10"])
     state = read_state(tmp_path / "run" / "last")
     skipped = state["step"] - state["scheduler_steps"]
@@ -212,7 +212,7 @@ def tokenizing_announced(cache):
     call = PreTrainedTokenizerBase.__call__
 
     def announcing(self, texts=None, *args, **kwargs):
-        if isinstance(texts, list) and len(texts) > 1:  # checks pass a single text
+        if isinstance(texts, list) and len(texts) > 1:  # checks tokenize only one text
             print("TOKENIZING", flush=True)
         return call(self, texts, *args, **kwargs)
 

@@ -25,7 +25,7 @@ Save = Callable[[], None]
 
 
 class Failing:
-    """Makes operation `number` fail; with the error `Killed`, all later operations fail as well."""
+    """Makes operation `number` (1-based) fail, and for the error `Killed` all later operations."""
 
     def __init__(self, number: int, error: BaseException):
         self.number = number

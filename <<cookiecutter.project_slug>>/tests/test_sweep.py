@@ -114,7 +114,7 @@ def test_folds_hold_out_each_example_once(
 
 
 @pytest.mark.proof
-def test_error_of_train_py_in_its_arguments_ends_the_sweep(tmp_path, forked_sweep):
+def test_invalid_argument_of_train_py_ends_the_sweep(tmp_path, forked_sweep):
     with pytest.raises(RunError, match="missing.jsonl"):
         forked_sweep(tmp_path / "s", "--seeds", "1", "--", "--train_input", "missing.jsonl")
 
@@ -145,7 +145,7 @@ def test_bad_arguments_are_refused_in_one_sentence(tmp_path, arguments, sentence
     assert not (tmp_path / "sweep" / "study.db").exists()
 
 
-def test_a_file_of_arguments_cannot_replace_those_of_the_folds(tmp_path):
+def test_yaml_file_cannot_set_arguments_that_sweep_py_sets(tmp_path):
     for text, name in (("valid_input: a.jsonl", "valid_input"), ("dry_run: true", "dry_run")):
         (tmp_path / "run.yaml").write_text(f"train_input: b.jsonl\n{text}\n", encoding="utf-8")
         arguments = ["--folds", "2", "--outdir", str(tmp_path / "sweep")]

@@ -56,7 +56,7 @@ def run(sample, tmp_path_factory):
     train.main([*paths, *base, "--outdir", str(folder), "--max_steps", "1"])
     for version in (folder / atomic.STORE).glob("last.*"):
         if version != (folder / "last").resolve():
-            shutil.rmtree(version)  # otherwise a run with a damaged last/ would resume from it
+            shutil.rmtree(version)  # otherwise a run with a damaged last/ resumes from this version
     return folder
 
 
@@ -68,9 +68,9 @@ def reseal(folder) -> None:
 
 @pytest.fixture(params=["pickle", "torch"])
 def plant(request, tmp_path):
-    """Return a function that writes a file, which creates a folder when it is unpickled.
+    """Return a function that writes a pickle file and returns the path of a folder.
 
-    The function returns the path of this folder.
+    Unpickling the file creates this folder.
     """
 
     def write(path):

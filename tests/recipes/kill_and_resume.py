@@ -22,8 +22,9 @@ from helpers.processes import Launch  # noqa: E402
 from helpers.seams import signals_before_step  # noqa: E402
 from model.modeling import Model  # noqa: E402
 
-KILLED_AT = 7  # optimizer steps
-# Steps of the possible saves before the kill: the last one, after step 6, may be incomplete.
+KILLED_AT = 7  # number of completed optimizer steps at the kill
+# The resumed run starts after one of these steps. The save after step 6 may be incomplete, and not
+# every epoch ends after step 5.
 SAVED_AT = (4, 5, 6)
 
 

@@ -1,4 +1,4 @@
-"""Small data for each recipe, which are the same in every run."""
+"""Small data for each recipe. The data are the same in every run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Check that a sample of the task causal_lm is half of a block and its greedy continuation."""
+"""Check that a sample of causal_lm is the first half of a block and its greedy continuation."""
 
 import torch
 

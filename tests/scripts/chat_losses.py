@@ -2,8 +2,8 @@
 
 python chat_losses.py FOLDER_WITH_TEMPLATES
 
-The computation is in float64. It does not use chat templates, but concatenates the parts of each
-conversation.
+The independent computation is in float64. It does not use chat templates, but concatenates the
+parts of each conversation.
 """
 
 import json

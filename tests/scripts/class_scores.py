@@ -1,4 +1,4 @@
-"""Check calibration error, thresholds and table of the task classification by their definitions.
+"""Check the calibration error, thresholds and score table of classification by their definitions.
 
 python class_scores.py FOLDER    prints, for examples with one label, the table, the labels and the
                                  predictions; then trains on FOLDER/several.jsonl, with several
@@ -114,7 +114,8 @@ def macro_f1_with(thresholds: dict[str, float], *options: str) -> float:
 assert abs(macro_f1_with(chosen) - state["best"]["tuned_macro_f1"]) < 1e-6
 assert macro_f1_with(dict.fromkeys(chosen, 0.6), "--threshold", "0.6") < macro_f1_with(chosen)
 
-# They are exported; and read from training_state.json, as earlier versions saved them.
+# export.py copies the thresholds. predict.py also reads them from training_state.json, where
+# earlier versions saved them.
 export.main([f"--checkpoint={BEST}", f"--output={FOLDER / 'exported'}"])
 OLD = FOLDER / "old"
 shutil.copytree(BEST, OLD)

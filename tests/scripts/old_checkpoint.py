@@ -1,4 +1,4 @@
-"""Convert a checkpoint to the layout of earlier versions: with code, and prefixes of tensor names.
+"""Convert a checkpoint to the layout of earlier versions, with code and prefixed tensor names.
 
 python old_checkpoint.py FOLDER NEW_FOLDER FIELDS      (further fields of config.json, as JSON)
 """

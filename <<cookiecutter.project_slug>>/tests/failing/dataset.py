@@ -13,5 +13,5 @@ class Dataset(Working):
 def generate_dataset(path):
     dataset = generate_working(path)
     dataset.__class__ = Dataset
-    dataset.fingerprint = 1  # without it, examples would be loaded before the run
+    dataset.fingerprint = 1  # otherwise the run hashes examples before the first step
     return dataset

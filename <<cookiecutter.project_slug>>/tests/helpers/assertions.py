@@ -60,7 +60,7 @@ def assert_equal_tensors(tensors: dict[str, Tensor], expected: dict[str, Tensor]
 
 
 def assert_bit_identical(outdir: Path, other: Path) -> None:
-    """Check that weights, optimizer state, log and position of two runs are bit-identical."""
+    """Check that two runs have bit-identical weights, optimizer, log and training state."""
     result, expected = read_result(outdir), read_result(other)
     assert_equal_tensors(result.weights, expected.weights)
     assert_equal_tensors(result.moments, expected.moments)

@@ -1,4 +1,4 @@
-"""Make all code of reporting/ fail."""
+"""Make the code that writes curves, model cards, tracker logs and score files fail."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -17,7 +17,7 @@ def _fail(*_: Any, **__: Any) -> None:
 
 @contextmanager
 def reporting_fails() -> Iterator[None]:
-    """Make curves, model card, trackers and, after its first call, `Scores.save` fail."""
+    """Make curves, model card and trackers fail, and `Scores.save` from its second call on."""
     save = Scores.save
     calls = 0
 

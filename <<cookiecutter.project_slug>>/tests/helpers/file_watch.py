@@ -1,4 +1,4 @@
-"""Intercept each operation of a process that changes files in a folder."""
+"""Call a function before each operation by which this process changes files in a folder."""
 
 import os
 import sys
@@ -11,7 +11,10 @@ Action = Callable[[str, tuple], None]
 
 
 class _Watch:
-    """An audit hook, which cannot be removed, and a wrapper of `os.fsync`, which has no event."""
+    """The audit hook of this process, which Python cannot remove.
+
+    Python has no audit event for `os.fsync`: `watching` replaces this function.
+    """
 
     def __init__(self) -> None:
         self.folder: Path | None = None

@@ -29,7 +29,10 @@ def measure(
     *,
     more: Sequence[str] = (),
 ) -> None:
-    """Write `PROCESSES-BATCH_SIZE-EVAL_BATCH_SIZE` with the suffixes .safetensors and .json.
+    """Run one step and one validation, and write two files with the results.
+
+    `PROCESSES-BATCH_SIZE-EVAL_BATCH_SIZE.safetensors` has the gradients. The file with the suffix
+    .json has the losses, the scores, and the prediction options that the validation chose.
 
     Args:
         sample: Folder with the data and the base model.

@@ -34,8 +34,8 @@ class Counts:
     Attributes:
         kills: Number of kills.
         in_saves: Number of kills that left an incomplete save.
-        in_start: Number of kills before the process group existed: other processes then wait for
-            the killed one, and are killed here, as a launcher would kill them.
+        in_start: Number of kills before the process group existed. The other processes then wait
+            for the killed process, until this loop kills them as a launcher would.
         resumed: Number of resumes from `last/`.
         runs: Number of completed runs. Each is bit-identical to the uninterrupted run.
     """
@@ -59,8 +59,8 @@ def kill_and_resume(
 
     Args:
         arguments: Arguments of train.py, without an output directory.
-        kills: Minimum number of kills. The last run is completed even if there are enough.
-        patch: See `Launch`. It is not applied to the uninterrupted run.
+        kills: Minimum number of kills. The loop goes on until the last run is complete.
+        patch: See `Launch`. The uninterrupted run starts without the patch.
 
     Raises:
         AssertionError: A file was damaged after a kill, or a result differs.
@@ -96,7 +96,8 @@ def kill_and_resume(
 def has_succeeded(run: Launch, counts: Counts) -> bool:
     """Wait for a run to end; return whether all its processes exited with 0.
 
-    Before the process group exists, processes do not detect that another one was killed.
+    Before the process group exists, a process does not detect that another process was killed. Such
+    processes are killed after `GRACE` seconds.
     """
     try:
         return not any(run.wait(GRACE))

@@ -17,7 +17,7 @@ def files_of_model_in(*folders: str, also_own: bool = False) -> Iterator[None]:
     """Import the modules of the package `model` from folders of tests/.
 
     Args:
-        also_own: Whether to import modules that are not in these folders from model/.
+        also_own: Whether modules that the folders lack are imported from the project's model/.
     """
     own = list(model.__path__)
     before = _forget_modules()

@@ -33,8 +33,8 @@ class Launch:
         arguments: Command line arguments.
         output: Folder for the files with the output.
         processes: Number of processes, which form one process group.
-        patch: Importable function that returns a context manager. `main` runs inside it.
-        module: Module whose `main` is called.
+        patch: Importable function that returns a context manager. `main` runs in its context.
+        module: Name of the module whose function `main` is called.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class Launch:
         """Wait for all processes; return their exit codes, -N if signal N ended the process.
 
         Raises:
-            TimeoutError: A process hangs. All processes are killed.
+            TimeoutError: A process did not end in `timeout` seconds. All processes are killed.
         """
         for process in self.processes:
             process.join(timeout)

@@ -1,6 +1,6 @@
-"""Patches for tests. All functions that they replace are listed here.
+"""Patches for tests. They replace the functions and constants in the list below.
 
-If you rename one of these functions, or change how it is called, update this file:
+If you rename one of them, or change how a function is called, update this file:
 
 train.train_step(run, step)         called once per optimizer step
 train.validate(run, report)         called once per validation
@@ -14,9 +14,9 @@ training.checkpoint.free_memory     called before the tensors of a save are copi
 atomic._seal                        called in a thread, once per folder, after its files are written
 training.opening.start              creates the Accelerator
 training.opening.largest_batch_size called once, with the model on its device
-losses.READ_EVERY                   number of micro-batches between two reads of the loss
+losses.READ_EVERY                   number of steps whose losses are read together, by device
 memory.NOT_PROBED                   devices on which batch sizes are not tested
-signals.SAME_KEYSTROKE              seconds in which a second Ctrl-C is not counted
+signals.SAME_KEYSTROKE              seconds within which two signals count as one Ctrl-C
 
 Each function of this file returns a context manager. To use it in another process, pass it to
 `Launch` as `patch`.
@@ -46,7 +46,7 @@ from training.run import Run
 from training.state import TrainState
 from training.strategy import Strategy
 
-LONG = 60.0  # seconds that a blocked thread waits at most
+LONG = 60.0  # maximum time that a blocked thread waits, in seconds
 
 
 class Killed(BaseException):
@@ -69,7 +69,7 @@ def before_step(action: Callable[[Run, Step], None], rank: int | None = None) ->
 
 @contextmanager
 def killed_before_micro_batch(number: int) -> Iterator[None]:
-    """Raise `Killed` instead of training on a micro-batch (0-based), even inside a step."""
+    """Raise `Killed` before training on micro-batch `number` (0-based), which may be in a step."""
     gradient_sync = Strategy.gradient_sync
     done = 0
 
@@ -86,7 +86,7 @@ def killed_before_micro_batch(number: int) -> Iterator[None]:
 
 @contextmanager
 def killed_in_block(number: int) -> Iterator[None]:
-    """Kill the process while it writes a block of predictions (0-based)."""
+    """Kill the process while it writes block `number` (0-based) of the predictions."""
     append = OutputFile.append
     done = 0
 
@@ -111,7 +111,7 @@ def killed_before_validation() -> Iterator[None]:
 
 @contextmanager
 def scores_replaced_by(values: list[dict[str, float]]) -> Iterator[None]:
-    """Replace the scores of each validation by those of the next dict."""
+    """Overwrite scores of each validation with the entries of the next dict in `values`."""
     validate = train.validate
     given = iter(values)
 
@@ -124,13 +124,13 @@ def scores_replaced_by(values: list[dict[str, float]]) -> Iterator[None]:
 
 @contextmanager
 def nonfinite_step(how: str, rank: int, step: int, is_read_late: bool = False) -> Iterator[None]:
-    """Make the loss or gradient of one optimizer step on one rank NaN.
+    """Make the loss or the gradient of one optimizer step NaN or infinite on one rank.
 
     Args:
-        how: "loss": the loss and its gradient; "gradient": only the gradient; "loss alone": only
-            the loss.
-        step: Number of optimizer steps before this one.
-        is_read_late: Read losses only after further steps, as on an accelerator.
+        how: What is not finite: "loss" for the loss and its gradient, "gradient" for the gradient
+            only, "loss alone" for the loss only.
+        step: Number of completed optimizer steps when the step with this value starts.
+        is_read_late: Whether the run reads losses only after further steps, as on an accelerator.
     """
     forward = Task.forward
     is_bad = False
@@ -162,7 +162,7 @@ def nonfinite_step(how: str, rank: int, step: int, is_read_late: bool = False) -
 
 @contextmanager
 def signals_before_step(numbers: list[int], rank: int, step: int) -> Iterator[None]:
-    """Make one rank send itself signals before an optimizer step (0-based)."""
+    """Make one rank send itself signals before optimizer step `step` (0-based)."""
 
     def send(run: Run, _: Step) -> None:
         if run.state.step == step:
@@ -175,7 +175,7 @@ def signals_before_step(numbers: list[int], rank: int, step: int) -> Iterator[No
 
 @contextmanager
 def signal_in_first_validation(number: int, rank: int) -> Iterator[None]:
-    """Make one rank send itself a signal after the first batch of the first validation."""
+    """Make one rank send itself a signal before it evaluates the first batch of a validation."""
     forward = Task.forward
     validate = train.validate
     is_due = False
@@ -201,7 +201,7 @@ def signal_in_first_validation(number: int, rank: int) -> Iterator[None]:
 
 @contextmanager
 def second_keystroke_in_save(number: int, step: int) -> Iterator[None]:
-    """Send a signal before a step, and again during the save that follows."""
+    """Send a signal before a step, and again at the start of the save that follows."""
     with (
         mock.patch.object(signals, "SAME_KEYSTROKE", 0.0),
         signals_before_step([number], 0, step),
@@ -217,8 +217,9 @@ def before_save(
     """Call `action(save)` before each save whose state meets the condition.
 
     Args:
-        action: Called after the preceding save is published. Its argument is a function
-            without arguments that saves `last/` and `best/`, and waits for the thread.
+        action: Function that is called after the preceding save is published. Its argument `save`
+            is a function without arguments, which saves `last/` and `best/` and waits until the
+            thread has written them.
     """
     save = Checkpointer.save
 
@@ -238,7 +239,7 @@ def before_save(
 
 @contextmanager
 def first_best_written_after(step: int) -> Iterator[None]:
-    """Delay the first save of `best/`, and `last/` with it, until the run is at this step."""
+    """Make the first save of `best/` and `last/` wait until the run is at step `step`."""
     publish = atomic.publish
     is_there = threading.Event()
 

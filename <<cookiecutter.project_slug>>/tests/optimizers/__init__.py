@@ -1,1 +1,1 @@
-"""Folders with an optimization.py: optimizers with the state formats of other packages."""
+"""In each folder, optimization.py has an optimizer with the state format of another package."""

@@ -1,1 +1,1 @@
-"""A model with frozen parameters, parameters never used, and some not used in the first steps."""
+"""A model with frozen parameters, unused parameters, and parameters that early steps do not use."""
