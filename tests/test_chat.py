@@ -86,7 +86,7 @@ def test_file_must_have_either_messages_or_pairs(project: Path, tmp_path: Path) 
     files |= {"other": [{**GOOD, "prompt": "A?", "prompt_id": 1}]}
     assert read_files(project, tmp_path, files) == [
         "both.jsonl: has the columns 'messages', 'prompt' and 'completion'; expected only "
-        "one kind, or --messages_column messages",
+        "messages or only prompts and completions, or --messages_column messages",
         "half.jsonl:1: no column 'completion', and no 'messages'; the file has 'prompt'",
         "neither.jsonl:1: no column 'prompt', and no 'messages'; the file has 'text'",
         "prompt.jsonl:2: 'prompt' holds an empty list; expected messages",

@@ -119,7 +119,7 @@ WORDS = {"words": ["It", "rains"], "labels": ["O", "O"]}
         ),
         (
             [TEXT, {**TEXT, "entities": [[9, 14, "LOC"]]}],
-            "2: 'LOC' from 9 to 14 is not a part of the text, which has 13 characters",
+            "2: the entity 'LOC' has start 9 and end 14; expected 0 <= start < end <= 13,",
         ),
         (
             [TEXT, {**TEXT, "entities": [[9, 13, "LOC"], [4, 10, "X"]]}],

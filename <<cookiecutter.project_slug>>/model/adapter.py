@@ -31,7 +31,12 @@ def has_adapter(base: nn.Module) -> bool:
 
 
 def find_adapter(path: str, **hub: Any) -> Path | None:
-    """Return the local folder of an adapter, downloaded if needed; None if there is no adapter."""
+    """Return the local folder of the adapter in `path`, or None if `path` has no adapter.
+
+    Args:
+        path: A local folder, or a Hub id. The files of an adapter on the Hub are downloaded.
+        hub: Arguments of `transformers.utils.cached_file`, such as `revision`.
+    """
     found = find_adapter_config_file(path, **hub)
     if found is None:
         return None
@@ -41,9 +46,9 @@ def find_adapter(path: str, **hub: Any) -> Path | None:
 
 
 def task_type(auto_class: str) -> str | None:
-    """Return the task type in PEFT of an Auto class of transformers; None if PEFT has none.
+    """Return PEFT's task type for an Auto class of transformers, such as "CAUSAL_LM", or None.
 
-    The Auto classes of PEFT check the task type of an adapter.
+    It is saved with an adapter, since the Auto classes of PEFT check it when they load the adapter.
     """
     names = {kind.__name__: name for name, kind in _peft().MODEL_TYPE_TO_PEFT_MODEL_MAPPING.items()}
     return names.get(auto_class.replace("AutoModel", "PeftModel", 1))
@@ -52,9 +57,9 @@ def task_type(auto_class: str) -> str | None:
 def add_adapter(base: PreTrainedModel, new_weights: Iterable[str], **options: Any) -> None:
     """Freeze a base model and add an adapter with new weights to it.
 
-    Two kinds of modules are neither frozen nor adapted, but fully trained: the head, unless the
-    model generates text; and modules with a tensor that is missing from the files of the base
-    model.
+    Two kinds of modules get no adapter, and all of their weights are trained: the head of a model
+    that does not generate text; and modules with a tensor that is missing from the files of the
+    base model.
 
     Args:
         new_weights: Names of the tensors missing from the files of the base model.
@@ -104,9 +109,9 @@ def load_adapter(base: PreTrainedModel, folder: Path) -> None:
 def save_adapter(
     base: PreTrainedModel, folder: Path, tensors: dict[str, Tensor] | None = None
 ) -> None:
-    """Save an adapter in PEFT's format, with both configurations of the base model.
+    """Save an adapter in PEFT's format, with the configuration of the base model.
 
-    These are its configuration and, if it generates text, its generation configuration.
+    If the base model generates text, its generation configuration is saved, too.
 
     Args:
         tensors: See `adapter_tensors`.
@@ -132,7 +137,7 @@ def copy_adapter(base: PreTrainedModel, other: PreTrainedModel) -> None:
 
 
 def merge_adapter(base: PreTrainedModel) -> None:
-    """Merge the adapter into the weights, and restore the layers of the base model.
+    """Merge the adapter into the weights of the base model, and remove PEFT's modules.
 
     If a layer with an adapter shares its weight with another module, the weight is first untied,
     so that only this layer changes.
@@ -153,7 +158,7 @@ def adapter_config(base: nn.Module) -> Any:
 
 
 def adapter_tensors(base: nn.Module, tensors: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
-    """Return the tensors of the adapter by their PEFT names, without the prefix.
+    """Return the tensors of the adapter by their PEFT names, without `PREFIX`.
 
     Args:
         tensors: All tensors of the base model, or only the trained ones. Default: the state dict of
@@ -191,8 +196,8 @@ def hash_base(base: nn.Module) -> str:
 def _peft() -> Any:
     """Import PEFT, which only adapters need.
 
-    With an import statement, transformers would require PEFT for each checkpoint that contains
-    this file.
+    If this file had the statement `import peft`, transformers would require PEFT to load any
+    checkpoint that contains this file.
     """
     return importlib.import_module("peft")
 

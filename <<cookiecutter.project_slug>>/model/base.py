@@ -1,4 +1,4 @@
-"""A wrapper around a model of transformers, which is saved in one of two forms: see `Wrapper`."""
+"""A wrapper around a model of transformers, and the two forms of its checkpoints: see `Wrapper`."""
 
 import copy
 import hashlib
@@ -98,7 +98,7 @@ class WrapperConfig(PreTrainedConfig):
 
     @property
     def base_has_weights(self) -> bool:
-        """Whether `base_model_id` is a folder with weights, or a Hub id."""
+        """True if `base_model_id` is a Hub id, or a folder that contains weights."""
         if self.base_model_id is None:
             return False
         folder = Path(self.base_model_id)
@@ -117,12 +117,12 @@ class WrapperConfig(PreTrainedConfig):
 
 
 class Wrapper(PreTrainedModel):
-    """A model that wraps a base model of transformers, and has two forms on disk.
+    """A model that wraps a base model of transformers. Its checkpoints have one of two forms.
 
-    The stock form is a checkpoint of the base model, which any tool can open. It is used only if
-    `choose_form` has shown that the base model alone computes the same logits. The custom form
-    also contains the code of this model; transformers opens it with `trust_remote_code=True`.
-    After `add_lora`, checkpoints are PEFT adapters for the base model.
+    The stock form is a checkpoint of the base model, which any tool can open. This form is used
+    only if `choose_form` has shown that the base model alone computes the same logits. The custom
+    form contains the weights and the code of this model; transformers opens such a checkpoint with
+    `trust_remote_code=True`. After `add_lora`, checkpoints are PEFT adapters for the base model.
 
     Subclasses set `auto_class`, and `base_model_prefix`, the name of the attribute that holds the
     base model.
@@ -149,8 +149,8 @@ class Wrapper(PreTrainedModel):
     def load_base(self, config: WrapperConfig, **options) -> PreTrainedModel:
         """Build the base model, with the weights of `config.base_model_id` if it has any.
 
-        On the meta device, load no weights: `from_pretrained` builds this model there, and loads
-        the weights of its checkpoint later.
+        If the default device is meta, load no weights: `Wrapper.from_pretrained` builds the wrapper
+        on the meta device, and then loads the weights of its checkpoint.
         """
         on_meta = torch.get_default_device().type == "meta"
         if on_meta or not config.base_has_weights:
@@ -172,7 +172,7 @@ class Wrapper(PreTrainedModel):
         return self.adopt(base, config)
 
     def adopt(self, base: PreTrainedModel, config: WrapperConfig) -> PreTrainedModel:
-        """Prepare a base model that has just been loaded."""
+        """Freeze the tensors that `base` does not save; set `config.base_config`; return `base`."""
         # Do not train tensors that are not saved, such as the sinusoidal positions of Marian.
         for name in base._keys_to_ignore_on_save or ():
             base.get_parameter(name).requires_grad_(False)
@@ -196,7 +196,10 @@ class Wrapper(PreTrainedModel):
         self.saves_stock = None
 
     def on_weights_loaded(self) -> None:
-        """Set up the parts of the model that depend on the values of the weights."""
+        """Set up the parts of the model that depend on the values of the weights.
+
+        `from_pretrained` calls this method after the weights of a custom checkpoint are loaded.
+        """
 
     @classmethod
     def from_pretrained(
@@ -308,7 +311,7 @@ class Wrapper(PreTrainedModel):
         return self.base_model.save_pretrained(save_directory, state_dict=tensors, **kwargs)
 
     def _mark_code(self, folder: Path) -> None:
-        """Append the hash of all code in the folder to the code of the configuration.
+        """Append the hash of all code in the folder to the file of the configuration class.
 
         transformers looks up the model class by the configuration class, and treats configuration
         classes with the same code as one class. Without the hash, two checkpoints with the same

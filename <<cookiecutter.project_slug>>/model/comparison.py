@@ -66,13 +66,13 @@ def difference_to_base(model: Any, batch: dict[str, Tensor]) -> str | None:
 
 
 def check_documents(lm: Any, option: str) -> None:
-    """Check that a model masks attention between the documents in a row.
+    """Check that a model masks attention between documents that are concatenated to one row.
 
-    The position ids of each document start at 0.
+    The position ids of a row start again at 0 at the beginning of each document.
 
     Args:
         lm: A causal language model.
-        option: Command line option that requires the mask, for the error message.
+        option: Name of the command line option that requires the mask; shown in the error message.
 
     Raises:
         ValueError: The model or its attention implementation does not apply this mask.

@@ -6,7 +6,7 @@ from torch import Tensor
 from transformers import GenerationConfig, GenerationMixin
 
 # The generation settings that `generate_greedily` keeps: those about tokens. Other settings could
-# select another search.
+# select another decoding strategy.
 TOKEN_SETTINGS = (
     *("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id"),
     *("forced_bos_token_id", "forced_eos_token_id", "bad_words_ids"),
@@ -21,7 +21,7 @@ class WrapperGenerationMixin(GenerationMixin):
         """Call `generate` of the base model: see `transformers.GenerationMixin.generate`."""
         base: Any = self.base_model  # type: ignore[attr-defined]
         if getattr(base.config, "output_router_logits", False):
-            # The router loss cannot be computed token by token.
+            # The router loss of a mixture of experts cannot be computed token by token.
             kwargs["output_router_logits"] = False
         return base.generate(*args, **kwargs)
 
@@ -29,7 +29,12 @@ class WrapperGenerationMixin(GenerationMixin):
 def generate_greedily(
     model: Any, input_ids: Tensor, attention_mask: Tensor, max_new_tokens: int
 ) -> Tensor:
-    """Generate token ids by greedy search, even if `generation_config` selects another search."""
+    """Generate by greedy search, even if `generation_config` selects another decoding strategy.
+
+    Returns:
+        The output of `generate`, shape (batch, length): for a decoder, the prompts and the new
+        tokens; for an encoder-decoder, the output of the decoder.
+    """
     own = model.generation_config
     tokens = {name: getattr(own, name, None) for name in TOKEN_SETTINGS}
     model.generation_config = GenerationConfig(**tokens, do_sample=False, num_beams=1)

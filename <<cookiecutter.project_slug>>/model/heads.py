@@ -50,7 +50,7 @@ def load_classifier(
 def _load_body(
     model: Wrapper, config: Any, saved: PreTrainedConfig, place: str, hub: dict[str, str]
 ) -> PreTrainedModel:
-    """Load the weights of a classifier, except those of its head, which has other labels."""
+    """Load the weights of a classifier except those of its head; initialize a new head."""
     options = {"dtype": torch.float32, **config.load_options, "output_loading_info": True}
     loaded, info = model.auto_class.from_pretrained(
         place, config=saved, trust_remote_code=False, **hub, **options

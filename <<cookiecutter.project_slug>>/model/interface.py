@@ -13,8 +13,9 @@ modeling.py
     Model.loss_couples_examples: True if the loss of an example depends on the other examples in the
         micro-batch. A micro-batch then has `--batch_size` examples on any device. Default: False.
     Model.leaves_parameters_unused: True if some steps leave trained parameters without a gradient.
-        Only needed with several processes, and only if the check before the first step does not
-        find such parameters. An error message then asks for it. Default: False.
+        Needed only with several processes, and only if the check before the first step does not
+        find such parameters. The step that leaves them unused then raises an error, which names
+        this attribute. Default: False.
 dataset.py
     `tokenizer`, `max_len` as parameters of `generate_dataset`. Default: no tokenizer is loaded.
     OPTIONS: Arguments of `generate_dataset`, in the same form.
@@ -46,9 +47,10 @@ class Output(Protocol):
     """Return type of `Model.forward`: any `transformers.utils.ModelOutput` with a loss.
 
     Attributes:
-        loss: A scalar. If `forward` has a parameter `num_items_in_batch`, the sum over the target
-            items of the batch, divided by that number; otherwise the mean over the batch. If the
-            target items have weights, `num_items_in_batch` is the sum of the weights.
+        loss: A scalar. If `forward` has a parameter `num_items_in_batch`: the sum of the losses of
+            the target items in the batch (for example tokens), divided by `num_items_in_batch`.
+            Otherwise: the mean over the batch. If the target items have weights,
+            `num_items_in_batch` is the sum of the weights.
 
     An optional attribute `losses` is a dict of further scalars, normalized in the same way. They
     are logged together with the loss.
@@ -67,11 +69,12 @@ class TaskDataset(Protocol):
         lengths: Number of tokens of each example, shape (n,). Examples of similar length are
             batched together. Default: 1.
         num_items: Number of target items of each example, or the sum of their weights, shape (n,).
-            The mean loss is the sum of the losses divided by the sum of these. Default: 1.
-        sort_keys: Shape (n,). Examples with similar keys are batched together. Default: `lengths`.
-        schema: Keyword arguments of `generate_dataset` for reading another file in the same way, of
-            JSON types. Those that `ModelConfig` accepts are also passed to `ModelConfig`. Default:
-            empty.
+            The mean loss is the sum of the losses divided by the sum of `num_items`. Default: 1.
+        sort_keys: Sort key of each example, shape (n,). Examples with similar keys are batched
+            together. Default: `lengths`.
+        schema: Keyword arguments with which `generate_dataset` reads another file in the same way.
+            Their values have JSON types. Arguments that `ModelConfig` accepts are also passed to
+            `ModelConfig`. Default: empty.
         fingerprint: Integer that changes when the data change. Default: a hash of up to 256
             examples.
         checksums: Checksum of the content of each example, shape (n,). It determines whether the
@@ -98,11 +101,12 @@ class Scorer(Protocol):
 
     Optional attributes and methods:
         generates: True if a method calls `model.generate`. Default: False.
-        predict_options(): Arguments of `Predictor` that the latest validation chose, of JSON types.
-            Called on every rank after `compute`; the result is saved with the checkpoint.
-            Arguments on the command line of predict.py take precedence. Default: none.
-        table(): Scores of the latest validation by row and column, for the model card. Called on
-            the main rank after `compute`. Default: none.
+        predict_options(): Arguments of `Predictor` that the latest validation chose, as a dict with
+            values of JSON types. Called on every rank after `compute`; the result is saved with the
+            checkpoint. Arguments on the command line of predict.py take precedence. Default: none.
+        table(): Scores of the latest validation for the model card, as a dict from row names to
+            dicts from column names to scores. Called on the main rank after `compute`. Default:
+            none.
     """
 
     def reset(self) -> None:
@@ -128,7 +132,7 @@ class Scorer(Protocol):
 
 
 class Conversation(Protocol):
-    """Return type of `Predictor.start_conversation`: answers depend on the earlier lines."""
+    """Return type of `Predictor.start_conversation`. An answer depends on all earlier lines."""
 
     def answer(self, line: str, show: Callable[[str], object]) -> None:
         """Answer a line. Pass the text to `show`, as a whole or in pieces during generation."""
@@ -156,14 +160,16 @@ class TaskPredictor(Protocol):
     columns: list[str]
 
     def __call__(self, texts: Sequence[Any]) -> list[dict[str, Any]]:
-        """Return a dict with `prediction` for each row."""
+        """Return a dict with the key `prediction` for each row."""
 
 
 class OptimizerBuilder(Protocol):
     """`build_optimizer` of optimization.py."""
 
     def __call__(self, model: nn.Module, lr: float, weight_decay: float, /) -> Optimizer:
-        """Build an optimizer with each parameter that requires a gradient in exactly one group.
+        """Build an optimizer.
+
+        Each parameter that requires a gradient must be in exactly one parameter group.
 
         Checkpoints contain the optimizer's state, with tensors of any shape, and the numbers in its
         parameter groups. If the optimizer has methods `train()` and `eval()`, as schedule-free

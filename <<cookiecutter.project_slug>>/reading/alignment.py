@@ -19,8 +19,8 @@ class Labelled:
         text: The text, or the words joined by spaces.
         entities: Entities, with start and end in characters. If labels have no prefixes, each
             word with a label other than O is an entity.
-        words: Start and end of each word in the text, in characters. None if the row has no words:
-            an entity may then begin and end at any token.
+        words: Start and end of each word in the text, in characters. None if the row has a text
+            instead of a list of words: an entity may then begin and end at any token.
         is_converted: Whether the labels were converted from another scheme to BIO.
     """
 
@@ -110,8 +110,10 @@ class TokenLabels:
     """The labels of the tokens of a text.
 
     Attributes:
-        names: Label of each token that has one.
-        inside: Tokens of entities, except the first of each entity. No window should begin at one.
+        names: The label of each labelled token, by the index of the token.
+        inside: Indices of the tokens of entities, except the first token of each entity. If
+            possible, the range of tokens that are labelled in a window begins at none of these
+            tokens: see `Tokens.bounds`.
         widened: Number of entities that begin or end inside a token.
         lost: Number of entities without a token.
     """

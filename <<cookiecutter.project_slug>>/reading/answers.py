@@ -41,7 +41,7 @@ def use_template(tokenizer: PreTrainedTokenizerBase) -> list[str]:
 
     Raises:
         DataError: The tokenizer is not a fast one and returns no offsets, has several templates
-            but no default, or has neither a template nor an EOS token.
+            but no default, or has no template and neither an EOS nor a SEP token.
     """
     if not tokenizer.is_fast:
         name = type(tokenizer).__name__
@@ -132,7 +132,8 @@ def _marked_answers(
     of_assistant = [n for n, message in enumerate(messages) if message["role"] == ANSWERS]
     if len(marked) != len(of_assistant):
         raise DataError(
-            f"the chat template has {len(marked)} generation blocks; expected {len(of_assistant)}"
+            f"the generation blocks of the chat template mark {len(marked)} answers; expected "
+            f"{len(of_assistant)}, the number of messages of the assistant"
         )
     return text, [marked[of_assistant.index(answer)] for answer in answers]
 
@@ -147,13 +148,13 @@ def render_conversation(
 ) -> tuple[str, list[Span]]:
     """Render a conversation, and return the text and the spans of the answers; see `find_answers`.
 
-    The span of an answer excludes a line break after its end-of-turn token.
+    The span of an answer excludes white space after its end-of-turn token.
 
     Args:
         answers: Indices of the target messages.
 
     Raises:
-        DataError: The template rejects the messages, or changes one of them.
+        DataError: See `find_answers`; or the template omits or changes a message.
     """
     text, spans = find_answers(tokenizer, messages, answers)
     parts = [text[begin:end].rstrip() for begin, end in spans]
@@ -177,8 +178,8 @@ def label_answers(
         special: Return value of `special_tokens`.
 
     Raises:
-        DataError: An answer does not end with a special token, or its first token also contains
-            text before the answer.
+        DataError: An answer does not end with a special token, contains this token also before its
+            end, or begins inside a token.
     """
     labels = [-100] * len(ids)
     ends: list[int] = []

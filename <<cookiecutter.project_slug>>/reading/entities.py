@@ -17,7 +17,7 @@ class Entity(NamedTuple):
 
     Attributes:
         start: Index of its first character, word or token.
-        end: Index after its last one.
+        end: Index after its last character, word or token.
         label: Its type, such as PER.
     """
 
@@ -92,8 +92,8 @@ def parse_entities(name: str, value: Any, text: str) -> list[Entity]:
     for start, end, label in entities:
         if not 0 <= start < end <= len(text):
             raise DataError(
-                f"{label!r} from {start} to {end} is not a part of the text, which has "
-                f"{len(text):,} characters"
+                f"the entity {label!r} has start {start} and end {end}; expected "
+                f"0 <= start < end <= {len(text)}, the number of characters of the text"
             )
     for first, second in zip(entities, entities[1:], strict=False):
         if second.start < first.end:

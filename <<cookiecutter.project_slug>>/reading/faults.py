@@ -42,7 +42,7 @@ class Rows:
             yield f"  {what}: {len(found):,}{more}, first {place}"
 
     def empty(self, column: str) -> Iterator[str]:
-        """Find texts that are empty or consist of white space."""
+        """Find texts that are empty or contain only white space."""
         masks = [
             pc.equal(pc.utf8_length(pc.utf8_trim_whitespace(chunk)), 0).to_numpy(False)
             for chunk in self.texts.data.column(column).chunks
@@ -116,7 +116,7 @@ class Rows:
         """Find labels that occur only once.
 
         Args:
-            labels: All occurring labels, as indices into `names`, shape (n,).
+            labels: Label of each occurrence, as an index into `names`, shape (n,).
             rows: Index of the row of each occurrence, shape (n,).
         """
         once = np.flatnonzero(np.bincount(labels, minlength=len(names)) == 1)

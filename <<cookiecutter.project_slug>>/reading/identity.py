@@ -33,7 +33,7 @@ def hash_values(*values: Any) -> str:
 def hash_source(file: str, package: str) -> str:
     """Hash the source of a file and of all project files that it imports, directly or indirectly.
 
-    `datasets` hashes only the name of a function in a module, and would not detect an edit.
+    `datasets` would hash only the name of a function in a module, and not detect an edit of it.
 
     Args:
         package: The package of the file, from which its relative imports start.
@@ -77,9 +77,10 @@ def _project_files(name: str) -> Iterator[tuple[Path, str]]:
 
 
 def hash_function(function: Callable, tokenizer: PreTrainedTokenizerBase) -> str:
-    """Hash all inputs on which the result of a function depends.
+    """Hash everything on which the result of a function depends, except its arguments.
 
-    These are its source files, the values that it closes over, and the tokenizer.
+    This includes the source code of the function and of the project files that it imports, the
+    values that it closes over, its default arguments, and the tokenizer.
     """
     module = sys.modules[function.__module__]
     if file := getattr(module, "__file__", None):
@@ -102,7 +103,10 @@ def _hash_object(value: Any) -> str:
 
 
 def hash_tokenizer(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Hash the files that a tokenizer saves, and its attributes, since not all are saved."""
+    """Hash the files that a tokenizer saves, and the attributes that affect its tokens.
+
+    Attributes are hashed because a tokenizer does not save all of them.
+    """
     settings = {
         name: value
         for name, value in vars(tokenizer).items()

@@ -52,8 +52,11 @@ def _kind(value: Any) -> str:
 def as_conversation(row: dict[str, Any]) -> tuple[list[Message], list[int]]:
     """Return the messages of a row, and the indices of the possible target answers.
 
+    If the row has several columns, its messages are concatenated, and only answers in the columns
+    after the first are possible targets.
+
     Raises:
-        DataError: The messages are malformed.
+        DataError: The messages are malformed, or there is no possible target.
     """
     first, *rest = row.items()
     messages = as_messages(*first, "user" if rest else "")

@@ -21,7 +21,11 @@ class Number(str):
 
 
 def _as_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Build an object; without this check, Python would keep the last value of a repeated key."""
+    """Build a dict from the pairs of a JSON object.
+
+    Raises:
+        ValueError: A key occurs twice. `dict` would keep only its last value.
+    """
     values = dict(pairs)
     if len(values) < len(pairs):
         names = [name for name, _ in pairs]
@@ -210,7 +214,7 @@ def _read_tsv(file: str, stream: BufferedReader, columns: Collection[str]) -> Re
 
 
 class _Lines:
-    """Iterator of lines for `csv.reader`. It keeps the lines of the current record.
+    """Iterator of lines for `csv.reader`, with the lines of the current record as `record`.
 
     Args:
         number: Number of lines of the file before `lines`.

@@ -16,7 +16,8 @@ def list_remote(pattern: str) -> list[str]:
     """Expand a remote pattern, such as `hf://datasets/org/name/*.parquet`.
 
     Args:
-        pattern: The pattern. Anything else, such as a local path, is returned unchanged.
+        pattern: A URL with wildcards. A URL without wildcards or a local path is returned as the
+            only item of the list.
 
     Raises:
         DataError: The pattern cannot be listed, or no file matches.

@@ -13,7 +13,7 @@ from .remote import list_remote
 Source = str | Path | Sequence[str | Path]
 # NAME:SPLIT or NAME:CONFIGURATION:SPLIT, for a data set on the Hub or in a folder.
 NAMED = re.compile(r"(?P<name>[^:]{2,}?)(:(?P<config>[^:\[\]]+))?:(?P<split>\w+(\[.*\])?)")
-EXPECTED = f"expected a {', '.join(FORMATS)} file"
+EXPECTED = f"expected a file with the extension {', '.join(FORMATS[:-1])} or {FORMATS[-1]}"
 # Files that `datasets` writes beside the data files.
 DESCRIPTIONS = ("dataset_info.json", "dataset_infos.json")
 # Words in file names that indicate a split, as in `datasets`.
@@ -49,14 +49,15 @@ def saved_by(folder: Path) -> str | None:
 
 
 def list_files(source: Source) -> list[str]:
-    """List the files of a source, which have the same format and are not empty.
+    """List the files of a source. All must have the same format, and none may be empty.
 
     The files of a folder are all files in it with a supported extension, at any depth. As in
     pyarrow and Spark, names that begin with a dot or an underscore are ignored. An existing path is
     never treated as a pattern.
 
     Raises:
-        DataError: There are no such files, or they differ in format.
+        DataError: A file does not exist, is empty or has an unknown format; the files differ in
+            format; or a folder has several splits.
     """
     parts = [source] if isinstance(source, (str, Path)) else source
     files = [file for part in parts for file in _expand(str(part))]
@@ -85,7 +86,7 @@ def _expand(part: str) -> list[str]:
     else:
         return [str(path)]
     if not found:
-        raise DataError(f"{part}: no such files; {EXPECTED}s")
+        raise DataError(f"{part}: no such files; {EXPECTED}")
     return found
 
 
@@ -106,7 +107,7 @@ def files_of_split(folder: Path, split: str) -> list[str]:
     If no path contains the name of a split, all files belong to `train`.
 
     Raises:
-        DataError: There are no such files, or they differ in format.
+        DataError: There are no files of the split; or see `list_files`.
     """
     found = _visible_files(folder)
     chosen = [file for file in found if _is_of(file, folder, split)]

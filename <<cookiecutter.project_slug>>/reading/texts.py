@@ -62,8 +62,8 @@ class _Batch:
         """Add a row.
 
         Args:
-            is_first: Whether this is the first row of its file. A column that it lacks is missing
-                in the file.
+            is_first: Whether this is the first row of its file. The error for a column that this
+                row lacks then says that the file lacks the column.
         """
         for name in self._columns:
             value = row.get(name)

@@ -154,7 +154,7 @@ def _tensor(values: np.ndarray) -> torch.Tensor:
 def pad(
     examples: list[dict[str, torch.Tensor]], key: str, value: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Stack the values of one key of the examples, padded with `value` to the longest.
+    """Stack the values of one key of the examples, padded with `value` to the same length.
 
     Returns:
         The stacked values and the attention mask, both of shape (batch, length).

@@ -40,7 +40,8 @@ class Tokens:
     Attributes:
         offsets: Start and end of each token in characters, without surrounding white space.
         words: Index of the word of each token, as in `BatchEncoding.word_ids`.
-        windows: Windows of at most `max_len` tokens; each is longer than its overlap.
+        windows: Windows of at most `max_len` tokens. Each window is longer than its overlap with
+            the previous window.
     """
 
     offsets: list[tuple[int, int]] = field(default_factory=list)
@@ -50,8 +51,9 @@ class Tokens:
     def bounds(self, inside: Collection[int] = ()) -> Iterator[tuple[Window, int, int]]:
         """Yield each window, and the range of tokens to label in it. The ranges do not overlap.
 
-        A range ends in the middle of the overlap of two windows. If `inside` contains that token,
-        the range ends at the nearest token of the overlap that is not in `inside`.
+        A range ends in the middle of the overlap of its window with the next window. If `inside`
+        contains the token in the middle, the range ends at the nearest token of the overlap that
+        is not in `inside`.
         """
         begin = 0
         for window, following in zip(self.windows, [*self.windows[1:], None], strict=True):

@@ -59,7 +59,8 @@ model = {auto_class}.from_pretrained("path/to/this"{arguments})
 tokenizer = AutoTokenizer.from_pretrained("path/to/this")
 {generation}```
 
-This also loads the base model. base_config.json is its configuration during training."""
+This code also loads the base model. base_config.json has the configuration of the base model during
+training."""
 
 GENERATION = """model.generation_config = GenerationConfig.from_pretrained("path/to/this")
 """
@@ -144,7 +145,7 @@ def _load_adapter(model: Any) -> str:
     """Return the code for loading an adapter.
 
     PEFT loads neither the number of labels nor the padding token nor generation_config.json, so
-    this code sets them.
+    the returned code sets all three.
     """
     trained = model.base_model.config
     adapter = adapter_config(model.base_model)

@@ -82,8 +82,8 @@ class Uploads:
             self._push(folder)
         except Exception as error:  # errors of many types: of the network, the client, the Hub
             raise RunError(
-                f"--push_to_hub {self.repository}: not uploaded ({_reason(error)}); see "
-                f"{self.outdir}/best"
+                f"--push_to_hub {self.repository}: not uploaded ({_reason(error)}); the "
+                f"model is in {self.outdir}/best"
             ) from None
         finally:
             shutil.rmtree(folder, ignore_errors=True)

@@ -30,7 +30,7 @@ def check_output(source: str | list[str], output: Path) -> None:
     """Check that the output would not replace the input.
 
     Raises:
-        RunError: It is one of the input files.
+        RunError: `output` is one of the input files.
     """
     files: list[str] = [source] if isinstance(source, str) else source
     with suppress(DataError):  # a format that only Predictor.read can read
@@ -67,7 +67,7 @@ def _read_by(read: Callable, source: str | list[str], columns: list[str]) -> Ite
     except OSError as error:
         raise DataError(f"{source}: cannot be read ({error})") from None
     except KeyError as error:
-        raise DataError(f"{source}: a row without {error}; expected {columns}") from None
+        raise DataError(f"{source}: a row has no {error}; expected the columns {columns}") from None
 
 
 def _read_portions(table: Any) -> Iterator[Row]:
@@ -126,8 +126,8 @@ def predict_rows(
 def batch_by_length(lengths: list[int], size: int) -> Iterator[list[int]]:
     """Yield batches of indices, the longest examples first.
 
-    A batch has at most `size` examples. To limit padding, none of them is shorter than `SHORTEST`
-    times the longest.
+    A batch has at most `size` examples. To limit padding, the shortest example of a batch is at
+    least `SHORTEST` times as long as the longest.
     """
     batch: list[int] = []
     for index in np.argsort(np.negative(lengths), kind="stable").tolist():

@@ -26,8 +26,9 @@ OPTIONS: dict[str, dict] = {
 class Dataset(torch.utils.data.Dataset):
     """Blocks of tokens.
 
-    A block begins with the last token of the previous block, so that every token except the first
-    of the file is predicted exactly once. The last block may be shorter.
+    A block begins with the last token of the previous block, so that every token is predicted
+    exactly once, except the first token of the file or, with `separate_documents`, of each
+    document. The last block may be shorter.
 
     Attributes:
         lengths: Number of tokens of each block, shape (n,). Blocks of similar length are batched

@@ -21,14 +21,16 @@ def cross_entropy(
     num_items_in_batch: Tensor | int | None = None,
     label_smoothing: float = 0.0,
 ) -> Tensor:
-    """Compute the summed loss of the tokens, divided by `num_items_in_batch`. Default: the mean.
+    """Compute the sum of the losses of the tokens, divided by `num_items_in_batch`.
 
     Args:
         logits: Shape (batch, length, vocabulary).
         labels: Token ids, shape (batch, length); -100 is ignored. The logits at position i predict
             the label at position i + 1.
-        label_smoothing: Fraction of each target that is spread evenly over the vocabulary; see
-            `torch.nn.CrossEntropyLoss`.
+        num_items_in_batch: Divisor of the sum: the number of target tokens in the global batch.
+            Default: the number of target tokens in `labels`.
+        label_smoothing: Fraction of the probability of each target that is spread evenly over the
+            vocabulary; see `torch.nn.CrossEntropyLoss`.
     """
     if num_items_in_batch is None:
         num_items_in_batch = num_targets(labels)

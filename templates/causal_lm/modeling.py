@@ -42,15 +42,15 @@ class Model(Wrapper, WrapperGenerationMixin):
             input_ids: Token ids, shape (batch, length).
             attention_mask: 1 for tokens, 0 for padding, shape (batch, length).
             labels: The same token ids, shape (batch, length), or -100 where no loss is computed.
-                They are shifted by one here, so the first column is never a target.
+                `forward` shifts the labels by one position, so the first column is never a target.
             num_items_in_batch: Divisor of the summed loss: the number of targets in the global
                 batch. Default: this number in the given batch.
             return_logits: Whether to return the logits even if `labels` are given.
 
         Returns:
-            `loss`, a scalar if `labels` were given, and `logits`, shape (batch, length,
-            vocabulary), with the other outputs of the base model. If `labels` are given and the
-            head is linear, no logits are returned: all logits might not fit in memory.
+            `loss`, a scalar (None without `labels`); `logits`, shape (batch, length, vocabulary);
+            and the other outputs of the base model. If `labels` are given and the head is linear,
+            no logits are returned: the logits of all tokens might not fit in memory.
         """
         kwargs.update(input_ids=input_ids, attention_mask=attention_mask)
         if labels is None:

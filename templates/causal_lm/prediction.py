@@ -37,6 +37,9 @@ class Predictor:
     Attributes:
         columns: Name of the column of the texts in the training data.
         notes: Lines to print about reduced limits.
+
+    Raises:
+        RunError: `max_new_tokens` is at least the number of positions of the model.
     """
 
     def __init__(
@@ -69,7 +72,7 @@ class Predictor:
         """Return the number of tokens of each prompt and its continuation.
 
         The new tokens take most of the time: a few large batches with padding are faster than many
-        small ones without.
+        small batches without padding.
         """
         new = self.options.get("max_new_tokens", 0)
         return [len(self._prompt(text)) + new for text in texts]

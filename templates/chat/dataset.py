@@ -94,7 +94,8 @@ class Schema:
         if MESSAGES in names and not missing:
             raise DataError(
                 f"{path}: has the columns {MESSAGES!r}, {pair[0]!r} and {pair[1]!r}; expected "
-                f"only one kind, or --messages_column {MESSAGES}"
+                "only messages or only prompts and completions, or --messages_column "
+                f"{MESSAGES}"
             )
         if names and missing and MESSAGES not in names:
             found = ", ".join(map(repr, names))
@@ -214,7 +215,14 @@ class Dataset(torch.utils.data.Dataset):
 
 
 def pack(lengths: np.ndarray, room: int) -> list[list[int]]:
-    """Distribute items among packs of at most `room` tokens, by the best-fit decreasing method."""
+    """Distribute items among packs of at most `room` tokens, by the best-fit decreasing method.
+
+    Args:
+        lengths: Number of tokens of each item, shape (n,).
+
+    Returns:
+        The indices of the items of each pack.
+    """
     packs: list[list[int]] = []
     by_room: dict[int, list[int]] = {}  # indices of packs, by their free room
     rooms: list[int] = []  # the keys of by_room, sorted
@@ -261,7 +269,12 @@ def render_row(
 def encode_rows(
     rows: list[dict[str, Any]], tokenizer: PreTrainedTokenizerBase, targets: str, max_len: int
 ) -> Iterator[dict[str, Any]]:
-    """Tokenize rows of the file. `fault` is the error of a row ("" if none)."""
+    """Tokenize rows of the file, and yield a dict for each row.
+
+    `fault` is the error of the row ("" if none). `ends` has the last token id of each answer.
+    `length` and `num_items` count the tokens and the target tokens after truncation to `max_len`
+    tokens; `is_cut` says whether the row was truncated.
+    """
     texts, spans, faults = zip(*(render_row(row, tokenizer, targets) for row in rows), strict=True)
     options = {"add_special_tokens": False, "return_offsets_mapping": True, "verbose": False}
     tokens = tokenizer(list(texts), **options)
@@ -304,7 +317,8 @@ def generate_dataset(
 
     Raises:
         DataError: The file cannot be read, a row is malformed, the chat template rejects or changes
-            the messages, or truncation removes all targets of a conversation.
+            the messages, truncation removes all targets of a conversation, or an answer ends with
+            a token that is not one of `end_ids`.
     """
     tokenizer = tokenizer or AutoTokenizer.from_pretrained(BASE_MODEL)
     notes = use_template(tokenizer)

@@ -47,6 +47,9 @@ class Predictor:
     Attributes:
         columns: Name of the column of the messages or prompts, as in the training data.
         notes: Lines to print about the chat template.
+
+    Raises:
+        RunError: `max_new_tokens` is at least the number of positions of the model.
     """
 
     def __init__(
@@ -92,7 +95,7 @@ class Predictor:
         """Return the number of tokens of each prompt and its answer.
 
         The answers take most of the time: a few large batches with padding are faster than many
-        small ones without.
+        small batches without padding.
         """
         new = self.options.get("max_new_tokens", 0)
         prompts = (self._prompt(to_answer(self.columns[0], text)) for text in texts)
@@ -206,7 +209,7 @@ class Predictor:
 
 
 class Conversation:
-    """A conversation in the terminal; keeps all messages."""
+    """A conversation in the terminal, with all of its messages."""
 
     def __init__(self, predictor: Predictor):
         self.predictor = predictor

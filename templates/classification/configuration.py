@@ -19,7 +19,8 @@ OPTIONS: dict[str, dict] = {
         "type": fraction,
         "default": 0.0,
         "metavar": "X",
-        "help": "fraction of each training target to spread evenly over all labels",
+        "help": "fraction of the probability of each training target to spread evenly over all "
+        "labels",
     },
 }
 
@@ -49,7 +50,7 @@ class ModelConfig(WrapperConfig):
         saved = list((kwargs.get("id2label") or {}).values())
         if labels is not None and saved and saved != labels:
             found = ", ".join(saved)
-            raise ValueError(f"the head is for the labels {found}; expected the same labels")
+            raise ValueError(f"the head is for the labels {found}; expected data with these labels")
         super().__init__(base_model_id, **kwargs)
         if labels is not None:
             self.base_config.id2label = self.id2label = dict(enumerate(labels))
@@ -103,10 +104,11 @@ def infer_problem_type(names: list[str], is_list: bool) -> str:
 
 
 def label_encoder(problem_type: str, labels: list[str]) -> Callable[[Any], int | float | list]:
-    """Return a function that converts the label, or list of labels, of an example for the loss.
+    """Return a function that converts the label or labels of an example to a target of the loss.
 
-    The function raises KeyError if a name is not in `labels`, and ValueError if a value is not a
-    number.
+    The target is a label id; for a list of labels, 1.0 or 0.0 for each label; in regression, a
+    number. The function raises KeyError if a name is not in `labels`, and ValueError if a value is
+    not a number.
     """
     ids = {name: index for index, name in enumerate(labels)}
 

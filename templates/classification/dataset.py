@@ -41,7 +41,7 @@ class Dataset(torch.utils.data.Dataset):
         lengths: Number of tokens of each example, shape (n,). Examples of similar length are
             batched together.
         num_items: 1 for each example, or the weight of its label, shape (n,). The mean loss is the
-            sum of the losses divided by the sum of these.
+            sum of the losses divided by the sum of `num_items`.
         schema: Keyword arguments of `generate_dataset` for reading another file in the same way.
             The labels in it are also passed to `ModelConfig`.
         checksums: Checksum of each example, shape (n,). It determines whether the example is held
@@ -229,7 +229,8 @@ class Schema:
     def weigh(self, path: Source, labels: pa.ChunkedArray) -> "Schema":
         """Compute `class_weights` if they are missing and `class_weight` is given.
 
-        The weight of a label is n / (number of labels * number of its examples), with n examples.
+        The weight of a label is (number of examples) / (number of labels * number of examples with
+        this label).
 
         Args:
             labels: The label id of each example.
@@ -243,7 +244,7 @@ class Schema:
         if 0 in counts:
             raise DataError(
                 f"{path}: no example of the label {self.labels[counts.index(0)]!r}; --class_weight "
-                f"{self.class_weight} expects at least one of each label"
+                f"{self.class_weight} expects at least one example of each label"
             )
         weights = [len(labels) / (len(counts) * count) for count in counts]
         return dataclasses.replace(self, class_weights=weights)

@@ -12,7 +12,7 @@ def compute_loss(
     class_weights: Tensor | None = None,
     label_smoothing: float = 0.0,
 ) -> Tensor:
-    """Compute the summed loss of the examples, divided by `num_items_in_batch`. Default: the mean.
+    """Compute the sum of the losses of the examples, divided by `num_items_in_batch`.
 
     Args:
         problem_type: `single_label_classification` (cross entropy), `multi_label_classification`
@@ -21,11 +21,13 @@ def compute_loss(
         labels: Label ids, shape (batch,), where -100 is ignored. For several labels per example:
             1.0 or 0.0 for each label, shape (batch, labels). For regression: values, shape
             (batch,).
-        num_items_in_batch: Number of examples or, with `class_weights`, the sum of the weights of
-            their labels.
+        num_items_in_batch: Divisor of the sum: the number of labelled examples in the global batch
+            or, with `class_weights`, the sum of the weights of their labels. Default:
+            `count_items(labels, class_weights)`.
         class_weights: Weight of each label, shape (labels,), for cross entropy only.
-        label_smoothing: Fraction of each target that is spread evenly over all labels, for cross
-            entropy only. Weights and smoothing are those of `torch.nn.CrossEntropyLoss`.
+        label_smoothing: Fraction of the probability of each target that is spread evenly over all
+            labels, for cross entropy only. Weights and smoothing have the same meaning as in
+            `torch.nn.CrossEntropyLoss`.
     """
     if num_items_in_batch is None:
         num_items_in_batch = count_items(labels, class_weights)

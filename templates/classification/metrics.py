@@ -134,7 +134,7 @@ def precision_recall_f1(
 
 
 class Scores:
-    """The scores of `DIRECTIONS` for the model's labels, over all processes.
+    """The scores that `DIRECTIONS` lists for the model's problem type, over all processes.
 
     With several labels per example, a label is predicted if its probability is above 0.5. For
     `tuned_macro_f1` and the table, the threshold of each label is chosen on the validation data
@@ -206,7 +206,10 @@ class Scores:
         }
 
     def table(self) -> dict[str, dict[str, float]]:
-        """Return precision, recall, F1 and number of examples (support) of each label."""
+        """Return precision, recall, F1 and number of examples (support) of each label.
+
+        With several labels per example, also return the threshold of each label.
+        """
         return self.rows
 
     def predict_options(self) -> dict[str, Any]:

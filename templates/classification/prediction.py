@@ -33,8 +33,8 @@ class Predictor:
         notes: A line with the thresholds, if `threshold` has a number for each label.
 
     Raises:
-        RunError: The threshold is not between 0 and 1, or the model does not predict several
-            labels per example.
+        RunError: `threshold` is not between 0 and 1, or `threshold` is given for a model that does
+            not predict several labels per example.
     """
 
     def __init__(
@@ -84,8 +84,8 @@ class Predictor:
     def __call__(self, texts: list) -> list[dict]:
         """Return the `prediction` for each text or pair, and the probabilities as `scores`.
 
-        With several labels per example, the prediction is the list of labels above their
-        thresholds; in regression it is a number, without scores.
+        With several labels per example, the prediction is the list of labels whose probability is
+        above their threshold. In regression, the prediction is a number, and there are no `scores`.
         """
         tokens = self.tokenizer(texts, truncation=True, max_length=self.max_len)
         fill_empty(tokens, self.tokenizer)

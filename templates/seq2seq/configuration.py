@@ -12,7 +12,8 @@ OPTIONS: dict[str, dict] = {
         "type": fraction,
         "default": 0.0,
         "metavar": "X",
-        "help": "fraction of each training target to spread evenly over the vocabulary",
+        "help": "fraction of the probability of each training target to spread evenly over the "
+        "vocabulary",
     },
 }
 

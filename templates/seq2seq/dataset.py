@@ -154,7 +154,7 @@ def generate_dataset(
         path: A JSON, CSV, TSV or Parquet file, or another source: see `read_table`.
         tokenizer: Default: the tokenizer of the default base model.
         max_len: Maximum number of tokens of a source or target, with the end-of-sequence token.
-            Longer ones are truncated.
+            Longer sources and targets are truncated.
         source_column: Column of the source texts.
         target_column: Column of the target texts.
 

@@ -87,7 +87,7 @@ class Scores:
         self.waiting = []
 
     def _joined(self, batches: list[dict[str, Any]], name: str) -> torch.Tensor:
-        """Stack the values of several batches, padded to the longest."""
+        """Concatenate the rows of several batches, padded to the longest row."""
         values = [batch[name] for batch in batches]
         width = max(value.shape[1] for value in values)
         fill = self.padding[name]

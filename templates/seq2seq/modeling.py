@@ -42,8 +42,8 @@ class Model(Wrapper, WrapperGenerationMixin):
                 global batch. Default: this number in the given batch.
 
         Returns:
-            `loss`, a scalar if `labels` were given, and `logits`, shape (batch, target length,
-            vocabulary), with the other outputs of the base model.
+            `loss`, a scalar (None without `labels`); `logits`, shape (batch, target length,
+            vocabulary); and the other outputs of the base model.
         """
         if labels is not None:
             kwargs.setdefault("decoder_input_ids", self.shift_right(labels))

@@ -63,7 +63,7 @@ class Predictor:
         """Return the number of tokens of each source and its target.
 
         The targets take most of the time: a few large batches with padding are faster than many
-        small ones without.
+        small batches without padding.
         """
         tokens = self.tokenizer(texts, truncation=True, max_length=self.max_len)
         new = self.options.get("max_new_tokens", 0)

@@ -43,10 +43,10 @@ SPANS = ("spans", "entities")
 SHOWN = 24  # maximum number of tokens or labels to print
 # Differences between the labels of a file and those of the tokens, by column of the tokenized rows.
 CHANGES = {
-    "converted": "rows with labels in another scheme than BIO, which are converted",
+    "converted": "rows whose labels are converted to BIO from another scheme",
     "widened": "entities that begin or end inside a token, and are widened to whole tokens",
     "lost": "entities without a token, which are ignored",
-    "divided": "entities longer than the overlap of two windows, which are divided",
+    "divided": "entities that are longer than the overlap of two windows, and are divided",
 }
 
 
@@ -57,8 +57,8 @@ class Schema:
     Attributes:
         words_column: Column of the words: a list, or a text with spaces between the words.
         labels_column: Column of the labels of the words, in the same form.
-        text_column: Column of the texts, if entities are given by characters. None if the file
-            has words.
+        text_column: Column of the texts, if entities are given as character offsets. None if the
+            file has words.
         spans_column: Column of the entities of a text: a list of objects with `start`, `end`
             (exclusive) and `label`.
         labels: The label names in the order of their ids. Default: those in the file.
@@ -127,9 +127,9 @@ class Schema:
     def weigh(self, rows: datasets.Dataset) -> "Schema":
         """Compute `class_weights` if they are missing and `class_weight` is given.
 
-        The weight of a label is n / (number of labels * number of its tokens), with n tokens. A
-        label without a token, such as `I-PER` if each person is a single token, is not counted, and
-        gets the weight 0.
+        The weight of a label is (number of labelled tokens) / (number of labels * number of tokens
+        with this label). A label without a token, such as `I-PER` if each person is a single token,
+        is not counted among the labels, and gets the weight 0.
 
         Args:
             rows: The tokenized rows.
@@ -184,7 +184,8 @@ class Dataset(torch.utils.data.Dataset):
         lengths: Number of tokens of each window, shape (n,). Windows of similar length are batched
             together.
         num_items: Number of labelled tokens of each window, or the sum of the weights of their
-            labels, shape (n,). The mean loss is the sum of the losses divided by the sum of these.
+            labels, shape (n,). The mean loss is the sum of the losses divided by the sum of
+            `num_items`.
         schema: Keyword arguments of `generate_dataset` for reading another file in the same way.
             The labels in it are also passed to `ModelConfig`.
         checksums: For each window, the checksum of the first window of its text, shape (n,). It
@@ -396,7 +397,7 @@ def encode_rows(
 
     `fault` is the error of a row ("" if none). `window` is the number of a window in its row, from
     0. Window 0 has the counts of `CHANGES` for the row, except `divided`, which is 1 in each window
-    that begins inside an entity.
+    whose first token to label is inside an entity.
     """
     has_prefixes = uses_prefixes(labels)
     rows = [parse_row(row, spans_column, has_prefixes) for row in cells]

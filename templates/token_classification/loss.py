@@ -11,16 +11,17 @@ def cross_entropy(
     class_weights: Tensor | None = None,
     label_smoothing: float = 0.0,
 ) -> Tensor:
-    """Compute the summed loss of the tokens, divided by `num_items_in_batch`. Default: the mean.
+    """Compute the sum of the losses of the tokens, divided by `num_items_in_batch`.
 
     Args:
         logits: Shape (batch, length, labels).
         labels: Label ids, shape (batch, length); -100 is ignored.
-        num_items_in_batch: Number of labelled tokens or, with `class_weights`, the sum of the
-            weights of their labels.
+        num_items_in_batch: Divisor of the sum: the number of labelled tokens in the global batch
+            or, with `class_weights`, the sum of the weights of their labels. Default:
+            `count_items(labels, class_weights)`.
         class_weights: Weight of each label, shape (labels,).
-        label_smoothing: Fraction of each target that is spread evenly over all labels. Weights and
-            smoothing are those of `torch.nn.CrossEntropyLoss`.
+        label_smoothing: Fraction of the probability of each target that is spread evenly over all
+            labels. Weights and smoothing have the same meaning as in `torch.nn.CrossEntropyLoss`.
     """
     if num_items_in_batch is None:
         num_items_in_batch = count_items(labels, class_weights)

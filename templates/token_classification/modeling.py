@@ -43,13 +43,14 @@ class Model(Wrapper):
             input_ids: Token ids, shape (batch, length).
             attention_mask: 1 for tokens, 0 for padding, shape (batch, length).
             labels: Label ids, shape (batch, length); -100 is ignored.
-            num_items_in_batch: Divisor of the summed loss: the number of labels in the global
-                batch, or the sum of their weights. Default: this number in the given batch.
+            num_items_in_batch: Divisor of the summed loss: the number of labelled tokens in the
+                global batch or, with `class_weights`, the sum of the weights of their labels.
+                Default: this number for the given batch.
             class_weights: Weight of each label in the loss, shape (labels,). Default: 1.
 
         Returns:
-            `loss`, a scalar if `labels` were given, and `logits`, shape (batch, length, labels),
-            with the other outputs of the base model.
+            `loss`, a scalar (None without `labels`); `logits`, shape (batch, length, labels); and
+            the other outputs of the base model.
         """
         outputs = self.tagger(input_ids=input_ids, attention_mask=attention_mask, **kwargs)
         if labels is not None:
