@@ -34,7 +34,7 @@ from typing import Any
 import numpy as np
 from common import environment, render, table
 
-MEDIAN, SIGMA = 2.0, 0.8  # log-normal distribution of the number of rows joined to a text
+MEDIAN, SIGMA = 2.0, 0.8  # log-normal distribution of the number of rows joined into a text
 PROMPT = 24  # median number of words of a prompt of causal_lm
 BATCH_SIZES = (1, 8, 32)  # for the tools of transformers
 BATCH_SIZE = 32
