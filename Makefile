@@ -11,7 +11,7 @@ STAMP := $(VENV)/.made-by-make
 
 help:
 	@echo "make demo      render a project into demo/ and train it; TASK=... selects another task than classification"
-	@echo "make test      run the tests, those of shared code for one task only"
+	@echo "make test      run the tests; the tests of shared code run for one task only"
 	@echo "make test-all  run all tests for every task, and the tests with old versions of cookiecutter"
 	@echo "make bench     compare exactness, speed and memory with other trainers; write bench/results/ (over an hour)"
 	@echo "make lint      check style, format and types"
@@ -20,8 +20,8 @@ help:
 	@echo "These targets use the environment in $(VENV), which the first call creates with $(PYTHON)."
 	@echo "VENV=folder selects another one, which is not changed unless make created it."
 
-# An environment without the stamp file was not created by make. The stamp file is written first, with an
-# old date, so that make repeats an interrupted installation.
+# An environment without the stamp file was not created by make, and is not changed. The stamp file is
+# written first, with an old date, so that make repeats an interrupted installation.
 $(STAMP): pyproject.toml constraints.txt
 	@if [ -x "$(BIN)/python" ] && [ ! -f "$@" ]; then exit 0; fi; \
 	$(PYTHON) -c 'import sys, ensurepip, venv; sys.exit(sys.version_info < (3, 10))' 2>/dev/null || { \

@@ -114,7 +114,7 @@ def slug_problem(value: str) -> str | None:
 
 
 def base_model_problem(value: str) -> str | None:
-    """Return the error in a base model, or None. A valid one needs no escaping in a string."""
+    """Return the error in a base model, or None. A valid base model needs no escaping."""
     if re.match(r"(/|\./|~/).", value):
         if value != value.strip() or re.search(r"[\"'\\]", value):
             return (
@@ -132,7 +132,7 @@ def base_model_problem(value: str) -> str | None:
 
 
 def task_problem(value: str) -> str | None:
-    """Return the error in the task, or None. Only a replay file can have an invalid one."""
+    """Return the error in the task, or None. Only a replay file can have an invalid task."""
     tasks = json.loads(QUESTIONS)["task"]
     return None if value in tasks else f"is not a task; expected one of {', '.join(tasks)}"
 
@@ -177,7 +177,7 @@ def description_of(task: str) -> str:
 
 
 def usable_slug(slug: str) -> str:
-    """Return a slug that `check` accepts: prefix one that is empty or refused, such as torch."""
+    """Return a slug that `check` accepts: the given one, or `project-` and the given one."""
     slug = slug[:MAX_SLUG].rstrip("-")
     return f"project-{slug}"[:MAX_SLUG].rstrip("-") if slug_problem(slug) else slug
 

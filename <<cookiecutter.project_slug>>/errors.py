@@ -32,8 +32,9 @@ class Stopped(Exception):
 def describe(error: Exception) -> str:
     """Describe an error on one line.
 
-    Return the type, the first line of the message and, if the traceback contains code of model/,
-    the file and line of its last such entry. For a UserError, return the message only.
+    Return the type and the first line of the message. If the traceback contains code of model/,
+    also return the file and line of the last call in model/. For a UserError, return only the first
+    line of the message.
     """
     lines = str(error).strip().splitlines()
     if isinstance(error, UserError):

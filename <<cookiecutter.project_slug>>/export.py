@@ -45,7 +45,7 @@ class Logits(nn.Module):
 
 
 def export_onnx(model: Any, tokenizer: PreTrainedTokenizerBase, file: Path) -> None:
-    """Export a model as ONNX, for any batch size and length; check that its logits are the same.
+    """Export a model as ONNX, for any batch size and length; compare its logits with the file's.
 
     Raises:
         RunError: torch cannot export the model, or the logits differ.
@@ -131,13 +131,15 @@ def convert(model: Any, dtype: str) -> None:
     """Convert all weights and buffers to a dtype.
 
     Raises:
-        RunError: A value is too large for it.
+        RunError: A value is too large for the dtype.
     """
     finite = _finite_tensors(model)
     model.to(getattr(torch, dtype))
     if too_large := finite - _finite_tensors(model):
         name = min(too_large)
-        raise RunError(f"--dtype {dtype}: {name} has values out of its range; expected bfloat16")
+        raise RunError(
+            f"--dtype {dtype}: {name} has values out of the range of {dtype}; expected bfloat16"
+        )
 
 
 def _finite_tensors(model: Any) -> set[str]:

@@ -78,8 +78,8 @@ def load_trained(task: Task, args: argparse.Namespace, accelerator: Accelerator)
         settings = PredictorConfig(MAX_LEN, schema={}, options={})
         accelerator.print(
             f"{args.checkpoint}: no {PREDICTOR_FILE} found; using --max_len "
-            f"{args.max_len or MAX_LEN}, and the defaults of all other settings of its training, "
-            "such as columns"
+            f"{args.max_len or MAX_LEN}, and defaults instead of the other settings that training "
+            "saves, such as columns"
         )
     model = load_model(task.model_class, args.checkpoint, _model_options(task, args.checkpoint))
     model.to(accelerator.device).eval()
@@ -89,7 +89,7 @@ def load_trained(task: Task, args: argparse.Namespace, accelerator: Accelerator)
 
 
 def _model_options(task: Task, checkpoint: str) -> dict[str, Any]:
-    """Return the saved arguments of `ModelConfig`, which a stock checkpoint does not contain."""
+    """Return the arguments of `ModelConfig` in training_state.json: a stock config lacks them."""
     if not (Path(checkpoint) / STATE_FILE).is_file():
         return {}
     args = SavedRun.read(Path(checkpoint)).args
@@ -147,8 +147,8 @@ def predict_file(
     """Predict the rows of a file, and write them with their predictions.
 
     Raises:
-        RunError: The output cannot be written, is a file of the input, or another process is
-            writing it.
+        RunError: The output cannot be written, is one of the input files, or is being written by
+            another process.
         DataError: The file cannot be read, or changes while it is read.
     """
     with group.in_agreement():
@@ -169,7 +169,7 @@ def predict_file(
                 done += len(block)
         if done != count:
             raise DataError(
-                f"{args.input}: {done:,} rows; expected {count:,}, as before the prediction"
+                f"{args.input}: {done:,} rows; expected {count:,}, as when predict.py started"
             )
         group.on_main(output.publish)
     if group.is_main:

@@ -35,8 +35,8 @@ class Sweep:
 
     Attributes:
         arguments: Arguments of train.py for all runs.
-        runs: The runs of each trial: the additional arguments of each run, by the name of its
-            folder.
+        runs: Additional arguments of each run of a trial, such as its seed, by the name of the
+            run's folder.
         metric: Name of the score to compare.
         direction: "minimize" or "maximize".
     """

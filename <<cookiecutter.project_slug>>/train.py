@@ -84,7 +84,7 @@ def train_until_validation(run: Run, report: Report) -> dict[str, float]:
         for step in islice(steps, left):
             losses = train_step(run, step)
             # After a loss or gradient that is not finite, this loss is NaN, and no optimizer step
-            # changes the weights. A fused optimizer does this without a device synchronization.
+            # changes the weights. A fused optimizer needs no device synchronization to skip a step.
             losses[LOSS], norm = run.guard.clip_gradients(losses[LOSS])
             lr = scheduled_lr(run.optimizer)
             with at_place(step.place):
@@ -102,8 +102,8 @@ def train_until_validation(run: Run, report: Report) -> dict[str, float]:
 def save_point(run: Run, is_due: bool = False) -> None:
     """Save `last/` if `is_due`, or if a rank received a signal. After a signal, also stop the run.
 
-    With several ranks, the run stops at the call after the signal: the ranks inform each other in
-    the background, so that no rank waits for the others in every step.
+    With several ranks, the run stops one call later than a single process would: after a call, the
+    ranks inform each other in the background, so that no rank waits for the others in every step.
 
     Raises:
         Stopped: A rank received a signal, and `last/` has been saved.

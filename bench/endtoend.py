@@ -4,7 +4,7 @@ python bench/endtoend.py --base classification=FOLDER causal_lm=FOLDER [--rounds
 
 Each system trains one epoch (for causal LM: some steps) on the template's sample data, validates,
 and saves. Each run is a separate process, and the systems alternate. FOLDER is the folder of a
-pretrained model. Tasks without a FOLDER, and seq2seq, use random weights.
+pretrained model. Tasks without a FOLDER use random weights.
 """
 
 import argparse

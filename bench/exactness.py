@@ -76,9 +76,14 @@ def write_sample(task: str, project: Path, folder: Path) -> None:
 
 
 def compare_gradients(systems: list[System], log: Path) -> Results:
-    """Measure the norm of the gradient for each system and split, relative to the first split.
+    """Compare the gradients of each system for all splits with its gradient for the first split.
 
-    For the template's Model in Trainer, the norm is relative to that in the template's own loop.
+    The gradients of the template's Model in Trainer are compared with that of the template's own
+    loop.
+
+    Returns:
+        For each system, the norm for each split, and the largest norm of a difference, both
+        relative to the norm of the reference.
     """
     results: Results = {}
     reference: dict[str, np.ndarray] = {}
@@ -155,7 +160,7 @@ def measure(folder: Path) -> Results:
 
 
 def is_exact(results: Results) -> bool:
-    """Return whether the results of the template are exact."""
+    """Return whether the template's results do not depend on splits, processes or kills."""
     return all(
         task["gradient"][Ours.name]["difference"] < 1e-5
         and all(

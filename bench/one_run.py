@@ -1,4 +1,4 @@
-"""Train once with one system; measure from the first import to the last step.
+"""Train once with one system; measure its speed, its memory and the time to its first step.
 
 python one_run.py SYSTEM SPEC.json      (run by speed.py; prints one line of JSON)
 """

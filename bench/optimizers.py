@@ -52,7 +52,7 @@ class Bench:
         self.results = json.loads(JSON.read_text(encoding="utf-8")) if JSON.exists() else {}
 
     def loss(self, seed: int, arguments: str) -> float:
-        """Return the validation loss after the last step; train if it is not in the file."""
+        """Return the validation loss after the last step; train if the loss is not in the file."""
         key = f"--seed {seed} {arguments}"
         if key not in self.results:
             with tempfile.TemporaryDirectory() as folder:

@@ -45,7 +45,7 @@ STOCK: dict[str, Any] = {
 
 
 class Peer(System):
-    """A system that trains the stock model with the base model's configuration on the same data."""
+    """A system that trains the stock model with the configuration of the base model."""
 
     def model(self, dataset: Any, base: str = "tiny") -> PreTrainedModel:
         labels = dataset.schema.get("labels")
@@ -55,7 +55,11 @@ class Peer(System):
         return STOCK[self.task].from_config(config)
 
     def build(self, record: Callable | None = None) -> PreTrainedModel:
-        """Build the model. With `record`, add dropout, and call `record` with training examples."""
+        """Build the model; with `record`, use the base model with dropout.
+
+        Args:
+            record: Called before each forward pass in training, with the indices of its examples.
+        """
         model = self.model(self.dataset("train"), "tiny-dropout" if record else "tiny")
 
         def take_ids(module: torch.nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
@@ -191,8 +195,8 @@ class AcceleratePeer(Peer):
         examples, original = self.run_examples(), self.build(record)
         loader = DataLoader(examples, fit.batch_size, shuffle=True, collate_fn=examples.numbered)
         optimizer = torch.optim.AdamW(original.parameters(), lr=LEARNING_RATE)
-        # Before `prepare`, the length is the number of batches of all processes: the scheduler
-        # counts them.
+        # Before `prepare`, the length of the loader is the number of batches of all processes. The
+        # prepared scheduler counts these batches.
         training_steps = EPOCHS * len(loader) // ACCUMULATION
         scheduler = get_linear_schedule_with_warmup(optimizer, 0, training_steps)
         model, optimizer, loader, scheduler = accelerator.prepare(

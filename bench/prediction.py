@@ -2,10 +2,13 @@
 
 python bench/prediction.py [--encoder FOLDER] [--rows 200] [--rounds 2] [--write FOLDER]
 
-classification: `pipeline` with several batch sizes. seq2seq: `Seq2SeqTrainer.predict`. validation:
-a validation of train.py for seq2seq, and `Seq2SeqTrainer.evaluate`, which computes the same scores;
-both trainers with `predict_with_generate`. causal_lm and chat: `pipeline` with several batch sizes
-and with a static cache, and continuous batching by `generate_batch`.
+The table compares this project with
+
+- classification: `pipeline` with several batch sizes
+- seq2seq: `Seq2SeqTrainer.predict` with `predict_with_generate`
+- validation of seq2seq: `Seq2SeqTrainer.evaluate` with `predict_with_generate` and the same scores
+- causal_lm and chat: `pipeline` with several batch sizes and with a static cache, and continuous
+  batching by `generate_batch`
 
 All systems predict the same rows with the same weights alternately, in one process with one thread,
 by greedy search. The models are trained briefly before, so that the lengths of their outputs vary.
@@ -31,21 +34,21 @@ from typing import Any
 import numpy as np
 from common import environment, render, table
 
-MEDIAN, SIGMA = 2.0, 0.8  # log-normal distribution of the number of rows joined to a text
+MEDIAN, SIGMA = 2.0, 0.8  # log-normal distribution of the number of rows joined into a text
 PROMPT = 24  # median number of words of a prompt of causal_lm
-BATCH_SIZES = (1, 8, 32)  # of the tools of transformers
+BATCH_SIZES = (1, 8, 32)  # for the tools of transformers
 BATCH_SIZE = 32
 MAX_LEN = 256
 NEW_TOKENS = 128
-STEPS = {"classification": 2, "causal_lm": 100}  # of training; others: --steps
+STEPS = {"classification": 2, "causal_lm": 100}  # training steps; in other tasks --steps
 OURS = "this project"
 
 
 def write_rows(source: Path, target: Path, count: int, seed: int) -> None:
     """Write rows of varying length, made of rows of the project's data.
 
-    Texts with targets are joined. Prompts are words from anywhere in a text. Conversations are
-    written as they are.
+    Rows with a label or a target are joined. A prompt of causal_lm is a sequence of words from a
+    random position of a text. Conversations are written unchanged.
     """
     lines = source.read_text(encoding="utf-8").splitlines()
     rows = [json.loads(line) for line in lines]
@@ -80,7 +83,7 @@ def train(project: Path, folder: Path, *arguments: str) -> Path:
 
 
 class Tokens:
-    """Count the tokens that `generate` computes, and those in rows that are finished already."""
+    """Counts the tokens that `generate` computes, and how many are computed for finished rows."""
 
     def __init__(self) -> None:
         from transformers import GenerationMixin
@@ -101,7 +104,7 @@ class Tokens:
         GenerationMixin.generate = counted
 
     def share(self) -> float:
-        """Return the share of tokens in finished rows since the last call."""
+        """Return the share of tokens computed for finished rows since the last call of `share`."""
         share = self.finished / (self.computed or 1)
         self.computed = self.finished = 0
         return share
@@ -197,7 +200,7 @@ def chat(checkpoint: Path, rows: Path) -> dict[str, Callable]:
     def encode(tokenizer: Any, messages: list[dict]) -> Any:
         return tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)
 
-    # predict.py answers the last message of a user.
+    # Remove the answer: predict.py answers the last message of a user.
     messages = [found[:-1] for found in read(rows, "messages")]
     return text_generation(checkpoint, rows, messages, encode)
 
@@ -240,7 +243,7 @@ def text_generation(
 def trainers(
     checkpoint: Path, data: list[dict], tokenizer: Any, use: Callable
 ) -> list[tuple[str, Callable]]:
-    """Return a call of `use(trainer, data)` for several batch sizes."""
+    """Return a system for each batch size: a function that calls `use(trainer, dataset)`."""
     from datasets import Dataset
     from transformers import (
         AutoModelForSeq2SeqLM,

@@ -186,7 +186,7 @@ class Part:
     """A measurement, which has its own section in scale.md.
 
     Attributes:
-        measure: Returns the rows of the table; its argument is a new folder.
+        measure: Returns the rows of the table; its first argument is a new folder.
     """
 
     title: str

@@ -46,9 +46,7 @@ BART = {
     "forced_eos_token_id": None,
 }
 GPT2 = {"model_type": "gpt2", "n_embd": 256, "n_layer": 4, "n_head": 4, "n_positions": 1024}
-BATCHES = (
-    640  # batches in the data of texts with varying length; a run trains on `max_steps` batches
-)
+BATCHES = 640  # batches in data with texts of varying length; a run trains on `max_steps` of them
 VARYING = {"batch_size": 32, "max_len": 512, "texts": 32 * BATCHES, "sampling": "group_by_length"}
 # These systems are several times slower than the others: one round is enough.
 VARYING["in_first_round_only"] = ["Trainer", "Accelerate's example"]

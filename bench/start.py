@@ -22,7 +22,7 @@ from common import TASKS, environment, render, table
 TIMES = (
     "print('TIMES', json.dumps([time.process_time(), time.time() - float(os.environ['BEGAN'])]))"
 )
-# All later steps are alike, so the process ends after the first step.
+# Only the time to the first step is measured, so the process ends after this step.
 OURS = f"""
 import json, os, sys, time
 import train

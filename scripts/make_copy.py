@@ -44,7 +44,7 @@ def copied(token: str, text: str) -> str:
     # A brace at the end, as in {<< x >>}, would become part of a delimiter.
     if token == "data":
         return re.sub(r"\{(?=[{%#]|\Z)", "{{ '{' }}", text)
-    # Not "": Jinja would strip white space after it if this were the start of a line.
+    # Not "": the text after it could then begin a line, where Jinja strips white space.
     if token in ("raw_begin", "raw_end"):
         return "{{ '' }}"
     return text.replace("#}", "# }") if token == "comment" else text

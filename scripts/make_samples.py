@@ -97,7 +97,7 @@ def address(item: ElementTree.Element) -> Row:
 
 
 def save_data(train: Iterable[Row], valid: Iterable[Row], task: Path) -> list[Row]:
-    """Write both parts; return the training rows."""
+    """Write data/train.jsonl and data/valid.jsonl of the task; return the training rows."""
     (task / "data").mkdir(parents=True, exist_ok=True)
     parts = {"train": list(train), "valid": list(valid)}
     for name, rows in parts.items():
@@ -113,7 +113,7 @@ def train_tokenizer(
     special: dict[str, str],
     splits: Sequence[pre_tokenizers.PreTokenizer] = (),
 ) -> PreTrainedTokenizerFast:
-    """Train a byte-level BPE tokenizer, which never returns UNK: CTranslate2 requires this.
+    """Train a byte-level BPE tokenizer. It never returns UNK, as CTranslate2 requires.
 
     Args:
         template: Special tokens around a text `$A`.
@@ -170,8 +170,8 @@ def classification(source: Path, task: Path) -> None:
 def seq2seq(source: Path, task: Path) -> None:
     train, valid = read(source / "train.jsonl"), read(source / "valid.jsonl")
     rows = save_data(islice(train, 6000), islice(valid, 500), task)
-    # The vocabulary is smaller than 512: if each letter and phone is a token, there are no more
-    # pairs.
+    # The vocabulary stays smaller than 512: when each letter and each phone is a token, there are
+    # no more pairs to merge.
     special = {"bos_token": "</s>", "eos_token": "</s>"}
     tokenizer = train_tokenizer(rows, 512, "$A </s>", {"pad_token": "<pad>", **special})
     end = tokenizer.eos_token_id

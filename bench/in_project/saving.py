@@ -1,4 +1,4 @@
-"""Measure how long saves block the training loop: saves in the background, and blocking saves.
+"""Measure how long a save blocks the training loop, with and without a background thread.
 
 python saving.py ARGUMENTS OF train.py      (run by bench/saving.py, in the folder of a project)
 """
@@ -22,8 +22,8 @@ SECONDS: dict[str, list[float]] = {
 
 
 def save(self: Checkpointer, *args: Any, **named: Any) -> None:
-    """Save alternately in the background and blocking, as a run with too little memory does."""
-    self.join()  # wait for the preceding save: in a real run, it would be complete
+    """Save in the background or, every other time, as a run with too little memory does."""
+    self.join()  # wait for the preceding save, which would be complete in a real run
     is_waiting = len(SECONDS["background"]) > len(SECONDS["waiting"])
     training.checkpoint.free_memory = (lambda: 0) if is_waiting else free_memory
     start = time.perf_counter()

@@ -60,6 +60,6 @@ class Model(Wrapper):
 
 
 def _divergence(logits: Tensor, others: Tensor) -> Tensor:
-    """Return the Kullback-Leibler divergence, summed over the examples."""
+    """Return KL(softmax(others) || softmax(logits)), summed over the examples."""
     found = logits.log_softmax(-1)
     return kl_div(found, others.log_softmax(-1), reduction="sum", log_target=True)

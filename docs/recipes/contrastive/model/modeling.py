@@ -33,7 +33,7 @@ class Model(Wrapper):
         return normalize((hidden * attention_mask[..., None]).sum(1), dim=-1)
 
     def embed_in_chunks(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """Embed any number of texts with the activations of one chunk in memory.
+        """Embed any number of texts, with the activations of only one chunk in memory at a time.
 
         The backward pass first computes the gradients of all embeddings. Then it recomputes each
         chunk, and propagates the gradients of its embeddings.

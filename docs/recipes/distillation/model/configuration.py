@@ -16,7 +16,7 @@ class ModelConfig(WrapperConfig):
 
     Args:
         base_model_id: Initial model of the student: see `WrapperConfig`.
-        teacher_id: A trained classifier. A new student gets its labels.
+        teacher_id: A trained classifier. A new student gets the labels of the teacher.
         softness: Temperature of both distributions. It is not called `temperature`, because
             transformers treats that name as a generation setting.
     """

@@ -42,7 +42,7 @@ class Model(Wrapper):
         attention_mask: Tensor,
         num_items_in_batch: Tensor | int | None = None,
     ) -> ModelOutput:
-        """Compute the divergence of the student from its teacher."""
+        """Compute the mean of KL(teacher || student), with the temperature `softness`."""
         inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
         logits = self.student(**inputs).logits
         with torch.no_grad():

@@ -58,7 +58,10 @@ def generate_dataset(
     max_len: int = 128,
     target_column: str | None = None,
 ) -> Dataset:
-    """Read pairs from the columns `chosen` and `rejected`, or `text` and a column of numbers.
+    """Read pairs from the columns `chosen` and `rejected`, or texts with numbers.
+
+    Args:
+        target_column: Column of the numbers. The texts are then read from the column `text`.
 
     Raises:
         DataError: The file cannot be read, or a target is not a number.

@@ -40,7 +40,8 @@ class Model(Wrapper):
         """Compute rewards.
 
         Args:
-            text, target: Tokens; numbers to predict, shape (batch,). The loss is the squared error.
+            text, target: Tokens of the texts, and numbers to predict, shape (batch,). The loss is
+                the squared error.
             chosen, rejected: Tokens of the better and the worse text of each pair. The loss is
                 the Bradley-Terry loss.
             num_items_in_batch: Number of examples in the global batch.

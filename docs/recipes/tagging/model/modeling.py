@@ -33,7 +33,8 @@ class Model(Wrapper):
         """Tag each token.
 
         Args:
-            labels: Index of the tag at the first token of a word, -100 elsewhere: (batch, length).
+            labels: Index of the word's tag at the first token of each word, -100 at all other
+                tokens, shape (batch, length).
             num_items_in_batch: Number of words in the global batch.
 
         Returns:
