@@ -156,7 +156,7 @@ def test_recipe_is_trained_killed_resumed_and_loaded(
 def test_recipe_passes_the_projects_own_tests(recipe: str, rewritten: Path) -> None:
     run(rewritten, sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", timeout=900)
     run_python(rewritten, "train.py", "--dry_run", *ARGUMENTS.get(recipe, []))
-    run(rewritten, sys.executable, "-m", "mypy", "model")
+    run(rewritten, sys.executable, "-m", "mypy", "model", "tests/interface_types.py")
 
 
 @pytest.mark.skipif("TEST_ALL" not in os.environ, reason="takes a minute")

@@ -33,7 +33,7 @@ For `--help`, the modules that define BASE_MODEL and OPTIONS are not imported: o
 on which these constants depend are executed.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -159,7 +159,7 @@ class TaskPredictor(Protocol):
 
     columns: list[str]
 
-    def __call__(self, texts: Sequence[Any]) -> list[dict[str, Any]]:
+    def __call__(self, texts: list[Any]) -> list[dict[str, Any]]:
         """Return a dict with the key `prediction` for each row."""
 
 
