@@ -33,7 +33,7 @@ $(STAMP): pyproject.toml constraints.txt
 	"$(BIN)/python" -m pip install -c constraints.txt -e '.[dev]' && \
 	touch "$@"
 
-# Each demo gets the next free number, so that files in an earlier one are kept.
+# Each demo is rendered into a new numbered folder, so that the files of earlier demos are kept.
 demo: $(STAMP)
 	@n=1; while [ -e "demo/$$n" ]; do n=$$((n + 1)); done; \
 	"$(BIN)/cookiecutter" . --no-input --default-config -o "demo/$$n" task="$(TASK)" && \
@@ -42,7 +42,8 @@ demo: $(STAMP)
 test: $(STAMP)
 	"$(BIN)/python" -m pytest -n 2 --dist worksteal
 
-# `make test` runs the tests of shared code for one task only; this target runs them for each task.
+# `make test` runs the tests of shared code for one task only; `make test-all` runs these tests for each
+# task.
 test-all: $(STAMP)
 	TEST_ALL=1 "$(BIN)/python" -m pytest -n 2 --dist worksteal
 
@@ -57,7 +58,8 @@ bench: $(STAMP)
 	"$(BIN)/python" bench/prediction.py --write bench/results
 	"$(BIN)/python" bench/endtoend.py --write bench/results
 
-# --config: the settings of <<cookiecutter.project_slug>>/pyproject.toml are for rendered projects.
+# Without --config, Ruff would check the files in <<cookiecutter.project_slug>>/ with the settings of the
+# pyproject.toml in that folder, which are for rendered projects.
 lint: $(STAMP)
 	"$(BIN)/ruff" check --config pyproject.toml .
 	"$(BIN)/ruff" format --check --config pyproject.toml .

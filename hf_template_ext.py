@@ -45,8 +45,8 @@ HUB_ID = re.compile(rf"({HUB_NAME}/)?{HUB_NAME}")
 # Marks of this template, and of the copy that scripts/make_copy.py writes.
 TEMPLATE_MARKS = ("<<", ">>", "{{", "}}", "{%", "%}", "{#", "#}")
 
-# Texts of the template that Cookiecutter renders in addition to files. Any other text with marks is
-# an answer of the user.
+# Strings of the template that Cookiecutter renders without a file name. Any other such string with
+# marks is an answer of the user.
 ROOT = Path(__file__).resolve().parent
 QUESTIONS = (ROOT / "cookiecutter.json").read_text(encoding="utf-8")
 HOOKS = [path.read_text(encoding="utf-8") for path in ROOT.glob("hooks/*_gen_project.py")]
@@ -114,7 +114,10 @@ def slug_problem(value: str) -> str | None:
 
 
 def base_model_problem(value: str) -> str | None:
-    """Return the error in a base model, or None. A valid base model needs no escaping."""
+    """Return the error in the name or path of a base model, or None.
+
+    A valid name or path needs no escaping between double quotes.
+    """
     if re.match(r"(/|\./|~/).", value):
         if value != value.strip() or re.search(r"[\"'\\]", value):
             return (
@@ -132,7 +135,7 @@ def base_model_problem(value: str) -> str | None:
 
 
 def task_problem(value: str) -> str | None:
-    """Return the error in the task, or None. Only a replay file can have an invalid task."""
+    """Return the error in a task, or None. Only a replay file can have an invalid task."""
     tasks = json.loads(QUESTIONS)["task"]
     return None if value in tasks else f"is not a task; expected one of {', '.join(tasks)}"
 
@@ -177,7 +180,7 @@ def description_of(task: str) -> str:
 
 
 def usable_slug(slug: str) -> str:
-    """Return a slug that `check` accepts: the given one, or `project-` and the given one."""
+    """Return a slug that `check` accepts: `slug`, or else `project-` followed by `slug`."""
     slug = slug[:MAX_SLUG].rstrip("-")
     return f"project-{slug}"[:MAX_SLUG].rstrip("-") if slug_problem(slug) else slug
 

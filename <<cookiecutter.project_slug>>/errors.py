@@ -22,7 +22,7 @@ class RunError(UserError):
 
 
 class RankError(RunError):
-    """An error occurred on a single rank. That rank prints it; its exit ends the other ranks."""
+    """An error occurred on a single rank. That rank prints the error; its exit ends the others."""
 
 
 class Stopped(Exception):

@@ -45,7 +45,7 @@ class Logits(nn.Module):
 
 
 def export_onnx(model: Any, tokenizer: PreTrainedTokenizerBase, file: Path) -> None:
-    """Export a model as ONNX, for any batch size and length; compare its logits with the file's.
+    """Export a model as ONNX, for any batch size and length; compare the logits of model and file.
 
     Raises:
         RunError: torch cannot export the model, or the logits differ.
@@ -66,7 +66,7 @@ def export_onnx(model: Any, tokenizer: PreTrainedTokenizerBase, file: Path) -> N
             dynamo=True,
             verbose=False,
         )
-    except Exception as error:  # torch raises many types if it cannot trace an architecture
+    except Exception as error:  # torch raises errors of many types if it cannot export a model
         name = type(model).__name__
         raise RunError(f"--onnx: torch cannot export {name} ({describe(error)})") from error
     session = onnxruntime.InferenceSession(file)
@@ -93,10 +93,10 @@ def check_onnx(model: Any) -> None:
 
 
 def merge(model: Any, inputs: dict[str, Tensor]) -> str:
-    """Merge the adapter of a model into its base model, and compare the logits.
+    """Merge the adapter of a model into its base model; compare the logits before and after.
 
     Returns:
-        A line with the largest difference.
+        A line with the largest difference of the logits.
 
     Raises:
         RunError: The logits differ, or the merged model cannot be saved in stock form (see
@@ -112,10 +112,13 @@ def merge(model: Any, inputs: dict[str, Tensor]) -> str:
 
 
 def check_merged(model: Any, inputs: dict[str, Tensor], output: Path) -> None:
-    """Load a merged checkpoint without `model/`, and compare the logits.
+    """Load a merged checkpoint without `model/`; compare its logits with those of the merged model.
+
+    Args:
+        output: Folder of the checkpoint. If an error is raised, the folder is removed.
 
     Raises:
-        RunError: The logits differ, or the checkpoint cannot be loaded. The folder is removed.
+        RunError: The logits differ, or the checkpoint cannot be loaded.
     """
     try:
         stock = model.auto_class.from_pretrained(output, dtype=torch.float32).eval()
@@ -128,7 +131,7 @@ def check_merged(model: Any, inputs: dict[str, Tensor], output: Path) -> None:
 
 
 def convert(model: Any, dtype: str) -> None:
-    """Convert all weights and buffers to a dtype.
+    """Convert all floating-point weights and buffers to a dtype.
 
     Raises:
         RunError: A value is too large for the dtype.
@@ -169,7 +172,7 @@ def _difference(logits: Tensor, expected: Tensor, what: str) -> float:
 
 
 def next_commands(model: Any, output: Path) -> Iterator[str]:
-    """Yield lines to print: commands of tools that can open the exported model, if any."""
+    """Yield lines to print, if any: how to load a custom checkpoint, or commands of other tools."""
     if not getattr(model, "saves_stock", False):
         yield f"{output} contains its own code: load it with trust_remote_code=True"
     elif model.can_generate() and model.config.is_encoder_decoder:

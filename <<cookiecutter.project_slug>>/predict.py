@@ -89,7 +89,7 @@ def load_trained(task: Task, args: argparse.Namespace, accelerator: Accelerator)
 
 
 def _model_options(task: Task, checkpoint: str) -> dict[str, Any]:
-    """Return the arguments of `ModelConfig` in training_state.json: a stock config lacks them."""
+    """Return the arguments of `ModelConfig` in training_state.json; a stock config lacks them."""
     if not (Path(checkpoint) / STATE_FILE).is_file():
         return {}
     args = SavedRun.read(Path(checkpoint)).args
@@ -193,7 +193,7 @@ def start_conversation(predictor: TaskPredictor) -> Conversation:
     """Start a conversation, or predict lines separately if the predictor has no conversations.
 
     Raises:
-        RunError: The predictor has a method `read`, and therefore accepts only files.
+        RunError: The predictor has `read` but no `start_conversation`: it accepts only files.
     """
     if hasattr(predictor, "start_conversation"):
         return predictor.start_conversation()

@@ -48,10 +48,11 @@ class Sweep:
     direction: str
 
     def train(self, number: int, values: dict[str, Any], training: Training) -> float | None:
-        """Train all runs of a trial; return their mean score, or None if a run failed.
+        """Train all runs of a trial; return the mean of the best scores; None if a run failed.
 
         Raises:
-            RunError: train.py rejects the arguments.
+            RunError: train.py rejects the arguments, or ends with another error of exit code 2.
+                After a loss or gradient that is not finite, the run counts as failed instead.
             Stopped: This process or train.py received a signal.
         """
         chosen = [_as_argument(name, value) for name, value in values.items()]

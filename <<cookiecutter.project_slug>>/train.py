@@ -55,21 +55,27 @@ def add_gradient(run: Run, step: Step, micro: MicroBatch) -> dict[str, Tensor]:
     seed_all(*micro.rng_key)
     batch = send_to_device(micro.batch, run.accelerator.device, non_blocking=True)
     run.throughput.add_batch(micro.batch)
-    # Gradients are reduced over the ranks once per step, in the last backward pass of the step.
+    # Gradients are reduced over the ranks once per step, in the last backward pass of the step
+    # (with ZeRO: in each backward pass).
     with run.strategy.gradient_sync(run.model, enabled=micro.is_last):
-        # The loss is divided by the number of target items of the full step, over all micro-batches
-        # and ranks, so that the gradient does not depend on how the step is split.
+        # `forward` divides the sum of the losses by the number of target items of the full step,
+        # over all micro-batches and ranks, so that the gradient does not depend on how the step is
+        # split. If `forward` returns the mean of the micro-batch, `factor` is `micro.share`.
         _, losses = run.task.forward(run.model, batch, step.num_items)
         factor = loss_factor(run.task, micro)
         # The loss is multiplied by the number of ranks, since DDP, FSDP and ZeRO average gradients
-        # over the ranks. If the loss is not finite, it and the gradients on all ranks become NaN.
+        # over the ranks. If the loss is not finite, the gradients on all ranks become NaN.
         loss = sum_over_ranks(losses[LOSS] * factor, run.accelerator.num_processes)
         run.accelerator.backward(loss)
     return losses
 
 
 def train_until_validation(run: Run, report: Report) -> dict[str, float]:
-    """Train until the next validation or the end of the epoch; return the mean losses."""
+    """Train until the next validation or the end of the epoch.
+
+    Returns:
+        The mean losses since the start of the epoch, over all ranks.
+    """
     state = run.state
     batches = run.train_batches
     all_steps = batches.steps(state.current_epoch, start=state.examples)
@@ -83,8 +89,9 @@ def train_until_validation(run: Run, report: Report) -> dict[str, float]:
     with bar, closing(all_steps) as steps:
         for step in islice(steps, left):
             losses = train_step(run, step)
-            # After a loss or gradient that is not finite, this loss is NaN, and no optimizer step
-            # changes the weights. A fused optimizer needs no device synchronization to skip a step.
+            # After a loss or gradient that is not finite, `losses[LOSS]` is NaN, and all optimizer
+            # steps are skipped (for float16, see `GradientGuard`). A fused optimizer can skip a
+            # step without device synchronization.
             losses[LOSS], norm = run.guard.clip_gradients(losses[LOSS])
             lr = scheduled_lr(run.optimizer)
             with at_place(step.place):
@@ -102,8 +109,8 @@ def train_until_validation(run: Run, report: Report) -> dict[str, float]:
 def save_point(run: Run, is_due: bool = False) -> None:
     """Save `last/` if `is_due`, or if a rank received a signal. After a signal, also stop the run.
 
-    With several ranks, the run stops one call later than a single process would: after a call, the
-    ranks inform each other in the background, so that no rank waits for the others in every step.
+    With several ranks, the run stops one call later than with a single rank: each call starts to
+    exchange the signals of the ranks in the background, and the next call reads the result.
 
     Raises:
         Stopped: A rank received a signal, and `last/` has been saved.
@@ -112,7 +119,7 @@ def save_point(run: Run, is_due: bool = False) -> None:
     is_broken = run.losses.first_bad_step is not None or run.checkpoints.has_failed
     must_stop = run.signals.stop_requested(is_broken)
     if must_stop or is_due:
-        mean_losses(run)  # raises if a loss was not finite, so that such a step is never saved
+        mean_losses(run)  # raises a RunError instead of saving if a loss was not finite
         with run.average.applied(False):  # save the weights, not their average, as last/
             run.checkpoints.save(run.model, run.optimizer, run.state)
     if must_stop:
@@ -128,7 +135,7 @@ def mean_losses(run: Run) -> dict[str, float]:
     """Copy the loss sums of the epoch into the state; return the mean losses over all ranks.
 
     Raises:
-        RunError: A loss or gradient was not finite. `bad_batch/` has been saved to reproduce this.
+        RunError: A loss or gradient was not finite: see `raise_not_finite`.
     """
     sums = run.losses.sums()
     run.state.add_grad_norms(run.losses.take_norms())
@@ -144,7 +151,7 @@ def mean_losses(run: Run) -> dict[str, float]:
 
 
 def raise_not_finite(run: Run, step: Step) -> None:
-    """Save the batch of a step whose loss or gradient is not finite, and end the run."""
+    """Save `bad_batch/` for a step whose loss or gradient is not finite, and raise a RunError."""
     place = run.checkpoints.save_bad_batch(run.model, run.train_data.examples, step)
     raise RunError(
         f"{step.place}: the loss or its gradient is not finite for {list_examples(step.examples)}; "
@@ -153,7 +160,7 @@ def raise_not_finite(run: Run, step: Step) -> None:
 
 
 def validate_step(run: Run, step: Step, losses: LossMeter, scorers: list[Scorer]) -> None:
-    """Add the losses and scores of a batch of validation examples."""
+    """Run the model on a batch of validation examples; update `losses` and `scorers`."""
     for micro in step.micro_batches:
         batch = send_to_device(micro.batch, run.accelerator.device, non_blocking=True)
         factor = loss_factor(run.task, micro)

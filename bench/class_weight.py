@@ -2,7 +2,9 @@
 
 python bench/class_weight.py --model_id FOLDER --data FOLDER --markdown FILE
 
-The folder --data must have train.jsonl and valid.jsonl, with the columns text and label.
+The script makes classes rare: it trains on the first rows of each class, at most as many as --sizes
+has for this class. The folder given by --data must contain train.jsonl and valid.jsonl, with the
+columns text and label.
 """
 
 import argparse
@@ -35,7 +37,7 @@ def skew(source: Path, sizes: list[int], target: Path) -> dict[str, int]:
     """Write the first rows of each class, and return the number of rows by class.
 
     Args:
-        sizes: Maximum number of rows of each class, the most frequent class first.
+        sizes: Maximum number of rows for each class, in order of decreasing frequency in `source`.
     """
     rows = [json.loads(line) for line in source.read_text(encoding="utf-8").splitlines()]
     frequent = Counter(row["label"] for row in rows).most_common()
@@ -92,7 +94,7 @@ def main() -> None:
         type=int,
         nargs="+",
         default=[400, 200, 100, 50, 25, 12],
-        help="training examples of each class, from the most frequent to the rarest class",
+        help="maximum number of training examples for each class, the most frequent class first",
     )
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--lr", type=float, default=2e-4)

@@ -2,7 +2,7 @@
 
 python bench/endtoend.py --base classification=FOLDER causal_lm=FOLDER [--rounds 3] [--write FOLDER]
 
-Each system trains one epoch (for causal LM: some steps) on the template's sample data, validates,
+Each system trains one epoch (for causal LM: 16 steps) on the template's sample data, validates,
 and saves. Each run is a separate process, and the systems alternate. FOLDER is the folder of a
 pretrained model. Tasks without a FOLDER use random weights.
 """
@@ -32,7 +32,7 @@ SPECS: dict[str, dict] = {
     "seq2seq": {"batch_size": 32, "max_len": 64, "lr": 1e-3, "max_steps": 0},
     "causal_lm": {"batch_size": 4, "max_len": 256, "lr": 5e-5, "max_steps": 16},
 }
-SAMPLING = {"causal_lm": "random"}  # of the tuned Trainer; in other tasks, it groups by length
+SAMPLING = {"causal_lm": "random"}  # of the tuned Trainer; other tasks: group_by_length
 NEW_TOKENS = {"seq2seq": 32}
 VALID_ROWS = {"causal_lm": 4}
 TINY = "templates/{}/tiny"
@@ -67,7 +67,7 @@ def prepare(task: str, base: Path | None, folder: Path) -> dict[str, Any]:
 
 
 def run(system: str, spec: dict, folder: Path) -> dict[str, float]:
-    """Run once, without caches of earlier runs; return the seconds of each phase and in total."""
+    """Run once, without caches of earlier runs; return the seconds of each phase and the total."""
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         path = Path(scratch) / "spec.json"
         path.write_text(json.dumps({**spec, "outdir": f"{scratch}/run"}), encoding="utf-8")

@@ -2,8 +2,8 @@
 
 python bench/exactness.py [--json FILE] [--markdown FILE]
 
-The script renders projects for three tasks. It runs each project, transformers.Trainer and the
-loop of Accelerate's documentation on the same examples. It needs no network and no GPU.
+The script renders a project for each of three tasks. It runs each project, transformers.Trainer and
+the loop of Accelerate's documentation on the same examples. The script needs no network and no GPU.
 """
 
 import argparse
@@ -52,7 +52,7 @@ Results = dict[str, Any]
 
 
 def write_sample(task: str, project: Path, folder: Path) -> None:
-    """Write the examples of an epoch, and the base model with and without dropout."""
+    """Write the training and validation data, and the base model with and without dropout."""
     for name, dropout in (("tiny", 0.0), ("tiny-dropout", 0.1)):
         (folder / name).mkdir(parents=True)
         for file in (project / "tiny").iterdir():
@@ -65,7 +65,7 @@ def write_sample(task: str, project: Path, folder: Path) -> None:
         with (project / "data" / f"{part}.jsonl").open(encoding="utf-8") as lines:
             rows = [json.loads(line) for line in islice(lines, 4 * EXAMPLES)]
         if task == "causal_lm":
-            # Use short texts, as many as fit into the blocks of an epoch, each with its EOS token.
+            # Use as many short texts, each followed by an EOS token, as fit into the blocks.
             rows = [{"text": row["text"][: 2 * MAX_LENGTH]} for row in rows]
             lengths = [len(tokenizer(row["text"])["input_ids"]) + 1 for row in rows]
             rows = rows[: int((np.cumsum(lengths) <= EXAMPLES * (MAX_LENGTH - 1)).sum())]
@@ -76,14 +76,14 @@ def write_sample(task: str, project: Path, folder: Path) -> None:
 
 
 def compare_gradients(systems: list[System], log: Path) -> Results:
-    """Compare the gradients of each system for all splits with its gradient for the first split.
+    """Compare the gradients of each system for all splits with a reference gradient.
 
-    The gradients of the template's Model in Trainer are compared with that of the template's own
-    loop.
+    The reference is the gradient of the same system for the first split. For the template's Model
+    in Trainer, the reference is the gradient of the template's own loop for the first split.
 
     Returns:
-        For each system, the norm for each split, and the largest norm of a difference, both
-        relative to the norm of the reference.
+        For each system: the norm of the gradient for each split, and the largest norm of a
+        difference from the reference. Both are relative to the norm of the reference.
     """
     results: Results = {}
     reference: dict[str, np.ndarray] = {}
@@ -100,7 +100,7 @@ def compare_gradients(systems: list[System], log: Path) -> Results:
 
 
 def compare_valid_losses(systems: list[System], log: Path) -> Results:
-    """Measure the validation losses for each system, number of processes and batch size."""
+    """Measure the validation loss for each system, number of processes and eval batch size."""
     return {
         system.name: {
             str(processes): run_in(processes, log, system.valid_losses, sizes, VALID_EXAMPLES)
@@ -111,9 +111,12 @@ def compare_valid_losses(systems: list[System], log: Path) -> Results:
 
 
 def compare_resumed(systems: list[System], folder: Path, log: Path) -> Results:
-    """Compare killed and resumed runs with complete runs, for each system and number of processes.
+    """Compare killed and resumed runs with uninterrupted runs.
 
-    The run is killed in the step after the save, in the middle of the last epoch.
+    Each run saves in the middle of the last epoch, and is killed in the step after this save.
+
+    Returns:
+        The results of the comparison, for each system and number of processes.
     """
     results: Results = {system.name: {} for system in systems}
     saved, epoch_start = SAVED_STEP * ACCUMULATION, STEPS_PER_EPOCH * ACCUMULATION
@@ -240,7 +243,7 @@ def main() -> int:
     parser.add_argument("--markdown", type=Path, help="file for the tables")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        tempfile.tempdir = folder  # for temporary files of killed processes
+        tempfile.tempdir = folder  # so that files of killed processes are deleted
         datasets.config.HF_DATASETS_CACHE = Path(folder) / "cache"
         results = measure(Path(folder))
     about = environment()

@@ -1,12 +1,15 @@
-"""Compare the head of the architecture with mean pooling, for classification on your data.
+"""Compare the classification head of the architecture with mean pooling, on your data.
 
 python bench/heads.py --model_id FOLDER --data trec=FOLDER sms=FOLDER --json FILE --markdown FILE
 
-The script renders three classification projects: an unchanged one, one with docs/recipes/head and
-one with docs/recipes/pooling. It trains each with the same arguments. A data folder must have
-train.jsonl and valid.jsonl, with the columns text and label. The result of each run is added to the
-JSON file. Runs that are already in the file are not repeated, so an interrupted benchmark can be
-restarted.
+The script renders three classification projects: an unchanged one, one with the `model/` of
+docs/recipes/head and one with the `model/` of docs/recipes/pooling. It trains all three with the
+same arguments. A data folder must contain train.jsonl and valid.jsonl, with the columns text and
+label.
+
+The result of each run is added to the JSON file, so an interrupted benchmark can be restarted: if
+the file has a result with the same data set, --rows, head and seed, the run is not repeated. For
+other values of the other arguments, use another file.
 """
 
 import argparse
@@ -82,7 +85,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--model_id", type=Path, required=True, help="folder of an encoder")
     parser.add_argument("--data", nargs="+", required=True, help="data sets: NAME=FOLDER")
-    parser.add_argument("--rows", type=int, default=1600, help="training rows per data set")
+    parser.add_argument("--rows", type=int, default=1600, help="maximum training rows per data set")
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument(

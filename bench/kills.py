@@ -3,8 +3,8 @@
 python bench/kills.py [--kills 35] [--markdown FILE]
 
 The script renders a project for each task and runs the project's `tests/helpers/kill_loop.py`,
-which kills one process of a run by SIGKILL, resumes the run, kills it again, and compares the
-result with that of an uninterrupted run, bit for bit.
+which kills one process of a run by SIGKILL, resumes and kills the run until it is complete, and
+compares the result with that of an uninterrupted run, bit for bit.
 """
 
 import argparse
@@ -26,7 +26,7 @@ COLUMNS = {
 
 
 def kill(project: Path, kills: int, processes: int, seed: int) -> dict[str, int]:
-    """Return the counts of one call of the project's `tests/helpers/kill_loop.py`."""
+    """Call the project's `tests/helpers/kill_loop.py`; return its counts."""
     command = [sys.executable, "tests/helpers/kill_loop.py", f"--kills={kills}"]
     command += [f"--processes={processes}", f"--seed={seed}"]
     done = subprocess.run(command, cwd=project, check=True, stdout=subprocess.PIPE, text=True)
@@ -52,7 +52,10 @@ run.
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument(
-        "--kills", type=int, default=35, help="kills for each task and number of processes"
+        "--kills",
+        type=int,
+        default=35,
+        help="minimum number of kills for each task and number of processes",
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--markdown", type=Path, help="file for the table")

@@ -1,4 +1,4 @@
-"""Measure the memory for training a full model, an adapter, and an adapter of a 16-bit model.
+"""Measure the memory for training a full model, and an adapter on a 32-bit or 16-bit base model.
 
 python bench/lora.py [--write FOLDER]
 

@@ -39,7 +39,7 @@ class Meter:
     """Records the start time and the number of tokens of each forward pass in training.
 
     Args:
-        has_targets: Whether labels are separate texts, whose tokens are counted as well.
+        has_targets: Whether labels are the tokens of target texts; if so, they are also counted.
     """
 
     def __init__(self, has_targets: bool) -> None:
@@ -71,7 +71,11 @@ class Meter:
         self.tokens.append((real, computed))
 
     def report(self, warmup: int) -> dict[str, float]:
-        """Return rates from the first pass after the warm-up to the start of the last pass."""
+        """Return the measurements.
+
+        Rates and numbers of tokens cover the forward passes after the warm-up, except the last one.
+        The first step ends when the second forward pass starts.
+        """
         import torch
 
         real, computed = (sum(part) for part in zip(*self.tokens[warmup:-1], strict=True))
@@ -152,7 +156,7 @@ def limit(spec: dict, meter: Meter) -> None:
 
 
 def trainer(spec: dict, meter: Meter, **options: Any) -> None:
-    """Run transformers.Trainer as documented."""
+    """Run transformers.Trainer with its defaults."""
     import transformers as hf
     from stock import Stock
 
@@ -180,7 +184,7 @@ def trainer(spec: dict, meter: Meter, **options: Any) -> None:
 
 
 def tuned_trainer(spec: dict, meter: Meter) -> None:
-    """Run transformers.Trainer with all documented options for speed."""
+    """Run transformers.Trainer with fused AdamW, batches by length, and loader processes."""
     trainer(
         spec,
         meter,

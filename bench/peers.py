@@ -58,7 +58,8 @@ class Peer(System):
         """Build the model; with `record`, use the base model with dropout.
 
         Args:
-            record: Called before each forward pass in training, with the indices of its examples.
+            record: Function to call before each forward pass in training, with the indices of the
+                examples.
         """
         model = self.model(self.dataset("train"), "tiny-dropout" if record else "tiny")
 
@@ -195,8 +196,8 @@ class AcceleratePeer(Peer):
         examples, original = self.run_examples(), self.build(record)
         loader = DataLoader(examples, fit.batch_size, shuffle=True, collate_fn=examples.numbered)
         optimizer = torch.optim.AdamW(original.parameters(), lr=LEARNING_RATE)
-        # Before `prepare`, the length of the loader is the number of batches of all processes. The
-        # prepared scheduler counts these batches.
+        # Before `prepare`, the length of the loader is the number of batches of all processes
+        # together. At each optimizer step, the prepared scheduler advances once per process.
         training_steps = EPOCHS * len(loader) // ACCUMULATION
         scheduler = get_linear_schedule_with_warmup(optimizer, 0, training_steps)
         model, optimizer, loader, scheduler = accelerator.prepare(

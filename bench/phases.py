@@ -29,7 +29,7 @@ class Phases:
         self._since = now
 
     def enter(self, phase: str) -> None:
-        """Replace the outermost phase."""
+        """Close the outermost open phase, and open `phase` in its place."""
         self._switch()
         self._open[0] = phase
 
@@ -44,7 +44,7 @@ class Phases:
             self._open.pop()
 
     def wrap(self, owner: Any, name: str, phase: str, mark: str = "") -> None:
-        """Time each call of `owner.name`; record the end of the first call as `mark`."""
+        """Time each call of the function `name`; record the end of the first call as `mark`."""
         function = getattr(owner, name)
 
         @functools.wraps(function)

@@ -47,8 +47,8 @@ OURS = "this project"
 def write_rows(source: Path, target: Path, count: int, seed: int) -> None:
     """Write rows of varying length, made of rows of the project's data.
 
-    Rows with a label or a target are joined. A prompt of causal_lm is a sequence of words from a
-    random position of a text. Conversations are written unchanged.
+    If rows have a label or a target, several of them are joined. For causal_lm, a row is a sequence
+    of words from a random position of a text. Conversations are written unchanged.
     """
     lines = source.read_text(encoding="utf-8").splitlines()
     rows = [json.loads(line) for line in lines]
@@ -83,7 +83,7 @@ def train(project: Path, folder: Path, *arguments: str) -> Path:
 
 
 class Tokens:
-    """Counts the tokens that `generate` computes, and how many are computed for finished rows."""
+    """Counts the tokens that `generate` computes, and those that belong to finished rows."""
 
     def __init__(self) -> None:
         from transformers import GenerationMixin
@@ -104,7 +104,7 @@ class Tokens:
         GenerationMixin.generate = counted
 
     def share(self) -> float:
-        """Return the share of tokens computed for finished rows since the last call of `share`."""
+        """Return the share of tokens for finished rows since the preceding call of `share`."""
         share = self.finished / (self.computed or 1)
         self.computed = self.finished = 0
         return share
@@ -114,8 +114,8 @@ def compare(systems: dict[str, Callable[[], list[str]]], rounds: int) -> dict[st
     """Run all systems alternately, but the first one only once.
 
     Returns:
-        Median CPU seconds, the fraction of predictions that equal those of the first system, and
-        the share of generated tokens that belong to finished rows.
+        For each system: the median CPU seconds, the fraction of predictions that equal those of the
+        first system, and the share of generated tokens that belong to finished rows.
     """
     seconds: dict[str, list[float]] = {}
     texts: dict[str, list[str]] = {}
@@ -228,7 +228,7 @@ def text_generation(
         ids = [encode(tokenizer, value)["input_ids"] for value in inputs]
         settings = copy.deepcopy(generate.model.generation_config)
         settings.update(max_new_tokens=NEW_TOKENS, do_sample=False)
-        # The defaults fill the memory of an accelerator.
+        # With default sizes, the cache fills the memory of an accelerator.
         sizes = ContinuousBatchingConfig(page_size=32, num_blocks=512, max_batch_tokens=256)
         found = generate.model.generate_batch(ids, settings, sizes)
         by_number = sorted(found, key=lambda name: int(name.rpartition("_")[2]))
@@ -386,7 +386,7 @@ Written by `python bench/prediction.py`. {"; ".join(f"{k} {v}" for k, v in about
 {args.rows} rows, medians of {args.rounds} rounds (batch size 1: one run), one thread. Texts are
 joined rows of the project's data; the number of joined rows has a log-normal distribution (median
 {MEDIAN:.0f}, sigma {SIGMA}). Prompts of causal_lm have {PROMPT} words in the median; chat answers
-the conversations of the data. The model for classification is the encoder given by `--encoder`; the
+the conversations of the data. The model for classification is `--encoder` (default: `tiny`); the
 others are `tiny` after {args.steps} training steps (causal_lm: {STEPS["causal_lm"]}), and generate
 at most {NEW_TOKENS} tokens by greedy search. validation: loss, generation and scores of seq2seq.
 Equal predictions: compared with those of a batch size of 1. Tokens of finished rows: the share of
@@ -404,7 +404,9 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=200, help="rows to predict")
     parser.add_argument("--rounds", type=int, default=2, help="runs of each system")
     parser.add_argument("--steps", type=int, default=300, help="training steps of seq2seq and chat")
-    parser.add_argument("--encoder", help="folder of an encoder, such as all-MiniLM-L6-v2")
+    parser.add_argument(
+        "--encoder", help="folder of an encoder for classification, such as all-MiniLM-L6-v2"
+    )
     parser.add_argument("--tasks", nargs="+", default=list(SYSTEMS), help="tasks")
     parser.add_argument("--write", help="folder for prediction.md")
     parser.add_argument("--measure", nargs=2, help=argparse.SUPPRESS)

@@ -44,7 +44,7 @@ def run_in(processes: int, log: Path, function: Callable, *args: Any, killed: bo
     deadline = time.monotonic() + TIMEOUT
     try:
         result = receiver.recv() if receiver.poll(TIMEOUT) else None
-    except EOFError:  # the last process ended without a result
+    except EOFError:  # all processes ended without a result
         result = None
     for child in children:
         child.join(max(0.0, deadline - time.monotonic()))
@@ -52,7 +52,7 @@ def run_in(processes: int, log: Path, function: Callable, *args: Any, killed: bo
     for child in children:
         child.kill()
         child.join()
-    # If one process is killed, another process may fail before it is killed, too.
+    # When one process is killed, another may fail with an error before its own kill.
     if None in codes or (-signal.SIGKILL not in codes if killed else any(codes)):
         raise RuntimeError(f"exit codes {codes}:\n{log.read_text()[-3000:]}")
     return result
@@ -89,7 +89,7 @@ class Recorder:
     Args:
         folder: Folder with a file for each process.
         phase: Part of the file name.
-        last_pass: Kill this process before this forward pass.
+        last_pass: Number of forward passes after which this process is killed. Default: no kill.
     """
 
     def __init__(self, folder: Path, phase: str, last_pass: int | None = None):

@@ -20,7 +20,8 @@ from statistics import median
 from common import ROOT, environment, render, table
 
 SCRIPT = ROOT / "bench" / "in_project" / "saving.py"
-SIZES = {"dim": 768, "hidden_dim": 3072, "n_layers": 14, "n_heads": 12}  # 7 million per layer
+# 7 million parameters per layer
+SIZES = {"dim": 768, "hidden_dim": 3072, "n_layers": 14, "n_heads": 12}
 SAVE_STEPS = 6
 
 

@@ -202,12 +202,12 @@ PARTS = {
         "come from the cache. The system can reclaim the memory of memory-mapped files.",
         [
             "examples",
-            "peak memory without mapped files at the first start, MiB",
-            "at the second",
-            "with mapped files at the first",
-            "at the second",
+            "peak memory without mapped files, first start, MiB",
+            "peak memory without mapped files, second start, MiB",
+            "peak memory with mapped files, first start, MiB",
+            "peak memory with mapped files, second start, MiB",
             "first start to first step, s",
-            "second",
+            "second start to first step, s",
             "first batch of an epoch, s",
             "first batch at 99 % of an epoch, s",
         ],
@@ -235,8 +235,9 @@ PARTS = {
     ),
     "processes": Part(
         "One process and two processes, with one thread each",
-        "Classification with a global batch size of 32. Padding tokens are counted. The last "
-        "column has the largest difference between the numbers of tokens of the two processes.",
+        "Classification with a global batch size of 32. The speeds do not include padding tokens. "
+        "The last column has the largest relative difference between the numbers of tokens of the "
+        "two processes, including padding.",
         ["one process, tokens/s", "two processes, tokens/s", "efficiency", "largest difference"],
         lambda folder, args: measure_processes(folder, args.rounds),
     ),
@@ -272,7 +273,7 @@ the other sections use the models of [speed.md](speed.md), unless they name anot
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--examples", type=int, default=1_000_000, help="size of the large data")
+    parser.add_argument("--examples", type=int, default=1_000_000, help="rows in the large data")
     parser.add_argument("--rounds", type=int, default=3, help="runs of each variant")
     parser.add_argument(
         "--part", choices=list(PARTS), action="append", help="measure only this part"

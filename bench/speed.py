@@ -46,7 +46,7 @@ BART = {
     "forced_eos_token_id": None,
 }
 GPT2 = {"model_type": "gpt2", "n_embd": 256, "n_layer": 4, "n_head": 4, "n_positions": 1024}
-BATCHES = 640  # batches in data with texts of varying length; a run trains on `max_steps` of them
+BATCHES = 640  # batches in the data of classification and seq2seq; a run uses `max_steps`
 VARYING = {"batch_size": 32, "max_len": 512, "texts": 32 * BATCHES, "sampling": "group_by_length"}
 # These systems are several times slower than the others: one round is enough.
 VARYING["in_first_round_only"] = ["Trainer", "Accelerate's example"]
@@ -199,10 +199,10 @@ The texts are random words; their lengths have a log-normal distribution (median
 {SIGMA}). On a CPU, the models are a 4-layer BERT and a 2 + 2-layer BART (width 256, vocabulary
 8,000, batches of 32 texts), and a 4-layer GPT-2 (vocabulary 50,000, batches of 8 blocks of 256
 tokens); on a GPU, they are BERT-base, BART-base and GPT-2 124M. Real tokens do not include
-padding. The time to the first step is that of a start with cached tokens. "limit" is a bare loop
-(forward, backward, fused optimizer step) on the template's batches, which are prepared in
-advance. The tuned Trainer has fused AdamW, `group_by_length` and {args.workers} loader
-process(es).
+padding. The time to the first step of hf-template and "limit" is that of a start with cached
+tokens; the other systems tokenize the texts in each run. "limit" is a bare loop (forward,
+backward, fused optimizer step) on the template's batches, which are prepared in advance. The tuned
+Trainer has fused AdamW, `group_by_length` and {args.workers} loader process(es).
 
 {table(*columns, rows=rows)}"""
 
@@ -237,7 +237,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="runs of each system")
     parser.add_argument("--task", choices=list(CPU), action="append", help="measure only this task")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="device")
-    parser.add_argument("--workers", type=int, default=1, help="loader processes of tuned Trainer")
+    parser.add_argument(
+        "--workers", type=int, default=1, help="loader processes of the tuned Trainer"
+    )
     parser.add_argument("--flags", default="", help="further arguments of the template's train.py")
     parser.add_argument("--write", type=Path, help="folder for speed.md, speed.json and speed.svg")
     args = parser.parse_args()

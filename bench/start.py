@@ -1,10 +1,11 @@
-"""Measure the time to the first step, compared with a plain script, and the time of --help.
+"""Compare the time to the first step with that of a plain script; measure the time of --help.
 
 python bench/start.py [--rounds 5] [--write FOLDER]
 
-The plain script imports torch and transformers, loads the same model and tokenizer, and trains one
-step on the first rows. train.py and the plain script are started alternately, each time in a new
-process. The first round is not counted, because it fills the caches of files and tokens.
+The plain script imports torch and transformers, loads the same tokenizer, builds a model from the
+same configuration, and trains one step on the first rows. train.py and the plain script are started
+alternately, each time in a new process. The first round is not counted, because it fills the caches
+of files and tokens.
 """
 
 import argparse
@@ -65,7 +66,7 @@ SCRIPTS = ("train.py", "predict.py", "export.py", "sweep.py")
 
 
 def times(command: list[str], project: Path, folder: Path) -> list[float]:
-    """Run a script; return the CPU seconds and the wall time, in seconds, to the first step."""
+    """Run a script; return the CPU and the wall time until the end of its step, in seconds."""
     shell = ["import os, sys, time; os.environ['BEGAN'] = str(time.time())"]
     shell += ["os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"]
     variables = {"HF_HUB_OFFLINE": "1", "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}

@@ -28,7 +28,7 @@ class Stock:
         self.labels: list[str] = []
 
     def model(self) -> Any:
-        """Load the model, or build it with random weights if the folder has none."""
+        """Load the model; if its folder has no weights, build it with random weights."""
         base, options = self.spec["base"], {}
         if self.labels:
             options["num_labels"] = len(self.labels)

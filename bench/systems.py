@@ -26,7 +26,7 @@ class Fit:
         folder: Folder for checkpoints and records.
         phase: Part of the file names of the records.
         batch_size: Number of examples in a forward pass of one process.
-        last_pass: The forward pass before which the run is killed, if any.
+        last_pass: Number of forward passes after which each process is killed. Default: no kill.
         resume: Whether to resume from the checkpoint in `folder`.
     """
 
@@ -40,8 +40,8 @@ class Fit:
 class Examples(torch.utils.data.Dataset):
     """The first examples of a data set, unchanged or truncated to different lengths.
 
-    The data set has the attributes that the template's loop reads. For the other systems, batches
-    can contain the index of each example.
+    Objects of this class have the attributes that the template's loop reads. For the other systems,
+    the collate function `numbered` adds the index of each example to a batch.
     """
 
     def __init__(self, dataset: Any, count: int, cut: bool):
@@ -82,11 +82,13 @@ def gradient_of(model: torch.nn.Module) -> np.ndarray:
 
 
 class System:
-    """A system that trains a model. Each method is called in new processes.
+    """A system that trains a model.
+
+    `gradient`, `valid_losses` and `fit` are each called in new processes.
 
     Args:
         task: Task of the project and of the sample.
-        project: Project rendered for the task. All systems read the data with its code.
+        project: Project rendered for the task. All systems read the data with the project's code.
         sample: Folder with train.jsonl, valid.jsonl and two base models, without and with dropout.
     """
 

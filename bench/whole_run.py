@@ -53,7 +53,7 @@ def ours(spec: dict, phases: Phases) -> None:
 
 
 def count_flops(phases: Phases) -> None:
-    """Record the FLOPs of the training steps; 0 if there is no formula for the model."""
+    """Record the FLOPs of the training steps, or 0 if flops.py has no formula for the model."""
     from training.throughput import Throughput
 
     since_restart = Throughput.since_restart
@@ -72,7 +72,7 @@ def time_generation(phases: Phases) -> None:
 
 
 def score(spec: dict, peer: Any, predictions: Any, labels: Any) -> dict[str, float]:
-    """Compute the scores that the template computes, with sklearn and sacrebleu."""
+    """Compute the main scores of the template, with sklearn and sacrebleu."""
     if spec["task"] == "classification":
         from sklearn.metrics import accuracy_score, f1_score
 
@@ -96,7 +96,7 @@ def score(spec: dict, peer: Any, predictions: Any, labels: Any) -> dict[str, flo
 
 
 def tuned_trainer(spec: dict, phases: Phases) -> None:
-    """Run transformers.Trainer with all documented options for speed."""
+    """Run transformers.Trainer with fused AdamW, batches by length, and a loader process."""
     import transformers as hf
     from stock import Stock
 
@@ -124,7 +124,7 @@ def tuned_trainer(spec: dict, phases: Phases) -> None:
         learning_rate=spec["lr"],
         seed=spec["seed"],
         save_strategy="epoch",
-        eval_strategy="epoch",  # or after `max_steps`
+        eval_strategy="epoch",  # at the end of the epoch, or after `max_steps`
         load_best_model_at_end=True,
         prediction_loss_only=spec["task"] == "causal_lm",
         report_to="none",

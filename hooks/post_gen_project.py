@@ -1,10 +1,10 @@
-"""Print the next commands, on stderr. Never fail: Cookiecutter would remove the project."""
+"""Print the next commands, on stderr. Never fail, as Cookiecutter would then remove the project."""
 
 import os
 import sys
 
-# Cookiecutter runs a copy of this file in the folder for temporary files, where Python would look
-# first for the modules below.
+# Cookiecutter runs a copy of this file in the folder for temporary files. Without this statement,
+# Python would first look for the modules below in that folder.
 sys.path[:] = [folder for folder in sys.path if folder != os.path.dirname(__file__)]
 
 import contextlib  # noqa: E402

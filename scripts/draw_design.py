@@ -47,7 +47,7 @@ WIDTH = 800
 MARGIN = 20
 PACKAGE_WIDTH = 560
 LINE = 18  # height of a line of text
-LANE = 32  # distance between the vertical lines of two packages
+LANE = 32  # distance between the import lines of two packages
 GAP = 16  # distance between two packages
 COLUMNS = 76  # characters per line in a package
 STEP_WIDTH = 224
@@ -95,7 +95,7 @@ def _imported(file: Path) -> Iterator[str]:
 
 
 def check_flow(project: Path) -> None:
-    """Check that each function of `FLOW` is in its file.
+    """Check that each function of `FLOW` is in the file that `FLOW` gives.
 
     Raises:
         LookupError: A function does not exist.
@@ -144,7 +144,11 @@ def names_in(package: str, files: list[Path]) -> list[str]:
 
 
 def draw_packages(packages: dict[str, list[Path]], top: int) -> tuple[list[str], int]:
-    """Draw the packages one below the other, and their imports; return the lower edge, too."""
+    """Draw the packages one below the other, and their imports.
+
+    Returns:
+        The drawing, and the y coordinate below the packages.
+    """
     drawn: list[str] = []
     places: dict[str, tuple[int, int]] = {}
     y = top
@@ -184,7 +188,11 @@ def _draw_imports(imports: dict[str, list[str]], places: dict[str, tuple[int, in
 
 
 def draw_flow(top: int) -> tuple[list[str], int]:
-    """Draw the functions in rows from left to right; return the lower edge, too."""
+    """Draw the functions in rows from left to right.
+
+    Returns:
+        The drawing, and the y coordinate of its lower edge.
+    """
     places = [
         (
             MARGIN + (n % IN_A_ROW) * (STEP_WIDTH + STEP_GAP),

@@ -3,8 +3,8 @@
     python scripts/make_copy.py OUT
 
 OUT is a folder with all files that Cookiecutter needs; OUT.zip has the same files, for a release.
-Both render the same projects as this template. OUT may be a git repository: an earlier copy in it
-is replaced, and the git history is kept.
+Cookiecutter renders the same projects from OUT, from OUT.zip and from this template. OUT may be a
+git repository: an earlier copy in it is replaced, and the git history is kept.
 """
 
 import argparse
@@ -26,7 +26,7 @@ QUESTIONS = json.loads((ROOT / "cookiecutter.json").read_text(encoding="utf-8"))
 SETTINGS = QUESTIONS["_jinja2_env_vars"]
 OURS, USUAL = Environment(keep_trailing_newline=True, **SETTINGS), Environment()
 TEMPLATE = find_template(ROOT, OURS).name
-VERBATIM = re.compile("_(?!_|copy_without_render$)|__prompts__$")  # keys that are not rendered
+VERBATIM = re.compile("_(?!_|copy_without_render$)|__prompts__$")  # not rendered
 CACHE = re.compile(r"/(\.\w+_cache|__pycache__)/")
 
 # Token names of Jinja's lexer, each with the delimiter of this template and the default delimiter.
@@ -41,10 +41,10 @@ def copied(token: str, text: str) -> str:
     """Return one token of a template, with the default delimiters of Jinja, such as `{{ }}`."""
     if token in MARKS:  # the text can include + or -, and a newline that is trimmed
         return text.replace(*MARKS[token])
-    # A brace at the end, as in {<< x >>}, would become part of a delimiter.
+    # A brace before a delimiter, as in {<< x >>}, would become part of the delimiter.
     if token == "data":
         return re.sub(r"\{(?=[{%#]|\Z)", "{{ '{' }}", text)
-    # Not "": the text after it could then begin a line, where Jinja strips white space.
+    # Do not return "": the text after the mark could then begin a line, where Jinja strips spaces.
     if token in ("raw_begin", "raw_end"):
         return "{{ '' }}"
     return text.replace("#}", "# }") if token == "comment" else text
@@ -74,7 +74,7 @@ def sources() -> Iterator[Path]:
 def is_rendered(path: Path) -> bool:
     """Return whether Cookiecutter renders a file, given its path relative to ROOT."""
     place, *inside = path.parts
-    if place != TEMPLATE:  # Cookiecutter imports hf_template_ext.py, which reads task.json
+    if place != TEMPLATE:  # not rendered: hf_template_ext.py, and task.json, which it reads
         is_included = place == "templates" and path.name != "task.json"
         return is_included or path.stem in ("pre_gen_project", "post_gen_project")
     above = ("/".join(inside[:depth]) for depth in range(1, len(inside) + 1))
@@ -107,7 +107,9 @@ def main() -> None:
     found = {path.name for path in earlier}
     ours = {path.parts[0] for path in copies.values()}
     if found and not {"cookiecutter.json"} <= found <= ours:
-        parser.error(f"{out} contains files that are not a copy; expected a new or empty folder")
+        parser.error(
+            f"{out} contains files that are not a copy; expected a new or empty folder or a copy"
+        )
     for path in earlier:
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     for path, copy in copies.items():

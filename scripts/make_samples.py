@@ -52,7 +52,7 @@ def read(path: Path) -> Iterator[Row]:
 def messages(path: Path) -> list[Row]:
     """Return the messages of the SMS data, without texts of several lines or over 2000 characters.
 
-    In the source, texts of several lines are several messages, joined because of an open quote.
+    In the source, each text of several lines is several messages, joined by an unclosed quote.
     """
     return [row for row in read(path) if "\n" not in row["text"] and len(row["text"]) <= 2000]
 
@@ -179,8 +179,8 @@ def seq2seq(source: Path, task: Path) -> None:
     for side in ("encoder", "decoder"):
         shape |= {f"{side}_layers": 2, f"{side}_attention_heads": 96 // HEAD_SIZE}
         shape |= {f"{side}_ffn_dim": 256}
-    # CTranslate2 needs these keys, which BartConfig does not write any more. They are the same for
-    # every BART model.
+    # CTranslate2 needs these keys, which BartConfig does not write any more. Their values are the
+    # same for every BART model.
     shape |= {"normalize_before": False, "normalize_embedding": True, "add_final_layer_norm": False}
     # With the default init_std of 0.02, the loss of such a small model hardly decreases.
     save_model(BartConfig, tokenizer, task, init_std=0.08, num_labels=2, **shape)

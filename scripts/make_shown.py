@@ -1,10 +1,11 @@
-"""Train the project of each task on its sample data, and write its output for the READMEs.
+"""Train the project of each task on its sample data; write the printed lines for the READMEs.
 
     python scripts/make_shown.py [TASK ...]
 
-Writes templates/<task>/shown.md: the lines that the run prints, the names of its files, and the
-first entry of log.json. For seq2seq it also writes docs/loss.png. Times are omitted, and
-losses and scores are rounded, because they depend on the machine.
+For each task, the script writes templates/<task>/shown.md: the lines that the run prints, the names
+of the files in outputs/, and the first entry of log.json. For seq2seq, the script also writes
+docs/loss.png. Times are omitted, and the numbers of log.json are rounded, because they depend on
+the machine.
 """
 
 import argparse
@@ -23,7 +24,7 @@ from cookiecutter.main import cookiecutter
 ROOT = Path(__file__).resolve().parent.parent
 TASKS: list[str] = json.loads((ROOT / "cookiecutter.json").read_text(encoding="utf-8"))["task"]
 OFFLINE = {"HF_HUB_OFFLINE": "1", "ACCELERATE_USE_CPU": "true"}
-PICTURE_OF = "seq2seq"  # the task in the template's README
+PICTURE_OF = "seq2seq"  # the task whose loss.png is in the README of the template
 
 # What tqdm prints about time: `[00:06<00:00, 58.58it/s, loss=...` and `left=00:12`.
 CLOCK = re.compile(r"\[[\d:]+<[\d:?]+, +[\d.?]+(?:it/s|s/it), |, left=[\d:?]+")
@@ -59,7 +60,7 @@ def train(project: Path) -> tuple[str, str]:
 def printed_lines(stdout: str, stderr: str) -> list[str]:
     """Return the lines that the terminal shows at the end of a run, without times."""
     bars = [line for line in re.split(r"[\r\n]+", stderr) if ": 100%|" in line]
-    last = {bar.partition("%")[0]: bar for bar in bars}  # a bar is printed many times
+    last = {bar.partition("%")[0]: bar for bar in bars}  # keep only the last line of each bar
     lines = [line.rstrip() for line in stdout.splitlines() if not DURATION.match(line)]
     start = next(n for n, line in enumerate(lines) if line.startswith("Best: "))
     whole = [
@@ -70,7 +71,7 @@ def printed_lines(stdout: str, stderr: str) -> list[str]:
 
 
 def first_entry(log_file: Path) -> str:
-    """Return the first entry of log.json, rounded to four digits, without the seconds."""
+    """Return the first entry of log.json, rounded to four digits, without times and speed."""
     log = json.loads(log_file.read_text(encoding="utf-8"))
     name, entry = next(iter(log.items()))
     del entry["seconds"]

@@ -19,7 +19,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 TEMPLATE = ROOT / "<<cookiecutter.project_slug>>"
-SLUG = "my-project"  # of a project rendered with the default answers
+SLUG = "my-project"  # name of a project rendered with the default answers
 TASKS: list[str] = json.loads((ROOT / "cookiecutter.json").read_text(encoding="utf-8"))["task"]
 SCRIPTS = ROOT / "tests" / "scripts"  # scripts that tests run in a rendered project
 CACHES = {"__pycache__", ".mypy_cache", ".pytest_cache", ".ruff_cache"}
@@ -146,7 +146,7 @@ def shell(tmp_path: Path) -> Shell:
     return Shell(tmp_path)
 
 
-# Parts of test names: the first tests take minutes, the others half a minute or more.
+# Parts of the names of tests that take half a minute or more, from the longest to the shortest.
 LONGEST = ["own_tests_pass[classification", "own_tests_pass", "compiling", "on_two_hosts"]
 LONGEST += ["is_rendered", "time_limit"]
 

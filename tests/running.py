@@ -14,7 +14,7 @@ from types import ModuleType
 from unittest import mock
 
 SETTINGS = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-# With the variables of pytest-xdist, a pytest that a test starts would act as an xdist worker.
+# Without the variables of pytest-xdist: with them, a pytest that a test starts would be a worker.
 ENVIRONMENT = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_XDIST")} | SETTINGS
 ACCELERATE = Path(sys.executable).with_name("accelerate")
 TIMEOUT = 300.0  # in seconds; a program that runs longer is killed
@@ -62,8 +62,8 @@ def run(
 def run_python(folder: Path, *command: str | Path, code: int = 0, typed: str = "") -> Done:
     """Run `python COMMAND...` like `run`, but in a process that is forked from a server.
 
-    The server has already imported the modules that are listed above. The forked process therefore
-    saves several seconds of imports. Its PYTHONPATH consists of the folder and the folder's
+    The server has already imported the modules passed to `set_forkserver_preload`, which saves
+    several seconds. The PYTHONPATH of the forked process consists of the folder and the folder's
     subfolder tests/.
 
     Args:

@@ -309,7 +309,7 @@ def assert_refused(folder: Path, name: str, value: str) -> None:
     assert "expected" in sentence and sentence.isprintable() and len(sentence) < 300, sentence
     with pytest.raises(FailedHookException) as refused:
         bake(folder / "out", {name: value})
-    start = "The text " if "<<" in value else f"{name} "  # refused before the questions
+    start = "The text " if "<<" in value else f"{name} "  # refused before `check`
     assert str(refused.value).startswith(start)
     assert list(folder.iterdir()) == []
 
@@ -348,7 +348,7 @@ def test_valid_answers_are_accepted() -> None:
         assert check(slug, "project_slug") == slug
     for base_model in GOOD_BASE_MODELS:
         assert check(base_model, "base_model") == base_model
-        assert ast.literal_eval(f'"{base_model}"') == base_model  # as in configuration.py
+        assert ast.literal_eval(f'"{base_model}"') == base_model  # as quoted in configuration.py
     for task in TASKS:
         assert check(task, "task") == task
 
@@ -357,7 +357,7 @@ def test_valid_answers_are_accepted() -> None:
 def test_folder_as_base_model_is_rendered_unchanged(
     base_model: str, task: str, tmp_path: Path
 ) -> None:
-    """`~` is kept, and expanded in a run, so that each user of a shared project can run it."""
+    """`~` is expanded only in a run, so that each user of a shared project can use the project."""
     project = bake(tmp_path, {"task": task, "base_model": base_model})
     code = (project / "model" / "configuration.py").read_text(encoding="utf-8")
     assigned = {
@@ -494,7 +494,7 @@ def test_code_in_a_replay_without_hooks_is_not_executed(shell: Shell) -> None:
     answers = json.loads(replay.read_text(encoding="utf-8"))
     ran = shell.home / "ran"
     code = f"<< cycler.__init__.__globals__.os.mkdir('{ran}') >>"
-    answers["cookiecutter"]["project_slug"] = code  # Cookiecutter renders paths once more
+    answers["cookiecutter"]["project_slug"] = code  # rendered as a path
     replay.write_text(json.dumps(answers), encoding="utf-8")
     done = shell.run("--replay", "--accept-hooks", "no", "-o", "again")
     assert done.returncode == 1

@@ -47,7 +47,7 @@ ASKED = turn("user", "A?")
 ANSWERED = turn("assistant", "B.")
 GOOD: dict[str, object] = {"messages": [ASKED, ANSWERED]}
 PAIR: dict[str, object] = {"prompt": "A?", "completion": "B."}
-# Refused messages, and the beginning of the error. They are written as the second row of a file.
+# Refused messages, and the beginning of the error. Each is written as the second row of a file.
 BAD: dict[str, tuple[object, str]] = {
     "role": ([ASKED, turn("tool", "B.")], "a message has the role 'tool'; expected one of system"),
     "no_role": ([ASKED, {"content": "B."}], "a message has the role None; expected one of system"),

@@ -1,4 +1,4 @@
-"""Links, test names and shown output of documents are valid. Both languages have the same code."""
+"""Links, test names and shown output of documents are valid, also in the Japanese READMEs."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def test_readme_of_the_template_shows_lines_of_the_shown_run() -> None:
 
 @pytest.mark.parametrize("task", [name for name in TASKS if name != "causal_lm"])
 def test_shown_run_has_the_number_of_steps_of_the_sample_data(task: str) -> None:
-    """A run with default arguments has one step per 16 examples."""
+    """A run with default arguments has one step per 16 examples in each epoch."""
     folder = ROOT / "templates" / task
     rows = read(folder / "data" / "train.jsonl").count("\n")
     text = read(folder / "shown.md")

@@ -59,7 +59,7 @@ def test_losses_equal_those_of_torch_with_the_weights_of_sklearn(
 def test_losses_of_tokens_equal_those_of_torch_with_the_weights_of_sklearn(
     render: Render, tmp_path: Path
 ) -> None:
-    """Some texts have several windows, and one label has no token."""
+    """In the data, some texts have several windows, and one label has no token."""
     draw = random.Random(0)
     for name, sizes in (("train", (3, 20, 4, 9, 15, 2)), ("valid", (19, 3, 8))):
         rows = []

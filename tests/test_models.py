@@ -337,10 +337,10 @@ def test_loss_and_gradient_computed_in_parts_equal_those_of_torch_in_float64(
     [
         ("gpt2", GPT2, True),
         ("qwen2", {**DECODER, "tie_word_embeddings": True}, True),
-        ("gptj", {**GPT2, "rotary_dim": 8}, True),  # with a bias
+        ("gptj", {**GPT2, "rotary_dim": 8}, True),  # the head has a bias
         ("gemma2", {**DECODER, "head_dim": 16, "final_logit_softcapping": 30.0}, False),
         ("granite", {**DECODER, "logits_scaling": 2.0}, False),
-        ("bert", {**SMALL, "is_decoder": True}, False),  # with an additional layer
+        ("bert", {**SMALL, "is_decoder": True}, False),  # the head has an additional layer
     ],
 )
 def test_loss_computed_in_parts_equals_the_loss_of_all_logits(

@@ -1,4 +1,4 @@
-"""A new task needs only one folder, and its name in cookiecutter.json.
+"""A new task needs only a folder, and the name of the task in cookiecutter.json.
 
 The tests add a task to a copy of the template and test the copy.
 """

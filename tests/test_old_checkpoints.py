@@ -1,7 +1,7 @@
 """Checkpoints of earlier versions resume and predict like stock checkpoints, or are refused.
 
-They contain code, which is not executed, and their tensor names have a prefix. They are refused if
-the model has changed.
+These checkpoints contain code, which is not executed, and their tensor names have a prefix. A
+checkpoint is refused if the model of the project has changed since then.
 """
 
 from __future__ import annotations

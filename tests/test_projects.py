@@ -109,7 +109,7 @@ def test_launched_run_accepts_separate_documents(project: Path) -> None:
     assert state["args"]["separate_documents"]
 
 
-# The base model of causal_lm has no dropout. Compiled dropout draws other random numbers.
+# Use causal_lm, whose base model has no dropout: compiled dropout draws other random numbers.
 @pytest.mark.parametrize("task", ["causal_lm"])
 def test_compiling_changes_neither_losses_nor_tensor_names(task: str, project: Path) -> None:
     results: list[tuple[list[str], float]] = []

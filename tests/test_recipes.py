@@ -167,7 +167,7 @@ def test_contrastive_gradient_does_not_depend_on_chunks_or_processes(
     done = run_python(rewritten, SCRIPTS / "split_of_a_step.py")
     *same, accumulated = map(float, done.stdout.split())
     assert max(same) < 1e-5
-    assert accumulated > 1e-3  # accumulation has fewer negatives, which the comparison detects
+    assert accumulated > 1e-3  # with accumulation, a pair has fewer negatives
 
 
 @pytest.mark.parametrize(

@@ -97,7 +97,7 @@ def function_of(path: Path, name: str) -> str:
 
 
 def test_code_repeated_in_two_tasks_is_the_same() -> None:
-    """Tasks share no files, so causal_lm and chat both contain the code that both need."""
+    """templates/causal_lm/ and templates/chat/ contain copies of the code that both tasks need."""
     decoders = [ROOT / "templates" / task for task in ("causal_lm", "chat")]
     for name in ("loss.py", "tiny/config.json"):
         texts = [(folder / name).read_text(encoding="utf-8") for folder in decoders]

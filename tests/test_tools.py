@@ -1,4 +1,4 @@
-"""Other tools load checkpoints with the commands of the README, and compute the same results.
+"""Other tools load checkpoints, with the commands of a project's README, and get equal results.
 
 Tests of tools that are not installed are skipped. `pip install -e '.[dev]'` installs the tools that
 `make test` needs. The other tools need much disk space or other versions of packages;

@@ -178,5 +178,5 @@ def test_slurm_job_on_two_hosts_trains(project: Path, tmp_path: Path) -> None:
     with running(project, '"$@"', *submission, **variables) as job:
         end(job, project)
     assert (project / "outputs" / "best" / "model.safetensors").exists()
-    for words in ("parameters from", "steps in"):  # only one of the hosts prints them
+    for words in ("parameters from", "steps in"):  # only one of the hosts prints these words
         assert (project / "output.txt").read_text().count(words) == 1

@@ -106,7 +106,7 @@ def test_template_from_git_that_writes_crlf_gives_the_same_project(
 
 
 def test_git_that_writes_crlf_keeps_the_files_of_a_project(project: Path, shell: Shell) -> None:
-    """Code keeps LF line endings; data, models and images keep every byte."""
+    """Code gets LF line endings; data, models and images keep every byte."""
     for name in ("data/windows.csv", "tiny/vocabulary.txt"):
         (project / name).write_bytes(b"text,label\r\na,b\n")
     (project / "loss.png").write_bytes(b"\x89PNG\r\n\x1a\n text \r\n")
@@ -144,7 +144,7 @@ def test_other_package_with_a_name_of_the_template_is_not_imported(
 
 @pytest.mark.parametrize("name", ["contextlib", "shlex"])
 def test_module_among_temporary_files_does_not_break_the_hooks(name: str, shell: Shell) -> None:
-    """Hooks are run from the folder for temporary files, and find modules there first."""
+    """Hooks are copied into the folder for temporary files, where Python would find modules first."""
     (shell.home / f"{name}.py").write_text("raise SystemExit('wrong module')\n", encoding="utf-8")
     done = shell.run("--no-input", TMPDIR=str(shell.home))
     assert done.returncode == 0 and f"{SLUG} (classification) is ready" in done.stderr, done.stderr

@@ -46,16 +46,20 @@ def find_adapter(path: str, **hub: Any) -> Path | None:
 
 
 def task_type(auto_class: str) -> str | None:
-    """Return PEFT's task type for an Auto class of transformers, such as "CAUSAL_LM", or None.
+    """Return PEFT's task type, such as "CAUSAL_LM", for an Auto class; None if there is none.
 
-    It is saved with an adapter, since the Auto classes of PEFT check it when they load the adapter.
+    The task type is saved with an adapter, since PEFT's Auto classes check it when they load the
+    adapter.
+
+    Args:
+        auto_class: Name of an Auto class of transformers, such as "AutoModelForCausalLM".
     """
     names = {kind.__name__: name for name, kind in _peft().MODEL_TYPE_TO_PEFT_MODEL_MAPPING.items()}
     return names.get(auto_class.replace("AutoModel", "PeftModel", 1))
 
 
 def add_adapter(base: PreTrainedModel, new_weights: Iterable[str], **options: Any) -> None:
-    """Freeze a base model and add an adapter with new weights to it.
+    """Freeze a base model and add an untrained adapter to it.
 
     Two kinds of modules get no adapter, and all of their weights are trained: the head of a model
     that does not generate text; and modules with a tensor that is missing from the files of the
@@ -83,7 +87,7 @@ def add_adapter(base: PreTrainedModel, new_weights: Iterable[str], **options: An
 
 
 def load_adapter(base: PreTrainedModel, folder: Path) -> None:
-    """Freeze a base model and add a saved adapter to it, to continue its training.
+    """Freeze a base model and add a saved adapter to it; the adapter can be trained further.
 
     Raises:
         ValueError: The adapter is not a LoRA adapter, or its tensors do not match the model.
@@ -122,7 +126,7 @@ def save_adapter(
     save_file(named, folder / WEIGHTS_FILE, {"format": "pt"})
     config = copy.copy(adapter_config(base))
     config.inference_mode = True
-    if not isinstance(config.target_modules, str):  # a set: its order is arbitrary
+    if not isinstance(config.target_modules, str):  # a set, whose order is arbitrary
         config.target_modules = sorted(config.target_modules)
     config.save_pretrained(str(folder))
     base.config.to_json_file(folder / BASE_CONFIG_FILE)
@@ -262,7 +266,7 @@ def _has_weights(module: nn.Module) -> bool:
 
 
 def _untie(base: PreTrainedModel, weight: Tensor) -> None:
-    """Give each module that shares a weight its own copy."""
+    """Give each module that shares `weight` its own copy of it."""
     parameters = base.named_parameters(remove_duplicate=False)
     names = [name for name, parameter in parameters if parameter is weight]
     if len(names) < 2:

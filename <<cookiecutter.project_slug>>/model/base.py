@@ -1,4 +1,4 @@
-"""A wrapper around a model of transformers, and the two forms of its checkpoints: see `Wrapper`."""
+"""A wrapper around a model of transformers, and the forms of its checkpoints: see `Wrapper`."""
 
 import copy
 import hashlib
@@ -32,7 +32,7 @@ from .adapter import (
 from .comparison import difference_to_base, evaluating
 from .revision import join_revision, split_revision
 
-# Weight files of all formats. If a folder contains one of these, its model has pretrained weights.
+# Names of weight files of all formats. If a folder contains one, its model has pretrained weights.
 WEIGHT_FILES = (
     *("*.safetensors", "*.bin", "*.pt", "*.pth", "*.ckpt*", "*.h5", "*.msgpack"),
     *("*.gguf", "*.npz", "*.onnx", "*.index.json"),
@@ -55,9 +55,9 @@ class WrapperConfig(PreTrainedConfig):
 
     Args:
         base_model_id: A Hub id, `NAME@REVISION`, or a local folder. If a folder contains a
-            configuration but no weights, the weights are random. Not saved.
+            configuration but no weights, the weights are random. Not saved in config.json.
         base_config: The configuration of the base model. Default: read from `base_model_id`.
-        load_options: Arguments of `from_pretrained` of the base model. Not saved.
+        load_options: Arguments of `from_pretrained` of the base model. Not saved in config.json.
     """
 
     sub_configs = {"base_config": AutoConfig}
@@ -67,7 +67,8 @@ class WrapperConfig(PreTrainedConfig):
     _auto_class = "AutoConfig"  # the code of the class is saved with each custom checkpoint
 
     def __init_subclass__(cls, *args, **kwargs):
-        # transformers makes each subclass a dataclass. This would replace an inherited constructor.
+        # transformers makes each subclass a dataclass, with a new constructor unless the subclass
+        # defines one. Therefore define the inherited constructor in the subclass.
         cls.__init__ = cls.__init__  # type: ignore[method-assign]
         super().__init_subclass__(*args, **kwargs)
 
@@ -117,12 +118,13 @@ class WrapperConfig(PreTrainedConfig):
 
 
 class Wrapper(PreTrainedModel):
-    """A model that wraps a base model of transformers. Its checkpoints have one of two forms.
+    """A model that wraps a base model of transformers. Its checkpoints have one of three forms.
 
-    The stock form is a checkpoint of the base model, which any tool can open. This form is used
+    The stock form is a checkpoint of the base model, which other tools can open. This form is used
     only if `choose_form` has shown that the base model alone computes the same logits. The custom
     form contains the weights and the code of this model; transformers opens such a checkpoint with
-    `trust_remote_code=True`. After `add_lora`, checkpoints are PEFT adapters for the base model.
+    `trust_remote_code=True`. After `add_lora`, checkpoints are PEFT adapters for the base model,
+    until `merge_lora` is called.
 
     Subclasses set `auto_class`, and `base_model_prefix`, the name of the attribute that holds the
     base model.
@@ -150,7 +152,7 @@ class Wrapper(PreTrainedModel):
         """Build the base model, with the weights of `config.base_model_id` if it has any.
 
         If the default device is meta, load no weights: `Wrapper.from_pretrained` builds the wrapper
-        on the meta device, and then loads the weights of its checkpoint.
+        on the meta device, and then loads the weights of the checkpoint.
         """
         on_meta = torch.get_default_device().type == "meta"
         if on_meta or not config.base_has_weights:
@@ -196,9 +198,10 @@ class Wrapper(PreTrainedModel):
         self.saves_stock = None
 
     def on_weights_loaded(self) -> None:
-        """Set up the parts of the model that depend on the values of the weights.
+        """Set up the parts of the model that depend on the values of the weights, if there are any.
 
-        `from_pretrained` calls this method after the weights of a custom checkpoint are loaded.
+        Subclasses with such parts override this method. `from_pretrained` calls this method after
+        the weights of a custom checkpoint are loaded.
         """
 
     @classmethod
@@ -210,7 +213,7 @@ class Wrapper(PreTrainedModel):
         output_loading_info: bool = False,
         **kwargs: Any,
     ):
-        """Load a checkpoint in either form, or an adapter.
+        """Load a checkpoint in the stock form or the custom form, or an adapter.
 
         See `transformers.PreTrainedModel.from_pretrained`. For an adapter, the argument
         `base_model_id` replaces the saved path or Hub id of the base model.
@@ -293,7 +296,7 @@ class Wrapper(PreTrainedModel):
         state_dict: dict[str, Tensor] | None = None,
         **kwargs: Any,
     ) -> None:
-        """Save the stock form, an adapter, or the custom form; see `choose_form`."""
+        """Save an adapter, if there is one; otherwise the form that `choose_form` has chosen."""
         prefix = f"{self.base_model_prefix}."
         if has_adapter(self.base_model):
             if state_dict is not None:
@@ -327,7 +330,7 @@ class Wrapper(PreTrainedModel):
     def choose_form(self, batch: dict[str, Tensor] | None = None) -> str:
         """Choose the form of later saves: stock if the base model alone computes the same logits.
 
-        Call this before the weights are sharded.
+        Call this method before the weights are sharded.
 
         Args:
             batch: Batch of the data, for the comparison. Default: a few token ids.
@@ -369,7 +372,8 @@ class Wrapper(PreTrainedModel):
         ids = torch.tensor([[1, 2, 3, last]], device=self.device)
         return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids}
 
-    # Methods that transformers, PEFT and others call on a model are delegated to the base model.
+    # transformers, PEFT and others call the methods below on a model. Each of them calls the method
+    # of the base model.
 
     @property
     def generation_config(self):
@@ -378,7 +382,7 @@ class Wrapper(PreTrainedModel):
 
     @generation_config.setter
     def generation_config(self, value: GenerationConfig | None) -> None:
-        if self.base_model is not self:  # PreTrainedModel sets it before there is a base model
+        if self.base_model is not self:  # PreTrainedModel sets this before there is a base model
             self.base_model.generation_config = value
 
     def get_input_embeddings(self) -> nn.Module:

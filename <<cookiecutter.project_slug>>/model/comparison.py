@@ -16,7 +16,7 @@ TOLERANCE = 1e-5  # relative to the largest logit
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Run a model in evaluation mode, without gradients; restore the mode of each module."""
+    """Run the block in evaluation mode, without gradients; then restore the mode of each module."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
@@ -66,7 +66,7 @@ def difference_to_base(model: Any, batch: dict[str, Tensor]) -> str | None:
 
 
 def check_documents(lm: Any, option: str) -> None:
-    """Check that a model masks attention between documents that are concatenated to one row.
+    """Check that a model masks attention between documents that are concatenated in one row.
 
     The position ids of a row start again at 0 at the beginning of each document.
 

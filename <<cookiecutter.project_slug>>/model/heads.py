@@ -1,4 +1,4 @@
-"""Load a base model that may already be a classifier, and keep its head if the labels agree."""
+"""Load a base model; keep a classification head that was trained for the labels of the data."""
 
 import copy
 from collections.abc import Callable
@@ -14,14 +14,15 @@ from .revision import split_revision
 def load_classifier(
     model: Wrapper, config: Any, fits: Callable[[PreTrainedConfig, list[str], Any], bool]
 ) -> PreTrainedModel:
-    """Load the base model of `model`; keep its head if it was trained for the same labels.
+    """Load the base model of `model`; keep a head that was trained for the labels of `config`.
 
-    If the order of the labels differs, reorder the rows of the head to match `config.labels`.
+    If this head has the labels in another order, reorder its rows to match `config.labels`.
 
     Args:
-        config: The configuration of `model`, with `labels`.
-        fits: Called with the saved configuration, its label names and `config`. Returns whether
-            the saved head was trained for the labels of `config`.
+        config: The configuration of `model`; it has an attribute `labels`.
+        fits: Called with the configuration of the base model, the label names in this
+            configuration, and `config`. Returns whether the head of the base model was trained for
+            the labels of `config`.
     """
     place, hub = split_revision(str(config.base_model_id))
     saved = AutoConfig.from_pretrained(place, trust_remote_code=False, **hub)
@@ -30,7 +31,7 @@ def load_classifier(
     architectures = saved.architectures or []
     if not any("Classification" in name for name in architectures):
         return model.load_base(config)
-    # Heads for sequences and for tokens may have the same tensor names.
+    # The tensors of a head for sequences and of a head for tokens may have the same names.
     if not any(kind in name for name in architectures):
         model.notes.append(f"new head: the base model is a {architectures[0]}")
         return _load_body(model, config, saved, place, hub)
@@ -68,7 +69,7 @@ def _load_body(
 
 
 def _label_dims(auto_class: Any, config: Any) -> dict[str, int]:
-    """Return, by parameter name, the dimension whose size depends on the number of labels."""
+    """Return, by parameter name, the dimension of the shape that depends on the label count."""
     sizes = []
     for count in (config.num_labels, config.num_labels + 1):
         other = copy.deepcopy(config.base_config)

@@ -11,20 +11,21 @@ configuration.py
 modeling.py
     `num_items_in_batch` as a parameter of `Model.forward`: see `Output.loss`.
     Model.loss_couples_examples: True if the loss of an example depends on the other examples in the
-        micro-batch. A micro-batch then has `--batch_size` examples on any device. Default: False.
+        micro-batch. The number of tokens then does not limit the number of examples in a
+        micro-batch, as it otherwise does on a CPU. Default: False.
     Model.leaves_parameters_unused: True if some steps leave trained parameters without a gradient.
         Needed only with several processes, and only if the check before the first step does not
-        find such parameters. The step that leaves them unused then raises an error, which names
-        this attribute. Default: False.
+        find such parameters. If it is needed but False, the first step that leaves such a parameter
+        without a gradient raises an error that names this attribute. Default: False.
 dataset.py
     `tokenizer`, `max_len` as parameters of `generate_dataset`. Default: no tokenizer is loaded.
-    OPTIONS: Arguments of `generate_dataset`, in the same form.
+    OPTIONS: Arguments of `generate_dataset`, as in configuration.py.
 metrics.py
     Scores: see `Scorer`. Default: only the loss.
-    OPTIONS: Arguments of `Scores`, in the same form.
+    OPTIONS: Arguments of `Scores`, as in configuration.py.
 prediction.py
     Predictor: see `TaskPredictor`. Default: predict.py is not available.
-    OPTIONS: Arguments of `Predictor` that predict.py offers, in the same form.
+    OPTIONS: Arguments of `Predictor` that predict.py offers, as in configuration.py.
 optimization.py
     build_optimizer: see `OptimizerBuilder`. Default: `--optimizer`.
     build_scheduler: see `SchedulerBuilder`. Default: `--lr_scheduler_type`.
@@ -48,12 +49,12 @@ class Output(Protocol):
 
     Attributes:
         loss: A scalar. If `forward` has a parameter `num_items_in_batch`: the sum of the losses of
-            the target items in the batch (for example tokens), divided by `num_items_in_batch`.
-            Otherwise: the mean over the batch. If the target items have weights,
-            `num_items_in_batch` is the sum of the weights.
+            the target items (for example tokens) in the micro-batch, divided by
+            `num_items_in_batch`, the number of target items in the global batch or, if the target
+            items have weights, the sum of these weights. Otherwise: the mean over the micro-batch.
 
-    An optional attribute `losses` is a dict of further scalars, normalized in the same way. They
-    are logged together with the loss.
+    An optional attribute `losses` is a dict of further scalars, which are divided by the same
+    number as the loss and logged together with it.
     """
 
     loss: torch.Tensor
@@ -72,20 +73,21 @@ class TaskDataset(Protocol):
             The mean loss is the sum of the losses divided by the sum of `num_items`. Default: 1.
         sort_keys: Sort key of each example, shape (n,). Examples with similar keys are batched
             together. Default: `lengths`.
-        schema: Keyword arguments with which `generate_dataset` reads another file in the same way.
-            Their values have JSON types. Arguments that `ModelConfig` accepts are also passed to
-            `ModelConfig`. Default: empty.
-        fingerprint: Integer that changes when the data change. Default: a hash of up to 256
-            examples.
-        checksums: Checksum of the content of each example, shape (n,). It determines whether the
-            example is held out for validation, and `--dry_run` uses it to find equal examples.
-            Default: computed from the examples; `--dry_run` then does not search for equal ones.
+        schema: Keyword arguments with which `generate_dataset` reads another file as it has read
+            this one. Their values have JSON types. Arguments that `ModelConfig` accepts are also
+            passed to `ModelConfig`. Default: empty.
+        fingerprint: Integer that changes when the data change. Default: a hash of `num_items` and
+            of up to 256 examples.
+        checksums: Checksum of the content of each example, shape (n,). Without `--valid_input`, the
+            checksum determines whether the example is held out for validation. `--dry_run` finds
+            equal examples by their checksums. Default: checksums are computed only to hold out
+            examples, and `--dry_run` does not search for equal examples.
         collate(examples): Batch a list of examples. Default: torch's `default_collate`.
         describe(): Lines that `--dry_run` prints about the data. Default: keys and shapes.
         notes: Lines that every run prints, for example about omitted rows. Default: none.
         faults(train): Lines that `--dry_run` prints about examples that may be wrong. `train` is
             the training data set when the method is called on a validation set, otherwise None.
-            Default: lines about equal examples, if there are `checksums`.
+            Default: lines about equal examples, if the data set has `checksums`.
     """
 
     def __len__(self) -> int: ...
@@ -123,19 +125,20 @@ class Scorer(Protocol):
         """Return the scores over all ranks, given the mean loss."""
 
     def save(self, folder: Path) -> None:
-        """Write samples or pictures into the output directory.
+        """Write samples or pictures into `folder`, the output directory.
 
         Called on the main rank after a validation, at most every 10 seconds, and after the last
-        validation. If this fails, the error is printed and the run continues. Also called in the
-        check before the first step; if this fails, the run ends.
+        validation. If one of these calls fails, the error is printed and the run continues. Also
+        called in the check before the first step, with a temporary folder; if that call fails, the
+        run ends.
         """
 
 
 class Conversation(Protocol):
-    """Return type of `Predictor.start_conversation`. An answer depends on all earlier lines."""
+    """Return type of `Predictor.start_conversation`. An answer may depend on all earlier lines."""
 
     def answer(self, line: str, show: Callable[[str], object]) -> None:
-        """Answer a line. Pass the text to `show`, as a whole or in pieces during generation."""
+        """Answer a line. Pass the answer to `show`, as a whole or in pieces during generation."""
 
 
 class TaskPredictor(Protocol):
@@ -152,7 +155,7 @@ class TaskPredictor(Protocol):
         lengths(texts): Returns the size of each row, such as its number of tokens. Rows of similar
             size are batched together. Default: the number of characters.
         read(source): Returns the rows of a file, as dicts with values of any type. Default: the
-            columns as text.
+            values in `columns` are read as text.
         start_conversation(): Returns a `Conversation` for lines typed in the terminal. Default:
             each line is a separate row.
     """
@@ -171,9 +174,10 @@ class OptimizerBuilder(Protocol):
 
         Each parameter that requires a gradient must be in exactly one parameter group.
 
-        Checkpoints contain the optimizer's state, with tensors of any shape, and the numbers in its
-        parameter groups. If the optimizer has methods `train()` and `eval()`, as schedule-free
-        optimizers do, the weights after `eval()` are validated and saved as best/.
+        Checkpoints contain the optimizer's state, whose tensors may have any shape, and the numbers
+        in its parameter groups that arguments do not determine. If the optimizer has methods
+        `train()` and `eval()`, as schedule-free optimizers do, the weights after `eval()` are
+        validated and saved as best/.
 
         Args:
             lr, weight_decay: `--lr` and `--weight_decay`.

@@ -1,1 +1,1 @@
-"""Read data files as text, and tokenize the text. Error messages include the file and the line."""
+"""Read data files as text, and tokenize the text. Errors include the file and the line or row."""

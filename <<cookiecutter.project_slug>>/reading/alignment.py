@@ -20,7 +20,8 @@ class Labelled:
         entities: Entities, with start and end in characters. If labels have no prefixes, each
             word with a label other than O is an entity.
         words: Start and end of each word in the text, in characters. None if the row has a text
-            instead of a list of words: an entity may then begin and end at any token.
+            and its entities instead of words and labels: an entity may then begin and end at any
+            token.
         is_converted: Whether the labels were converted from another scheme to BIO.
     """
 
@@ -101,7 +102,7 @@ def units_of(tokens: Tokens, words: list[tuple[int, int]] | None) -> list[Unit]:
 
 
 def _is_before(place: tuple[int, int], start: int) -> bool:
-    """Return whether a token begins before a character, or is empty."""
+    """Return whether a token begins before the character at index `start`, or is empty."""
     return place[0] < start or place[0] == place[1]
 
 
@@ -112,8 +113,7 @@ class TokenLabels:
     Attributes:
         names: The label of each labelled token, by the index of the token.
         inside: Indices of the tokens of entities, except the first token of each entity. If
-            possible, the range of tokens that are labelled in a window begins at none of these
-            tokens: see `Tokens.bounds`.
+            possible, no range of `Tokens.bounds` begins at one of these tokens.
         widened: Number of entities that begin or end inside a token.
         lost: Number of entities without a token.
     """

@@ -37,11 +37,11 @@ class Encoded(NamedTuple):
 
 
 def use_template(tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """Set `DEFAULT_TEMPLATE` if the tokenizer has no chat template; return lines to print.
+    """Give a tokenizer without a chat template `DEFAULT_TEMPLATE`; return lines to print.
 
     Raises:
-        DataError: The tokenizer is not a fast one and returns no offsets, has several templates
-            but no default, or has no template and neither an EOS nor a SEP token.
+        DataError: The tokenizer is not a fast one; has several templates, none of which is the
+            default; or has no template, no EOS token and no SEP token.
     """
     if not tokenizer.is_fast:
         name = type(tokenizer).__name__
@@ -87,13 +87,15 @@ def find_answers(
 ) -> tuple[str, list[Span]]:
     """Render a conversation, and return the text and the spans of the answers.
 
-    If the template has `{% generation %}` blocks, these are the answers. Otherwise, for each
-    answer, render the messages before it with the generation prompt, and the messages up to and
-    including it. Both texts must be prefixes of the full text; the answer is their difference.
+    If the template has `{% generation %}` blocks, the contents of these blocks are the answers.
+    Otherwise, for each answer, render the messages before the answer, with the generation prompt,
+    and render the messages up to and including the answer. Each of the two texts must be a prefix
+    of the full text; the answer is the difference between the two texts.
 
     Raises:
-        DataError: The first message is an answer, a rendered text is not a prefix because the
-            template changes earlier answers, or the number of blocks is wrong.
+        DataError: The template has blocks, but not one for each message of the assistant; or it has
+            no blocks, and the first message is an answer, or a text is not a prefix of the full
+            text because the template changes earlier answers.
     """
     if MARKS.search(tokenizer.get_chat_template()):
         return _marked_answers(tokenizer, messages, answers)

@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 
 from errors import DataError
 
-Place = Callable[[int], str]  # maps a row number to its place, such as "train.jsonl:12"
+Place = Callable[[int], str]  # maps a row index to a place, such as "train.parquet (row 12)"
 
 
 def as_text(
@@ -21,9 +21,9 @@ def as_text(
     nested: list[str],
     place: Place,
 ) -> pa.RecordBatch:
-    """Convert all columns to text, or to lists of texts where `lists` allows it.
+    """Convert all columns to text; convert lists in the columns `lists` to lists of texts.
 
-    Integers become their digits, other numbers their `repr`, class labels their names, and dates
+    Integers become their digits, floats their `repr`, class labels their names, and dates
     their ISO form. Values of columns in `nested` are returned as JSON.
 
     Raises:

@@ -86,8 +86,8 @@ class Rows:
         """Find rows that equal, after tokenization, an earlier row or a row of the training data.
 
         Args:
-            checksums: Checksums of these rows, shape (n,).
-            train: Checksums of the training data, if these rows are validation data.
+            checksums: Checksum of each row of `tokens`, shape (n,).
+            train: Checksums of the training data if `tokens` are validation data, otherwise None.
         """
         found = self._in_source(repeats(checksums))
         yield from self.line("equal to an earlier row after tokenization", found)
@@ -96,10 +96,10 @@ class Rows:
             yield from self.line("equal to a training row after tokenization", found)
 
     def contradictory(self, column: str, checksums: np.ndarray) -> Iterator[str]:
-        """Find rows with the tokens of an earlier row and other labels.
+        """Find rows that have the tokens of an earlier row, but other labels.
 
         Args:
-            checksums: Checksums of these rows, with their labels, shape (n,).
+            checksums: Checksum of the tokens and labels of each row of `tokens`, shape (n,).
         """
         earlier: dict[bytes, int] = {}
         found = []
@@ -116,8 +116,8 @@ class Rows:
         """Find labels that occur only once.
 
         Args:
-            labels: Label of each occurrence, as an index into `names`, shape (n,).
-            rows: Index of the row of each occurrence, shape (n,).
+            labels: All occurrences of labels, as indices into `names`, shape (n,).
+            rows: For each occurrence, the index of its row in the source, shape (n,).
         """
         once = np.flatnonzero(np.bincount(labels, minlength=len(names)) == 1)
         found = np.isin(labels, once)
@@ -141,7 +141,7 @@ def repeats(checksums: np.ndarray) -> np.ndarray:
 
 
 def _values(rows: datasets.Dataset, name: str) -> Iterator[np.ndarray]:
-    """Yield the list of each row as an array."""
+    """Yield the list in the column `name` of each row, as an array."""
     for chunk in rows.data.column(name).chunks:
         values = chunk.values.to_numpy()
         for begin, end in pairwise(chunk.offsets.to_numpy().tolist()):

@@ -26,14 +26,14 @@ IRRELEVANT = ("name_or_path", "is_local", "local_files_only", "files_loaded", "v
 
 
 def hash_values(*values: Any) -> str:
-    """Hash the `repr` of values: strings, numbers, and lists and dicts of these."""
+    """Hash the `repr` of values, such as strings, numbers, and lists and dicts of these."""
     return hashlib.sha256(repr(values).encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
 
 def hash_source(file: str, package: str) -> str:
     """Hash the source of a file and of all project files that it imports, directly or indirectly.
 
-    `datasets` would hash only the name of a function in a module, and not detect an edit of it.
+    For a function in a module, `datasets` would hash only the name, and miss changes of the code.
 
     Args:
         package: The package of the file, from which its relative imports start.

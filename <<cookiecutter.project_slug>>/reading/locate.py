@@ -35,6 +35,6 @@ def _places(files: list[str]) -> Iterator[str]:
 
 
 def locate_value(source: Source, table: datasets.Dataset, column: str, value: str) -> str:
-    """Return the place of the first row whose cell in `column` is or contains `value`."""
+    """Return the place of the first row whose cell is `value`, or a list that contains `value`."""
     cells = (cell if isinstance(cell, list) else [cell] for cell in table[column])
     return locate_row(source, next(row for row, cell in enumerate(cells) if value in cell))

@@ -86,7 +86,7 @@ def _select(rows: datasets.Dataset, split: str, name: str | None = None) -> data
 
     Args:
         split: The part to select, for example `train[:10%]`.
-        name: Name of the split in `rows`. Default: the name in `split`.
+        name: Name of the split that `rows` contains. Default: the name in `split`.
     """
     counts = {name or split.partition("[")[0]: len(rows)}
     (part,) = datasets.ReadInstruction.from_spec(split).to_absolute(counts)

@@ -267,7 +267,7 @@ def _next_row(file: str, rows: Iterator[list[str]], lines: _Lines) -> list[str] 
 
 
 def _mark_missing(cells: list[str], record: list[str], delimiter: str) -> list[str | None]:
-    """Replace empty cells that are not quoted with None."""
+    """Replace each empty cell with None, unless it is written `""`."""
     if "" not in cells:
         return list(cells)
     mark = re.escape(delimiter)

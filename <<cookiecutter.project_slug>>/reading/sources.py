@@ -16,7 +16,7 @@ NAMED = re.compile(r"(?P<name>[^:]{2,}?)(:(?P<config>[^:\[\]]+))?:(?P<split>\w+(
 EXPECTED = f"expected a file with the extension {', '.join(FORMATS[:-1])} or {FORMATS[-1]}"
 # Files that `datasets` writes beside the data files.
 DESCRIPTIONS = ("dataset_info.json", "dataset_infos.json")
-# Words in file names that indicate a split, as in `datasets`.
+# Words in the path of a file that indicate its split, as in `datasets`.
 SPLITS = {
     "train": ("train", "training"),
     "validation": ("validation", "valid", "val", "dev"),
@@ -51,9 +51,9 @@ def saved_by(folder: Path) -> str | None:
 def list_files(source: Source) -> list[str]:
     """List the files of a source. All must have the same format, and none may be empty.
 
-    The files of a folder are all files in it with a supported extension, at any depth. As in
-    pyarrow and Spark, names that begin with a dot or an underscore are ignored. An existing path is
-    never treated as a pattern.
+    The files of a folder are all files in it with a supported extension, at any depth, except
+    `DESCRIPTIONS`. As in pyarrow and Spark, files and folders whose names begin with a dot or an
+    underscore are ignored. An existing path is never treated as a pattern.
 
     Raises:
         DataError: A file does not exist, is empty or has an unknown format; the files differ in
@@ -102,9 +102,10 @@ def _files_in(folder: Path) -> list[str]:
 
 
 def files_of_split(folder: Path, split: str) -> list[str]:
-    """List the files of a split in a folder: those with the split's name as a word in their path.
+    """List the files of a split in a folder: those whose paths contain a word for the split.
 
-    If no path contains the name of a split, all files belong to `train`.
+    `SPLITS` lists the words for a split; the only word for any other split is its name. If no path
+    contains a word of `SPLITS`, all files belong to `train`.
 
     Raises:
         DataError: There are no files of the split; or see `list_files`.

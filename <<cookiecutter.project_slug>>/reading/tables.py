@@ -36,9 +36,9 @@ def read_table(
     missing value raises an error.
 
     The format is determined by the file extension, in lower or upper case. Text formats may be
-    compressed (.gz, .bz2, .xz, .zst). The text is kept in the cache of `datasets`; the cache key
-    contains path, size, time and inode of the files. The table is memory-mapped, so it may be
-    larger than memory.
+    compressed (.gz, .bz2, .xz, .zst). The text is kept in the cache of `datasets`. The cache key
+    depends on the path, size, time and inode of each local file, on the arguments, and on the code
+    of this module and its imports. The table is memory-mapped, so it may be larger than memory.
 
     Args:
         source: A file, a folder of files, a pattern such as `part-*.jsonl`, or several of these;
@@ -82,7 +82,7 @@ def column_names(source: Source) -> list[str]:
 
 
 def read_first_row(source: Source, columns: list[str], lists: Sequence[str] = ()) -> dict[str, Any]:
-    """Return the first row as `read_table` would, without reading the other rows.
+    """Return the first row as `read_table` would, without reading the full source.
 
     Raises:
         DataError: See `read_table`.
@@ -95,7 +95,7 @@ def read_first_row(source: Source, columns: list[str], lists: Sequence[str] = ()
 
 
 def is_plain_text(source: Source) -> bool:
-    """Return whether the source consists of .txt files, which form one document without rows."""
+    """Return whether the source consists of .txt files, whose rows are lines of one document."""
     match = parse_name(source)
     if match and not expand_user(match["name"]).is_dir():
         return False  # a data set on the Hub
@@ -106,7 +106,7 @@ def is_plain_text(source: Source) -> bool:
 def distinct(table: datasets.Dataset, column: str) -> tuple[list[str], bool]:
     """Return the distinct texts of a column, and whether its cells are lists.
 
-    The texts are sorted: first those that are not integers, then integers by their value.
+    The texts are sorted: first those that do not consist of digits, then numbers by their value.
     """
     values = table.data.column(column)
     is_list = pa.types.is_nested(values.type)

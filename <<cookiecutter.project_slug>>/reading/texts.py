@@ -62,8 +62,8 @@ class _Batch:
         """Add a row.
 
         Args:
-            is_first: Whether this is the first row of its file. The error for a column that this
-                row lacks then says that the file lacks the column.
+            is_first: Whether this is the first row of its file. If the first row lacks a column,
+                the error says that the file lacks the column.
         """
         for name in self._columns:
             value = row.get(name)
@@ -115,7 +115,7 @@ class _Batch:
 
 
 def _as_json(place: str, name: str, value: Any) -> str:
-    """Format a value as JSON. A number becomes text, unless it is in a list or an object."""
+    """Format a value as JSON. A number becomes a string, unless it is in a list or an object."""
     try:
         inner = value if isinstance(value, str) else _with_numbers(value)
         return json.dumps(inner, ensure_ascii=False)

@@ -29,8 +29,8 @@ def tokenize(
     The result is stored in the cache of `datasets`, which other runs and processes share, and is
     memory-mapped. The cache key depends on the table, the source code of `encode` and of all
     project modules that it imports, the values that it closes over, and the tokenizer. `encode`
-    must have no side effects, since it is not called if the result is in the cache. The state of
-    the tokenizer is restored afterwards.
+    must have no side effects, since it is not called if the result is in the cache. Afterwards, the
+    tokenizer has its previous state, except that truncation and padding are reset.
     """
     key = hash_values(table._fingerprint, hash_function(encode, tokenizer))
     path = Path(datasets.config.HF_DATASETS_CACHE, "tokens", f"{key}.arrow")
@@ -55,7 +55,8 @@ def tokenize(
 def fill_empty(tokens: MutableMapping[str, list], tokenizer: PreTrainedTokenizerBase) -> None:
     """Give each text without tokens one special token, so that no example has length 0.
 
-    An empty text has no tokens if the tokenizer, like that of GPT-2, adds no special tokens.
+    An empty text has no tokens if the tokenizer, like that of GPT-2, adds no special tokens. If the
+    tokenizer has no EOS, BOS or UNK token, leave the text without tokens.
 
     Args:
         tokens: Output of the tokenizer for a list of texts; changed in place.
@@ -94,7 +95,7 @@ def fingerprint(rows: datasets.Dataset) -> int:
 
 
 class _Column:
-    """A column of a memory-mapped table, read chunk by chunk."""
+    """A column of a memory-mapped table, as a list of chunks."""
 
     def __init__(self, rows: datasets.Dataset, name: str):
         self._source = rows, name
@@ -105,7 +106,7 @@ class _Column:
         return type(self), self._source  # a loader process maps the file itself
 
     def _locate(self, index: int) -> tuple[int, int]:
-        """Return the index of the chunk that contains a row, and the index of the row in it."""
+        """Return the index of the chunk that contains a row, and the row's index in the chunk."""
         chunk = bisect_right(self._firsts, index) - 1
         return chunk, index - self._firsts[chunk]
 
@@ -136,7 +137,7 @@ class TextColumn(_Column):
 
 
 def column(rows: datasets.Dataset, name: str) -> RaggedColumn | TextColumn | torch.Tensor:
-    """Return a column, to be indexed with a list of row numbers."""
+    """Return a column, to be indexed with a list of row indices."""
     values = rows.data.column(name)
     if pa.types.is_nested(values.type):
         return RaggedColumn(rows, name)

@@ -10,7 +10,7 @@ from errors import RunError
 
 from .tokens import fill_empty
 
-OVERLAP = 4  # adjacent windows share 1 / OVERLAP of their tokens
+OVERLAP = 4  # adjacent windows share 1 / OVERLAP of the tokens of a full window
 
 
 class Window(NamedTuple):
@@ -51,9 +51,9 @@ class Tokens:
     def bounds(self, inside: Collection[int] = ()) -> Iterator[tuple[Window, int, int]]:
         """Yield each window, and the range of tokens to label in it. The ranges do not overlap.
 
-        A range ends in the middle of the overlap of its window with the next window. If `inside`
-        contains the token in the middle, the range ends at the nearest token of the overlap that
-        is not in `inside`.
+        A range ends in the middle of the overlap of its window with the next window, where the next
+        range begins. If `inside` contains the token in the middle, the range ends before the
+        nearest token of the overlap that is not in `inside`, if there is one.
         """
         begin = 0
         for window, following in zip(self.windows, [*self.windows[1:], None], strict=True):

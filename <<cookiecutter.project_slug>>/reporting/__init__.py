@@ -1,1 +1,1 @@
-"""Report a run: progress bar, trackers, pictures, model card, uploads, and the dry run."""
+"""Report runs and sweeps, upload checkpoints, preview a run for `--dry_run`, predict files."""

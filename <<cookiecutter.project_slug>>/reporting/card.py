@@ -13,7 +13,7 @@ from model.revision import split_revision
 from training.adapter import holds_adapter
 from training.state import TrainState
 
-# Arguments that may be paths on this machine; the table of the card omits them.
+# Arguments that may be paths on this machine; the model card does not list them as arguments.
 PLACES = ("config", "model_id", "outdir", "train_input", "valid_input", "restore_dir")
 CARD = """---
 {metadata}
@@ -73,7 +73,7 @@ def write_card(
     model: PreTrainedModel,
     table: dict[str, dict[str, float]],
 ) -> None:
-    """Write README.md into the folder of a saved model. It shows the folder's loss.png, if any.
+    """Write README.md into the folder of a saved model. README.md shows loss.png if there is one.
 
     Args:
         args: Arguments of the run.
@@ -144,8 +144,9 @@ def _load_whole(config: dict, model: PreTrainedModel) -> str:
 def _load_adapter(model: Any) -> str:
     """Return the code for loading an adapter.
 
-    PEFT loads neither the number of labels nor the padding token nor generation_config.json, so
-    the returned code sets all three.
+    PEFT loads neither the number of labels nor the padding token nor generation_config.json. The
+    returned code sets the number of labels and the padding token if they differ from those of the
+    base model, and loads generation_config.json if the model generates text.
     """
     trained = model.base_model.config
     adapter = adapter_config(model.base_model)

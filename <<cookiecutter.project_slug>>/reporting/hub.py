@@ -29,7 +29,7 @@ class Uploads:
     unchanged, since files appear in it only at the end of an upload.
 
     Args:
-        report: Called with a message if an upload in the background fails.
+        report: Called with a message if an upload in the background, or the copy for it, fails.
     """
 
     def __init__(self, config: RunConfig, repository: str, report: Callable[[str], None]):
@@ -48,7 +48,12 @@ class Uploads:
             disable_progress_bars()
 
     def add(self, names: Collection[str]) -> None:
-        """Queue the checkpoints that have just been published. Called by the thread that saves."""
+        """Queue an upload if `--hub_strategy` requires one. Called by the thread that saves.
+
+        Args:
+            names: Names of the checkpoints that the thread has just written: "last", and perhaps
+                "best".
+        """
         if not self._in_background or not ("best" in names or self.has_last):
             return
         try:

@@ -19,9 +19,9 @@ from training.contract import predictor_input
 from training.distributed import RankGroup
 from training.user_code import at_place, user_code
 
-BATCHES = 64  # number of full batches in a block; the rows of a block are sorted by length
-PORTION = 1000  # number of rows of a table read at a time
-SHORTEST = 0.75  # minimum length in a batch, relative to its longest example
+BATCHES = 64  # number of rows in a block, divided by the batch size; a block is batched by length
+PORTION = 1000  # number of rows that are read from a table at a time
+SHORTEST = 0.75  # minimum length of an example, relative to the longest example of its batch
 Row = dict[str, Any]
 Rows = Callable[[], Iterator[Row]]  # a function that reads all rows from the beginning
 
@@ -44,11 +44,13 @@ def open_rows(source: str | list[str], columns: list[str] | None, predictor: Tas
     """Open the input: with `Predictor.read` if it exists, otherwise as a table of text.
 
     Args:
-        columns: Columns to read; they replace `predictor.columns`.
+        columns: Columns to read, also assigned to `predictor.columns`. None or an empty list means
+            `predictor.columns`.
 
     Raises:
         RunError: The predictor expects another number of columns.
-        DataError: The file cannot be read, or a column is missing.
+        DataError: The file cannot be read, or a column is missing. With `Predictor.read`, this
+            error is raised only when the rows are read.
     """
     columns = columns or predictor.columns
     if len(columns) != len(predictor.columns):

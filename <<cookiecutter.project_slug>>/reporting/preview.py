@@ -18,12 +18,12 @@ from training.run import Run
 from training.throughput import count_positions, is_encoder_decoder, peak_memory
 from training.user_code import user_code
 
-FLOAT = 4  # bytes per element: weights and optimizer state are in float32
+FLOAT = 4  # bytes per element of the saved weights; the maximum for optimizer state
 SAMPLED = 100  # number of steps in which padding tokens are counted
 
 
 def preview(run: Run, train_step: Callable[[Run, Step], Any]) -> None:
-    """Run everything up to the first optimizer step, and print the results.
+    """Compute the gradient of one step, without an optimizer step; print the lines of `--dry_run`.
 
     Raises:
         RunError: A step does not fit into memory, or the checkpoints do not fit on the disk.
@@ -118,13 +118,13 @@ def _about_model(run: Run, memory: int) -> Iterator[str]:
     trained = sum(full_size(p) for p in parameters if p.requires_grad)
     dtypes = ", ".join(sorted({str(p.dtype).removeprefix("torch.") for p in parameters}))
     yield f"model: {sum(map(full_size, parameters)):,} parameters ({dtypes}), {trained:,} trained"
-    yield f"  memory: peak {_size(memory)} so far, with a step of the longest examples"
+    yield f"  memory: peak {_size(memory)} so far, including the gradient of the longest examples"
     if run.task.build_optimizer is None:
         yield f"  the first optimizer step adds a state of up to {_size(_state_size(run, trained))}"
 
 
 def _state_size(run: Run, trained: int) -> int:
-    """Return the size in bytes of the state of `--optimizer`, with the average of `--ema`."""
+    """Return the maximum size in bytes of the state of `--optimizer` and the average of `--ema`."""
     tensors = OPTIMIZERS[run.config.optimizer].state_tensors + (run.config.ema > 0)
     return FLOAT * trained * tensors
 

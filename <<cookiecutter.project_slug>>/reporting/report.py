@@ -21,7 +21,7 @@ from .card import write_card
 from .curves import draw_curves
 from .hub import Uploads
 
-SECONDS_BETWEEN_FILES = 10.0  # drawing takes longer than a short validation
+SECONDS_BETWEEN_FILES = 10.0  # minimum, since drawing takes longer than a short validation
 Table = dict[str, dict[str, float]]  # scores by row and column: see `Scorer.table`
 # Arguments (init_kwargs) with which a tracker resumes its run by id.
 RESUME: dict[str, Callable[[str], dict]] = {
@@ -91,7 +91,7 @@ class Report:
         )
 
     def after_step(self, bar: tqdm, lr: float) -> None:
-        """Update the bar; every `--logging_steps` steps, add a point to the curve and log it."""
+        """Update the bar; every `--logging_steps` steps, add and log a point of the curves."""
         state = self.state
         losses = self.run.losses.latest
         if not bar.disable:
@@ -110,17 +110,20 @@ class Report:
             self._log(values)
 
     def after_sets(self, log: dict[str, float], count: int) -> None:
-        """Print the scores over all validation sets; a single set has them in its progress bar."""
+        """If there are several validation sets, print the losses and scores over all of them.
+
+        With a single set, the progress bar of the set has already shown them.
+        """
         if count > 1 and self.run.group.is_main:
             scores = (f"{name}={log[name]:.3g}" for name in log if "/" not in name)
             line = f"[Epoch {self.state.current_epoch}] [VALID]: {', '.join(scores)}"
             tqdm.write(line, file=sys.stderr)
 
     def after_validation(self) -> None:
-        """Log the scores to the trackers; write loss.png and the files of `Scores.save`.
+        """Log losses and scores to the trackers; write loss.png and the files of `Scores.save`.
 
-        If these files were written less than `SECONDS_BETWEEN_FILES` ago, leave them to a later
-        validation or to `finish`.
+        If these files were last written (or, before the first time, the run was opened) less than
+        `SECONDS_BETWEEN_FILES` seconds ago, a later validation or `finish` writes them instead.
         """
         log = list(self.state.log.values())[-1]["valid_log"]
         values = {f"valid/{name}": value for name, value in log.items()}
@@ -140,8 +143,8 @@ class Report:
     def describe(self) -> Callable[[Path], None]:
         """Return a function that writes the model card into `best/`.
 
-        With `--push_to_hub`, it also draws loss.png, which the model card then shows. The function
-        uses a copy of the state, since training continues while `best/` is written.
+        With `--push_to_hub`, the function also draws loss.png, which the model card then shows. The
+        function uses a copy of the state, since training continues while `best/` is written.
         """
         state = copy.deepcopy(self.state)
         table: Table = {}
@@ -156,10 +159,12 @@ class Report:
         return write
 
     def finish(self) -> None:
-        """Write the latest files; print the best scores and the paths; complete the uploads.
+        """Wait for the latest save, print the best scores and the paths, and complete the uploads.
+
+        Also write the files that `after_validation` has not written.
 
         Raises:
-            RunError: The upload failed.
+            RunError: The latest save or the upload failed.
         """
         self.run.checkpoints.join()
         self._write_files()
@@ -223,7 +228,7 @@ class Report:
         write_file(folder / "loss.png", picture)
 
     def _attempt(self, what: str, action: Callable[[], None]) -> None:
-        """Run an action. If it fails, continue; print the error if it is the first for `what`."""
+        """Run an action. If it fails, print the first error for each `what`, and continue."""
         try:
             action()
         except Exception as error:

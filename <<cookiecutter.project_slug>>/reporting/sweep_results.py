@@ -14,7 +14,7 @@ class Trial:
     Attributes:
         number: Index of the trial, in the order in which the trials started.
         values: Values of the varied arguments, by name.
-        scores: Best score of each run.
+        scores: Best score of each run; empty if the trial failed.
     """
 
     number: int
@@ -55,8 +55,8 @@ def table(trials: list[Trial], failed: list[Trial], metric: str) -> str:
 
 
 def draw(trials: list[Trial], metric: str) -> bytes:
-    """Plot the scores of all runs and their means, one panel per argument; return a PNG."""
-    from matplotlib.figure import Figure  # importing it takes a second
+    """Plot the score of each run and the mean of each trial, one panel per argument, as a PNG."""
+    from matplotlib.figure import Figure  # this import takes a second
 
     names = list(trials[0].values) or ["trial"]
     figure = Figure(figsize=(4.2 * len(names), 3.6), layout="constrained")

@@ -65,7 +65,7 @@ def arguments(sample, tmp_path) -> list[str]:
 def uninterrupted(tmp_path_factory):
     """Return a function that trains without interruption, and returns the output directory.
 
-    Calls with equal arguments share one run.
+    Calls whose arguments differ at most in the output directory share one run.
     """
     outdirs: dict[tuple, Path] = {}
 
@@ -84,7 +84,7 @@ def uninterrupted(tmp_path_factory):
 
 @pytest.fixture
 def in_two_processes(arguments, tmp_path):
-    """Return a function that trains in two processes and returns the printed output.
+    """Return a function that trains in two processes and returns the output of the first one.
 
     The first argument of the function is the name of the output directory.
     """

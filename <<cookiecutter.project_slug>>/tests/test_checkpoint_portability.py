@@ -106,7 +106,7 @@ def run(sample, tmp_path_factory) -> Path:
 
 @pytest.fixture
 def rewritten(sample, tokenizer, tmp_path):
-    """Return a function that saves a model with a rewritten `forward`, and returns the folder."""
+    """Return a function that saves a model with a rewritten `forward` and returns its folder."""
 
     def save(divisor: int) -> Path:
         project = tmp_path / f"project{divisor}"

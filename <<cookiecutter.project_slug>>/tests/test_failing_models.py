@@ -35,7 +35,7 @@ SENTENCES = {
 def failing_arguments(tmp_path):
     """Return a function that returns the arguments of a run.
 
-    The run fails at the one row that has the given label.
+    The run fails because one row has the given label.
     """
 
     def arguments(label: float, processes: int) -> list[str]:

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.proof
 
 @pytest.fixture
 def many(arguments, sample, tmp_path, monkeypatch) -> list[str]:
-    """Arguments of a run on five files, two in each epoch. The cache is a temporary folder."""
+    """Arguments of a run on five files, at most two per epoch. The cache is a temporary folder."""
     lines = (sample / "train.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
     (tmp_path / "many").mkdir()
     for number in range(5):

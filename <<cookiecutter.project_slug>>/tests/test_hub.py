@@ -80,7 +80,8 @@ def test_each_new_best_is_uploaded_during_training(arguments, tmp_path, hub, mon
 
     def note(state) -> bool:
         if len(state.log) == 2:
-            is_replaced.set()  # called before a save, after the preceding save is published
+            # `note` is called before a save, after the preceding save is published.
+            is_replaced.set()
         return False
 
     monkeypatch.setattr(Uploads, "_push", pushing)

@@ -168,7 +168,7 @@ def test_bad_arguments_are_refused(extra, sentence, arguments, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.skipif(torch.accelerator.is_available(), reason="flex_attention can train there")
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="flex_attention can train on a GPU")
 def test_attention_without_training_support_is_refused(arguments, tmp_path):
     with pytest.raises(
         RunError, match="flex_attention: does not support training on cpu; use sdpa"

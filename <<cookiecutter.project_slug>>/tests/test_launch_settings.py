@@ -47,7 +47,7 @@ def test_setting_that_train_py_does_not_follow_is_refused(
 
 
 def test_fsdp1_is_refused(arguments, tmp_path):
-    """Files of older versions of `accelerate config` have no `fsdp_version`, which means 1."""
+    """Files of older versions of `accelerate config` have no `fsdp_version`; its default is 1."""
     patch = partial(fsdp2, also=partial(variables, FSDP_VERSION="1"))
     output = Launch(arguments, tmp_path / "output", 2, patch).expect(2)
     assert_refused(output, "fsdp_version 1: expected `fsdp_version: 2`", tmp_path / "run")

@@ -68,7 +68,7 @@ def test_least_contract_resumes_bit_identically_after_sigkill(
 
 
 def test_save_pretrained_that_ignores_state_dict_is_refused(least_arguments, monkeypatch, tmp_path):
-    """Such a save would mix weights of several steps: a thread writes while training continues."""
+    """Without `state_dict`, a thread would save the weights while training changes them."""
     with LEAST():
         from model.modeling import Model
 

@@ -295,7 +295,10 @@ def test_export_merges_the_adapter_into_a_stock_checkpoint(
 
 
 def assert_merged(best: Path, output: Path, tokenizer) -> None:
-    """Check that transformers computes the same logits and greedy tokens as with the adapter."""
+    """Compare the exported model, loaded by transformers, with the model that has the adapter.
+
+    The greedy tokens have to be equal, and the logits equal up to rounding.
+    """
     adapted = load_model(Model, str(best)).float()
     merged = Model.auto_class.from_pretrained(output, dtype=torch.float32)
     assert type(merged).__module__.startswith("transformers.models.")

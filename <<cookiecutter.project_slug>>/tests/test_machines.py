@@ -1,4 +1,4 @@
-"""If one of two machines lacks a file or has different data, both end with one sentence."""
+"""If one of two machines lacks a file or has different data, both print one sentence and exit."""
 
 import os
 import shutil
@@ -50,7 +50,7 @@ def launch(machines: Path, *more: str) -> Launch:
 
 
 def assert_both_end(run: Launch, sentence: str, program: str = "train.py: ") -> None:
-    """Check that both machines end with one line that contains the sentence."""
+    """Check that both processes exit with code 2 and print one line that contains the sentence."""
     run.expect(REFUSED)
     for rank in (0, 1):
         lines = [line for line in run.output(rank).splitlines() if line.startswith(program)]
@@ -88,7 +88,7 @@ def test_different_data_are_reported_before_the_first_step(change, name, machine
 
 
 def test_run_with_different_base_models_trains_or_is_refused(machines):
-    """DDP broadcasts the weights of rank 0; a different architecture is refused."""
+    """In some tasks, the base models differ in dropout. DDP broadcasts the weights of rank 0."""
     config = machines / "machine1" / "base" / "config.json"
     text = config.read_text(encoding="utf-8")
     config.write_text(text.replace('"dropout": 0.1', '"dropout": 0.2'), encoding="utf-8")

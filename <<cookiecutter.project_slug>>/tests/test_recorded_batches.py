@@ -1,4 +1,4 @@
-"""Micro-batches are those recorded with an earlier version, so that its runs can be resumed."""
+"""Micro-batches equal those of an earlier version, whose runs can therefore be resumed."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Choice of best/, scores, pictures, trackers and the model card."""
+"""Scores, the choice of best/, early stopping, pictures, trackers and the model card."""
 
 import math
 import os
@@ -91,12 +91,12 @@ def test_pictures_samples_and_model_card_are_written(arguments, tmp_path, capsys
     expected = read_log(run)[state["best"]["epoch"]]["valid_log"]
     assert scores == {name: expected[name] for name in ("loss", *SCORES)}
     assert "| max_len | 48 |" in card.text
-    assert "loss.png" not in card.text, "it is not in the folder"
+    assert "loss.png" not in card.text, "best/ does not contain loss.png"
     shown = capsys.readouterr()
     for name in scores:
         assert f"{name} {expected[name]:.4g}" in shown.out
     assert re.findall(r"left=([\d:?]+)", shown.err)[-1] == "00:00", (
-        "`left` is not the time left of the run"
+        "`left` is not the remaining time of the run"
     )
 
 

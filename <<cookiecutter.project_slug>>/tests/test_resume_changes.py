@@ -1,4 +1,4 @@
-"""Changed data, arguments and paths are used by a resumed run, ignored, or refused."""
+"""A resumed run uses, ignores or refuses changed data, arguments and paths."""
 
 import json
 import math
@@ -86,7 +86,7 @@ def train_lr_after(run: Path) -> float:
 
 @pytest.mark.parametrize(("epochs", "expected"), [("1", 2), ("2", 2), ("3", 3)])
 def test_number_of_epochs_may_change(epochs, expected, own_arguments, steps, tmp_path):
-    """If the run has already completed this number of epochs, no step is run."""
+    """If the run has already completed `--epochs` or more epochs, no step is run."""
     train.main(own_arguments)
     weights = read_weights(tmp_path / "run" / "last")
     train.main(["--restore_dir", str(tmp_path / "run" / "last"), "--epochs", epochs])

@@ -196,7 +196,8 @@ def test_another_number_of_processes_gives_the_same_losses(
     train.main([*arguments, "--max_steps", "4", "--batch_size", "4", "--accumulation", "2"])
     in_two_processes("run", *last, "--max_steps", "9")
     train.main([*last, "--max_steps", "12", "--batch_size", "3"])
-    # Do not compare the weights: Adam makes a full step even if a gradient is a rounding error.
+    # Do not compare the weights: Adam makes a full step even for a gradient that should be 0, but
+    # has a rounding error.
     result, expected = read_result(tmp_path / "run"), read_result(tmp_path / "whole")
     for epoch, entry in expected.log.items():
         for part in ("train_log", "valid_log"):
@@ -207,7 +208,7 @@ def test_another_number_of_processes_gives_the_same_losses(
 
 @contextmanager
 def tokenizing_announced(cache):
-    """Make a process print a line when it tokenizes texts; use `cache` as the cache folder."""
+    """Print a line when several texts are tokenized; use `cache` as the cache of datasets."""
     datasets.config.HF_DATASETS_CACHE = cache
     call = PreTrainedTokenizerBase.__call__
 

@@ -1,4 +1,4 @@
-"""If an operation of a save fails, `last/` and `best/` are still intact checkpoints."""
+"""If a file operation of a save fails, `last/` and `best/` are still intact checkpoints."""
 
 import errno
 import json
@@ -25,7 +25,10 @@ Save = Callable[[], None]
 
 
 class Failing:
-    """Makes operation `number` (1-based) fail, and for the error `Killed` all later operations."""
+    """Makes file operation `number` (1-based) fail.
+
+    If the error is `Killed`, all later operations fail, too.
+    """
 
     def __init__(self, number: int, error: BaseException):
         self.number = number
@@ -56,7 +59,10 @@ def intact_epochs(run: Path) -> dict[str, int]:
 
 @pytest.fixture
 def at_second_save(arguments, tmp_path):
-    """Return a function that trains, and calls `attempt(save, run)` before the save of epoch 2."""
+    """Return a function that trains for two epochs.
+
+    The function calls `attempt(save, run)` before the save at the end of the second epoch.
+    """
 
     def during(attempt: Callable[[Save, Path], None]) -> None:
         run = tmp_path / "run"

@@ -76,7 +76,7 @@ def test_signal_during_validation_stops_the_run_before_the_validation_ends(
 def test_signal_to_all_processes_and_loader_workers_stops_and_saves(
     name, processes, arguments, tmp_path
 ):
-    """Ctrl-C, a closed terminal and SLURM send a signal to all processes of a run."""
+    """Ctrl-C, a closed terminal and Slurm send a signal to all processes of a run."""
     arguments += ["--num_workers", "1", "--batch_size", str(8 // processes)]
     run = start_endless(arguments, tmp_path, processes)
     ranks = [psutil.Process(process.pid) for process in run.processes]

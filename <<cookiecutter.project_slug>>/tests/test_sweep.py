@@ -24,7 +24,7 @@ pytest.importorskip("optuna")
 
 
 class ForkedTraining:
-    """Like `Training`, but run train.py in a process of the fork server, which starts faster."""
+    """Runs train.py like `Training`, but in a forked process, which starts faster."""
 
     def __init__(self, launch: str):
         assert launch == "python"
@@ -128,7 +128,7 @@ def test_invalid_argument_of_train_py_ends_the_sweep(tmp_path, forked_sweep):
         (("--search", "lr=1e-4..1e-3"), "expected --trials, too"),
         (("--search", "rate=1,2"), "train.py has no argument rate"),
         (("--search", "lr=1,2", "--", "--lr", "1"), "both after `--` and in --search"),
-        (("--seeds", "1", "--", "--outdir", "x"), "set by sweep.py"),
+        (("--seeds", "1", "--", "--outdir", "x"), "set or excluded by sweep.py"),
         (("--folds", "3"), "expected --train_input"),
         (("--search", "tf32=1,2"), "expected tf32=true,false"),
         (("--seeds", "1", "--launch", "no-such-launcher"), "no-such-launcher: no such command"),
@@ -136,7 +136,7 @@ def test_invalid_argument_of_train_py_ends_the_sweep(tmp_path, forked_sweep):
         (("--seeds", "1", "--outdir", "sweep.py"), "sweep.py: not writable"),
         (("--search", "lr=1,2", "--", "--learning_rate", "1"), "both after `--` and in --search"),
         (("--search", "lr=1,2", "learning_rate=3,4"), "lr is given twice"),
-        (("--seeds", "1", "--", "--output_dir", "x"), "--outdir: set by sweep.py"),
+        (("--seeds", "1", "--", "--output_dir", "x"), "--outdir: set or excluded by sweep.py"),
     ],
 )
 def test_bad_arguments_are_refused_in_one_sentence(tmp_path, arguments, sentence):
@@ -149,7 +149,7 @@ def test_yaml_file_cannot_set_arguments_that_sweep_py_sets(tmp_path):
     for text, name in (("valid_input: a.jsonl", "valid_input"), ("dry_run: true", "dry_run")):
         (tmp_path / "run.yaml").write_text(f"train_input: b.jsonl\n{text}\n", encoding="utf-8")
         arguments = ["--folds", "2", "--outdir", str(tmp_path / "sweep")]
-        with pytest.raises(RunError, match=f"--{name}: set by sweep.py"):
+        with pytest.raises(RunError, match=f"--{name}: set or excluded by sweep.py"):
             sweep.main([*arguments, "--", "--config", str(tmp_path / "run.yaml")])
     assert not (tmp_path / "sweep").exists()
 

@@ -76,7 +76,7 @@ def test_each_set_and_all_sets_together_have_the_correct_scores(
     total = sum(part["loss"] * part["count"] for part in alone.values())
     assert log["loss"] == pytest.approx(total / count, rel=1e-6)
     joined = expected(*parts.values())
-    if joined["count"] == count:  # joined causal LM texts have one more target
+    if joined["count"] == count:  # a causal LM concatenates the files: one more target
         assert {score: log[score] for score in joined} == pytest.approx(joined, rel=1e-5)
 
 

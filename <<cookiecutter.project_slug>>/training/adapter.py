@@ -75,7 +75,9 @@ def add_adapter(model: Any, config: RunConfig, commit: str | None) -> None:
 
 
 def check_form(model: Any, line: str, config: RunConfig) -> None:
-    """Check that `Model` computes the same logits as its base model: only the adapter is saved.
+    """Check that `Model` computes the same logits as its base model.
+
+    Only the adapter is saved, so anything else that `Model` computes would be lost.
 
     Args:
         line: Return value of `model.choose_form`, which has compared the logits.

@@ -31,13 +31,13 @@ def read_config(
         intact: Path of a checkpoint whose checksums have already been verified.
 
     Returns:
-        The configuration, with the path of an intact checkpoint as `restore_dir`; and lines to
-        print about a damaged checkpoint, and about arguments that differ from those of the
-        resumed run.
+        The configuration, with the path of an intact checkpoint as `restore_dir` (None for a new
+        run); and lines to print, for example about a damaged checkpoint, or about arguments that
+        differ from those of the resumed run.
 
     Raises:
-        RunError: A value is out of range, `restore_dir` is not a checkpoint to resume from,
-            or `outdir` contains another run.
+        RunError: A value is out of range or must not change in a resumed run, `restore_dir` is not
+            a checkpoint to resume from, or `outdir` contains another run.
     """
     parser = build_parser(task)
     argv = insert_yaml(parser, argv)
@@ -74,8 +74,8 @@ def _saved_arguments(
     A `model_id` that the run does not use is removed from `given`.
 
     Raises:
-        RunError: `given` changes an argument that must stay the same, or `outdir` contains another
-            run.
+        RunError: `given` changes an argument that must stay the same; `outdir` contains another
+            run; or `outdir` is not given and cannot be derived from `restore_dir`.
     """
     saved = {name: v for name, v in resumed.args.items() if name in defaults}
     _check_fixed({**defaults, **saved}, given)
@@ -141,8 +141,8 @@ def _check_unused(outdir: Path, restore_dir: str | None) -> None:
     Raises:
         RunError: The output directory contains a run.
     """
-    # A resumed run writes log.json before its first save. If it was killed between the two, the
-    # directory contains only log.json, and the same command may resume again.
+    # A resumed run writes log.json before its first save. If the run is killed before this save,
+    # the directory contains only log.json, and the same command may resume again.
     results = RESULTS if restore_dir is None else ("last", "best")
     if not any((outdir / result).exists() for result in results):
         return
@@ -208,7 +208,7 @@ def _check_fixed(saved: dict[str, Any], given: dict[str, Any]) -> None:
 
 
 def _unused_base(saved: dict[str, Any], given: dict[str, Any]) -> list[str]:
-    """Remove a `model_id` that a resumed run does not use; return a line if it differs.
+    """Remove an unused `model_id` from `given`; return a line if it differs from the saved one.
 
     Without an adapter, a resumed run does not use `model_id`: all weights are in the checkpoint.
     With an adapter, `model_id` can be the new place of a base model that was moved.

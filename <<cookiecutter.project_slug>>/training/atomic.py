@@ -1,7 +1,9 @@
 """Write folders and files so that each name always refers to complete content.
 
 Everything is written to a temporary path, flushed to the disk, and then published by one atomic
-rename. Each folder has a manifest of checksums, which shows whether the folder is intact.
+rename. On file systems without symbolic links, a folder is published by two renames: see
+`_replace_by_copy`. Each folder has a manifest of checksums, which shows whether the folder is
+intact.
 """
 
 import errno
@@ -46,9 +48,7 @@ def saving(folder: Path, size: int) -> Iterator[None]:
         # A full disk raises SafetensorError in safetensors and a bare Exception in tokenizers.
         is_of_disk = isinstance(error, (OSError, SafetensorError)) or type(error) is Exception
         reason = str(error) if is_of_disk else describe(error)
-        raise RunError(
-            f"{folder}: not saved ({reason}); earlier checkpoints are unchanged"
-        ) from error
+        raise RunError(f"{folder}: not saved ({reason}); earlier checkpoints are intact") from error
 
 
 def write_file(path: Path, content: str | bytes) -> None:
@@ -64,8 +64,9 @@ def publish(outdir: Path, writers: dict[str, Callable[[Path], None]]) -> None:
     """Write folders to temporary paths; then, one by one, replace the named folders atomically.
 
     `outdir/NAME` is a symbolic link to `outdir/.checkpoints/NAME.NUMBER`. If the process is killed
-    at any moment, each name refers either to its old or to its new content. If a writer raises an
-    exception, all names refer to their old content.
+    at any moment, each link refers either to its old or to its new folder. If a writer raises an
+    exception, all links refer to their old folders. If symbolic links are not supported,
+    `outdir/NAME` is a copy instead: see `_replace_by_copy`.
 
     Args:
         writers: For each name, a function that writes into the given empty folder.
@@ -123,7 +124,7 @@ def _repoint(name: Path, version: Path) -> None:
         _replace_by_copy(name, version)
     else:
         copied = version.parent / f"{name.name}.copied.tmp"
-        # If `name` is a folder, `cp -rL` or `_replace_by_copy` made it.
+        # `name` is a folder instead of a link if `cp -rL` or `_replace_by_copy` created it.
         if name.is_dir() and not name.is_symlink():
             os.rename(name, copied)
         os.replace(temporary, name)

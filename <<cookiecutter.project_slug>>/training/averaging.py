@@ -26,16 +26,19 @@ EMA = "ema"
 class WeightAverage:
     """The exponential moving average of the weights, or the average of a schedule-free optimizer.
 
-    The moving average starts with the weights after the first step. After update t, it is
-    `d * average + (1 - d) * weights` with `d = min(decay, (1 + t) / (10 + t))`, as in TensorFlow's
-    `ExponentialMovingAverage`: the decay is smaller at first, so that early weights have little
-    influence on the average of a short run. Only trained parameters are averaged, not buffers.
+    The moving average of a parameter starts with the value after the first step in which the
+    parameter has a gradient. Update t replaces the moving average with
+    `d * average + (1 - d) * weights`, where `d = min(decay, (1 + t) / (10 + t))`, as in
+    TensorFlow's `ExponentialMovingAverage`: the decay is smaller at first, so that early weights
+    have little influence on the average of a short run. Only trained parameters are averaged, not
+    buffers.
 
     A schedule-free optimizer computes an average itself. Its method `eval()` replaces the weights
     with the average, and `train()` restores the weights.
 
     Args:
-        optimizer: An optimizer without state. If it has a method `eval()`, its `train()` is called.
+        optimizer: An optimizer whose state is still empty. If the optimizer has a method `eval()`,
+            its method `train()` is called.
         decay: Decay of the exponential moving average; 0 for no moving average.
         updates: Number of updates before the run was resumed; 0 in a new run.
     """
@@ -51,7 +54,7 @@ class WeightAverage:
             self.optimizer.train()  # type: ignore[attr-defined]
 
     def check_save(self, save_pretrained: Callable) -> None:
-        """Check that the model can save a state dict other than its own.
+        """If there is an average, check that `save_pretrained` can save it instead of the weights.
 
         Raises:
             RunError: `save_pretrained` has no parameter `state_dict`.
@@ -98,7 +101,8 @@ class WeightAverage:
     def applied(self, enabled: bool = True) -> Iterator[None]:
         """Put the average, or the raw weights if not `enabled`, into the model; undo this at exit.
 
-        The raw weights are restored from a copy, since `train()` after `eval()` would round them.
+        If there is no average, the model always contains the raw weights. The raw weights are
+        restored from a copy, since `train()` after `eval()` would round them.
         """
         was_enabled = bool(self._raw)
         self._switch(enabled)

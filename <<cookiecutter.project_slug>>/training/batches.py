@@ -1,8 +1,8 @@
 """Order the examples of an epoch, and assign them to steps, ranks and micro-batches.
 
-The order depends only on (seed, epoch, global batch size). The split of a global batch into
-micro-batches depends on the number of ranks, but the gradient of the step does not: each loss is
-divided by the number of target items of the full step.
+For the same data, the order depends only on (seed, epoch, global batch size). The split of a global
+batch into micro-batches depends on the number of ranks. Apart from dropout and rounding, the
+gradient of the step does not: each loss is divided by the number of target items of the full step.
 """
 
 import math
@@ -26,12 +26,12 @@ from .user_code import at_place, user_code
 # sorted by length inside each window. A wide window reduces padding, and a narrow window lets each
 # epoch have different batches.
 WINDOW = 256
-# Maximum number of tokens in a micro-batch, including padding, by device type. On a CPU, the
-# activations then fit into the caches, and training on long texts takes a quarter less time.
-# Accelerators are faster with large micro-batches.
+# Maximum number of tokens per rank and micro-batch, including padding, by device type. On a CPU,
+# the activations then fit into the caches, and training on long texts takes a quarter less time.
+# Other devices have no maximum, since accelerators are faster with large micro-batches.
 MAX_TOKENS = {"cpu": 2048}
 # Without loader processes, collate 8 micro-batches in a row. This is 1.7 times as fast as collating
-# each before it is used, since code and data remain in the CPU caches.
+# each micro-batch just before its use, since code and data remain in the CPU caches.
 AHEAD = 8
 
 
@@ -45,7 +45,8 @@ class MicroBatch:
             and number of the micro-batch.
         weight: 1, or 0 on a rank without examples. Such a rank runs an example of another rank, so
             that all ranks call the same collectives.
-        share: Target items of these examples, as a fraction of the target items of the step.
+        share: Target items of these examples, as a fraction of the target items of the step; 0 if
+            `weight` is 0.
         is_last: Whether this micro-batch completes its step.
         batch: The collated examples.
     """
@@ -60,14 +61,14 @@ class MicroBatch:
 
 @dataclass(frozen=True)
 class Step:
-    """One optimizer step.
+    """One optimizer step, or one batch of a validation.
 
     Attributes:
         epoch: Index of the epoch.
         index: Index of the step inside its epoch.
         examples: Indices of the examples of the global batch, over all ranks.
         num_items: Number of target items of the global batch, or the sum of their weights, over all
-            ranks.
+            ranks (1 if this number is 0).
         is_training: Whether this is a training step; False for a validation batch.
         micro_batches: Iterator of this rank's micro-batches; each rank has the same number of them.
     """
@@ -87,7 +88,7 @@ class Step:
 
 
 def epoch_order(keys: np.ndarray, global_batch_size: int, seed: int, epoch: int) -> np.ndarray:
-    """Order the examples of an epoch: batches of similar length, in random order.
+    """Order the examples of an epoch: batches of examples of similar length, in random order.
 
     Args:
         keys: Sort keys, shape (n,); similar keys are batched together.
@@ -266,7 +267,7 @@ class _PlannedOrder(Sampler):
 
 
 class _Loading(torch.utils.data.Dataset):
-    """Collates the examples of a micro-batch, in a loader process if there is one."""
+    """Loads and collates the examples of a micro-batch, in a loader process if there is one."""
 
     def __init__(self, examples: ExampleSet):
         self.examples = examples

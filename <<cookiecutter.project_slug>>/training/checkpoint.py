@@ -33,23 +33,23 @@ LOG_FILE = "log.json"
 
 
 class Checkpointer:
-    """Writes into the output directory of a run, on the main rank.
+    """Writes checkpoints and log.json into the output directory of a run, on the main rank.
 
     Every rank has to call the same methods.
 
-    `last/` has the raw weights, which must be in the model when `save` is called. `best/` has the
-    average of the weights, if there is one.
+    `last/` has the raw weights (not averaged), which must be in the model when `save` is called.
+    `best/` has the average of the weights if the run computes one, otherwise the raw weights.
 
     A thread writes each save while training continues. On exit, the context manager waits for the
     latest save, even if the run fails.
 
     Attributes:
-        on_published: Called on the main rank, in the thread, with the names of the folders that
-            have been published: "last", and perhaps "best".
+        on_published: Function that the thread calls after each save, with the names of the
+            published folders: "last", or "best" and "last".
 
     Args:
         about: Function that returns the fields of `SavedRun` other than the state and the losses.
-            It is called at each save, since the data may change with the epoch.
+            It is called at each save, since each epoch may have other training data.
     """
 
     def __init__(
@@ -84,7 +84,8 @@ class Checkpointer:
 
     def __exit__(self, *_: object) -> None:
         self._thread.shutdown()
-        # `join` was not called, since the run ends with another error.
+        # Print the error of a failed save if `join` has not raised it, because the run ends with
+        # another error.
         if self.has_failed and self._pending is not None:
             print(self._pending.exception(), file=sys.stderr)
 
@@ -98,15 +99,16 @@ class Checkpointer:
         """Save `last/` and log.json; if `describe` is given, also `best/`.
 
         Wait for the preceding save, copy the tensors into host memory, and let a thread write the
-        copy. If the memory is too small for a copy, or `save_pretrained` cannot save a copy, wait
-        for the thread. `best/` is published before `last/`, which therefore never refers to a
-        missing `best/`.
+        copy. If the memory is too small for a copy, or if `save_pretrained` has no parameter
+        `state_dict` for the copy, wait until the thread has written this save. `best/` is published
+        before `last/`, so that `last/` never refers to a missing `best/`.
 
         Args:
-            describe: Function that writes README.md into `best/`, in the thread.
+            describe: Function that the thread calls to write README.md into the folder of `best/`.
 
         Raises:
-            RunError: The preceding save failed, for example because the disk is full.
+            RunError: The preceding save failed, for example because the disk is full; or this save
+                failed, if it was waited for.
         """
         self.join()
         scaler = self.accelerator.scaler
@@ -184,8 +186,8 @@ class Checkpointer:
         if (free := free_memory()) < size:
             if not self._is_noted:
                 tqdm.write(
-                    f"{free:,} bytes of host memory are free, but the copy for a save needs "
-                    f"{size:,}: training waits while each save is written"
+                    f"{free:,} bytes of host memory are free, but a copy of the weights and the "
+                    f"optimizer state needs {size:,}: without a copy, training waits for the save"
                 )
             self._is_noted = True
             return False
@@ -205,7 +207,8 @@ class Checkpointer:
         Load the weights of the model before calling this.
 
         Raises:
-            RunError: The file is not the optimizer state of this model.
+            RunError: optimizer.safetensors cannot be read or does not match the optimizer, or
+                log.json cannot be written.
         """
         path = folder / OPTIMIZER_FILE
         try:
@@ -213,7 +216,7 @@ class Checkpointer:
             self.strategy.load_optimizer_state(model, optimizer, loaded)
         except KeyError as error:
             raise RunError(
-                f"{path}: has a parameter {error} that the optimizer does not have; expected the "
+                f"{path}: does not match the optimizer, for example at {error}; expected the "
                 "model that was saved"
             ) from None
         if self.accelerator.scaler is not None and state.scaler is not None:
@@ -250,7 +253,10 @@ class Checkpointer:
         return f"{self.outdir}/bad_batch contains these examples and the weights before this step"
 
     def _settings(self, state: TrainState) -> dict[str, str]:
-        """Return the contents of the files with the settings and the state of the run, by name."""
+        """Return the contents of training_state.json and predictor_config.json, by file name.
+
+        Every rank has to call this.
+        """
         losses = self.group.gather((state.train_loss, state.named_losses))
         saved = SavedRun(
             **self.about(),
@@ -267,7 +273,7 @@ class Checkpointer:
         return self.strategy.full_state_dict(model)
 
     def _gather_best(self, model: torch.nn.Module, weights: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Gather the average of the weights on the main rank; without one, return the raw weights.
+        """Gather the average of the weights on the main rank; without an average, return `weights`.
 
         The average is copied: `_gather` may return the parameters themselves, whose values change
         when the raw weights are restored.

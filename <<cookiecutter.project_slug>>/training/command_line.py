@@ -56,8 +56,9 @@ def parse_predict_args(argv: list[str]) -> argparse.Namespace:
     """Parse and check the arguments.
 
     Raises:
-        RunError: A number is not positive, `--output` is not a file in an existing folder, or an
-            argument requires `--input`.
+        RunError: A number is not positive, the folder of `--output` does not exist, `--output`
+            exists and is not a regular file, or `--output` or `--column` is given without
+            `--input`.
     """
     task = TaskOptions()
     args = build_predict_parser(task).parse_args(argv)

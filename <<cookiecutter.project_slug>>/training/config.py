@@ -73,8 +73,8 @@ class RunConfig:
     """Arguments of train.py. A resumed run keeps the saved values of arguments that are not given.
 
     Attributes:
-        data_options, model_options, score_options: Arguments from `OPTIONS` of the modules of
-            `model/`.
+        data_options, model_options, score_options: Values of the arguments that `OPTIONS` of
+            dataset.py, configuration.py and metrics.py in `model/` declare, by name.
         resumed: Saved state of the run to resume; None for a new run.
     """
 
@@ -87,7 +87,7 @@ class RunConfig:
     )
     valid_size: float = option(
         0.1,
-        "fraction of --train_input held out if --valid_input is not given",
+        "fraction of --train_input held out if --train_input is given without --valid_input",
         group=DATA,
         at_least=0,
     )
@@ -103,7 +103,7 @@ class RunConfig:
         None, "YAML file of arguments; the command line takes precedence", group=RUN
     )
     dry_run: bool = option(
-        False, "print data, schedule and the memory of a step, then exit", group=RUN
+        False, "print data, schedule, memory and disk space, then exit", group=RUN
     )
     outdir: str = option("outputs", "output directory", "output_dir", group=RUN)
     restore_dir: str | None = option(
@@ -222,7 +222,7 @@ class RunConfig:
     )
     lora_alpha: int | None = option(
         None,
-        "the adapter is scaled by LORA_ALPHA / LORA_RANK (LORA_ALPHA: 2 * LORA_RANK)",
+        "the adapter is scaled by LORA_ALPHA / LORA_RANK (default: 2 * LORA_RANK)",
         group=LORA,
         at_least=1,
     )
@@ -296,7 +296,10 @@ class RunConfig:
 
     @property
     def valid_sources(self) -> dict[str, str | list[str]]:
-        """Validation data, by the name of the set. Held-out examples have the name ""."""
+        """Files of each validation set, by the name of the set; "" for a set without a name.
+
+        If `valid_input` is None, these are the training files, from which examples are held out.
+        """
         if self.valid_input is None:
             return {"": self.train_input}
         return named_sources(self.valid_input)
@@ -389,7 +392,7 @@ class RunConfig:
             )
 
     def to_args(self) -> dict[str, Any]:
-        """Return all arguments by name, in the form in which a checkpoint saves them."""
+        """Return all arguments except `restore_dir`, by name, as a checkpoint saves them."""
         values = {spec.name: getattr(self, spec.name) for spec in option_fields()}
         del values["restore_dir"]
         return {**values, **self.data_options, **self.model_options, **self.score_options}

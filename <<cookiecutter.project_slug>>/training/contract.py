@@ -1,4 +1,7 @@
-"""The parts of `model/`, with a default for each missing part: see model/interface.py."""
+"""The classes and functions of `model/`, and defaults for the optional ones.
+
+See model/interface.py.
+"""
 
 import argparse
 import importlib.util
@@ -26,7 +29,7 @@ from reading.faults import repeats
 from .options import TaskOptions
 from .user_code import user_code
 
-SAMPLED = 256  # number of examples to hash if a data set has no fingerprint
+SAMPLED = 256  # maximum number of examples to hash if a data set has no fingerprint
 
 
 class LossOnly:
@@ -59,12 +62,14 @@ class ExampleSet:
 
     Attributes:
         lengths, num_items, sort_keys: See `TaskDataset`; shape (n,).
-        schema: Settings with which the file was read.
+        schema: Settings with which the data were read: see `TaskDataset`.
         fingerprint: Integer that changes when the data change.
         notes: Lines to print.
-        is_divisible: Whether a micro-batch may have fewer examples than `--batch_size`. False if
-            the loss couples the examples of a micro-batch.
-        has_lengths, has_num_items: Whether the data set has `lengths`, or `num_items`.
+        is_divisible: Whether micro-batches may be made smaller than `--batch_size` to limit their
+            number of tokens or their memory. False if the loss couples the examples of a
+            micro-batch.
+        has_lengths, has_num_items: Whether the user's data set itself has the attribute `lengths`;
+            whether it has the attribute `num_items`.
 
     Raises:
         RunError: The shape of an attribute is not (n,).
@@ -167,7 +172,8 @@ class Task(TaskOptions):
 
     Attributes:
         divides_by_items: Whether `forward` has a parameter `num_items_in_batch`. If not, its loss
-            is treated as a mean, and weighted by the micro-batch's share of target items.
+            is treated as a mean over the micro-batch, and weighted by the fraction of the step's
+            target items that are in the micro-batch.
         couples_examples: `Model.loss_couples_examples`: whether the loss depends on which examples
             are in a micro-batch together.
         leaves_unused: `Model.leaves_parameters_unused`: whether a step may leave parameters without
@@ -343,6 +349,6 @@ def _leaves(value: Any) -> Iterator[bytes]:
 
 
 def accepts_weights(model: torch.nn.Module) -> bool:
-    """Return whether `save_pretrained` can save given weights, as the argument `state_dict`."""
+    """Return whether `save_pretrained` has a parameter `state_dict` for the weights to save."""
     save: Callable = model.save_pretrained  # type: ignore[assignment]
     return "state_dict" in inspect.signature(save).parameters

@@ -42,10 +42,11 @@ class RankGroup:
         return values
 
     def any_rank_at_last_call(self, flag: bool) -> bool:
-        """Return whether any rank passed True at the previous call.
+        """Return whether any rank passed True at the previous call; False at the first call.
 
-        The reduction runs in the background, so that no rank waits for another one. Therefore each
-        call returns the result of the previous one. With a single rank, return the flag itself.
+        The reduction of a call runs in the background, and the next call returns its result. A rank
+        therefore waits only for ranks that have not yet made the previous call. With a single rank,
+        return the flag of this call.
         """
         if self._group is None:
             return flag
@@ -74,7 +75,7 @@ class RankGroup:
 
         Raises:
             Exception: On a rank that failed, its own exception; on the others, a RunError with the
-                message of the first rank that failed.
+                message of the lowest rank that failed.
         """
         own: Exception | None = None
         try:
@@ -107,10 +108,10 @@ class RankGroup:
 
     @contextmanager
     def local_main_first(self) -> Iterator[None]:
-        """Run the block on one rank of each machine first; the other ranks can use its cache.
+        """Run the block first on one rank of each machine, then on the others.
 
-        With `Accelerator.local_main_process_first`, the other ranks would wait forever if the first
-        one fails.
+        The other ranks can use the files that the first rank caches. If the first rank fails, they
+        do not wait forever, as they would with `Accelerator.local_main_process_first`.
         """
         if not self.is_local_main:
             self.gather(None)

@@ -31,11 +31,12 @@ class Part(torch.utils.data.Dataset):
     def faults(self, train: Any = None) -> Iterator[str]:
         """Yield lines about the full data set if this is the training part.
 
-        Equal examples are in the same part. For the validation part, yield nothing, because the
-        lines about the full data set include its examples.
+        If this is the validation part, yield nothing. The lines about the full data set include the
+        examples of the validation part, and none of these examples is in the training part, because
+        equal examples are in the same part.
 
         Args:
-            train: The training part, if this is the validation part.
+            train: The training part, if this is the validation part; otherwise None.
         """
         if train is None:
             yield from self._whole.faults()
@@ -53,16 +54,17 @@ class Part(torch.utils.data.Dataset):
 def hold_out(
     examples: ExampleSet, share: float, seed: int, fold: int = 0
 ) -> tuple[ExampleSet, ExampleSet]:
-    """Split examples by a hash of their content and the seed.
+    """Split examples into a training part and a validation part.
 
-    The split is the same on every machine and after a resume. Equal examples are in the same part.
+    The part of an example depends on a hash of the content of the example and on the seed. The
+    split is the same on every machine and after a resume. Equal examples are in the same part.
 
     Args:
-        share: Expected fraction of the examples in the second part.
-        fold: Index of the second part among `1 / share` disjoint parts.
+        share: Expected fraction of the examples in the validation part.
+        fold: Index of the validation part among `1 / share` disjoint parts.
 
     Raises:
-        RunError: One of the two parts is empty.
+        RunError: The training part or the validation part is empty.
     """
     checksums = getattr(examples.dataset, "checksums", None)
     if checksums is None:
@@ -74,8 +76,8 @@ def hold_out(
         indices = np.flatnonzero(chosen)
         if len(indices) == 0:
             raise RunError(
-                f"--valid_size {share} of {len(examples)} examples leaves a part empty; expected "
-                "--valid_input, or another size"
+                f"--valid_size {share} of {len(examples)} examples leaves a part empty (training "
+                "or validation); expected --valid_input, or another size"
             )
         parts.append(ExampleSet(Part(examples, indices), examples.is_divisible))
     return parts[0], parts[1]

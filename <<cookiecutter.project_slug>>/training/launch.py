@@ -28,8 +28,8 @@ def start(project_dir: str | None = None, report_to: list[str] | None = None) ->
         report_to: Names of trackers.
 
     Raises:
-        RunError: Accelerate was configured for a feature that train.py does not support, or
-            implements itself; or the number of processes is not the requested one.
+        RunError: Accelerate cannot start, or was configured for a feature that train.py does not
+            support or implements itself; or the number of processes is not the requested number.
     """
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
@@ -50,8 +50,9 @@ def run(main: Callable[[], None]) -> int:
 
     Returns:
         0 if there is no error; 75 after Stopped; 130 after a Ctrl-C that the run does not handle; 2
-        after a UserError, a known error of the accelerator, or the end of another process. The
-        message is printed once per machine. An error on a single rank is printed by that rank.
+        after a UserError, an out-of-memory error, a device-side assertion of CUDA, or a lost
+        connection to another process. Local rank 0 of each machine prints the message. Another rank
+        also prints its message if other ranks may not have the same error.
     """
     code = 0
     message = ""
@@ -90,10 +91,10 @@ def _sentence(error: Exception) -> str:
             f"{_first_line(error)}; resume with a lower --batch_size, which does not change the "
             "global batch size"
         )
-    if "device-side assert" in str(error):  # CUDA raises it in a later operation
+    if "device-side assert" in str(error):  # CUDA raises this in a later operation
         return (
             f"{_first_line(error)}: a label, a token id or another index is out of range; set "
-            "CUDA_LAUNCH_BLOCKING=1 for a message with step and examples"
+            "CUDA_LAUNCH_BLOCKING=1 for a message that names the step and its examples"
         )
     if is_lost_connection(error):
         return (
@@ -112,7 +113,7 @@ def _is_common(error: Exception) -> bool:
 def _check_fsdp_version() -> None:
     """Reject FSDP1. Call this first: on a CPU, the Accelerator cannot be created with FSDP1."""
     is_fsdp = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
-    version = os.environ.get("FSDP_VERSION", "1")  # files of older versions lack it
+    version = os.environ.get("FSDP_VERSION", "1")  # older configuration files lack it
     if is_fsdp and version != "2":
         raise RunError(f"fsdp_version {version}: expected `fsdp_version: 2`")
 

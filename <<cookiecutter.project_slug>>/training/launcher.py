@@ -1,8 +1,8 @@
 """Find the launcher that started this process, and the number of processes requested from it.
 
 `accelerate launch --cpu --num_processes 2` and a `MULTI_CPU` configuration file start one process
-and do not pass on the requested number. It is therefore read from the command line of the parent
-process.
+and do not pass on the requested number of processes. This module therefore reads the number from
+the command line of the parent process, or from the configuration file.
 """
 
 import os
@@ -47,7 +47,7 @@ def _requested_of_file(path: str) -> int:
         is_distributed = config.get("distributed_type", "NO") not in ("NO", False)
         return int(config.get("num_processes", 1)) if is_distributed else 1
     except (OSError, ValueError, TypeError, AttributeError, yaml.YAMLError):
-        return 1  # the launcher itself raises an error for an invalid file
+        return 1  # for an invalid file, the launcher itself raises an error
 
 
 def _options(command: list[str]) -> dict[str, str]:

@@ -8,7 +8,7 @@ from errors import RunError
 
 
 def embedding_parameters(model: nn.Module) -> set[nn.Parameter]:
-    """Return the weights of embeddings, including an output layer that is tied to one."""
+    """Return the weights of embeddings, including weights that an output layer shares."""
     kinds = (nn.Embedding, nn.EmbeddingBag)
     found = {module.weight for module in model.modules() if isinstance(module, kinds)}
     if (embedding := _layer_of(model, "get_input_embeddings")) is not None:
@@ -20,7 +20,8 @@ def head_parameters(model: nn.Module) -> set[nn.Parameter]:
     """Return the parameters outside the base model, and the output layer of a language model.
 
     In transformers, `base_model` of a model is the part without the head. For a model without
-    `base_model`, return only the output layer.
+    `base_model`, return only the output layer. Weights that are shared with embeddings are not
+    returned.
     """
     inside = set(_base_of(model).parameters())
     found = {parameter for parameter in model.parameters() if parameter not in inside}
@@ -48,7 +49,8 @@ def distances_from_head(model: nn.Module) -> dict[nn.Parameter, int]:
     deepest = 1 + max(map(len, stacks.values()), default=0)
     embeddings = embedding_parameters(model)
     for name, parameter in _base_of(model).named_parameters():
-        # In most models, other names with "embed" are norms or projections after the embeddings.
+        # Other parameters with "embed" in their names are, in most models, those of norms or
+        # projections after the embeddings.
         if parameter in embeddings or "embed" in name:
             distances[parameter] = deepest
     for layers in stacks.values():
@@ -72,7 +74,8 @@ def learning_rate_factors(
         head_factor: Factor that multiplies the learning rate of the head.
 
     Raises:
-        RunError: The model has no layers, or no head.
+        RunError: `layer_decay` is not 1 and the model has no layers, or `head_factor` is not 1 and
+            the model has no head that is trained.
     """
     factors = dict.fromkeys(model.parameters(), 1.0)
     if layer_decay != 1:
@@ -88,7 +91,8 @@ def learning_rate_factors(
         if not head:
             raise RunError(
                 f"--head_lr_factor {head_factor}: no head found in {type(model).__name__}; "
-                "expected parameters that are outside its base_model and not tied to the embeddings"
+                "expected trained parameters that are outside its base_model and not tied to the "
+                "embeddings"
             )
         factors.update({parameter: head_factor * factors[parameter] for parameter in head})
     return factors

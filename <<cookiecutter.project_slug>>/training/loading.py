@@ -33,7 +33,8 @@ def load_tokenizer(model_id: str) -> PreTrainedTokenizerBase:
     The padding token is then the EOS token, or the unknown token if there is no EOS token.
 
     Raises:
-        RunError: There is no tokenizer, or its tokens differ from those of its tokenizer.json.
+        RunError: The tokenizer cannot be loaded, or its tokens for a probe text differ from those
+            of tokenizer.json.
     """
     model_id = os.path.expanduser(model_id)
     _check_folder(model_id)
@@ -70,7 +71,7 @@ def build_config(
         arguments: Arguments of `ModelConfig`, from the command line and the schema of the data.
 
     Raises:
-        RunError: The base model has no configuration that transformers can read.
+        RunError: The configuration of the base model cannot be read, or an argument is invalid.
     """
     model_id = os.path.expanduser(model_id)
     _check_folder(model_id)
@@ -124,12 +125,15 @@ def load_model(
     base_model_id: str | None = None,
     compares_base: bool = True,
 ) -> PreTrainedModel:
-    """Load a model to resume from or to predict with, in float32.
+    """Load a checkpoint to resume a run or to predict.
+
+    The weights are loaded in float32, the frozen weights of an adapter's base model in the dtype of
+    the training run.
 
     Args:
-        options: Arguments of `ModelConfig` from the command line. They take precedence over those
-            saved in the checkpoint. A checkpoint in stock form (see `model.base.Wrapper`) contains
-            no such arguments.
+        options: Arguments of `ModelConfig`, from the command line of train.py. They take precedence
+            over those in the config.json of the checkpoint. The config.json of a checkpoint in
+            stock form (see `model.base.Wrapper`) contains no such arguments.
         base_model_id: New path or Hub id of the base model of an adapter, if it was moved.
         compares_base: Whether to compare the hash of an adapter's base model with the saved hash.
 
@@ -161,7 +165,7 @@ def set_up(model: PreTrainedModel, config: RunConfig) -> None:
     """Set attention backend, activation checkpointing, TF32 and compilation.
 
     Raises:
-        RunError: The model does not support one of them.
+        RunError: The model or the device does not support one of these settings.
     """
     device = str(torch.accelerator.current_accelerator() or "cpu")
     if (name := config.attn_implementation) == "flex_attention" and device in ("cpu", "mps"):
@@ -190,7 +194,11 @@ def _load(
 ) -> PreTrainedModel:
     """Load all weights of a checkpoint with `from_pretrained`.
 
-    Everything that is not in the checkpoint remains as the constructor sets it.
+    `requires_grad`, and buffers that are not saved, are as the constructor of the model sets them.
+
+    Raises:
+        RunError: The weights of the checkpoint are not those of the model, for example because a
+            weight is missing.
     """
     if not issubclass(model_class, PreTrainedModel):
         return model_class.from_pretrained(folder)
@@ -228,7 +236,8 @@ def _load_adapter(
     """Load an adapter, and its base model in the dtype of the run.
 
     Raises:
-        RunError: The base model or one of its weights is missing, or adapters are not supported.
+        RunError: PEFT is not installed, `model_class` does not support adapters, or the base model
+            or one of its weights is missing.
     """
     require("peft", "lora", f"{folder}: an adapter, which")
     if not hasattr(model_class, "add_lora"):
@@ -257,7 +266,10 @@ def _check_no_adapter(model_id: str) -> None:
 
 
 def _left_out(model: PreTrainedModel, folder: Path) -> set[str]:
-    """Return the names of tensors that are in no file, and that transformers does not report."""
+    """Return the names of missing tensors that transformers does not report.
+
+    Missing tensors are tensors of the model that are in no weight file of `folder`.
+    """
     patterns = [
         re.compile(pattern)
         for name in ("_keys_to_ignore_on_load_missing", "_keys_to_ignore_on_save")
@@ -299,7 +311,7 @@ def _check_weights(model: PreTrainedModel, info: dict, model_id: str) -> list[st
     """Return a line about new weights and a line about unused weights, if there are any.
 
     Raises:
-        RunError: Weights other than those of the head are missing.
+        RunError: Weights other than those of the head and of a pooler are missing.
     """
     base = model.base_model
     prefix = f"{base.base_model_prefix}."
@@ -329,7 +341,11 @@ def _check_weights(model: PreTrainedModel, info: dict, model_id: str) -> list[st
 
 
 def _may_have_config(task: Task, model_id: str) -> bool:
-    """Return whether to look for a config.json; a custom Model may need no base model."""
+    """Return whether to read the config.json of `model_id`.
+
+    Do not read it if a folder has none, or if `model_id` is `BASE_MODEL` and not a folder: a custom
+    Model may need no base model.
+    """
     if (folder := Path(model_id)).is_dir():
         return (folder / "config.json").exists()
     return model_id != task.base_model
@@ -379,7 +395,7 @@ def _tokenizer_reason(error: Exception) -> str:
 def _failure(what: str, error: Exception) -> RunError:
     """Return a RunError with the message `what (reason)`.
 
-    If the reason begins with an argument, such as `--max_len`, it is the whole message.
+    If the reason begins with an argument, such as `--max_len`, the message is only the reason.
     """
     reason = _reason(error)
     if "ignore_mismatched_sizes" in reason:  # refers to a report that is not printed

@@ -28,7 +28,8 @@ class LossMeter:
         latest: Latest losses read from the device, by name; empty at first. They are this rank's
             losses, multiplied by the number of ranks to estimate the losses over all ranks.
         latest_norm: Gradient norm, before clipping, of the latest step that was read.
-        first_bad_step: First step with a loss that is not finite, among those read; None if none.
+        first_bad_step: The first of the steps read so far whose loss is not finite, or None if all
+            losses are finite.
     """
 
     def __init__(self, accelerator: Accelerator, sums: Mapping[str, float] | None = None):

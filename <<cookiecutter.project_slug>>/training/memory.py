@@ -1,4 +1,4 @@
-"""Find the largest micro-batch that fits into the memory of an accelerator."""
+"""Halve the size of the micro-batches until they fit into the memory of an accelerator."""
 
 import numpy as np
 import torch
@@ -29,7 +29,8 @@ def largest_batch_size(
         asked: The batch size to start with.
 
     Raises:
-        RunError: Not even one example fits, or the batch size must not be reduced.
+        RunError: Not even one example fits; or `asked` examples do not fit, and the batch size must
+            not be reduced (see `ExampleSet.is_divisible`).
     """
     size = asked
     if accelerator.device.type in NOT_PROBED:

@@ -42,7 +42,7 @@ def check_model(
         _check_vocabulary(model, tokenizer)
         notes += _align_tokens(model, tokenizer, batch)
     with probing(model):
-        _run(model, batch, "the model fails on the first examples")
+        _run(model, batch, "the model fails on the shortest examples")
         check_length(model, max_len)
         if _is_causal(model, batch):
             _check_causality(model, batch)
@@ -57,7 +57,8 @@ def check_length(model: nn.Module, max_len: int) -> None:
     """Check that the model can run a sequence of `max_len` tokens.
 
     Raises:
-        RunError: The model cannot run it, for example because the model has fewer positions.
+        RunError: The model cannot run the sequence, for example because the model has fewer than
+            `max_len` positions.
     """
     embeddings = _embeddings(model)
     if embeddings is None or not _takes(model, "input_ids"):
@@ -88,8 +89,8 @@ def unused_parameters(model: nn.Module, batch: dict[str, Any], seed: int = 0) ->
     with probing(model), torch.enable_grad():
         torch.manual_seed(seed)
         model.train()
-        with user_code("model/modeling.py: the backward pass fails on the first examples"):
-            _run(model, batch, "the model fails on the first examples").loss.backward()
+        with user_code("model/modeling.py: the backward pass fails on a short example"):
+            _run(model, batch, "the model fails on a short example").loss.backward()
         names = [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]
         model.zero_grad()
     with torch.no_grad():
@@ -101,7 +102,7 @@ def unused_parameters(model: nn.Module, batch: dict[str, Any], seed: int = 0) ->
 def sample_batch(examples: ExampleSet) -> dict[str, Any]:
     """Collate the two shortest examples of a data set."""
     shortest = examples.lengths.argsort(kind="stable")[:ROWS].tolist()
-    with user_code("model/dataset.py: the first examples cannot be loaded"):
+    with user_code("model/dataset.py: the shortest examples cannot be loaded"):
         return examples.batch(shortest)
 
 
@@ -225,7 +226,7 @@ def _check_causality(model: nn.Module, batch: dict[str, Any]) -> None:
     ids = _ids(model, 12)[:1]
     other = ids.clone()
     other[0, -1] = ids[0, 0]
-    sentence = "the model fails on the first examples"
+    sentence = "the model fails on a row of token ids without other inputs"
     logits, changed = (
         _run(model, {"input_ids": row}, sentence).logits[:, :-1] for row in (ids, other)
     )
@@ -251,7 +252,7 @@ def _check_router_loss(model: nn.Module, batch: dict[str, Any]) -> list[str]:
     config = getattr(model, "base_model", model).config if hasattr(model, "config") else None
     if not getattr(config, "output_router_logits", False):
         return []
-    if _run(model, batch, "the model fails on the first examples").get("aux_loss") is None:
+    if _run(model, batch, "the model fails on the shortest examples").get("aux_loss") is None:
         raise RunError(
             "output_router_logits is true in config.json, but this model adds no router loss; "
             "expected false"

@@ -76,7 +76,7 @@ def _build_strategy(accelerator: Accelerator, config: RunConfig) -> Strategy:
     """Return the strategy that was configured for the launch.
 
     Raises:
-        RunError: DeepSpeed was configured for something that is not supported.
+        RunError: An argument or a setting of Accelerate is not supported with FSDP2 or DeepSpeed.
     """
     if accelerator.distributed_type == DistributedType.FSDP:
         config.optimizer_options.check_sharding()
@@ -108,10 +108,11 @@ def _join(task: Task, argv: list[str]) -> tuple[RunConfig, list[str], Accelerato
 
 
 def _check_unchanged(group: RankGroup, task: Task, argv: list[str], config: RunConfig) -> None:
-    """Check that the configuration has not changed, and is equal on all ranks.
+    """Check that the configuration is still the one that `_join` read, and is equal on all ranks.
 
-    Call this while the output directory is locked. Another run may have started or ended in this
-    directory before it was locked, and several machines may have different directories.
+    Call this while the output directory is locked. Before that, another run may have started or
+    ended in the directory. On several machines, `--outdir` may refer to different directories, with
+    different checkpoints.
     """
     with group.in_agreement():
         again, _ = read_config(task, argv, config.restore_dir)
@@ -318,9 +319,10 @@ class _Opening:
         )
 
     def unused_parameters(self, model: Any) -> list[str]:
-        """Return the names of parameters that get no gradient from at least one short example.
+        """Run a few short examples, one at a time, to find parameters without a gradient.
 
-        Only a few examples are run.
+        Returns:
+            The names of the parameters that get no gradient in at least one of these runs.
         """
         examples = self.train_data.examples
         short = examples.lengths.argsort(kind="stable")[: 1 + len(examples) // 2]
@@ -366,7 +368,7 @@ class _Opening:
         return state
 
     def _steps_of_epochs(self, state: TrainState) -> int:
-        """Return the number of completed and remaining steps.
+        """Return the sum of the numbers of completed and remaining steps.
 
         This assumes that each later epoch has as many examples as the current epoch.
         """
@@ -434,7 +436,8 @@ class _Opening:
         """Call `build_optimizer` of model/optimization.py; if there is none, use `--optimizer`.
 
         Raises:
-            RunError: An argument does not apply to the optimizer or to the model.
+            RunError: An argument does not apply to the optimizer or to the model, or
+                `build_optimizer` of model/optimization.py fails or returns an invalid optimizer.
         """
         lr = self.config.peak_lr
         weight_decay = self.config.weight_decay

@@ -24,8 +24,9 @@ def check_optimizer(optimizer: object, model: nn.Module) -> None:
     """Check the return value of `build_optimizer` of model/optimization.py.
 
     Raises:
-        RunError: The value is not an optimizer, or does not contain each parameter that requires a
-            gradient exactly once.
+        RunError: The value is not an optimizer; a parameter that requires a gradient is not in
+            exactly one parameter group; or a parameter group has a parameter that is not in the
+            model.
     """
     file = "model/optimization.py"
     if not isinstance(optimizer, Optimizer):
@@ -65,8 +66,8 @@ def build_scheduler(
 ) -> LambdaLR:
     """Build a schedule with `transformers.get_scheduler`.
 
-    `warmup_stable_decay` decays over the last tenth of the steps. A schedule with a minimum ends
-    at a tenth of the peak learning rate.
+    `warmup_stable_decay` decays over the last tenth of the steps. `cosine_with_min_lr` and
+    `cosine_warmup_with_min_lr` end at a tenth of the peak learning rate.
 
     Raises:
         RunError: The schedule is undefined at a step, for example `polynomial` without decay steps.
@@ -89,7 +90,11 @@ def build_scheduler(
 
 
 def _check_factors(scheduler: LambdaLR, num_warmup_steps: int, total_steps: int) -> None:
-    """Evaluate a schedule at the steps where its formula changes, and at the last step."""
+    """Check that a schedule is finite at its start, middle and end, and at the end of the warm-up.
+
+    Raises:
+        ValueError, ArithmeticError: The schedule is not finite at one of these steps.
+    """
     turns = [0, total_steps // 2, total_steps - 1, total_steps]
     turns += [num_warmup_steps + offset for offset in (-1, 0, 1)]
     for step in sorted({step for step in turns if 0 <= step <= total_steps}):
@@ -116,9 +121,9 @@ def sum_over_ranks(loss: Tensor, num_ranks: int) -> Tensor:
     """Scale a loss so that the mean gradient over the ranks is the gradient of the summed losses.
 
     DistributedDataParallel, FSDP and ZeRO average gradients over the ranks, so the loss is
-    multiplied by the number of ranks. `0 * loss` is 0 for a finite loss, and NaN otherwise. A NaN
-    loss makes the gradients NaN, after the reduction also on all other ranks, so that every rank
-    finds NaN as the gradient norm.
+    multiplied by the number of ranks. `0 * loss` is added to this factor: 0 for a finite loss, and
+    NaN otherwise. A factor of NaN makes the gradients NaN, after the reduction also on all other
+    ranks, so that every rank finds NaN as the gradient norm.
     """
     return loss * (num_ranks + 0 * loss.detach())
 
@@ -126,11 +131,14 @@ def sum_over_ranks(loss: Tensor, num_ranks: int) -> Tensor:
 class GradientGuard:
     """Clips gradients, and skips all optimizer steps after a loss or gradient that is not finite.
 
-    A fused optimizer skips its step if its attribute `found_inf` is set, so no value has to be read
-    from the device. It also divides the gradients by its attribute `grad_scale`. This clips them
-    without another pass over all gradients, which would take 1.5 ms of a step of 61 ms on two CPU
-    cores. If there is a gradient scaler, it sets both attributes. If the optimizer is not fused,
-    `optimizer_step` reads `found_inf` from the device.
+    A fused optimizer skips its step if its attribute `found_inf` is 1, so no value has to be read
+    from the device. A fused optimizer also divides the gradients by its attribute `grad_scale`.
+    This clips the gradients without another pass over them, which would take 1.5 ms of a step of
+    61 ms on two CPU cores. If the optimizer is not fused, `optimizer_step` reads `found_inf` from
+    the device.
+
+    With a gradient scaler (float16), this class sets neither attribute: the scaler skips each step
+    whose gradients are not finite, but no later steps, and `found_nonfinite` is only about losses.
 
     Args:
         max_grad_norm: Maximum norm of the gradient; 0 for no limit.
@@ -162,8 +170,8 @@ class GradientGuard:
         """Clip the gradients to the maximum norm.
 
         Returns:
-            The loss, or NaN after the first loss or gradient that is not finite; and the gradient
-            norm over all ranks, before clipping.
+            The loss, or NaN after the first loss or gradient that is not finite (with a gradient
+            scaler: the first loss); and the gradient norm over all ranks, before clipping.
         """
         norm = self._clip()
         norm = norm.full_tensor() if isinstance(norm, DTensor) else norm

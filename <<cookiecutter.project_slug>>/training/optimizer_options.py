@@ -16,11 +16,12 @@ class Kind:
         options: Arguments of train.py that apply to this optimizer, but not to all optimizers.
         state_tensors: Maximum number of float32 tensors in the state of a parameter, each of the
             shape of the parameter.
-        package: Name of an optional package that it requires, and the extra that installs it.
-        for_matrices: Whether it trains only the matrices of hidden layers. AdamW trains the other
-            parameters.
-        needs_full_matrices: Whether its result would be different on shards of a matrix.
-        averages: Whether it averages the weights instead of decaying the learning rate.
+        package: Name of an optional package that the optimizer requires, and the extra of
+            pyproject.toml that installs the package.
+        for_matrices: Whether the optimizer trains only the matrices of hidden layers. AdamW then
+            trains the other parameters.
+        needs_full_matrices: Whether the result would be different on shards of a matrix.
+        averages: Whether the optimizer averages the weights instead of decaying the learning rate.
     """
 
     options: tuple[str, ...]
@@ -45,7 +46,10 @@ OPTIMIZERS = {
 
 @dataclass(frozen=True)
 class OptimizerOptions:
-    """The arguments of train.py with these names. None means the default of the optimizer."""
+    """Arguments of train.py. Each field has the name of its argument.
+
+    None means the default of the optimizer.
+    """
 
     optimizer: str = "adamw"
     beta1: float | None = None
@@ -71,8 +75,8 @@ class OptimizerOptions:
         """Check that each value is valid for the optimizer.
 
         Raises:
-            RunError: A value is out of range, the optimizer has no such setting, or its package is
-                missing.
+            RunError: A value is out of range, an argument does not apply to the optimizer, or the
+                package of the optimizer is missing.
         """
         kind = OPTIMIZERS[self.optimizer]
         for name in ("beta1", "beta2", "eps", "momentum"):

@@ -1,7 +1,7 @@
-"""The full state of an optimizer, by parameter name. It does not depend on the sharding.
+"""The full state of an optimizer, by parameter name, independent of how parameters are sharded.
 
 Tensors are saved in safetensors format. Prodigy and schedule-free optimizers also have Python
-numbers in their state or parameter groups. These are saved in the metadata of the file.
+numbers in their state or parameter groups. These numbers are saved in the metadata of the file.
 """
 
 import json
@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 
 from errors import RunError
 
-# Entries of a parameter group that are not saved: the arguments of train.py determine them.
+# Entries of a parameter group that are not saved: a resumed run sets them again.
 OWN = {"params", "lr", "initial_lr", "lr_factor", "weight_decay", "eps", "momentum"}
 METADATA = "optimizer"
 # Parts that DDP, torch.compile and activation checkpointing insert into parameter names.
@@ -32,7 +32,7 @@ class OptimizerState:
     Attributes:
         tensors: Tensors of the state, by `PARAMETER/KEY`.
         numbers: Python numbers of the state, by `PARAMETER/KEY`.
-        groups: Numbers in the parameter groups, one dict for each group.
+        groups: Saved numbers of the parameter groups, one dict for each group.
     """
 
     tensors: dict[str, Tensor]
@@ -66,7 +66,7 @@ class OptimizerState:
 
 
 def gather(model: nn.Module, optimizer: Optimizer, is_main: bool) -> OptimizerState:
-    """Gather the full state on the main rank; every rank has to call this.
+    """Gather the full state on the main rank; every rank has to call this function.
 
     Parameters that have never had a gradient have no state.
     """
@@ -103,7 +103,7 @@ def scatter(model: nn.Module, optimizer: Optimizer, state: OptimizerState) -> No
         values = optimizer.state[parameter]
         is_tensor = isinstance(value, Tensor)
         values[key] = _part(value, key, parameter, groups[parameter]) if is_tensor else value
-    # Earlier versions did not save the groups.
+    # Checkpoints of earlier versions do not contain the groups.
     if state.groups and len(state.groups) != len(optimizer.param_groups):
         raise RunError(
             f"model/optimization.py: build_optimizer creates {len(optimizer.param_groups)} "
@@ -130,7 +130,7 @@ def _part(value: Tensor, key: str, parameter: nn.Parameter, group: dict[str, Any
 
 
 def _numbers(group: dict[str, Any]) -> dict[str, float]:
-    """Return the numbers that the optimizer may change, without those that arguments determine."""
+    """Return the numbers in a parameter group, without the entries in `OWN`."""
     return {
         key: value
         for key, value in group.items()

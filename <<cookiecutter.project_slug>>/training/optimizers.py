@@ -29,7 +29,8 @@ class Combined(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> None:
-        # `Accelerator.prepare` may replace the groups and the state of this object.
+        # Assign in each step: `Accelerator.prepare` may replace the groups and the state of this
+        # object.
         start = 0
         for part in self.parts:
             end = start + len(part.param_groups)
@@ -87,10 +88,11 @@ def build_optimizer(
     weight_decay: float,
     options: OptimizerOptions = OptimizerOptions(),  # noqa: B008
 ) -> Optimizer:
-    """Build an optimizer, with weight decay on matrices only.
+    """Build an optimizer. Parameters with fewer than two dimensions have no weight decay.
 
     Raises:
-        RunError: The model has no parameter to train, or an option does not apply to it.
+        RunError: The model has no parameter to train, an option does not apply to the model, or the
+            installed torch does not have the optimizer.
     """
     trained = [p for p in model.parameters() if p.requires_grad]
     if not trained:
@@ -101,7 +103,7 @@ def build_optimizer(
         optimizer = _build_combined(model, group, options)
     else:
         optimizer = BUILDERS[options.optimizer](group(trained), options)
-    optimizer.defaults["lr"] = lr  # the polynomial schedule of transformers reads this
+    optimizer.defaults["lr"] = lr  # read by the polynomial schedule of transformers
     return optimizer
 
 
@@ -136,7 +138,8 @@ def parameter_groups(
 ) -> Groups:
     """Group parameters by learning rate and weight decay.
 
-    Parameters with fewer than two dimensions, such as biases and weights of norms, are not decayed.
+    Parameters with fewer than two dimensions, such as biases and the weights of normalization
+    layers, have no weight decay.
     """
     groups: dict[tuple[float, bool], dict[str, Any]] = {}
     for parameter in sorted(parameters, key=lambda p: (-factors[p], p.ndim < 2)):

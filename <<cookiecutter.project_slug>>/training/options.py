@@ -15,13 +15,14 @@ DEFINITIONS = (ast.FunctionDef, ast.ClassDef)
 class TaskOptions:
     """`BASE_MODEL` and `OPTIONS` of the modules of `model/`.
 
-    Importing these modules would import torch and transformers, which takes seconds. If a module is
-    not yet imported, execute only those of its statements on which the constant depends.
+    Importing these modules would import torch and transformers, which takes seconds. Therefore, of
+    a module that is not imported yet, only the statements on which these constants depend are
+    executed.
 
     Attributes:
         base_model: `BASE_MODEL` of configuration.py, the default of `--model_id`.
-        data_options, model_options, score_options, predict_options: `OPTIONS` of the modules:
-            command line arguments, by name.
+        data_options, model_options, score_options, predict_options: `OPTIONS` of dataset.py,
+            configuration.py, metrics.py and prediction.py: command line arguments, by name.
     """
 
     def __init__(self) -> None:
@@ -46,7 +47,9 @@ def _read_constant(module: str, name: str, default: Any) -> Any:
 
 
 def evaluate(file: Path, name: str, default: Any) -> Any:
-    """Return a constant of a module of `model/`, or `default`, without importing the module.
+    """Return a constant of a module of `model/`, without importing the module.
+
+    Return `default` if the module does not define the constant.
 
     Execute the statements that contain the name, and the statements on which they depend. Define a
     function or class only if one of these statements uses it.
@@ -64,7 +67,7 @@ def evaluate(file: Path, name: str, default: Any) -> Any:
 
 
 def _names_in(statement: ast.stmt) -> set[str]:
-    """Return the name that a function or class defines, or all names in any other statement."""
+    """Return the name of a function or class, or all names in a statement of another type."""
     return {statement.name} if isinstance(statement, DEFINITIONS) else set(_uses(statement))
 
 

@@ -15,8 +15,9 @@ from .atomic import flush, write_file
 class OutputFile:
     """A file of JSON lines that is renamed to its final name when it is complete.
 
-    Until then, the lines are in NAME.partial. NAME.partial.json contains the number of complete
-    lines and their size in bytes. It is replaced atomically after each block has been flushed.
+    Until then, the lines are in NAME.partial. NAME.partial.json contains the identity, the number
+    of complete lines and their size in bytes. NAME.partial.json is replaced atomically after each
+    block has been flushed to the disk.
 
     Args:
         identity: Hash of all inputs on which the lines depend. A partial file with another identity
@@ -36,7 +37,7 @@ class OutputFile:
         self._size = 0
 
     def open(self) -> None:
-        """Continue the partial file of an interrupted process, or start a new one.
+        """Continue the partial file of an interrupted process, or start a new file.
 
         Raises:
             RunError: The file cannot be written.
@@ -48,7 +49,8 @@ class OutputFile:
                 self.lines = found["lines"]
                 self._size = found["bytes"]
             with self.partial.open("ab") as file:
-                file.truncate(self._size)  # remove an incomplete block
+                # Remove an incomplete block, or all lines of another identity.
+                file.truncate(self._size)
         if is_same:
             print(f"{self.partial}: continues after {self.lines:,} rows")
         elif found:
@@ -57,7 +59,7 @@ class OutputFile:
             )
 
     def append(self, rows: list[dict[str, Any]]) -> None:
-        """Append a block of rows, one line per row, and flush it.
+        """Append a block of rows, one line per row, and flush the block to the disk.
 
         Raises:
             RunError: The file cannot be written.
@@ -85,7 +87,10 @@ class OutputFile:
             self._position.unlink(missing_ok=True)
 
     def _read_position(self) -> dict[str, Any]:
-        """Return the position of an interrupted process; {} if there is none, or it is invalid."""
+        """Return the content of NAME.partial.json.
+
+        Return {} if the file is missing or invalid, or if NAME.partial is missing or too short.
+        """
         try:
             found = json.loads(self._position.read_text(encoding="utf-8"))
             is_whole = self.partial.stat().st_size >= found["bytes"]

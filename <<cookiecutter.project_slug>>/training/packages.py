@@ -1,4 +1,4 @@
-"""Check for optional packages: the extras of pyproject.toml."""
+"""Check that optional packages are installed. The extras in pyproject.toml install them."""
 
 import importlib.util
 

@@ -34,8 +34,8 @@ def check_form(argv: list[str]) -> None:
     """Check names, types and ranges of arguments; with `--help`, print the help.
 
     Raises:
-        RunError: A value is out of range, or the YAML file cannot be read.
-        SystemExit: After `--help`, or if argparse rejects an argument.
+        RunError: A value is out of range, or the YAML file cannot be read or is invalid.
+        SystemExit: The help was printed, or argparse rejects an argument.
     """
     parser = build_parser(TaskOptions())
     check_ranges(vars(parser.parse_args(insert_yaml(parser, argv))))
@@ -73,7 +73,7 @@ def build_parser(task: TaskOptions) -> argparse.ArgumentParser:
 
 
 def _add_negations(parser: argparse.ArgumentParser) -> None:
-    """Add `--no_NAME` for each flag, by which a resumed run can switch it off."""
+    """Add `--no_NAME` for each flag `--NAME`, to switch off the flag of a resumed run."""
     for action in [a for a in parser._actions if isinstance(a, argparse._StoreTrueAction)]:
         parser.add_argument(
             *(f"--no_{text[2:]}" for text in action.option_strings),
@@ -85,17 +85,18 @@ def _add_negations(parser: argparse.ArgumentParser) -> None:
 
 
 def given_names(parser: argparse.ArgumentParser, argv: list[str]) -> set[str]:
-    """Return the names of the arguments in `argv`, including those given by an alias."""
+    """Return the names of the arguments in `argv`; an alias counts as its argument."""
     blank = argparse.Namespace(**dict.fromkeys(vars(parser.parse_args([])), UNSET))
     values = vars(parser.parse_args(argv, blank))
     return {name for name, value in values.items() if value is not UNSET}
 
 
 def insert_yaml(parser: argparse.ArgumentParser, argv: list[str]) -> list[str]:
-    """Insert the values of `--config` before the command line, whose arguments override them.
+    """Insert the values in the `--config` file before `argv`, so that `argv` takes precedence.
 
     Raises:
-        RunError: The file cannot be read, a key is not an argument, or an argument is repeated.
+        RunError: The file cannot be read, a key is not an argument, an argument is repeated, or the
+            value of a flag is neither true nor false.
     """
     finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     finder.add_argument("--config")
@@ -105,7 +106,7 @@ def insert_yaml(parser: argparse.ArgumentParser, argv: list[str]) -> list[str]:
     values = _read_yaml(path)
     known = {text[2:]: action for action in parser._actions for text in action.option_strings}
     lines: list[str] = []
-    names: dict[str, str] = {}  # by argument, as written in the file
+    names: dict[str, str] = {}  # for each argument, its name or alias in the file
     for name, value in values:
         if name not in known or name in ("config", "help"):
             near = difflib.get_close_matches(name, known, n=1)

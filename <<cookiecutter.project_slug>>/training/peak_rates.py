@@ -5,16 +5,16 @@ from typing import NamedTuple
 
 
 class Peak(NamedTuple):
-    """Rates of dense matrix products, in TFLOP/s, by the precision of their inputs."""
+    """Peak rates of dense matrix products, in TFLOP/s, by precision."""
 
     half: float  # bfloat16 and float16
     tf32: float
     float32: float
 
 
-# A key matches a device name that contains all words of the key; the longest key takes precedence.
-# The rates are from the data sheets of NVIDIA and AMD. Where these list only the rate for sparse
-# matrices, it is halved.
+# A key matches a device name that contains all words of the key. The longest matching key takes
+# precedence. The rates are from the data sheets of NVIDIA and AMD. If a data sheet lists only the
+# rate for sparse matrices, half of that rate is used.
 PEAKS = {
     "B200": Peak(2250, 1100, 75),
     "H200": Peak(989.4, 494.7, 66.9),
@@ -32,16 +32,16 @@ PEAKS = {
     "RTX 3090": Peak(71, 35.6, 35.6),
     "MI300X": Peak(1307.4, 653.7, 163.4),
 }
-# Devices with other rates, although their names match a key of PEAKS.
+# Devices whose names match a key of PEAKS, but whose rates are different. Their rates are unknown.
 OTHERS = ("RTX 4090 D", "RTX 4090 Laptop", "RTX 3090 Ti")
 
 
 def peak_rate(device: str, precision: str) -> float | None:
-    """Return the peak rate of a device in FLOP/s; None if it is unknown.
+    """Return the peak rate of a device in FLOP/s; None if the rate is unknown.
 
     Args:
-        device: Name of the device from `torch.cuda.get_device_name`.
-        precision: A field of `Peak`.
+        device: Name of the device, as returned by `torch.cuda.get_device_name`.
+        precision: Name of a field of `Peak`.
     """
     words = set(re.split(r"[\W_]+", device))
     found = [name for name in (*PEAKS, *OTHERS) if words.issuperset(name.split())]

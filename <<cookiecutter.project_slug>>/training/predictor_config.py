@@ -1,6 +1,6 @@
 """`predictor_config.json`: settings of predict.py, saved with each checkpoint.
 
-Unlike `training_state.json`, the file is also uploaded and exported.
+Unlike `training_state.json`, this file is also part of an uploaded `best/` and of an export.
 """
 
 import json
@@ -32,7 +32,7 @@ class PredictorConfig:
 
     @classmethod
     def of(cls, saved: SavedRun) -> "PredictorConfig":
-        """Return the settings of a run."""
+        """Return the settings in the saved state of a run."""
         return cls(saved.args["max_len"], saved.schema, saved.state.predict_options)
 
     @classmethod
@@ -40,11 +40,11 @@ class PredictorConfig:
         """Read the settings of a checkpoint; return None if none are found.
 
         Args:
-            checkpoint: A folder or a Hub id. Folders of earlier versions have the settings only in
-                `training_state.json`.
+            checkpoint: A folder or a Hub id. Checkpoints of earlier versions contain the settings
+                only in `training_state.json`.
 
         Raises:
-            RunError: The file is invalid.
+            RunError: The file with the settings cannot be read or is invalid.
         """
         path = find_file(checkpoint, PREDICTOR_FILE)
         if path is None:

@@ -8,7 +8,8 @@ from errors import RunError
 from model.revision import split_revision
 
 PREFIX = "hf://"
-LAST = "last-checkpoint"  # folder of last/ in a repository, as in transformers
+# Name of the uploaded last/ in a repository. transformers uses the same name.
+LAST = "last-checkpoint"
 
 
 def is_remote(place: str | None) -> bool:
@@ -16,15 +17,15 @@ def is_remote(place: str | None) -> bool:
 
 
 def download_checkpoint(place: str) -> Path:
-    """Download `last/` from a repository; return the folder in the local cache.
+    """Download the uploaded `last/` of a repository; return its folder in the local cache.
 
     Raises:
-        RunError: The repository cannot be read, or has no `last/`.
+        RunError: The repository cannot be read, or contains no uploaded `last/`.
     """
     name, hub = split_revision(place.removeprefix(PREFIX))
     try:
         folder = snapshot_download(name, revision=hub.get("revision"), allow_patterns=f"{LAST}/*")
-    except Exception as error:  # errors of many types: of the network, the client, the Hub
+    except Exception as error:  # many types, from the network, the client or the Hub
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise RunError(f"--restore_dir {place}: cannot be downloaded ({reason})") from None
     checkpoint = Path(folder) / LAST

@@ -32,7 +32,7 @@ class Run:
 
     Attributes:
         commit: Commit of `--model_id` on the Hub; None for a folder.
-        notes: Lines to print about settings that were chosen or changed.
+        notes: Lines to print, for example about settings that train.py chose or changed.
     """
 
     task: Task

@@ -43,5 +43,5 @@ def named_scores(name: str, scores: dict[str, Any]) -> dict[str, Any]:
 def _exists(path: str) -> bool:
     try:
         return Path(path).expanduser().exists()
-    except (OSError, RuntimeError):  # a name that is too long, or of an unknown user
+    except (OSError, RuntimeError):  # the path is too long, or ~USER of an unknown user
         return False

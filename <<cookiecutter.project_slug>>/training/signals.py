@@ -26,15 +26,17 @@ SAME_KEYSTROKE = 2.0
 class StopSignals:
     """Context manager that records SIGTERM, SIGINT, SIGHUP, SIGUSR1 and SIGUSR2.
 
-    Python allows signal handlers only in the main thread. In other threads, none are installed.
+    Python allows signal handlers only in the main thread. In another thread, this class installs
+    no handlers.
     """
 
     def __init__(self, group: RankGroup):
         self._group = group
         self._reason: str | None = None
         self._time = 0.0
-        # A launcher of a single process exits after a signal, without forwarding the signal.
-        # Therefore the exit of the launcher also counts as a signal: the parent process changes.
+        # `accelerate launch` with a single process exits after a signal, without forwarding the
+        # signal. Therefore the exit of the launcher also counts as a signal. It is detected by a
+        # change of the parent process.
         self._launcher = os.getppid() if launcher_command() else None
         self._handlers: dict = {}
 
@@ -49,7 +51,7 @@ class StopSignals:
             signal.signal(number, handler)
 
     def stop_requested(self, is_broken: bool = False) -> bool:
-        """Return whether any rank received a signal or passed True; the same on all ranks.
+        """Return on all ranks whether any rank received a signal or passed `is_broken=True`.
 
         With several ranks, the result is that of the previous call: see
         `RankGroup.any_rank_at_last_call`.
@@ -59,7 +61,7 @@ class StopSignals:
         return self._group.any_rank_at_last_call(is_broken or self._reason is not None)
 
     def stopped(self, outdir: str) -> Stopped:
-        """Build the exception that ends a run after it has been saved."""
+        """Build the exception that ends a run after the run has been saved."""
         reason = next(filter(None, self._group.gather(self._reason)), "a request")
         return Stopped(f"stopped by {reason} and saved; resume with --restore_dir {outdir}/last")
 
@@ -68,7 +70,7 @@ class StopSignals:
             self._reason = signal.Signals(number).name
             self._time = time.monotonic()
             if self._group.is_main:
-                text = f"\n{self._reason}: saving after this step; a second Ctrl-C exits at once\n"
+                text = f"\n{self._reason}: saving after this step; a later Ctrl-C exits at once\n"
                 os.write(2, text.encode())  # print is not safe in a signal handler
         elif number == signal.SIGINT and time.monotonic() - self._time > SAME_KEYSTROKE:
             signal.signal(signal.SIGINT, signal.SIG_DFL)
@@ -76,25 +78,26 @@ class StopSignals:
 
 
 def _is_ignored_hangup(number: int) -> bool:
-    """Return whether the signal is SIGHUP and is ignored, because `nohup` started the run."""
+    """Return whether the signal is SIGHUP and is ignored, as in a run that `nohup` started."""
     is_hangup = signal.Signals(number).name == "SIGHUP"
     return is_hangup and signal.getsignal(number) == signal.SIG_IGN
 
 
 @contextmanager
 def blocked_signals() -> Iterator[None]:
-    """Block `SIGNALS` inside the block. Child processes that are started there keep them blocked.
+    """Block `SIGNALS` in this process inside the `with` block.
 
-    Otherwise a Ctrl-C or a signal to the process group would end the loader processes, and thereby
-    the run. A signal that arrives inside the block is delivered to this process at the end of the
-    block.
+    Child processes that are started inside the `with` block keep the signals blocked. Otherwise a
+    Ctrl-C or a signal to the process group would end the loader processes, and thereby the run. A
+    signal that arrives inside the `with` block is delivered to this process at the end of the
+    `with` block.
     """
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
-        resource_tracker.ensure_running()  # this unblocks SIGINT and SIGTERM in this process
+        resource_tracker.ensure_running()  # may unblock SIGINT and SIGTERM in this process
         signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         yield
     finally:
@@ -103,7 +106,7 @@ def blocked_signals() -> Iterator[None]:
 
 @contextmanager
 def ended_children() -> Iterator[None]:
-    """Kill the child processes that were started inside the block and still run at its end.
+    """Kill the child processes that were started inside the `with` block and still run at its end.
 
     At exit, Python sends SIGTERM to its child processes and waits for them. Loader processes block
     SIGTERM, so Python would wait forever.

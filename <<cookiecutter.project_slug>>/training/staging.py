@@ -32,7 +32,7 @@ def stage(tensors: dict[str, Tensor], live: set[int]) -> None:
     """Replace the tensors of a dict with copies in host memory, unless they already are copies.
 
     Args:
-        live: Storage addresses that the tensors must not share: see `live_memory`.
+        live: Storage addresses that the copies must not have: see `live_memory`.
     """
     for name, tensor in tensors.items():
         if not _is_staged(tensor, live):
@@ -40,7 +40,7 @@ def stage(tensors: dict[str, Tensor], live: set[int]) -> None:
 
 
 def with_own_configs(model: Any) -> Any:
-    """Return a copy of a model that shares its weights, but has its own configurations.
+    """Return a copy of a model with the same weight tensors, but with copied configurations.
 
     Generation during validation temporarily changes `generation_config` of the model. `copy.copy`
     would fail for a model that is sharded by FSDP2.
@@ -51,7 +51,7 @@ def with_own_configs(model: Any) -> Any:
 def free_memory() -> int:
     """Return the number of bytes of host memory that this process can still allocate.
 
-    The limits of control groups (version 2), which containers and Slurm jobs have, are respected.
+    This respects the memory limits of control groups (version 2), as in containers and Slurm jobs.
     """
     free = psutil.virtual_memory().available
     for folder in _control_groups():

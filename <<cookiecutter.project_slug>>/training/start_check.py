@@ -35,7 +35,8 @@ from .model_check import probing
 from .user_code import user_code
 
 SAMPLE = 2  # number of examples in a batch for the checks
-SMALL = 2**28  # bytes; for larger models, skip the trial save, load and generation
+# Size in bytes. For larger models, skip the trial save and load, generation and prediction.
+SMALL = 2**28
 
 
 def check_inputs(model: torch.nn.Module, examples: ExampleSet) -> None:
@@ -65,14 +66,14 @@ def check_contract(
     """Check the loss and the checkpoint of a model; see model/interface.py.
 
     Args:
-        is_main: Whether this is the main rank. On other ranks, `save_pretrained` writes nothing.
+        is_main: Whether this is the main rank. The other ranks do not save and load the model.
 
     Returns:
         Lines to print if the loss may depend on how a global batch is split.
 
     Raises:
         RunError: The loss is missing, not a scalar, or not divided by `num_items_in_batch`; or a
-            checkpoint of the model cannot be loaded.
+            checkpoint of the model cannot be saved or loaded, or has other tensors than the model.
     """
     if not hasattr(model, "save_pretrained") or not hasattr(type(model), "from_pretrained"):
         raise RunError(
@@ -99,8 +100,10 @@ def check_scores(
 ) -> None:
     """Compute the scores of the first validation examples, and call `Scores.save`.
 
+    Skip a large model if the scores generate text.
+
     Args:
-        names: Names of the scores that validations report.
+        names: Names of the scores that `Scores.compute` has to return.
 
     Raises:
         RunError: Scores fails, lacks one of the names, uses the name of a loss, or returns a value
@@ -149,7 +152,7 @@ def check_prediction(
     """Predict the first row of a file, as predict.py does.
 
     Returns:
-        A line to print if the file lacks a column that Predictor reads.
+        A line to print if the row cannot be read, for example because the file lacks a column.
 
     Raises:
         RunError: Predictor fails, or does not return a prediction.
@@ -243,7 +246,8 @@ def _check_round_trip(task: Task, model: torch.nn.Module) -> None:
         if name in loaded and torch.equal(loaded[name].cpu(), own[name].cpu()):
             raise RunError(
                 f"model/modeling.py: save_pretrained saves the model's own {name}, not that of its "
-                "argument state_dict; expected the tensors of state_dict, or no such parameter"
+                "argument state_dict; expected the tensors of state_dict, or no parameter of this "
+                "name"
             )
         raise RunError(
             f"model/modeling.py: {name} is not the same after save_pretrained and "

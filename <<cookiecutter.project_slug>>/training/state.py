@@ -24,7 +24,7 @@ class TrainState:
         total_steps: Optimizer steps of the full run.
         current_epoch: Index of the current epoch, which is the number of completed epochs.
         examples: Number of examples of the current epoch that have been used.
-        step: Optimizer steps since the start.
+        step: Optimizer steps since the start of the run.
         scheduler_steps: Steps of the schedule, which does not step when float16 overflows.
         validated_step: Step of the latest validation.
         greater_is_better: Whether larger values of the metric for `best/` are better.
@@ -36,7 +36,7 @@ class TrainState:
         train_items: Target items of the current epoch, or the sum of their weights, over all ranks.
         grad_norms: Sum and number of the gradient norms of the current epoch, without float16
             steps that overflow.
-        scaler: State of the gradient scaler in float16.
+        scaler: State of the gradient scaler; None unless the run uses float16.
         predict_options: Arguments of `Predictor` that the latest validation chose: see
             `Scorer.predict_options`.
         curve: Step, loss, learning rate and gradient norm of logged steps, for loss.png.
@@ -84,16 +84,26 @@ class TrainState:
         return len(epochs) - since >= patience
 
     def forget_best(self) -> None:
-        """Make the next validation the best so far; early stopping counts from here."""
+        """Make the next validation the best so far.
+
+        Early stopping counts only the validations after this call.
+        """
         self.best = {"epoch": next(reversed(self.log), None)}
 
     def is_finished(self, patience: int | None) -> bool:
-        """Return whether the last step has been validated, or early stopping applies."""
+        """Return whether the run is complete.
+
+        A run is complete if its latest step has been validated, and if `total_steps` is reached or
+        early stopping applies.
+        """
         is_last = self.step >= self.total_steps or self.is_stuck(patience)
         return is_last and self.is_validated
 
     def steps_to_validation(self, valid_steps: int | None) -> int:
-        """Return the number of steps to the next validation; the epoch may end earlier."""
+        """Return the number of steps to the next validation.
+
+        The validation at the end of each epoch is not considered, and may come earlier.
+        """
         interval = valid_steps or self.total_steps
         since = self.step % interval
         if since == 0 and not self.is_validated:
@@ -116,7 +126,10 @@ class TrainState:
         self.grad_norms = total, count
 
     def add_curve_point(self, loss: float, lr: float, grad_norm: float) -> None:
-        """Add a point to the curve; when the curve is full, drop every second point."""
+        """Add a point to the curve, unless the point is too close to the previous one.
+
+        If the curve is full, drop every second point.
+        """
         spacing = self.curve[1][0] - self.curve[0][0] if len(self.curve) > 1 else 0
         if not self.curve or self.step - self.curve[-1][0] >= spacing:
             self.curve.append((self.step, loss, lr, grad_norm))
@@ -133,7 +146,7 @@ class TrainState:
         speed: dict,
         epoch_size: int,
     ) -> bool:
-        """Log a validation, and start the next epoch if this one is complete.
+        """Log a validation, and start the next epoch if the current epoch is complete.
 
         Args:
             metric: Name of the score by which `best/` is chosen.
@@ -147,7 +160,7 @@ class TrainState:
         is_complete = self.examples >= epoch_size
         if not is_complete and self.step < self.total_steps:
             name += f", step {self.step}"
-        if name in self.log:  # of a run that ended within the epoch and was extended
+        if name in self.log:  # the run had ended within this epoch, and was then extended
             self._rename(name, f"{name}, step {self.log[name]['step']}")
         total, count = self.grad_norms
         self.log[name] = {
@@ -209,7 +222,7 @@ class SavedRun:
 
     @classmethod
     def read(cls, folder: Path) -> "SavedRun":
-        """Read the file in a checkpoint.
+        """Read `training_state.json` of a checkpoint.
 
         Raises:
             RunError: The file is missing or invalid.
@@ -220,7 +233,8 @@ class SavedRun:
             known = {field.name for field in fields(TrainState)} & content.keys()
             state = TrainState(**{name: content[name] for name in known})
             state.best = _with_nan(state.best)
-            # Earlier versions saved no gradient norms, and only one validation set.
+            # Earlier versions saved no gradient norms, and the fingerprint of only one validation
+            # set.
             state.curve = [(*point, None)[:4] for point in state.curve]
             if not isinstance(valid := content["data"].get("valid", {}), dict):
                 content["data"]["valid"] = {"": valid}
@@ -255,8 +269,8 @@ class SavedRun:
     def state_of(self, rank: int, num_ranks: int) -> TrainState:
         """Return the state of a rank of the resumed run.
 
-        The sums of losses are kept per rank, so that rounding is the same after a resume. With
-        another number of ranks, rank 0 gets their total.
+        The sums of losses are kept per rank, so that rounding is the same after a resume. If the
+        number of ranks has changed, rank 0 gets the total of the sums, and the other ranks get 0.
         """
         losses = self.train_losses
         named = self.named_losses

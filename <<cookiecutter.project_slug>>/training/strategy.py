@@ -31,10 +31,10 @@ class Strategy:
     def prepare(
         self, model: nn.Module, optimizer: Optimizer, may_leave_unused: bool
     ) -> tuple[nn.Module, Optimizer]:
-        """Wrap or shard the model.
+        """Wrap or shard the model; return the model and the optimizer.
 
-        The optimizer is returned without Accelerate's wrapper, which searches the disk for a
-        package in each step.
+        The optimizer is returned without Accelerate's wrapper. In each step, this wrapper would
+        search the disk for a package.
 
         Args:
             may_leave_unused: Whether a step may leave parameters without a gradient.
@@ -49,7 +49,9 @@ class Strategy:
 
     @contextmanager
     def gradient_sync(self, model: nn.Module, enabled: bool) -> Iterator[None]:
-        """Reduce gradients over the ranks in this backward pass if enabled; else accumulate them.
+        """Reduce the gradients over the ranks in the backward pass inside the `with` block.
+
+        If not `enabled`, each rank only accumulates its own gradients.
 
         Raises:
             RankError: A parameter lacks a gradient that DistributedDataParallel expected.
@@ -61,7 +63,7 @@ class Strategy:
             _check_reduced(model)
 
     def full_state_dict(self, model: nn.Module) -> dict[str, Tensor]:
-        """Gather all weights on the main rank; every rank has to call this.
+        """Gather all weights on the main rank; every rank has to call this method.
 
         A tied weight occurs once, under its first name.
         """
@@ -72,7 +74,7 @@ class Strategy:
         return {name: tensor for name, tensor in weights.items() if name not in copies}
 
     def trained_weights(self, model: nn.Module) -> dict[str, Tensor]:
-        """Gather the trained weights on the main rank; every rank has to call this."""
+        """Gather the trained weights on the main rank; every rank has to call this method."""
         reshard(model)
         weights = {}
         for name, parameter in named_parameters(model):
@@ -84,7 +86,10 @@ class Strategy:
         return weights
 
     def optimizer_state(self, model: nn.Module, optimizer: Optimizer) -> OptimizerState:
-        """Gather the full state of the optimizer on the main rank; every rank has to call this."""
+        """Gather the full state of the optimizer on the main rank.
+
+        Every rank has to call this method.
+        """
         return gather(model, optimizer, self.accelerator.is_main_process)
 
     def load_optimizer_state(
@@ -94,6 +99,7 @@ class Strategy:
 
         Raises:
             KeyError: The state belongs to another model.
+            RunError: The state has a different number of parameter groups.
         """
         scatter(model, optimizer, state)
 
@@ -115,7 +121,10 @@ class Strategy:
 
 
 def reshard(model: nn.Module) -> None:
-    """Discard gathered weights. FSDP2 keeps those of the outermost module after a forward pass."""
+    """Free the gathered weights of FSDP2; each rank keeps its shards.
+
+    By default, FSDP2 keeps the gathered weights of the outermost module after a forward pass.
+    """
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.reshard()
@@ -143,9 +152,10 @@ def _check_reduced(model: DistributedDataParallel) -> None:
 def _hidden_embeddings(model: nn.Module) -> Iterator[None]:
     """Hide the methods by which Accelerate finds the embeddings.
 
-    Accelerate would shard the embeddings separately. torch rejects this if more than two modules
-    share a weight, as in BART, and Accelerate fails for a model without these methods. With the
-    methods hidden, the embeddings are sharded together with the rest of the model.
+    Otherwise Accelerate would shard the embeddings separately. torch rejects separate sharding if
+    more than two modules share a weight, as in BART, and Accelerate fails for a model that does not
+    implement these methods. With the methods hidden, the embeddings are sharded together with the
+    rest of the model.
     """
     model.get_input_embeddings = lambda: None  # type: ignore[assignment]
     model.get_output_embeddings = lambda: None  # type: ignore[assignment]

@@ -23,7 +23,7 @@ class Study:
     Args:
         outdir: Folder of study.db.
         about: Settings that must not change when the study continues, by name.
-        space: Arguments and their values.
+        space: Distribution of the values of each argument, by the name of the argument.
         count: Number of trials; None for all combinations of the values.
 
     Raises:
@@ -64,26 +64,26 @@ class Study:
         self._count = count or len(combinations)
 
     def to_train(self) -> Iterator[tuple[int, dict[str, Any]]]:
-        """Yield number and values of each trial to train; an interrupted trial comes first."""
+        """Yield number and values of each trial to train; an interrupted trial is the first."""
         for trial in self._with_state(self._states.RUNNING):
             yield trial.number, trial.params
         while (started := self._started()) < self._count:
-            # Seed with the index of the trial: an interruption does not change the chosen values.
+            # Since the index of the trial is the seed, an interruption does not change the values.
             self._study.sampler = self._sampler(seed=started)
             new = self._study.ask(self._space)
             yield new.number, new.params
 
     def record(self, number: int, value: float | None) -> None:
-        """Save the value of a trial; None if it failed."""
+        """Save the value of a trial; `value` is None if the trial failed."""
         state = self._states.FAIL if value is None else None
         self._study.tell(number, value, state=state)
 
     def finished(self) -> list[tuple[int, dict[str, Any]]]:
-        """Return number and values of each trial that finished."""
+        """Return the number and values of each trial that finished without failure."""
         return [(trial.number, trial.params) for trial in self._with_state(self._states.COMPLETE)]
 
     def failed(self) -> list[tuple[int, dict[str, Any]]]:
-        """Return number and values of each trial that failed."""
+        """Return the number and values of each trial that failed."""
         return [(trial.number, trial.params) for trial in self._with_state(self._states.FAIL)]
 
     def _started(self) -> int:

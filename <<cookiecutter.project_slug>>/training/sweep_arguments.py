@@ -1,4 +1,4 @@
-"""The arguments of sweep.py, and those that it passes to train.py."""
+"""The arguments of sweep.py, and the arguments that sweep.py passes to train.py."""
 
 import argparse
 import itertools
@@ -12,7 +12,7 @@ from .options import TaskOptions
 from .packages import require
 from .parser import build_parser as build_train_parser, given_names, insert_yaml
 
-# Arguments of train.py that sweep.py sets.
+# Arguments of train.py that sweep.py sets in every run.
 PLACES = ("outdir", "restore_dir")
 
 
@@ -29,7 +29,9 @@ def build_parser() -> argparse.ArgumentParser:
         help=f"arguments of train.py to vary: {forms}",
     )
     parser.add_argument("--trials", type=int, help="number of trials; all combinations if omitted")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[], help="seeds of each trial")
+    parser.add_argument(
+        "--seeds", type=int, nargs="+", default=[], help="seeds; each trial has one run per seed"
+    )
     parser.add_argument(
         "--folds", type=int, help="number of parts for cross-validation on --train_input"
     )
@@ -46,10 +48,10 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def read_arguments(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
-    """Split and check the arguments.
+    """Split the arguments at `--`, and check the arguments of sweep.py.
 
     Returns:
-        Arguments of this script, and arguments of train.py.
+        Arguments of sweep.py, and arguments of train.py.
 
     Raises:
         RunError: An argument or a package is missing, or a value is invalid.
@@ -75,20 +77,22 @@ def check_train_arguments(args: argparse.Namespace, arguments: list[str]) -> str
     """Check the arguments of train.py; return the name of the score to compare.
 
     Raises:
-        RunError: An argument does not exist, is set by this script, or is both fixed and varied.
+        RunError: An argument does not exist, is missing, is set or excluded by sweep.py, or is
+            given both after `--` and in `--search`.
     """
     parser = build_train_parser(TaskOptions())
     with_file = insert_yaml(parser, arguments)
     values = parser.parse_args(with_file)
-    given = given_names(parser, arguments)  # on the command line
+    given = given_names(parser, arguments)  # on the command line, not in a --config file
     given_anywhere = given_names(parser, with_file)
     varied = _varied_names(parser, args.search)
-    own = [*PLACES, *(["seed"] if args.seeds else [])]  # these override a --config file
+    own = [*PLACES, *(["seed"] if args.seeds else [])]  # override the --config file
     for names, chosen in ((own, given), (["dry_run", *of_folds(args)], given_anywhere)):
         for name in names:
             if name in chosen | varied:
                 raise RunError(
-                    f"--{name}: set by sweep.py; expected it neither for train.py nor in --search"
+                    f"--{name}: set or excluded by sweep.py; expected it neither after `--` nor in "
+                    "--search"
                 )
     for name in sorted(given & varied):
         raise RunError(f"--{name}: given both after `--` and in --search; expected one of them")
@@ -101,7 +105,7 @@ def check_train_arguments(args: argparse.Namespace, arguments: list[str]) -> str
 
 
 def of_folds(args: argparse.Namespace) -> list[str]:
-    """Return the arguments of train.py that `--folds` determines."""
+    """Return the names of the arguments of train.py that `--folds` sets or excludes."""
     return ["valid_input", "valid_size", "valid_fold"] if args.folds else []
 
 
@@ -127,7 +131,7 @@ def _varied_names(parser: argparse.ArgumentParser, search: list[str]) -> set[str
 
 
 def runs_of_a_trial(seeds: list[int], folds: int | None) -> dict[str, list[str]]:
-    """Return the arguments of each run of a trial, by the name of its folder."""
+    """Return the arguments of each run of a trial, by the name of the run's folder."""
     by_seed = {f"seed-{seed}": [f"--seed={seed}"] for seed in seeds}
     by_fold = {}
     size = 1 / (folds or 1)

@@ -64,7 +64,7 @@ class Throughput:
         self.restart()
 
     def restart(self) -> None:
-        """Start both periods, and reset the peak memory of a GPU."""
+        """Start the periods since `restart` and since the last log entry; reset the peak memory."""
         if self._device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self._device)
         self._since_restart = Counts()
@@ -88,13 +88,13 @@ class Throughput:
                 counts.flops += self._flops.of(lengths) if self._flops else 0.0
 
     def since_restart(self, group: RankGroup) -> dict[str, float]:
-        """Return the rates since the last call of `restart`; every rank has to call this."""
+        """Return the rates since the last call of `restart`; every rank has to call this method."""
         return self._measure(self._since_restart, group)
 
     def since_log(self, group: RankGroup) -> dict[str, float]:
         """Return the rates since the last call of `since_log` or `restart`.
 
-        Every rank has to call this.
+        Every rank has to call this method.
         """
         counts = self._since_log
         self._since_log = Counts()
@@ -128,10 +128,11 @@ def is_encoder_decoder(model: torch.nn.Module) -> bool:
 
 
 def count_positions(batch: dict[str, Any], has_decoder: bool) -> int:
-    """Count the tokens of a batch, including padding; 0 without `input_ids`.
+    """Count the tokens of `input_ids` in a batch, including padding; 0 without `input_ids`.
 
     Args:
-        has_decoder: Whether the labels are a separate sequence, processed by a decoder.
+        has_decoder: Whether the labels are a separate sequence, processed by a decoder. If so, the
+            tokens of `labels` are also counted.
     """
     sequences = ("input_ids", "labels") if has_decoder else ("input_ids",)
     return sum(batch[key].numel() for key in sequences if key in batch)

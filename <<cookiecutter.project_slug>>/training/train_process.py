@@ -38,7 +38,7 @@ class Training:
         """Run train.py; return its exit code.
 
         Args:
-            output: File to append the output to.
+            output: File to which the output of train.py is appended.
 
         Raises:
             Stopped: This process or train.py received a signal.
@@ -49,7 +49,7 @@ class Training:
         command = [*self._command, "train.py", *arguments]
         with output.open("ab") as file:
             self._child = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT)
-            if self._is_stopped:  # by a signal before the process existed
+            if self._is_stopped:  # a signal arrived before the child process existed
                 self._child.send_signal(signal.SIGTERM)
             code = self._child.wait()
         # A launcher replaces the exit code of train.py, so `_forward` records the signal.

@@ -16,7 +16,8 @@ SHOWN = 8  # maximum number of examples listed in a message
 def user_code(what: str) -> Iterator[None]:
     """Convert an exception of the user's code to a RunError whose message begins with `what`.
 
-    Out-of-memory errors are not converted, since they are not errors in the code.
+    Two kinds of exceptions are not converted: `UserError`, whose message already describes the
+    error, and out-of-memory errors, which are not errors in the code.
     """
     try:
         yield
@@ -30,9 +31,11 @@ def user_code(what: str) -> Iterator[None]:
 def at_place(place: str, examples: Sequence[int] = ()) -> Iterator[None]:
     """Convert an exception in a step of training or validation to a RankError.
 
+    Out-of-memory errors and lost connections to other processes are not converted.
+
     Args:
         place: Beginning of the message, such as epoch and step.
-        examples: Indices of the examples of the micro-batch.
+        examples: Indices of the examples of the micro-batch, for the message.
     """
     try:
         yield

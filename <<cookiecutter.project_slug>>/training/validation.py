@@ -18,7 +18,7 @@ class ValidationSet:
 
     Attributes:
         name: Name of the set; "" for a single set without a name.
-        batches: Examples of the set.
+        batches: Batches of the examples of the set.
         scorers: Objects to which each batch is added: first the scorer of all sets together, then
             the scorer of this set. If there is a single set, there is a single scorer.
     """
@@ -45,7 +45,7 @@ def combine(results: list[SetResult], scores: Scorer) -> dict[str, float]:
     """Return the log of all sets together, followed by the logs of the named sets.
 
     Args:
-        scores: Scores of all sets together.
+        scores: Scorer of all sets together.
     """
     first = results[0]
     log = first.log

@@ -43,13 +43,16 @@ class ZeroStrategy(Strategy):
         plugin = accelerator.state.deepspeed_plugin
         if {plugin.offload_optimizer_device, plugin.offload_param_device} - {None, "none"}:
             # DeepSpeed's CPU optimizer would not skip a step with non-finite gradients.
-            raise RunError("DeepSpeed: offloading is not supported; expected the device `none`")
+            raise RunError(
+                "DeepSpeed: offloading is not supported; expected the offload device `none`"
+            )
         plugin.deepspeed_config.update(
             train_micro_batch_size_per_gpu=1,  # required; only used to count samples
             gradient_accumulation_steps=1,  # otherwise the engine would divide the loss again
             gradient_clipping=max_grad_norm,
             # DeepSpeed's own bf16 mode has no autocast: the loss would be computed in bf16 as
-            # well. Weights communicated in bf16 would also be saved in bf16.
+            # well. Without the empty list below, the weights of layers such as nn.Linear would be
+            # communicated, and therefore also saved, in bf16.
             bf16={"enabled": False},
             torch_autocast={
                 "enabled": accelerator.mixed_precision == "bf16",
@@ -61,9 +64,10 @@ class ZeroStrategy(Strategy):
     def prepare(
         self, model: nn.Module, optimizer: Optimizer, may_leave_unused: bool
     ) -> tuple[nn.Module, Optimizer]:
-        """Build the engine. It calls `step` of its optimizer inside `Accelerator.backward`.
+        """Build the engine; return the engine and Accelerate's wrapper of the optimizer.
 
-        Return Accelerate's wrapper of the optimizer, whose `step` does nothing.
+        `step` of the wrapper does nothing: the engine calls `step` of its own optimizer inside
+        `Accelerator.backward`.
         """
         if not isinstance(optimizer, torch.optim.AdamW):
             raise RunError(
@@ -105,7 +109,7 @@ class ZeroStrategy(Strategy):
 
 
 def _make_state(optimizer: Any) -> None:
-    """Create the state of AdamW before its first step, so that it can be loaded or saved."""
+    """Create the state of AdamW before the first step, so that the state can be loaded or saved."""
     optimizer = optimizer.optimizer
     is_zero3 = hasattr(optimizer, "fp32_partitioned_groups_flat")
     for part in (
@@ -123,7 +127,8 @@ def _make_state(optimizer: Any) -> None:
 def _set(parameter: nn.Parameter, value: Tensor, key: str) -> None:
     if not hasattr(parameter, "ds_tensor"):
         return safe_set_full_optimizer_state(parameter, value, key)
-    # With ZeRO-3, safe_set_full_optimizer_state fails if the size is no multiple of the rank count.
+    # With ZeRO-3, safe_set_full_optimizer_state fails if the number of elements is not a multiple
+    # of the number of ranks.
     size = parameter.ds_tensor.numel()
     rank = torch.distributed.get_rank()
     padding = size * torch.distributed.get_world_size() - value.numel()

@@ -1,4 +1,4 @@
-"""Time the first batch at the start of an epoch, and the first batch at 99 % of the epoch.
+"""Measure the time to load the first batch of an epoch, and the first batch after 99 % of it.
 
 python deep.py TRAIN_INPUT BASE_MODEL      (run by scale.py, in the folder of a project)
 """

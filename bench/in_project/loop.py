@@ -1,10 +1,12 @@
-"""Compare the time of the loop of train.py with two bare loops, in the same process.
+"""Compare the time of a step in the loop of train.py with that in two bare loops.
 
 python loop.py ARGUMENTS OF train.py      (run by scale.py, in the folder of a project)
 
-One bare loop clips gradients, the other does not. The three loops compute each step one after
-another, in an order that changes from step to step, so that other load on the machine and the state
-of the memory allocator affect all of them equally.
+A bare loop consists of the forward pass, the backward pass and the optimizer step, on batches that
+are already loaded. One bare loop also clips gradients, the other does not. The three loops run in
+the same process and compute each step one after another, in an order that changes from step to
+step, so that other load on the machine and the state of the memory allocator affect all of them
+equally.
 
 The script prints three numbers, which are medians over parts of the run: the milliseconds of a step
 of the bare loop without clipping, and the additional time of train.py relative to the bare loop

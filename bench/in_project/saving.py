@@ -1,4 +1,4 @@
-"""Measure how long a save blocks the training loop, with and without a background thread.
+"""Measure how long a save blocks the training loop, if the loop continues and if it waits.
 
 python saving.py ARGUMENTS OF train.py      (run by bench/saving.py, in the folder of a project)
 """
@@ -22,7 +22,7 @@ SECONDS: dict[str, list[float]] = {
 
 
 def save(self: Checkpointer, *args: Any, **named: Any) -> None:
-    """Save in the background or, every other time, as a run with too little memory does."""
+    """Save, and let the loop continue or, every other time, wait as with too little memory."""
     self.join()  # wait for the preceding save, which would be complete in a real run
     is_waiting = len(SECONDS["background"]) > len(SECONDS["waiting"])
     training.checkpoint.free_memory = (lambda: 0) if is_waiting else free_memory

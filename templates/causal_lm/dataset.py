@@ -35,8 +35,9 @@ class Dataset(torch.utils.data.Dataset):
             together.
         num_items: Number of tokens to predict in each block, shape (n,). The loss is averaged over
             these tokens.
-        schema: Keyword arguments of `generate_dataset` for reading another file in the same way.
-        fingerprint: Hash of the tokens, the same on every machine.
+        schema: Keyword arguments with which `generate_dataset` reads another file as it has read
+            this one.
+        fingerprint: Hash of the tokens, `max_len` and `schema`, the same on every machine.
     """
 
     def __init__(
@@ -137,7 +138,7 @@ def generate_dataset(
 ) -> Dataset:
     """Read a file of texts, join their tokens, and cut these into blocks.
 
-    Each text ends with the end-of-sequence token.
+    Each text ends with the end-of-sequence token, except plain text.
 
     Args:
         path: A source that `read_table` reads, with one document per row; or plain text, which is
@@ -149,8 +150,8 @@ def generate_dataset(
             document is then not a target.
 
     Raises:
-        DataError: The file cannot be read or has fewer than two tokens, or the tokenizer has no
-            end-of-sequence token.
+        DataError: The file cannot be read or has fewer than two tokens, or the file is not plain
+            text and the tokenizer has neither an EOS token nor a separator.
     """
     tokenizer = tokenizer or AutoTokenizer.from_pretrained(BASE_MODEL)
     end = tokenizer.sep_token_id if tokenizer.eos_token_id is None else tokenizer.eos_token_id

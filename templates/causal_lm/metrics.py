@@ -19,7 +19,7 @@ OPTIONS: dict[str, dict] = {
         "help": "maximum number of tokens to generate for each prompt in samples.txt; 0 for none",
     },
 }
-SAMPLES = 4  # number of prompts in samples.txt
+SAMPLES = 4  # maximum number of prompts in samples.txt
 PROMPT = 32  # maximum number of tokens of a prompt
 
 

@@ -10,8 +10,9 @@ from reading.decoding import Decoder
 
 from .dataset import OPTIONS as DATA_OPTIONS
 
-# Arguments of Predictor that predict.py offers on its command line. All other settings come from
-# the checkpoint's generation_config.json.
+# Arguments of Predictor that predict.py offers on its command line. Generation settings that have
+# neither a value on the command line nor a default here come from the checkpoint's
+# generation_config.json.
 OPTIONS: dict[str, dict] = {
     "max_new_tokens": {"type": int, "default": 64, "help": "maximum number of tokens to generate"},
     "num_beams": {"type": int, "help": "number of beams"},
@@ -30,13 +31,14 @@ class Predictor:
     """Continue texts.
 
     Args:
-        max_len: Longer prompts are truncated on the left.
+        max_len: Maximum number of tokens of a prompt. Longer prompts are truncated on the left.
         schema: Settings with which the training data were read.
-        options: Arguments of `generate`; None if not given.
+        options: Arguments of `generate`. Those that are None are not passed.
 
     Attributes:
         columns: Name of the column of the texts in the training data.
-        notes: Lines to print about reduced limits.
+        notes: A line to print if prompts are truncated to fewer than `max_len` tokens, because the
+            model has too few positions.
 
     Raises:
         RunError: `max_new_tokens` is at least the number of positions of the model.
@@ -69,10 +71,11 @@ class Predictor:
         self.pads = self._ignores_padding()
 
     def lengths(self, texts: list) -> list[int]:
-        """Return the number of tokens of each prompt and its continuation.
+        """Return the number of tokens of each prompt, plus `max_new_tokens`.
 
-        The new tokens take most of the time: a few large batches with padding are faster than many
-        small batches without padding.
+        Rows of similar length are batched together. Adding `max_new_tokens` to all lengths makes
+        the batches larger: generation takes most of the time, and a few large batches with padding
+        are faster than many small batches with less padding.
         """
         new = self.options.get("max_new_tokens", 0)
         return [len(self._prompt(text)) + new for text in texts]
@@ -90,7 +93,7 @@ class Predictor:
         return [{"prediction": predictions[index]} for index in range(len(texts))]
 
     def _room(self, max_len: int, max_new_tokens: int) -> int:
-        """Return the maximum length of a prompt that leaves positions for the new tokens."""
+        """Return the maximum prompt length: `max_len`, or less to leave room for new tokens."""
         positions = getattr(self.model.config, "max_position_embeddings", None)
         room = max_len if positions is None else min(max_len, positions - max_new_tokens)
         if room < 1:
@@ -106,7 +109,7 @@ class Predictor:
         return room
 
     def _prompt(self, text: str) -> list[int]:
-        """Tokenize a text as in training, but without an EOS token."""
+        """Tokenize a text as in training, but without an EOS token; truncate it on the left."""
         ids = self.tokenizer(text, verbose=False).input_ids
         ids = ids[:-1] if self.added_end else ids
         head = ids[: self.head]

@@ -1,4 +1,4 @@
-"""Read conversations, tokenize them, and pack them into rows."""
+"""Read conversations, tokenize them, and optionally pack several of them into a row."""
 
 import dataclasses
 import json
@@ -114,10 +114,11 @@ class Dataset(torch.utils.data.Dataset):
             batched together.
         num_items: Number of target tokens of each example, shape (n,). The loss is averaged over
             these tokens.
-        schema: Keyword arguments of `generate_dataset` for reading another file in the same way.
-        checksums: Checksum of each example, shape (n,). It determines whether the example is held
-            out for validation.
-        fingerprint: Hash of the tokens, the same on every machine.
+        schema: Keyword arguments with which `generate_dataset` reads another file as it has read
+            this one.
+        checksums: Checksum of each example, shape (n,). Without `--valid_input`, the checksum
+            determines whether the example is held out for validation.
+        fingerprint: Hash of the tokens, labels and `schema`, the same on every machine.
         notes: Lines to print about the chat template and omitted conversations.
     """
 
@@ -317,8 +318,9 @@ def generate_dataset(
 
     Raises:
         DataError: The file cannot be read, a row is malformed, the chat template rejects or changes
-            the messages, truncation removes all targets of a conversation, or an answer ends with
-            a token that is not one of `end_ids`.
+            the messages, truncation removes all targets of a conversation (unless
+            `drop_without_target` is set) or of all conversations, or an answer ends with a token
+            that is not one of `end_ids`.
     """
     tokenizer = tokenizer or AutoTokenizer.from_pretrained(BASE_MODEL)
     notes = use_template(tokenizer)
@@ -350,7 +352,8 @@ def _check_targets(
     """Yield a line about conversations without a target after truncation.
 
     Raises:
-        DataError: `drop_without_target` is not set, or no conversation has a target.
+        DataError: Such a conversation exists and `drop_without_target` is not set, or no
+            conversation has a target.
     """
     empty = np.flatnonzero(rows.data.column("num_items").to_numpy() == 0)
     if len(empty) == 0:
@@ -374,8 +377,11 @@ def _end_ids(
 ) -> list[int]:
     """Return the ids of the end-of-turn tokens.
 
+    Args:
+        known: `end_ids` of the training data; empty when the training data are read.
+
     Raises:
-        DataError: An end-of-turn token is not in `known`, so generation would not stop at it.
+        DataError: An end-of-turn token is missing from `known`, so generation would not stop at it.
     """
     ends = pc.list_flatten(rows.data.column("ends"))
     found = pc.unique(ends).to_pylist()

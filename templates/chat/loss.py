@@ -7,11 +7,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-LOGITS_AT_ONCE = 2**25  # maximum number of logits in memory: 128 MiB in float32
+LOGITS_AT_ONCE = 2**25  # maximum number of logits computed at a time: 128 MiB in float32
 
 
 def num_targets(labels: Tensor) -> Tensor:
-    """Count the targets: labels other than -100, without the first column."""
+    """Count the target tokens: the labels other than -100, except those in the first column."""
     return (labels[:, 1:] != -100).sum()
 
 
@@ -44,7 +44,7 @@ def cross_entropy(
 
 
 class LinearHead(nn.Linear):
-    """A linear head that also computes the loss, without the logits of all tokens in memory.
+    """A linear head that can compute the loss without keeping the logits of all tokens in memory.
 
     The loss is computed in `forward`, because FSDP and ZeRO gather the weight only there.
     """
@@ -68,7 +68,7 @@ class LinearHead(nn.Linear):
         hidden = hidden[:, :-1].flatten(0, 1)
         weight = self.weight
         bias = self.bias
-        if not torch.is_grad_enabled():  # `ctx.needs_input_grad` would be True nevertheless
+        if not torch.is_grad_enabled():  # `ctx.needs_input_grad` ignores `torch.no_grad`
             weight = weight.detach()
             bias = None if bias is None else bias.detach()
         targets = labels[:, 1:].flatten()
@@ -77,10 +77,11 @@ class LinearHead(nn.Linear):
 
 
 class _LinearLoss(torch.autograd.Function):
-    """Compute the logits of a few rows at a time, and overwrite them with their gradient.
+    """Compute the sum of the losses and its gradient from the logits of a few tokens at a time.
 
-    This is the fused linear cross entropy of Hsu et al., "Liger Kernel" (2024). Unlike gradient
-    checkpointing of the head, it computes the logits only once.
+    The logits are overwritten with their gradient. This is the fused linear cross entropy of Hsu et
+    al., "Liger Kernel" (2024). Unlike gradient checkpointing of the head, this method computes the
+    logits only once.
     """
 
     @staticmethod
@@ -94,7 +95,7 @@ class _LinearLoss(torch.autograd.Function):
     ) -> Tensor:
         total = torch.zeros((), device=hidden.device)
         grad_hidden = torch.zeros_like(hidden)
-        # Compute no gradient for a frozen head, as with LoRA: it would be as large as the weight.
+        # Compute no gradient for a frozen head (LoRA): this gradient is as large as the weight.
         grad_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
         has_grad_bias = bias is not None and ctx.needs_input_grad[2]
         grad_bias = torch.zeros_like(bias) if has_grad_bias else None

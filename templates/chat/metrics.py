@@ -20,7 +20,7 @@ OPTIONS: dict[str, dict] = {
         "help": "maximum number of tokens of each answer in samples.txt; 0 for none",
     },
 }
-SAMPLES = 4  # number of conversations in samples.txt
+SAMPLES = 4  # maximum number of conversations in samples.txt
 
 
 class Scores:
@@ -84,7 +84,8 @@ def last_answers(example: dict[str, torch.Tensor]) -> Iterator[tuple[torch.Tenso
     """Yield the prompt and the tokens of the last answer of each conversation in an example.
 
     Args:
-        example: Tensors of shape (length,). Each 0 in `position_ids` starts a conversation.
+        example: Tensors of shape (length,). Each 0 in `position_ids` starts a conversation, or is
+            padding.
     """
     ids = example["input_ids"]
     is_target = example["labels"] != -100
@@ -93,6 +94,6 @@ def last_answers(example: dict[str, torch.Tensor]) -> Iterator[tuple[torch.Tenso
         starts = (example["position_ids"] == 0).nonzero().flatten().tolist()
     for start, stop in zip(starts, [*starts[1:], len(ids)], strict=True):
         targets = is_target[start:stop].nonzero().flatten().tolist()
-        if targets:  # none in padding, where position_ids are also 0
+        if targets:  # padding has no targets
             first = next(n for n in reversed(targets) if n - 1 not in targets)
             yield ids[start : start + first], ids[start + first : start + targets[-1] + 1]

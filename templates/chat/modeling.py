@@ -50,8 +50,9 @@ class Model(Wrapper, WrapperGenerationMixin):
 
         Returns:
             `loss`, a scalar (None without `labels`); `logits`, shape (batch, length, vocabulary);
-            and the other outputs of the base model. If `labels` are given and the head is linear,
-            no logits are returned: the logits of all tokens might not fit in memory.
+            and the other outputs of the base model. If `labels` are given, `return_logits` is False
+            and the head is linear, only `loss`, `hidden_states` and `attentions` are returned: the
+            logits of all tokens might not fit in memory.
         """
         kwargs.update(input_ids=input_ids, attention_mask=attention_mask)
         if labels is None:
@@ -86,10 +87,13 @@ class Model(Wrapper, WrapperGenerationMixin):
         settings.eos_token_id = ends if len(ends) > 1 else ends[0]
 
     def on_weights_loaded(self) -> None:
-        """Replace a linear head with `LinearHead`, which does not keep all logits in memory."""
+        """Replace a linear head with `LinearHead`, which does not keep all logits in memory.
+
+        If `config.packing` is set, first call `check_documents`.
+        """
         if self.device.type == "meta":
             return
-        if getattr(self.config, "packing", False):  # from the schema of a data set
+        if getattr(self.config, "packing", False):  # from ModelConfig(**dataset.schema)
             self.check_documents()
         head = self.lm.get_output_embeddings()
         if not self._has_linear_head():

@@ -19,8 +19,9 @@ from reading.tables import read_table
 
 from .dataset import MESSAGES, Schema
 
-# Arguments of Predictor that predict.py offers on its command line. All other settings come from
-# the checkpoint's generation_config.json.
+# Arguments of Predictor that predict.py offers on its command line. Generation settings that have
+# neither a value on the command line nor a default here come from the checkpoint's
+# generation_config.json.
 OPTIONS: dict[str, dict] = {
     "max_new_tokens": {"type": int, "default": 64, "help": "maximum number of tokens to generate"},
     "num_beams": {"type": int, "help": "number of beams"},
@@ -40,9 +41,9 @@ class Predictor:
 
     Args:
         max_len: Maximum number of tokens of a prompt. The oldest messages of longer conversations
-            are omitted.
+            are omitted, except a system message.
         schema: Settings with which the training data were read.
-        options: Arguments of `generate`; None if not given.
+        options: Arguments of `generate`. Those that are None are not passed.
 
     Attributes:
         columns: Name of the column of the messages or prompts, as in the training data.
@@ -92,10 +93,11 @@ class Predictor:
             yield {column: value}
 
     def lengths(self, texts: Sequence[Any]) -> list[int]:
-        """Return the number of tokens of each prompt and its answer.
+        """Return the number of tokens of each prompt, plus `max_new_tokens`.
 
-        The answers take most of the time: a few large batches with padding are faster than many
-        small batches without padding.
+        Rows of similar length are batched together. Adding `max_new_tokens` to all lengths makes
+        the batches larger: generation takes most of the time, and a few large batches with padding
+        are faster than many small batches with less padding.
         """
         new = self.options.get("max_new_tokens", 0)
         prompts = (self._prompt(to_answer(self.columns[0], text)) for text in texts)
@@ -104,8 +106,9 @@ class Predictor:
     def __call__(self, texts: Sequence[Any]) -> list[dict]:
         """Generate the next answer for each conversation or prompt; return it as `prediction`.
 
-        Answers at the end of a conversation are ignored. If a conversation exceeds `max_len`, its
-        oldest messages are omitted, and `messages_left_out` is their number.
+        Answers at the end of a conversation are ignored. If a conversation exceeds `max_len` or
+        leaves too few positions for the answer, its oldest messages are omitted, except a system
+        message, and `messages_left_out` is the number of omitted messages.
         """
         found = [self._prompt(to_answer(self.columns[0], text)) for text in texts]
         together: dict[int, list[int]] = defaultdict(list)
@@ -142,7 +145,7 @@ class Predictor:
         return answer
 
     def _room(self, max_len: int, max_new_tokens: int) -> int:
-        """Return the maximum length of a prompt that leaves positions for the new tokens."""
+        """Return the maximum prompt length: `max_len`, or less to leave room for new tokens."""
         positions = getattr(self.model.config, "max_position_embeddings", None)
         room = max_len if positions is None else min(max_len, positions - max_new_tokens)
         if room < 1:
@@ -153,7 +156,9 @@ class Predictor:
         return room
 
     def _prompt(self, messages: list[Message]) -> tuple[list[int], int]:
-        """Render and tokenize messages with the generation prompt; omit the oldest if needed.
+        """Render and tokenize messages with the generation prompt.
+
+        If there are too many tokens, omit the oldest messages, except a system message.
 
         Returns:
             Token ids, and the number of omitted messages.
@@ -170,7 +175,8 @@ class Predictor:
             if len(ids) <= self.room:
                 return ids, start - begin
         raise DataError(
-            f"the last message alone has {len(ids):,} tokens; expected at most {self.room:,}"
+            f"the last message has {len(ids):,} tokens, including the chat template and any system "
+            f"message; expected at most {self.room:,}"
         )
 
     def _answer(self, prompts: list[list[int]]) -> list[str]:

@@ -29,7 +29,7 @@ class ModelConfig(WrapperConfig):
     """A base encoder or decoder, and its labels.
 
     Args:
-        base_model_id: See `WrapperConfig`, which also describes the other arguments.
+        base_model_id: See `WrapperConfig`, which also describes the arguments not listed here.
         labels: The label names in the order of the logits. Default: the labels of the base model.
         problem_type: The type of labels: see `infer_problem_type`.
         label_smoothing: See `compute_loss`; used in training mode only.
@@ -84,8 +84,8 @@ def infer_problem_type(names: list[str], is_list: bool) -> str:
     """Infer the `problem_type` of transformers from the labels.
 
     Args:
-        names: All different labels.
-        is_list: Whether an example has a list of labels.
+        names: All distinct labels.
+        is_list: Whether each example has a list of labels.
 
     Returns:
         `multi_label_classification` for lists; `regression` if at least half of the labels are
@@ -98,7 +98,7 @@ def infer_problem_type(names: list[str], is_list: bool) -> str:
         with suppress(ValueError):
             numbers.append(_number(name))
     has_fractions = not all(number.is_integer() for number in numbers)
-    # If most labels are numbers, a few other cells are errors, not the names of classes.
+    # If most labels are numbers, the other labels are errors in the data, not names of classes.
     is_regression = has_fractions and 2 * len(numbers) >= len(names)
     return "regression" if is_regression else "single_label_classification"
 

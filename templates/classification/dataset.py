@@ -42,10 +42,10 @@ class Dataset(torch.utils.data.Dataset):
             batched together.
         num_items: 1 for each example, or the weight of its label, shape (n,). The mean loss is the
             sum of the losses divided by the sum of `num_items`.
-        schema: Keyword arguments of `generate_dataset` for reading another file in the same way.
-            The labels in it are also passed to `ModelConfig`.
-        checksums: Checksum of each example, shape (n,). It determines whether the example is held
-            out for validation.
+        schema: Keyword arguments with which `generate_dataset` reads another file as it has read
+            this one. `labels` and `problem_type` are also passed to `ModelConfig`.
+        checksums: Checksum of each example, shape (n,). Without `--valid_input`, the checksum
+            determines whether the example is held out for validation.
         fingerprint: Hash of the tokens, labels and weights, the same on every machine.
         notes: A line with the weights of the labels, if they have any.
     """
@@ -92,10 +92,10 @@ class Dataset(torch.utils.data.Dataset):
         return [dict(zip(self.columns, row, strict=True)) for row in rows]
 
     def collate(self, examples: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-        """Pad the tokens to the longest example, with shape (batch, length), and stack the labels.
+        """Pad the tokens to the longest example, and stack the labels.
 
-        Labels have the shape (batch,) or, for lists of labels, (batch, labels). `class_weights`,
-        shape (labels,), are the same in each batch.
+        Tokens have the shape (batch, length); labels have the shape (batch,) or, for lists of
+        labels, (batch, labels). `class_weights`, shape (labels,), are the same in each batch.
         """
         batch = {"labels": torch.stack([example["labels"] for example in examples])}
         if self.class_weights is not None:
@@ -187,7 +187,8 @@ class Schema:
         problem_type: The type of labels. Default: inferred from the file; see
             `infer_problem_type`.
         class_weight: "balanced" to weight the loss of each example by its label.
-        class_weights: The weight of each label. Default: computed from the file by `weigh`.
+        class_weights: The weight of each label. Default: computed from the file by `weigh`, if
+            `class_weight` is given.
     """
 
     text_column: str = OPTIONS["text_column"]["default"]

@@ -31,7 +31,7 @@ THRESHOLDS = torch.arange(1, 100) / 100  # candidate thresholds, for several lab
 
 
 def build_metrics(problem_type: str, count: int):
-    """Return a `MetricCollection` of the scores that torchmetrics has.
+    """Return a `MetricCollection` of the scores in `DIRECTIONS` that torchmetrics implements.
 
     For a single label per example, the collection also has `counts` (see `MulticlassStatScores`)
     and, for at most `DRAWN` labels, the `confusion` matrix.
@@ -82,7 +82,7 @@ class Calibration:
 
     def compute(self) -> float:
         """Return the ECE over all ranks."""
-        sums = np.zeros((2, BINS))  # in each bin: sum of (accuracy - probability), and examples
+        sums = np.zeros((2, BINS))  # for each bin: sum of (is_correct - confidence), and examples
         if self.confidences:  # a rank may have no example
             confidences = torch.cat(self.confidences).cpu().double().numpy()
             gaps = torch.cat(self.is_correct).cpu().numpy() - confidences
@@ -149,7 +149,7 @@ class Scores:
 
     @staticmethod
     def directions(schema: dict) -> dict[str, bool]:
-        """Return for each score of data with this schema whether larger values are better."""
+        """Return for each score of the schema's problem type whether larger values are better."""
         return DIRECTIONS[schema["problem_type"]]
 
     def reset(self) -> None:
@@ -178,7 +178,7 @@ class Scores:
         self.metrics.update(logits, labels)
 
     def compute(self, loss: float) -> dict[str, float]:
-        """Return the scores by name; `loss` is the mean over all labels."""
+        """Return the scores by name; `loss` is not used."""
         scores = self.metrics.compute()
         self.confusion = scores.pop("confusion", None)
         counts = scores.pop("counts", None)

@@ -14,7 +14,7 @@ from .dataset import OPTIONS as DATA_OPTIONS
 OPTIONS: dict[str, dict] = {
     "threshold": {
         "type": float,
-        "help": "predict labels with a higher probability than this (several labels per example)",
+        "help": "probability above which a label is predicted, if examples have several labels",
     },
 }
 
@@ -23,14 +23,14 @@ class Predictor:
     """Label texts.
 
     Args:
-        max_len: Longer texts are truncated.
+        max_len: Longer texts, or pairs of texts, are truncated to this number of tokens.
         schema: Settings with which the training data were read.
-        threshold: Probability above which a label is predicted, for several labels per example:
-            one number, or a number for each label. Default: 0.5.
+        threshold: Probability above which a label is predicted, if an example can have several
+            labels: one number for all labels, or a dict from label names to numbers. Default: 0.5.
 
     Attributes:
         columns: Names of the columns of the text, or of the pair of texts, in the training data.
-        notes: A line with the thresholds, if `threshold` has a number for each label.
+        notes: A line with the thresholds, if `threshold` is a dict.
 
     Raises:
         RunError: `threshold` is not between 0 and 1, or `threshold` is given for a model that does

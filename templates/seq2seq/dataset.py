@@ -33,10 +33,11 @@ class Dataset(torch.utils.data.Dataset):
             shape (n,). Examples with similar keys are batched together.
         num_items: Number of target tokens of each example, shape (n,). The loss is averaged over
             these tokens.
-        schema: Keyword arguments of `generate_dataset` for reading another file in the same way.
-        checksums: Checksum of each example, shape (n,). It determines whether the example is held
-            out for validation.
-        fingerprint: Hash of the tokens, the same on every machine.
+        schema: Keyword arguments with which `generate_dataset` reads another file as it has read
+            this one.
+        checksums: Checksum of each example, shape (n,). Without `--valid_input`, the checksum
+            determines whether the example is held out for validation.
+        fingerprint: Hash of the tokens of sources and targets, the same on every machine.
     """
 
     def __init__(
@@ -78,7 +79,8 @@ class Dataset(torch.utils.data.Dataset):
     def collate(self, examples: list[dict[str, Any]]) -> dict[str, Any]:
         """Pad the sources to the longest source, and the targets to the longest target.
 
-        Both have the shape (batch, length). The texts are returned as lists.
+        Sources have the shape (batch, source length), targets (batch, target length). The texts of
+        the file are returned as lists.
         """
         pad_id = self.tokenizer.pad_token_id or 0  # any id, since padding is masked
         input_ids, attention_mask = pad(examples, "input_ids", pad_id)
@@ -132,9 +134,9 @@ def end_token_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
 def boustrophedon_keys(sources: np.ndarray, targets: np.ndarray) -> np.ndarray:
     """Return keys that order pairs by source length and, among similar sources, by target length.
 
-    Source lengths count as similar within 10 %. Target lengths are sorted in ascending order in
-    one group of sources and in descending order in the next one, so that neighbours are similar
-    at the border of two groups.
+    Sources whose lengths differ by at most about 10 % form a group. Target lengths are sorted in
+    ascending order in one group and in descending order in the next group, so that neighbours are
+    similar at the border of two groups.
     """
     group = np.floor(np.log(sources + 1) / np.log(1.1)).astype(np.int64)
     return 2**32 * group + np.where(group % 2, -targets, targets)
@@ -159,8 +161,8 @@ def generate_dataset(
         target_column: Column of the target texts.
 
     Raises:
-        DataError: The file cannot be read, a source has no tokens, or the tokenizer has no
-            end-of-sequence token.
+        DataError: The file cannot be read, a source has no tokens, or the tokenizer has neither an
+            EOS token nor a separator.
     """
     tokenizer = tokenizer or AutoTokenizer.from_pretrained(BASE_MODEL)
     end = end_token_id(tokenizer)

@@ -8,8 +8,9 @@ from reading.tokens import fill_empty, pad
 
 from .dataset import OPTIONS as DATA_OPTIONS
 
-# Arguments of Predictor that predict.py offers on its command line. All other settings come from
-# the checkpoint's generation_config.json.
+# Arguments of Predictor that predict.py offers on its command line. Generation settings that have
+# neither a value on the command line nor a default here come from the checkpoint's
+# generation_config.json.
 OPTIONS: dict[str, dict] = {
     "max_new_tokens": {"type": int, "default": 64, "help": "maximum number of tokens to generate"},
     "num_beams": {"type": int, "help": "number of beams"},
@@ -27,13 +28,14 @@ class Predictor:
     """Generate the target of each source.
 
     Args:
-        max_len: Longer sources are truncated.
+        max_len: Longer sources are truncated to this number of tokens.
         schema: Settings with which the training data were read.
-        options: Arguments of `generate`; None if not given.
+        options: Arguments of `generate`. Those that are None are not passed.
 
     Attributes:
         columns: Name of the column of the sources in the training data.
-        notes: Lines to print about reduced limits.
+        notes: A line to print if `max_new_tokens` exceeds the number of positions of the model, and
+            is reduced to that number.
     """
 
     def __init__(
@@ -60,10 +62,11 @@ class Predictor:
             )
 
     def lengths(self, texts: list) -> list[int]:
-        """Return the number of tokens of each source and its target.
+        """Return the number of tokens of each source, plus `max_new_tokens`.
 
-        The targets take most of the time: a few large batches with padding are faster than many
-        small batches without padding.
+        Rows of similar length are batched together. Adding `max_new_tokens` to all lengths makes
+        the batches larger: generation takes most of the time, and a few large batches with padding
+        are faster than many small batches with less padding.
         """
         tokens = self.tokenizer(texts, truncation=True, max_length=self.max_len)
         new = self.options.get("max_new_tokens", 0)

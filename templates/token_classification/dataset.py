@@ -41,7 +41,8 @@ OPTIONS: dict[str, dict] = {
 TEXT = "text"
 SPANS = ("spans", "entities")
 SHOWN = 24  # maximum number of tokens or labels to print
-# Differences between the labels of a file and those of the tokens, by column of the tokenized rows.
+# Differences between the labels of a file and those of the tokens. The keys are columns of the
+# tokenized rows.
 CHANGES = {
     "converted": "rows whose labels are converted to BIO from another scheme",
     "widened": "entities that begin or end inside a token, and are widened to whole tokens",
@@ -56,14 +57,16 @@ class Schema:
 
     Attributes:
         words_column: Column of the words: a list, or a text with spaces between the words.
-        labels_column: Column of the labels of the words, in the same form.
+        labels_column: Column of the labels of the words: a list, or a text with spaces between the
+            labels.
         text_column: Column of the texts, if entities are given as character offsets. None if the
             file has words.
         spans_column: Column of the entities of a text: a list of objects with `start`, `end`
             (exclusive) and `label`.
-        labels: The label names in the order of their ids. Default: those in the file.
+        labels: The label names in the order of their ids. Default: see `labels_from`.
         class_weight: "balanced" to weight the loss of each token by its label.
-        class_weights: The weight of each label. Default: computed from the file by `weigh`.
+        class_weights: The weight of each label. Default: computed from the file by `weigh`, if
+            `class_weight` is given.
     """
 
     words_column: str = OPTIONS["words_column"]["default"]
@@ -103,7 +106,7 @@ class Schema:
         return dataclasses.replace(self, text_column=text, spans_column=spans)
 
     def with_labels_of(self, path: Source, rows: datasets.Dataset) -> "Schema":
-        """Set `labels`, if they are missing, to those of the file.
+        """Set `labels`, if they are missing, to those that `labels_from` returns for the file.
 
         Args:
             rows: The results of `check_row`, in the columns `names` and `fault`.
@@ -146,7 +149,7 @@ class Schema:
 def labels_from(path: Source, found: set[str]) -> list[str]:
     """Return the label names of the model, given the label names in a file.
 
-    If the names have prefixes, they are converted to BIO.
+    If the names have prefixes, return O and, for each type, a label with B- and a label with I-.
 
     Raises:
         DataError: The file has no label other than O, or only some labels have a prefix.
@@ -186,11 +189,11 @@ class Dataset(torch.utils.data.Dataset):
         num_items: Number of labelled tokens of each window, or the sum of the weights of their
             labels, shape (n,). The mean loss is the sum of the losses divided by the sum of
             `num_items`.
-        schema: Keyword arguments of `generate_dataset` for reading another file in the same way.
-            The labels in it are also passed to `ModelConfig`.
-        checksums: For each window, the checksum of the first window of its text, shape (n,). It
-            determines whether the window is held out for validation, so that all windows of a text
-            are in the same part.
+        schema: Keyword arguments with which `generate_dataset` reads another file as it has read
+            this one. `labels` is also passed to `ModelConfig`.
+        checksums: For each window, the checksum of the first window of its text, shape (n,).
+            Without `--valid_input`, the checksum determines whether the window is held out for
+            validation. Either all windows of a text are held out, or none.
         fingerprint: Hash of the tokens, labels and weights, the same on every machine.
         notes: Lines to print about windows, about labels that differ from those of the file, and
             about the weights of the labels, if they have any.
@@ -255,7 +258,7 @@ class Dataset(torch.utils.data.Dataset):
         return batch
 
     def describe(self) -> Iterator[str]:
-        """Yield the number of entities of each type, a few examples, and the labels of tokens."""
+        """Yield the number of entities per type, a few examples, and the labels of some tokens."""
         names = self.schema["labels"]
         counts: Counter[str] = Counter()
         for index, count in Counter(label_ids(self.rows).tolist()).items():
@@ -298,8 +301,9 @@ class Dataset(torch.utils.data.Dataset):
         if len(self) > count:
             long = int((np.bincount(row_of) > 1).sum())
             yield (
-                f"{source}: {long:,} of {count:,} texts have more than --max_len {max_len} tokens; "
-                f"they are divided into overlapping windows: {len(self):,} in all"
+                f"{source}: {long:,} of {count:,} texts have more than --max_len {max_len} tokens, "
+                "and are divided into overlapping windows; all texts together have "
+                f"{len(self):,} windows"
             )
         for name, what in CHANGES.items():
             numbers = self.rows.data.column(name).to_numpy()

@@ -12,7 +12,7 @@ from reading.entities import entities_of, uses_prefixes
 
 # Arguments of Scores that train.py offers on its command line.
 OPTIONS: dict[str, dict] = {}
-Counts = Counter[tuple[str, str]]  # by name of the count, and type of the entity
+Counts = Counter[tuple[str, str]]  # number of labels or entities, by name of the count and type
 
 
 class Scores:
@@ -32,7 +32,10 @@ class Scores:
 
     @staticmethod
     def directions(schema: dict) -> dict[str, bool]:
-        """Return for each score of data with this schema whether larger values are better."""
+        """Return for each score whether larger values are better.
+
+        If labels have no prefixes, accuracy is the only score.
+        """
         of_entities = {"f1": True, "precision": True, "recall": True}
         return {**(of_entities if uses_prefixes(schema["labels"]) else {}), "accuracy": True}
 
@@ -55,7 +58,7 @@ class Scores:
                 self.counts.update((what, entity.label) for entity in entities)
 
     def compute(self, loss: float) -> dict[str, float]:
-        """Return the scores over all types; `loss` is the mean over all labels."""
+        """Return the scores over all types; `loss` is not used."""
         self.total = sum(gather_object([self.counts]), Counter())
         sums: Counter[str] = Counter()
         for (what, _), count in self.total.items():

@@ -1,4 +1,4 @@
-"""Find entities in texts, or label words, for predict.py."""
+"""Find entities in texts, or predict labels of words, for predict.py."""
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ BATCH = 32  # number of windows in a batch
 
 
 class Predictor:
-    """Find entities in texts, or label lists of words.
+    """Find entities in texts, or predict the labels of words.
 
     Args:
         max_len: Longer texts are divided into overlapping windows of this number of tokens.
@@ -46,9 +46,10 @@ class Predictor:
     def __call__(self, texts: list) -> list[dict]:
         """Return the `prediction` for each text or list of words, and its `scores`.
 
-        For a text: its entities, with start and end (exclusive) in characters, and the mean
-        probability of the labels of each entity. For a list of words: the label of each word and
-        its probability, or None for a word without a token.
+        For a text: its entities, with start and end (exclusive) in characters. The score of an
+        entity is the mean probability of the labels of its tokens or, if the model was trained on
+        words, of its words. For a list of words: the label of each word and its probability, or
+        None for a word without a token.
         """
         joined = [(text, None) if isinstance(text, str) else join_words(text) for text in texts]
         tokenized = tokenize_in_windows(self.tokenizer, [text for text, _ in joined], self.max_len)
@@ -99,7 +100,7 @@ class Predictor:
 
 
 def _of_text(text: str, units: list[Unit], labels: list[str], scores: list[float]) -> dict:
-    """Return the entities of a text."""
+    """Return the entities of a text, and their scores."""
     entities = []
     means = []
     for first, last, label in entities_of([labels[unit.token] for unit in units]):
@@ -114,7 +115,7 @@ def _of_text(text: str, units: list[Unit], labels: list[str], scores: list[float
 def _of_words(
     words: list[tuple[int, int]], units: list[Unit], labels: list[str], scores: list[float]
 ) -> dict:
-    """Return the label of each word."""
+    """Return the label of each word, and its probability."""
     tokens = {unit.start: unit.token for unit in units}
     firsts = [tokens.get(start) if end > start else None for start, end in words]
     return {

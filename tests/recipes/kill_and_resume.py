@@ -23,8 +23,8 @@ from helpers.seams import signals_before_step  # noqa: E402
 from model.modeling import Model  # noqa: E402
 
 KILLED_AT = 7  # number of completed optimizer steps at the kill
-# The resumed run starts after one of these steps. The save after step 6 may be incomplete, and not
-# every epoch ends after step 5.
+# The resumed run starts after one of these steps: --save_steps saves after steps 4 and 6, but the
+# kill can interrupt the save after step 6. If an epoch ends after step 5, the run also saves then.
 SAVED_AT = (4, 5, 6)
 
 

@@ -1,8 +1,8 @@
-"""Print the differences of the weights after one step whose batch is split in several ways.
+"""Print the relative differences of the updates in one step, for several splits of its batch.
 
-Run this script in the folder of a project with the recipe "contrastive". It replaces
-model/optimization.py by gradient descent, so that differences of the weights are proportional to
-differences of the gradients.
+Run this script in the folder of a project with the recipe "contrastive". The script replaces
+model/optimization.py by gradient descent, so that the updates of the weights are proportional to
+the gradients.
 """
 
 from __future__ import annotations

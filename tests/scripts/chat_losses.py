@@ -21,7 +21,7 @@ from model.modeling import Model
 
 STYLES = Path(sys.argv[1])
 # For each role: the text before a message, the text after its end-of-turn token, and the
-# end-of-turn token. In an answer, this token is a target, but the line break after it is not.
+# end-of-turn token. The end-of-turn token of an answer is a target, the text after it is not.
 CHATML = {
     role: (f"<|im_start|>{role}\n", "\n", "<|im_end|>") for role in ("system", "user", "assistant")
 }
@@ -51,7 +51,7 @@ def conversation(turns: int, system: str = "", thought: str = "") -> list[dict[s
 def tokenizer_of(style: str) -> PreTrainedTokenizerBase:
     tokenizer = AutoTokenizer.from_pretrained("tiny")
     tokenizer.add_tokens(["\n\n\n"])
-    tokenizer.pad_token = tokenizer.eos_token  # the padding token is also a target
+    tokenizer.pad_token = tokenizer.eos_token  # so that the padding token is also a target
     more = ["<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
     more += ["<start_of_turn>", "<end_of_turn>"]
     tokenizer.add_special_tokens({"extra_special_tokens": more})
@@ -72,7 +72,7 @@ def parts_of(style: str, messages: list[dict[str, str]], only_last: bool) -> lis
         if style == "reasoning" and message["role"] == "assistant" and not is_last:
             content = content.rpartition("</think>")[2].lstrip("\n")
         is_target = message["role"] == "assistant" and (is_last or not only_last)
-        if style == "inst" and is_target:  # the space belongs to the answer
+        if style == "inst" and is_target:  # the space is a target
             parts += [(before + content + mark, True)]
         else:
             parts += [(before, False), (content + mark, is_target), (behind, False)]
@@ -125,7 +125,7 @@ def compare(rows: list[list[dict[str, str]]], style: str, targets: str = "all") 
     first = next(n for n in reversed(range(len(labels))) if labels[n] != -100)
     while labels[first - 1] != -100:
         first -= 1
-    assert dataset[0]["input_ids"][:first].tolist() == prompt  # as in predict.py
+    assert dataset[0]["input_ids"][:first].tolist() == prompt  # the prompt in predict.py
 
 
 def refused(rows: list[list[dict[str, str]]], style: str, words: str) -> None:

@@ -26,7 +26,8 @@ ROWS = FOLDER / "rows.jsonl"
 KIND = "single_label_classification"
 torch.manual_seed(0)
 
-# For each combination, compare loss and gradient of a batch, in one part and in two parts.
+# For each combination of weights and smoothing, compare loss and gradient of a batch, computed in
+# one part and in two parts.
 logits = torch.randn(7, 4, requires_grad=True)
 exact = logits.detach().double().requires_grad_()
 labels = torch.tensor([0, 3, 1, 1, 2, 0, 0])

@@ -114,8 +114,8 @@ def macro_f1_with(thresholds: dict[str, float], *options: str) -> float:
 assert abs(macro_f1_with(chosen) - state["best"]["tuned_macro_f1"]) < 1e-6
 assert macro_f1_with(dict.fromkeys(chosen, 0.6), "--threshold", "0.6") < macro_f1_with(chosen)
 
-# export.py copies the thresholds. predict.py also reads them from training_state.json, where
-# earlier versions saved them.
+# export.py copies the thresholds. predict.py also reads them from training_state.json, because
+# earlier versions saved them only in this file.
 export.main([f"--checkpoint={BEST}", f"--output={FOLDER / 'exported'}"])
 OLD = FOLDER / "old"
 shutil.copytree(BEST, OLD)

@@ -1,4 +1,4 @@
-"""Print the damage of best/ and of last/; None for an intact checkpoint.
+"""Print how best/ and last/ are damaged; None for an intact checkpoint.
 
 python find_faults.py OUTDIR
 """

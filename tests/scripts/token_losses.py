@@ -36,7 +36,7 @@ def mean(batch: dict, logits: torch.Tensor, smoothing: float) -> torch.Tensor:
 
 
 def loss_of(some: range) -> torch.Tensor:
-    """Return the share of some windows in the mean over all windows."""
+    """Return the sum of the losses of some windows, divided by the weight of all windows."""
     batch = dataset.collate([dataset[index] for index in some])
     return model(**batch, num_items_in_batch=dataset.num_items.sum()).loss
 
@@ -49,7 +49,7 @@ assert dataset.schema == train.schema
 assert dataset.fingerprint == generate_dataset(VALID, max_len=12, **train.schema).fingerprint
 assert dataset.fingerprint != generate_dataset(VALID, max_len=12).fingerprint
 
-# The loss of all windows is a mean, with smoothing in training mode only.
+# The loss of all windows is the mean over their tokens, with smoothing in training mode only.
 model = Model(ModelConfig(labels=dataset.schema["labels"], label_smoothing=SMOOTHING))
 for module in model.modules():
     if isinstance(module, torch.nn.Dropout):

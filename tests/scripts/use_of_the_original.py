@@ -1,4 +1,4 @@
-"""Run the example in the README of the template from which this one was derived."""
+"""Run the example in the README of the template from which this template was derived."""
 
 import torch
 from torch.utils.data import DataLoader

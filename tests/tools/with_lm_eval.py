@@ -1,4 +1,4 @@
-"""Compare the byte perplexity of lm-evaluation-harness with that from logits of transformers."""
+"""Compare the byte perplexity of lm-evaluation-harness with that of transformers."""
 
 import json
 import math

@@ -23,7 +23,8 @@ inputs = {"input_ids": torch.tensor([[1, 5, 6, 7]])}
 if config.get("is_encoder_decoder"):
     inputs["decoder_input_ids"] = inputs["input_ids"]
 
-auto.from_pretrained(checkpoint, **trust)  # loading two models with code must not mix their classes
+# Load the model twice: the classes of two models with custom code must not be mixed.
+auto.from_pretrained(checkpoint, **trust)
 model = auto.from_pretrained(checkpoint, **trust).eval()
 before = model(**inputs).logits
 lora = peft.LoraConfig(

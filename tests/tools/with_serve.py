@@ -21,7 +21,7 @@ request = urllib.request.Request(
     json.dumps(body).encode(),
     {"Content-Type": "application/json"},
 )
-# Run the command of this environment, not the first one on the PATH.
+# Run the `transformers` of this Python environment, not the first `transformers` on the PATH.
 main = "from transformers.cli.transformers import main; main()"
 words = [sys.executable, "-c", main, *shlex.split(command)[1:], "--port", str(port)]
 with subprocess.Popen([*words, "--device", "cpu"]) as server:

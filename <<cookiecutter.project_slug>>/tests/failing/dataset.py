@@ -13,5 +13,6 @@ class Dataset(Working):
 def generate_dataset(path):
     dataset = generate_working(path)
     dataset.__class__ = Dataset
-    dataset.fingerprint = 1  # otherwise the run hashes examples before the first step
+    # Without a fingerprint, the run would hash examples, and fail, before the first step.
+    dataset.fingerprint = 1
     return dataset

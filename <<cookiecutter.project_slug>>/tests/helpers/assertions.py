@@ -16,7 +16,7 @@ ADAPTER_FILE = "adapter_model.safetensors"
 
 
 class Result(NamedTuple):
-    """All results of a run, except times, speed, output directory and run id."""
+    """The contents of last/ and log.json, except times, speed, output directory and run id."""
 
     weights: dict[str, Tensor]
     moments: dict[str, Tensor]

@@ -11,9 +11,10 @@ Action = Callable[[str, tuple], None]
 
 
 class _Watch:
-    """The audit hook of this process, which Python cannot remove.
+    """The audit hook of this process; Python cannot remove an audit hook.
 
-    Python has no audit event for `os.fsync`: `watching` replaces this function.
+    Python has no audit event for `os.fsync`, so `watching` replaces `os.fsync` with a function that
+    calls the hook.
     """
 
     def __init__(self) -> None:
@@ -39,9 +40,10 @@ _WATCH = _Watch()
 
 @contextmanager
 def watching(folder: Path, on_write: Action) -> Iterator[None]:
-    """Call `on_write(event, arguments)` before each operation that changes a folder.
+    """Call `on_write(event, arguments)` before each operation that changes or flushes a folder.
 
-    If `on_write` raises an exception, the operation fails with this exception.
+    Removals in all other folders are also reported, since the path of a removal may be relative. If
+    `on_write` raises an exception, the operation fails with this exception.
     """
 
     def fsync(descriptor: int) -> None:

@@ -96,8 +96,8 @@ def kill_and_resume(
 def has_succeeded(run: Launch, counts: Counts) -> bool:
     """Wait for a run to end; return whether all its processes exited with 0.
 
-    Before the process group exists, a process does not detect that another process was killed. Such
-    processes are killed after `GRACE` seconds.
+    Before the process group exists, a process does not detect that another process was killed. The
+    remaining processes are then killed after `GRACE` seconds.
     """
     try:
         return not any(run.wait(GRACE))

@@ -1,6 +1,6 @@
 """Patches for tests. They replace the functions and constants in the list below.
 
-If you rename one of them, or change how a function is called, update this file:
+If you rename one of them, or change how a function is called, update this file.
 
 train.train_step(run, step)         called once per optimizer step
 train.validate(run, report)         called once per validation
@@ -50,7 +50,7 @@ LONG = 60.0  # maximum time that a blocked thread waits, in seconds
 
 
 class Killed(BaseException):
-    """Ends a run like SIGKILL: it is not caught by `except Exception`."""
+    """Ends a run like SIGKILL: `except Exception` does not catch this exception."""
 
 
 @contextmanager
@@ -69,7 +69,7 @@ def before_step(action: Callable[[Run, Step], None], rank: int | None = None) ->
 
 @contextmanager
 def killed_before_micro_batch(number: int) -> Iterator[None]:
-    """Raise `Killed` before training on micro-batch `number` (0-based), which may be in a step."""
+    """Raise `Killed` before micro-batch `number` (0-based) of the run, possibly inside a step."""
     gradient_sync = Strategy.gradient_sync
     done = 0
 
@@ -129,7 +129,7 @@ def nonfinite_step(how: str, rank: int, step: int, is_read_late: bool = False) -
     Args:
         how: What is not finite: "loss" for the loss and its gradient, "gradient" for the gradient
             only, "loss alone" for the loss only.
-        step: Number of completed optimizer steps when the step with this value starts.
+        step: Index (0-based) of the optimizer step.
         is_read_late: Whether the run reads losses only after further steps, as on an accelerator.
     """
     forward = Task.forward
@@ -258,7 +258,7 @@ def first_best_written_after(step: int) -> Iterator[None]:
 
 @contextmanager
 def killed_while_writing(step: int) -> Iterator[None]:
-    """Kill the process at a step after the first validation, before the new `last/` is flushed."""
+    """Kill the process before step `step`, while the second `last/` is written but not flushed."""
     seal = atomic._seal
     is_written = threading.Event()
 

@@ -1,1 +1,1 @@
-"""In each folder, optimization.py has an optimizer with the state format of another package."""
+"""In each folder, optimization.py has an optimizer whose state format differs from torch's."""

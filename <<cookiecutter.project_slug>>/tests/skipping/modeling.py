@@ -4,7 +4,7 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 
 from least_contract.modeling import Model as Least
 
-LAST_USE = 12  # number of forward passes in training that use the body
+LAST_USE = 12  # number (1-based) of the first forward pass in training that does not use the body
 
 
 class Model(Least):

@@ -1,7 +1,8 @@
 """Schedule-free SGD: an optimizer with `train()` and `eval()`.
 
 In training, each parameter is interpolated between the average and the weights `z` of plain SGD.
-Switching to evaluation and back rounds the parameters, as in the package schedulefree.
+Switching to evaluation and back changes the parameters by rounding errors, as in the package
+schedulefree.
 """
 
 import torch

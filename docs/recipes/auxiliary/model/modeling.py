@@ -1,4 +1,4 @@
-"""A classifier with a second loss: the divergence of two forward passes with dropout (R-Drop)."""
+"""A classifier with a second loss: the divergence between two passes with dropout (R-Drop)."""
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ WEIGHT = 0.5
 
 
 class Model(Wrapper):
-    """Any `AutoModelForSequenceClassification`. Its checkpoints are stock."""
+    """Any `AutoModelForSequenceClassification`. Checkpoints have the stock form of `Wrapper`."""
 
     config_class = ModelConfig
     auto_class = AutoModelForSequenceClassification

@@ -5,12 +5,12 @@ from .base import WrapperConfig
 BASE_MODEL = "tiny"
 OPTIONS: dict[str, dict] = {
     "scale": {"type": float, "default": 20.0, "help": "factor of the cosine similarities"},
-    "chunk_size": {"type": int, "default": 8, "help": "texts whose activations are kept at once"},
+    "chunk_size": {"type": int, "default": 8, "help": "number of texts to embed at once"},
 }
 
 
 class ModelConfig(WrapperConfig):
-    """A base encoder: see `WrapperConfig`.
+    """The configuration of a base encoder; see `WrapperConfig`.
 
     Args:
         scale: Factor of the similarities: an inverse temperature.

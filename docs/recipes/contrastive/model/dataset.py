@@ -13,7 +13,7 @@ SIDES = ("anchor", "positive")
 
 
 class Dataset(torch.utils.data.Dataset):
-    """Tokenized pairs, without `lengths`: batches of similar length would bias the negatives."""
+    """Tokenized pairs, without `lengths`: negatives of similar length would bias the loss."""
 
     def __init__(self, table: Any, tokenizer: PreTrainedTokenizerBase, max_len: int):
         self.tokenizer = tokenizer

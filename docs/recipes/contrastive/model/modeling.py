@@ -35,8 +35,8 @@ class Model(Wrapper):
     def embed_in_chunks(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Embed any number of texts, with the activations of only one chunk in memory at a time.
 
-        The backward pass first computes the gradients of all embeddings. Then it recomputes each
-        chunk, and propagates the gradients of its embeddings.
+        The backward pass starts from the gradients with respect to all embeddings. For each chunk,
+        it recomputes the embeddings and propagates their gradients to the weights.
         """
         size = self.config.chunk_size
         chunks = zip(input_ids.split(size), attention_mask.split(size), strict=True)
@@ -52,8 +52,8 @@ class Model(Wrapper):
         """Compare this rank's anchors with the positives of all ranks.
 
         Args:
-            key: Integer that identifies the positive text, shape (batch,). A text that occurs twice
-                is not a negative of itself.
+            key: Integers that identify the positive texts, shape (batch,). A positive with the key
+                of the anchor's own positive is the same text, and not used as a negative.
             num_items_in_batch: Number of pairs in the global batch.
         """
         anchors = self.embed_in_chunks(**anchor)

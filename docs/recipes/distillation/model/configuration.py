@@ -7,18 +7,18 @@ from .base import WrapperConfig
 BASE_MODEL = "tiny"
 OPTIONS: dict[str, dict] = {
     "teacher_id": {"default": "teacher", "help": "trained classifier: Hub id or folder"},
-    "softness": {"type": float, "default": 2.0, "help": "temperature of the distributions"},
+    "softness": {"type": float, "default": 2.0, "help": "temperature of both outputs"},
 }
 
 
 class ModelConfig(WrapperConfig):
-    """A student.
+    """The configuration of a student.
 
     Args:
         base_model_id: Initial model of the student: see `WrapperConfig`.
-        teacher_id: A trained classifier. A new student gets the labels of the teacher.
-        softness: Temperature of both distributions. It is not called `temperature`, because
-            transformers treats that name as a generation setting.
+        teacher_id: Hub id or folder of the teacher. A new student gets the teacher's labels.
+        softness: Temperature of the output distributions of teacher and student. The name is not
+            `temperature`, because transformers treats that name as a generation setting.
     """
 
     model_type = "student"

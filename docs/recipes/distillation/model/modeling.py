@@ -42,7 +42,10 @@ class Model(Wrapper):
         attention_mask: Tensor,
         num_items_in_batch: Tensor | int | None = None,
     ) -> ModelOutput:
-        """Compute the mean of KL(teacher || student), with the temperature `softness`."""
+        """Compute the mean of KL(teacher || student) with the temperature `softness`.
+
+        The mean is multiplied by `softness` ** 2, so that its gradient keeps its scale.
+        """
         inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
         logits = self.student(**inputs).logits
         with torch.no_grad():

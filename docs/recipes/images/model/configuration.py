@@ -8,10 +8,10 @@ OPTIONS: dict[str, dict] = {
 
 
 class ModelConfig(PreTrainedConfig):
-    """A convolutional network.
+    """The sizes of a convolutional network.
 
     Args:
-        width: Channels of the first layer.
+        width: Number of channels of the first layer. The second layer has twice as many.
         labels: Names of the classes.
     """
 

@@ -8,7 +8,7 @@ from errors import DataError
 
 
 class Dataset(torch.utils.data.Dataset):
-    """Images of one size."""
+    """Images of equal size, and their labels."""
 
     def __init__(self, rows: list[dict], labels: list[str]):
         self.rows = rows

@@ -31,7 +31,7 @@ class Model(PreTrainedModel):
         self.post_init()
 
     def forward(self, pixels: Tensor, labels: Tensor | None = None) -> ModelOutput:
-        """Classify images of shape (batch, height, width); return the mean loss."""
+        """Classify images of shape (batch, height, width). With `labels`, compute the mean loss."""
         logits = self.layers(pixels[:, None])
         if labels is None:
             return ModelOutput(logits=logits)

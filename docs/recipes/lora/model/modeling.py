@@ -11,7 +11,7 @@ from .base import Wrapper
 from .configuration import ModelConfig
 from .loss import compute_loss
 
-RANK = 4  # 0: the body is frozen, and only the head is trained
+RANK = 4  # if 0, no matrices are added: only the head is trained
 ALPHA = 8.0
 
 

@@ -20,17 +20,17 @@ class Scores:
         return {"bits_per_byte": False}
 
     def reset(self) -> None:
-        """Do nothing: there are no sums."""
+        """Do nothing: there are no sums to reset."""
 
     def update(self, outputs: Any, batch: dict) -> None:
-        """Do nothing: the loss is enough."""
+        """Do nothing: `compute` needs only the loss."""
 
     def compute(self, loss: float) -> dict[str, float]:
         return {"bits_per_byte": loss / math.log(2)}
 
     @torch.no_grad()
     def save(self, folder: Path) -> None:
-        """Write sample.txt: 60 bytes of greedy generation."""
+        """Generate 60 bytes greedily; write them to sample.txt."""
         values = [END]
         for _ in range(60):
             ids = torch.tensor([values], device=self.model.device)

@@ -35,7 +35,7 @@ class Model(PreTrainedModel):
         labels: Tensor | None = None,
         num_items_in_batch: Tensor | int | None = None,
     ) -> ModelOutput:
-        """Predict `labels`, shape (batch, length), -100 for padding."""
+        """Predict the next bytes. `labels` has shape (batch, length), with -100 for padding."""
         logits = self.head(self.lstm(self.embeddings(input_ids))[0])
         if labels is None:
             return ModelOutput(logits=logits)

@@ -13,9 +13,9 @@ LAYER = re.compile(r"\.(?:layer|layers|h|block)\.(\d+)\.")
 
 
 def build_optimizer(model: nn.Module, lr: float, weight_decay: float) -> Optimizer:
-    """Build a `torch.optim.Optimizer`, given `--lr` and `--weight_decay`.
+    """Build Adafactor, given `--lr` and `--weight_decay`.
 
-    The head has the learning rate `lr`; the embeddings have the smallest one.
+    The head has the learning rate `lr`; the embeddings have the smallest rate.
     """
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     numbers = [int(found[1]) for name, _ in named if (found := LAYER.search(name))]

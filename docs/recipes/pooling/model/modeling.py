@@ -12,7 +12,7 @@ from .loss import compute_loss
 
 
 class Model(Wrapper):
-    """Any `AutoModel`, with a linear layer on the mean of its hidden states."""
+    """Any `AutoModel`, with a linear layer on the mean of its last hidden states."""
 
     config_class = ModelConfig
     auto_class = AutoModel

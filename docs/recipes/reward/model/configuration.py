@@ -6,7 +6,7 @@ BASE_MODEL = "tiny"
 
 
 class ModelConfig(WrapperConfig):
-    """A base encoder: see `WrapperConfig`."""
+    """The configuration of a base encoder; see `WrapperConfig`."""
 
     model_type = "reward"
     default_base_model = BASE_MODEL

@@ -12,7 +12,7 @@ from reading.sources import Source
 from reading.tables import read_table
 
 OPTIONS: dict[str, dict] = {
-    "target_column": {"help": "column of a number to predict; pairs are read if it is not given"},
+    "target_column": {"help": "column of the numbers to predict; default: read pairs of texts"},
 }
 
 
@@ -61,7 +61,8 @@ def generate_dataset(
     """Read pairs from the columns `chosen` and `rejected`, or texts with numbers.
 
     Args:
-        target_column: Column of the numbers. The texts are then read from the column `text`.
+        target_column: Column of the numbers; the texts are read from the column `text`. If None,
+            read pairs.
 
     Raises:
         DataError: The file cannot be read, or a target is not a number.

@@ -37,7 +37,7 @@ class Model(Wrapper):
         rejected: dict[str, Tensor] | None = None,
         num_items_in_batch: Tensor | int | None = None,
     ) -> ModelOutput:
-        """Compute rewards.
+        """Compute the rewards of texts, or the difference of the two rewards of each pair.
 
         Args:
             text, target: Tokens of the texts, and numbers to predict, shape (batch,). The loss is

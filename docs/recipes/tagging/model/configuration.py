@@ -6,7 +6,7 @@ BASE_MODEL = "tiny"
 
 
 class ModelConfig(WrapperConfig):
-    """A base encoder and its tags.
+    """The configuration of a base encoder, and the tags.
 
     Args:
         base_model_id: See `WrapperConfig`.

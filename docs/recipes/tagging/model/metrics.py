@@ -32,7 +32,7 @@ class Scores:
         self.counts += torch.stack(sums)
         if not self.samples:
             marks = (outputs.detect_logits.argmax(-1) == 1)[0][is_word[0]].tolist()
-            pairs = zip(batch["words"][0], marks, strict=False)  # fewer if truncated
+            pairs = zip(batch["words"][0], marks, strict=False)  # fewer marks if truncated
             self.samples.append(" ".join(f"*{word}*" if mark else word for word, mark in pairs))
 
     def compute(self, loss: float) -> dict[str, float]:
@@ -44,5 +44,5 @@ class Scores:
         }
 
     def save(self, folder: Path) -> None:
-        """Write samples.txt: a sentence with its predicted errors."""
+        """Write samples.txt: a sentence with asterisks around the words predicted to be wrong."""
         (folder / "samples.txt").write_text("\n".join(self.samples) + "\n", encoding="utf-8")

@@ -30,7 +30,7 @@ class Model(Wrapper):
         labels: Tensor | None = None,
         num_items_in_batch: Tensor | int | None = None,
     ) -> ModelOutput:
-        """Tag each token.
+        """Compute the logits of both heads for each token.
 
         Args:
             labels: Index of the word's tag at the first token of each word, -100 at all other
