@@ -48,7 +48,7 @@ def find_adapter(path: str, **hub: Any) -> Path | None:
 def task_type(auto_class: str) -> str | None:
     """Return PEFT's task type for an Auto class of transformers, such as "CAUSAL_LM", or None.
 
-    It is saved with an adapter, since the Auto classes of PEFT check it when they load the adapter.
+    The task type is saved with an adapter. PEFT's Auto classes check it when they load the adapter.
     """
     names = {kind.__name__: name for name, kind in _peft().MODEL_TYPE_TO_PEFT_MODEL_MAPPING.items()}
     return names.get(auto_class.replace("AutoModel", "PeftModel", 1))

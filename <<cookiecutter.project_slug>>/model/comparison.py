@@ -66,7 +66,7 @@ def difference_to_base(model: Any, batch: dict[str, Tensor]) -> str | None:
 
 
 def check_documents(lm: Any, option: str) -> None:
-    """Check that a model masks attention between documents that are concatenated to one row.
+    """Check that a model masks attention between documents that are concatenated into one row.
 
     The position ids of a row start again at 0 at the beginning of each document.
 

@@ -111,9 +111,9 @@ class TokenLabels:
 
     Attributes:
         names: The label of each labelled token, by the index of the token.
-        inside: Indices of the tokens of entities, except the first token of each entity. If
-            possible, the range of tokens that are labelled in a window begins at none of these
-            tokens: see `Tokens.bounds`.
+        inside: Indices of the tokens of entities, except the first token of each entity. The tokens
+            that are labelled in a window should not begin with one of these, so that a single
+            window labels the whole entity: see `Tokens.bounds`.
         widened: Number of entities that begin or end inside a token.
         lost: Number of entities without a token.
     """
