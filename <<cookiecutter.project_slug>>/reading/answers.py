@@ -180,8 +180,8 @@ def label_answers(
         special: Return value of `special_tokens`.
 
     Raises:
-        DataError: An answer does not end with a special token, contains this token also before its
-            end, or begins inside a token.
+        DataError: An answer does not end with a special token, contains its last token more than
+            once, or begins inside a token.
     """
     labels = [-100] * len(ids)
     ends: list[int] = []

@@ -103,7 +103,7 @@ def _hash_object(value: Any) -> str:
 
 
 def hash_tokenizer(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Hash the files that a tokenizer saves, and the attributes that affect its tokens.
+    """Hash the files that a tokenizer saves, and the attributes that may affect its tokens.
 
     Attributes are hashed because a tokenizer does not save all of them.
     """
