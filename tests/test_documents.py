@@ -1,4 +1,7 @@
-"""Links, test names and shown output of documents are valid, also in the Japanese READMEs."""
+"""Links, test names and shown output of documents are valid.
+
+README.md and README.ja.md have the same code.
+"""
 
 from __future__ import annotations
 

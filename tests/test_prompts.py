@@ -32,7 +32,7 @@ class Terminal:
             dimensions=(24, 80),
             encoding="utf-8",
             timeout=60,
-            # Handle SIGINT: tests in the background ignore SIGINT, and child processes inherit this.
+            # Handle SIGINT: tests in the background ignore it, and child processes inherit this.
             preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
         )
         self.screen = ""

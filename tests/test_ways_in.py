@@ -144,7 +144,7 @@ def test_other_package_with_a_name_of_the_template_is_not_imported(
 
 @pytest.mark.parametrize("name", ["contextlib", "shlex"])
 def test_module_among_temporary_files_does_not_break_the_hooks(name: str, shell: Shell) -> None:
-    """Hooks are copied into the folder for temporary files, where Python would find modules first."""
+    """Hooks run as copies in the folder for temporary files, where Python would search first."""
     (shell.home / f"{name}.py").write_text("raise SystemExit('wrong module')\n", encoding="utf-8")
     done = shell.run("--no-input", TMPDIR=str(shell.home))
     assert done.returncode == 0 and f"{SLUG} (classification) is ready" in done.stderr, done.stderr
