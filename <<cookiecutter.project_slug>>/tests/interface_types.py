@@ -6,7 +6,7 @@ No test imports this file. For a part that model/ does not have, mypy checks not
 
 from collections.abc import Callable
 
-from model.dataset import generate_dataset
+from model import dataset, metrics, modeling, optimization, prediction
 from model.interface import (
     OptimizerBuilder,
     Output,
@@ -15,15 +15,11 @@ from model.interface import (
     TaskDataset,
     TaskPredictor,
 )
-from model.metrics import Scores
-from model.modeling import Model
-from model.optimization import build_optimizer, build_scheduler
-from model.prediction import Predictor
 
-FORWARD: Callable[..., Output] = Model.forward
-GENERATE_DATASET: Callable[..., TaskDataset] = generate_dataset
-SCORES: Callable[..., Scorer] = Scores
-DIRECTIONS: Callable[..., dict[str, bool]] = Scores.directions
-PREDICTOR: Callable[..., TaskPredictor] = Predictor
-BUILD_OPTIMIZER: OptimizerBuilder = build_optimizer
-BUILD_SCHEDULER: SchedulerBuilder = build_scheduler
+FORWARD: Callable[..., Output] = modeling.Model.forward
+GENERATE_DATASET: Callable[..., TaskDataset] = dataset.generate_dataset
+SCORES: Callable[..., Scorer] = metrics.Scores
+DIRECTIONS: Callable[..., dict[str, bool]] = metrics.Scores.directions
+PREDICTOR: Callable[..., TaskPredictor] = prediction.Predictor
+BUILD_OPTIMIZER: OptimizerBuilder = optimization.build_optimizer
+BUILD_SCHEDULER: SchedulerBuilder = optimization.build_scheduler
