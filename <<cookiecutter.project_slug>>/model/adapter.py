@@ -52,7 +52,7 @@ def task_type(auto_class: str) -> str | None:
     adapter.
 
     Args:
-        auto_class: Name of an Auto class of transformers, such as "AutoModelForCausalLM".
+        auto_class: Name of an Auto class of transformers.
     """
     names = {kind.__name__: name for name, kind in _peft().MODEL_TYPE_TO_PEFT_MODEL_MAPPING.items()}
     return names.get(auto_class.replace("AutoModel", "PeftModel", 1))

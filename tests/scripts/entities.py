@@ -83,7 +83,7 @@ def windows_label_each_token_once() -> None:
         assert len(parts) > len(whole)
         assert parts.lengths.max() <= max_len
         assert parts.num_items.sum() == whole.num_items.sum()
-        assert f"{len(parts):,} in all" in parts.notes[0]
+        assert f"have {len(parts):,} windows" in parts.notes[0]
         counts = [
             sum(label[0] == "B" for row in labels_of(d) for label in row) for d in (whole, parts)
         ]
