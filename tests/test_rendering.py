@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from conftest import ROOT, TASKS, TEMPLATE, Render, about, files_of
+from running import run
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -140,9 +142,24 @@ def test_ruff_on_the_project(task: str, render: Render) -> None:
     run_tool(render(task=task), "ruff", "format", "--check", "--no-cache", ".")
 
 
-def test_mypy_on_every_project(render: Render, tmp_path: Path) -> None:
-    for task in TASKS:  # mypy analyses the libraries only once if one process checks all tasks
-        run_tool(render(task=task), "mypy", "--cache-dir", str(tmp_path))
+def test_mypy_accepts_every_project_and_reports_wrong_types(render: Render, tmp_path: Path) -> None:
+    cache = ["--cache-dir", str(tmp_path / "cache")]  # analyse the libraries only once
+    for task in TASKS:
+        run_tool(render(task=task), "mypy", *cache)
+    project = Path(shutil.copytree(render(task="classification"), tmp_path / "project"))
+    wrong = {
+        "dataset.py": ("\n) -> Dataset:", "\n) -> list[int]:"),
+        "metrics.py": ("def compute(self, loss: float)", "def compute(self, loss: str)"),
+        "prediction.py": ("self.columns: list[str]", "self.columns: str"),
+    }
+    for name, (right, changed) in wrong.items():
+        file = project / "model" / name
+        code = file.read_text(encoding="utf-8")
+        assert code.count(right) == 1
+        file.write_text(code.replace(right, changed), encoding="utf-8")
+    done = run(project, sys.executable, "-m", "mypy", *cache, code=1)
+    for interface in ("TaskDataset", "Scorer", "TaskPredictor"):
+        assert re.search(rf"interface_types.*{interface}", done.stdout), done.stdout
 
 
 @pytest.mark.parametrize("extra", ["dependencies", "dev"])

@@ -5,6 +5,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from tqdm import tqdm
@@ -45,7 +46,9 @@ class Report:
         self.outdir = Path(run.config.outdir)
         self.print = run.accelerator.on_main_process(print)  # once, not once per machine
         self._failed: set[str] = set()
-        self._files_are_old = False
+        # An earlier process of a resumed run may have ended before it drew the latest curves.
+        self._has_new_curves = bool(self.state.log)
+        self._has_new_scores = False
         self._last_written = time.monotonic()
         self.uploads: Uploads | None = None
         if (repository := run.config.push_to_hub) is not None:
@@ -128,32 +131,35 @@ class Report:
         log = list(self.state.log.values())[-1]["valid_log"]
         values = {f"valid/{name}": value for name, value in log.items()}
         self._log(values)
-        self._files_are_old = True
+        self._has_new_curves = self._has_new_scores = True
         if time.monotonic() - self._last_written >= SECONDS_BETWEEN_FILES:
             self._write_files()
 
     def _write_files(self) -> None:
-        if not (self.run.group.is_main and self._files_are_old):
-            return
-        self._attempt("loss.png", lambda: self._draw(self.state, self.outdir))
-        self._attempt("files of Scores.save", lambda: self.run.scores.save(self.outdir))
-        self._files_are_old = False
+        if self.run.group.is_main and self._has_new_curves:
+            self._attempt("loss.png", lambda: write_file(self.outdir / "loss.png", self._draw()))
+        if self.run.group.is_main and self._has_new_scores:
+            self._attempt("files of Scores.save", lambda: self.run.scores.save(self.outdir))
+        self._has_new_curves = self._has_new_scores = False
         self._last_written = time.monotonic()
 
     def describe(self) -> Callable[[Path], None]:
         """Return a function that writes the model card into `best/`.
 
-        With `--push_to_hub`, the function also draws loss.png, which the model card then shows. The
-        function uses a copy of the state, since training continues while `best/` is written.
+        With `--push_to_hub`, it also writes loss.png, which the model card then shows. It uses a
+        copy of the state, since training continues while `best/` is written.
         """
         state = copy.deepcopy(self.state)
+        picture: list[bytes] = []
         table: Table = {}
         if self.run.group.is_main:
+            if self.uploads is not None:
+                self._attempt("loss.png", lambda: picture.append(self._draw()))
             self._attempt("README.md", lambda: table.update(scores_table(self.run.scores)))
 
         def write(folder: Path) -> None:
-            if self.uploads is not None:
-                self._attempt("loss.png", lambda: self._draw(state, folder))
+            for content in picture:
+                self._attempt("loss.png", partial(write_file, folder / "loss.png", content))
             self._attempt("README.md", lambda: self._write_card(folder, state, table))
 
         return write
@@ -223,9 +229,9 @@ class Report:
     def _log(self, values: dict[str, float]) -> None:
         self._attempt("trackers", lambda: self.run.accelerator.log(values, step=self.state.step))
 
-    def _draw(self, state: TrainState, folder: Path) -> None:
-        picture = draw_curves(state, self.config.metric_for_best_model)
-        write_file(folder / "loss.png", picture)
+    def _draw(self) -> bytes:
+        # Called only in the main thread, since matplotlib is not thread-safe.
+        return draw_curves(self.state, self.config.metric_for_best_model)
 
     def _attempt(self, what: str, action: Callable[[], None]) -> None:
         """Run an action. If it fails, print the first error for each `what`, and continue."""

@@ -1,6 +1,7 @@
 """Assignments with which mypy checks that model/ has the types of model/interface.py.
 
-No test imports this file. For a part that model/ does not have, mypy checks nothing.
+No test imports this file. mypy does not check a part that model/ does not have, or a function that
+has no annotations or a decorator of torch, such as `torch.no_grad()`.
 """
 # mypy: disable-error-code="attr-defined, import-not-found"
 

@@ -111,6 +111,16 @@ def test_files_of_validations_in_quick_succession_are_written_once(
     assert steps > 4 and save.call_count == 1 + calls, "the first call is the check of the scores"
 
 
+@PROOF
+def test_resumed_run_without_further_steps_draws_the_missing_curves(arguments, tmp_path):
+    train.main([*arguments, "--max_steps", "1"])
+    picture = tmp_path / "run" / "loss.png"
+    expected = picture.read_bytes()
+    picture.unlink()  # as if the process had been killed after its last save
+    train.main(["--restore_dir", str(tmp_path / "run" / "last")])
+    assert picture.read_bytes() == expected
+
+
 def points(folder: Path, tag: str) -> list[tuple[int, float]]:
     found: dict[int, float] = {}
     for file in sorted(folder.rglob("events.out.tfevents*")):
