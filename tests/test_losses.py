@@ -9,6 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from sklearn.metrics import precision_recall_fscore_support
+from sklearn.utils.class_weight import compute_class_weight
 
 from conftest import SCRIPTS, SLUG, Render
 from running import run_python
@@ -50,9 +52,8 @@ def test_losses_equal_those_of_torch_with_the_weights_of_sklearn(
     assert found == pytest.approx([56 / (3 * size) for size in SIZES.values()], rel=1e-12)
     for error, words in zip(errors, REFUSED, strict=True):
         assert words in error
-    weights = pytest.importorskip("sklearn.utils.class_weight")
     labels = np.array([json.loads(line)["label"] for line in rows.read_text().splitlines()])
-    expected = weights.compute_class_weight("balanced", classes=np.unique(labels), y=labels)
+    expected = compute_class_weight("balanced", classes=np.unique(labels), y=labels)
     assert found == pytest.approx(list(expected), rel=1e-12)
 
 
@@ -76,9 +77,8 @@ def test_losses_of_tokens_equal_those_of_torch_with_the_weights_of_sklearn(
     assert "labels without a token in the training data, weight 0: I-Y" in lines
     shown = ", ".join(f"{name} {weight:.4g}" for name, weight in found["weights"].items())
     assert f"weights of the labels in the loss: {shown}, I-Y 0" in lines
-    weights = pytest.importorskip("sklearn.utils.class_weight")
     names = np.array(list(found["weights"]))
-    expected = weights.compute_class_weight("balanced", classes=names, y=found["labels"])
+    expected = compute_class_weight("balanced", classes=names, y=found["labels"])
     assert list(found["weights"].values()) == pytest.approx(list(expected), rel=1e-12)
 
 
@@ -88,8 +88,7 @@ def test_scores_and_thresholds_follow_their_definitions(render: Render, tmp_path
         render(task="classification"), SCRIPTS / "class_scores.py", tmp_path
     ).stdout
     table, (labels, predicted) = json.loads(printed.splitlines()[0])
-    metrics = pytest.importorskip("sklearn.metrics")
-    expected = zip(*metrics.precision_recall_fscore_support(labels, predicted), strict=True)
+    expected = zip(*precision_recall_fscore_support(labels, predicted), strict=True)
     for row, values in zip(table.values(), expected, strict=True):
         assert list(row) == ["precision", "recall", "f1", "support"]
         assert list(row.values()) == pytest.approx(list(values), abs=1e-6)
