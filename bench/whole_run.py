@@ -33,6 +33,7 @@ def ours(spec: dict, phases: Phases) -> None:
         (_Opening, "check", "checks"),
         (_Opening, "unused_parameters", "checks"),
         (Checkpointer, "save", "saving"),
+        (Checkpointer, "join", "saving"),
         (Report, "describe", "pictures"),
         (Report, "after_validation", "pictures"),
         (Report, "start", "pictures"),

@@ -34,6 +34,7 @@ def test_unknown_key_of_the_fsdp_settings_is_an_error(tmp_path):
         read_config(path)
 
 
+@pytest.mark.proof
 @pytest.mark.skipif(find_spec("deepspeed") is not None, reason="DeepSpeed is installed")
 def test_missing_deepspeed_is_reported(arguments, tmp_path):
     patch = partial(
