@@ -99,7 +99,7 @@ def test_previous_checkpoint_is_used_if_the_last_one_is_damaged(
     else:
         (weights if damage == "missing" else last / "manifest.json").unlink()
     train.main(["--restore_dir", str(last)])
-    assert "resuming from the previous checkpoint" in capfd.readouterr().out
+    assert "resuming from the newest intact checkpoint" in capfd.readouterr().out
     assert_bit_identical(tmp_path / "run", uninterrupted(arguments))
 
 

@@ -29,7 +29,7 @@ def base_of(folder: Path) -> str:
 def holds_adapter(model: torch.nn.Module) -> bool:
     """Return whether a model has an adapter.
 
-    Checkpoints of a model with an adapter contain only the trained parameters.
+    Checkpoints of such a model contain the trained parameters, but not the frozen ones.
     """
     return hasattr(model, "add_lora") and has_adapter(model.base_model)
 
@@ -38,7 +38,7 @@ def prepare_base(model_config: Any, config: RunConfig) -> None:
     """Check that the base model has weights, and set the dtype in which they are loaded.
 
     Raises:
-        RunError: The base model has no weights.
+        RunError: `model_config.base_has_weights` is false or missing.
     """
     if not getattr(model_config, "base_has_weights", False):
         raise RunError(
@@ -55,7 +55,8 @@ def add_adapter(model: Any, config: RunConfig, commit: str | None) -> None:
         commit: Hub commit of the base model, to save with the adapter; None for a local folder.
 
     Raises:
-        RunError: `--lora_targets` has a name that matches no module supported by LoRA.
+        RunError: PEFT cannot add the adapter, for example because `--lora_targets` has a name that
+            matches no module supported by LoRA.
     """
     name, _ = split_revision(config.model_id)
     place = Path(name)
@@ -83,12 +84,12 @@ def check_form(model: Any, line: str, config: RunConfig) -> None:
         line: Return value of `model.choose_form`, which has compared the logits.
 
     Raises:
-        RunError: The logits of `Model` and of its base model differ.
+        RunError: The logits of `Model` and of its base model differ or cannot be compared.
     """
     if not model.saves_stock:
         raise RunError(
             f"--lora_rank {config.lora_rank}: expected a Model that computes the same logits as "
-            f"its base model, since only the adapter is saved; {line}"
+            f"its base model, since only the adapter is saved; without an adapter, {line}"
         )
 
 

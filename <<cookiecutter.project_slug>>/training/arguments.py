@@ -36,8 +36,11 @@ def read_config(
         differ from those of the resumed run.
 
     Raises:
-        RunError: A value is out of range or must not change in a resumed run, `restore_dir` is not
-            a checkpoint to resume from, or `outdir` contains another run.
+        RunError: The YAML file or a value is invalid; a value must not change in a resumed run; an
+            argument requires or excludes another one; a package is missing; `restore_dir` has no
+            intact checkpoint with an optimizer state; or `outdir` contains another run, or cannot
+            be derived from `restore_dir`.
+        SystemExit: argparse rejects an argument, or has printed the help.
     """
     parser = build_parser(task)
     argv = insert_yaml(parser, argv)
@@ -69,7 +72,7 @@ def read_config(
 def _saved_arguments(
     resumed: SavedRun, checkpoint: Path, defaults: dict[str, Any], given: dict[str, Any]
 ) -> tuple[dict[str, Any], list[str]]:
-    """Return the saved arguments of a resumed run, and lines about given arguments that differ.
+    """Return the saved arguments of a resumed run, and lines to print, for example about changes.
 
     A `model_id` that the run does not use is removed from `given`.
 
@@ -126,7 +129,8 @@ def _find_checkpoint(values: dict[str, Any], intact: str | None) -> tuple[Path |
         raise RunError(f"{folder}: has no optimizer state; expected a last/, not a best/")
     if fault is None:
         return folder, []
-    return folder, [f"{name} is damaged ({fault}); resuming from the previous checkpoint, {folder}"]
+    line = f"{name} is damaged ({fault}); resuming from the newest intact checkpoint, {folder}"
+    return folder, [line]
 
 
 def _is_inside(checkpoint: Path, outdir: Path) -> bool:
@@ -161,8 +165,8 @@ def _outdir_of(place: str, defaults: dict[str, Any]) -> str:
     """Return the output directory of a resumed run if `--outdir` is not given.
 
     Args:
-        place: Value of `--restore_dir`: "auto", a repository, or the path of last/ or of the folder
-            to which the link last/ points. For "auto" and a repository, return the default.
+        place: Value of `--restore_dir`: "auto", a repository, or the path of last/, of a link to
+            last/, or of a folder in .checkpoints/. For "auto" and a repository, return the default.
 
     Raises:
         RunError: The value is none of these.
@@ -184,7 +188,10 @@ def _outdir_of(place: str, defaults: dict[str, Any]) -> str:
 
 
 def _changes(saved: dict[str, Any], given: dict[str, Any]) -> list[str]:
-    """Return one line for each given argument that differs from its saved value."""
+    """Return one line for each given argument that differs from its saved value.
+
+    `restore_dir`, `config`, `outdir` and `dry_run` are not compared.
+    """
     ignored = ("restore_dir", "config", "outdir", "dry_run")
     return [
         f"--{name} is now {value}; it was {saved[name]}"
@@ -232,7 +239,7 @@ def _check_hold_out_is_used(values: dict[str, Any], given: dict[str, Any]) -> No
         given: Arguments of the command line.
 
     Raises:
-        RunError: An argument about held-out examples is given together with validation data.
+        RunError: An argument about held-out examples is given, but the run has validation data.
     """
     if values["valid_input"] is None:
         return
@@ -268,7 +275,7 @@ def _by_field(values: dict[str, Any], task: TaskOptions) -> dict[str, Any]:
 
 
 def _expanded(value: Any) -> Any:
-    """Expand `~` in a path, or in each of several paths."""
+    """Expand `~` at the beginning of a path, or of each path in a list."""
     if isinstance(value, list):
         return [_expanded(part) for part in value]
     if isinstance(value, str) and value.startswith("~"):

@@ -1,9 +1,9 @@
-"""Write folders and files so that each name always refers to complete content.
+"""Write folders and files so that no name ever refers to incomplete content.
 
-Everything is written to a temporary path, flushed to the disk, and then published by one atomic
-rename. On file systems without symbolic links, a folder is published by two renames: see
-`_replace_by_copy`. Each folder has a manifest of checksums, which shows whether the folder is
-intact.
+Everything is written to a temporary path, flushed to the disk, and then published by an atomic
+rename. On file systems without symbolic links, a folder is published differently: see
+`_replace_by_copy`. Each published folder has a manifest of checksums, which shows whether the
+folder is intact.
 """
 
 import errno
@@ -136,6 +136,7 @@ def _replace_by_copy(name: Path, version: Path) -> None:
     """Replace the folder `name` with a copy of the folder `version`.
 
     This takes two renames. Between them the name is missing, but `.checkpoints/` has the version.
+    The copy is not flushed to the disk, unlike the version.
     """
     copy = version.parent / f"{name.name}.copy.tmp"
     shutil.rmtree(copy, ignore_errors=True)
@@ -172,10 +173,11 @@ def _seal(folder: Path) -> None:
 
 
 def clean(outdir: Path) -> None:
-    """Remove the temporary files of a killed save, and restore missing names.
+    """Remove what a killed save left in `.checkpoints/`, and restore missing names.
 
     A name is missing if the output directory was copied without its links, or if the process was
-    killed between the two renames of `_replace_by_copy`.
+    killed just before the name was linked or the copy was renamed. A name without an intact version
+    is not restored.
     """
     store = outdir / STORE
     for leftover in [*store.glob("*.tmp"), *store.glob("*.link")]:
@@ -196,10 +198,11 @@ def is_published(folder: Path) -> bool:
 
 
 def find_intact(folder: Path) -> tuple[Path, str | None]:
-    """Find the newest intact version of a published folder.
+    """Return a published folder or, if it is damaged, its newest intact version.
 
     Returns:
-        The folder to read; and a description of the damage of `folder`, or None if it is intact.
+        The folder to read; and a description of the damage of `folder`, or None if `folder` is
+        intact.
 
     Raises:
         RunError: `folder` is not a checkpoint, or no version is intact.
@@ -216,7 +219,7 @@ def find_intact(folder: Path) -> tuple[Path, str | None]:
 
 
 def find_fault(folder: Path) -> str | None:
-    """Compare a checkpoint with its manifest; return the first difference, or None."""
+    """Compare a checkpoint with its manifest; return the first fault, or None if it is intact."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         for name, expected in manifest.items():
@@ -233,7 +236,7 @@ def find_fault(folder: Path) -> str | None:
 
 
 def _versions(folder: Path) -> list[tuple[int, Path]]:
-    """Return all complete versions of a published folder, oldest first."""
+    """Return the numbers and paths of all complete versions of a folder, oldest first."""
     paths = (folder.parent / STORE).glob(f"{folder.name}.*")
     numbered = ((path.name.rpartition(".")[2], path) for path in paths)
     return sorted((int(number), path) for number, path in numbered if number.isdecimal())

@@ -1,7 +1,7 @@
 """The average of the weights over the steps, which is validated and saved as best/.
 
-Training continues from the raw weights, which are not averaged. They are saved as last/, together
-with the average.
+Training continues from the raw weights (not averaged), which are saved as last/. The optimizer
+state in last/ contains the average or, for a schedule-free optimizer, what is needed to compute it.
 """
 
 import inspect

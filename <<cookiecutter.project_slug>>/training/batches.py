@@ -1,8 +1,9 @@
 """Order the examples of an epoch, and assign them to steps, ranks and micro-batches.
 
 For the same data, the order depends only on (seed, epoch, global batch size). The split of a global
-batch into micro-batches depends on the number of ranks. Apart from dropout and rounding, the
-gradient of the step does not: each loss is divided by the number of target items of the full step.
+batch into micro-batches depends on the batch size, the number of ranks and the type of device.
+Apart from dropout and rounding, the gradient of a step does not depend on the split, since each
+loss is divided by the number of target items of the full step.
 """
 
 import math
@@ -22,13 +23,14 @@ from .randomness import seed_all
 from .signals import blocked_signals
 from .user_code import at_place, user_code
 
-# Maximum number of global batches in a window; a window has at most half an epoch. Examples are
-# sorted by length inside each window. A wide window reduces padding, and a narrow window lets each
-# epoch have different batches.
+# Maximum number of global batches in a window. A window has at most half an epoch, but at least one
+# global batch. Examples are sorted by length (`sort_keys`) inside each window. A wide window
+# reduces padding, and a narrow window lets each epoch have different batches.
 WINDOW = 256
-# Maximum number of tokens per rank and micro-batch, including padding, by device type. On a CPU,
-# the activations then fit into the caches, and training on long texts takes a quarter less time.
-# Other devices have no maximum, since accelerators are faster with large micro-batches.
+# Maximum number of tokens per rank and micro-batch, including padding, by device type; a single
+# example may be longer. On a CPU, the activations then fit into the caches, and training on long
+# texts takes a quarter less time. Other devices have no maximum, since accelerators are faster with
+# large micro-batches.
 MAX_TOKENS = {"cpu": 2048}
 # Without loader processes, collate 8 micro-batches in a row. This is 1.7 times as fast as collating
 # each micro-batch just before its use, since code and data remain in the CPU caches.
@@ -41,12 +43,12 @@ class MicroBatch:
 
     Attributes:
         indices: Examples to load.
-        rng_key: Seed of all random numbers in this micro-batch: seed of the run, epoch, step, rank,
-            and number of the micro-batch.
+        rng_key: Seed of all random numbers in this micro-batch: seed of the run (0 in a
+            validation), epoch, step, rank, and number of the micro-batch.
         weight: 1, or 0 on a rank without examples. Such a rank runs an example of another rank, so
             that all ranks call the same collectives.
-        share: Target items of these examples, as a fraction of the target items of the step; 0 if
-            `weight` is 0.
+        share: Number of target items of these examples (or the sum of their weights), divided by
+            `Step.num_items`; 0 if `weight` is 0.
         is_last: Whether this micro-batch completes its step.
         batch: The collated examples.
     """
@@ -70,7 +72,7 @@ class Step:
         num_items: Number of target items of the global batch, or the sum of their weights, over all
             ranks (1 if this number is 0).
         is_training: Whether this is a training step; False for a validation batch.
-        micro_batches: Iterator of this rank's micro-batches; each rank has the same number of them.
+        micro_batches: Micro-batches of this rank; each rank has the same number of them.
     """
 
     epoch: int
@@ -91,11 +93,12 @@ def epoch_order(keys: np.ndarray, global_batch_size: int, seed: int, epoch: int)
     """Order the examples of an epoch: batches of examples of similar length, in random order.
 
     Args:
-        keys: Sort keys, shape (n,); similar keys are batched together.
+        keys: Sort keys, such as lengths, shape (n,); similar keys are batched together.
 
     Returns:
-        A permutation of the n indices. Each `global_batch_size` consecutive indices are a global
-        batch. The rest is a smaller last batch: a random sample of examples of any length.
+        A permutation of the n indices, in which each global batch is a block of consecutive
+        indices. If `global_batch_size` does not divide n, the last batch is smaller: a random
+        sample of examples of any length.
     """
     rng = np.random.default_rng([seed, epoch])
     order = rng.permutation(len(keys))
@@ -116,6 +119,7 @@ def split(
 
     Args:
         batch: Indices of any number of examples.
+        keys: Sort keys of all examples, such as lengths, shape (n,).
         batch_size: Maximum number of examples per rank and micro-batch.
         rotation: Number of ranks by which the parts of a micro-batch are rotated. Pass a different
             number in each step, so that the longest examples are not always on the same rank.
@@ -137,7 +141,8 @@ class Batches:
         batch_size: Maximum number of examples per rank and micro-batch.
         global_batch_size: Number of examples in a step, over all ranks. Default: `batch_size` times
             the number of ranks.
-        seed: Seed of the order of each epoch. Default: no shuffling, the longest examples first.
+        seed: Seed of the order of each epoch. Default: no shuffling; the examples with the largest
+            sort keys (by default, the longest examples) come first.
         num_workers: Number of loader processes.
     """
 
@@ -175,7 +180,11 @@ class Batches:
         return math.ceil(len(self.examples) / self.global_batch_size)
 
     def steps(self, epoch: int = 0, start: int = 0) -> Generator[Step, None, None]:
-        """Yield the steps of an epoch from example `start` on; earlier examples are not loaded."""
+        """Yield the steps of an epoch.
+
+        Args:
+            start: Number of examples to skip at the beginning of the epoch. They are not loaded.
+        """
         plans, ahead = tee(self._plan(epoch, start))
         self._order.micro_batches = (micro for step in ahead for micro in step.micro_batches)
         loaded = self._load()
@@ -273,9 +282,9 @@ class _Loading(torch.utils.data.Dataset):
         self.examples = examples
 
     def __getitem__(self, micro: MicroBatch) -> dict | Exception:
-        """Return the batch, or the exception that the user's code raised.
+        """Return the batch, or a UserError if the user's code raised an exception.
 
-        `_filled` raises the exception again, in the step of the micro-batch.
+        `_filled` raises this error in the step of the micro-batch.
         """
         seed_all(*micro.rng_key)  # a data set may also draw random numbers
         try:

@@ -84,8 +84,8 @@ class Checkpointer:
 
     def __exit__(self, *_: object) -> None:
         self._thread.shutdown()
-        # Print the error of a failed save if `join` has not raised it, because the run ends with
-        # another error.
+        # If the run ends with another error, `join` has not raised the error of a failed save.
+        # Print that error here.
         if self.has_failed and self._pending is not None:
             print(self._pending.exception(), file=sys.stderr)
 
@@ -104,7 +104,8 @@ class Checkpointer:
         before `last/`, so that `last/` never refers to a missing `best/`.
 
         Args:
-            describe: Function that the thread calls to write README.md into the folder of `best/`.
+            describe: Function that the thread calls to write README.md (with `--push_to_hub`, also
+                loss.png) into the folder of `best/`.
 
         Raises:
             RunError: The preceding save failed, for example because the disk is full; or this save
@@ -226,7 +227,9 @@ class Checkpointer:
                 write_file(self.outdir / LOG_FILE, to_json(state.log, indent=4))
 
     def save_bad_batch(self, model: torch.nn.Module, examples: ExampleSet, step: Step) -> str:
-        """Save the weights before a step, and the batch of the step, as `bad_batch/`.
+        """Save the weights without the update of a step, and the batch of the step: `bad_batch/`.
+
+        With float16 on an accelerator, the weights may include updates of later steps.
 
         Returns:
             A sentence with their path, or with the reason why they could not be saved.
@@ -250,7 +253,10 @@ class Checkpointer:
             self.group.on_main(write)
         except RunError as error:
             return str(error)
-        return f"{self.outdir}/bad_batch contains these examples and the weights before this step"
+        return (
+            f"{self.outdir}/bad_batch contains these examples, and the weights without the update "
+            "of this step"
+        )
 
     def _settings(self, state: TrainState) -> dict[str, str]:
         """Return the contents of training_state.json and predictor_config.json, by file name.

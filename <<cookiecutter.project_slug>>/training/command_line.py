@@ -45,7 +45,8 @@ def build_predict_parser(task: TaskOptions) -> argparse.ArgumentParser:
     parser.add_argument("--input", help="input file(s); interactive if omitted", **files)
     parser.add_argument("--output", help=f"output file ({OUTPUT})")
     parser.add_argument("--column", nargs="+", help="columns to read (default: as in training)")
-    parser.add_argument("--batch_size", type=int, default=32, help="examples per batch and process")
+    text = "maximum number of examples per batch and process"
+    parser.add_argument("--batch_size", type=int, default=32, help=text)
     parser.add_argument("--max_len", type=int, help="maximum sequence length in tokens")
     for name, option in task.predict_options.items():
         parser.add_argument(f"--{name}", **option)

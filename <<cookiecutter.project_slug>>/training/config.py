@@ -114,7 +114,7 @@ class RunConfig:
     )
     epochs: int = option(3, "number of epochs", "num_train_epochs", group=RUN, at_least=1)
     files_per_epoch: int | None = option(
-        None, "train on N of the input files per epoch", group=RUN, at_least=1
+        None, "train on at most N of the input files per epoch", group=RUN, at_least=1
     )
     max_steps: int | None = option(
         None, "number of optimizer steps; overrides --epochs", group=RUN, at_least=1
@@ -126,7 +126,7 @@ class RunConfig:
 
     batch_size: int = option(
         16,
-        "examples per process and micro-batch",
+        "maximum number of examples per process and micro-batch",
         "per_device_train_batch_size",
         group=STEP,
         at_least=1,
@@ -155,7 +155,9 @@ class RunConfig:
     num_warmup_steps: int = option(
         0, "number of warm-up steps", "warmup_steps", group=STEP, at_least=0
     )
-    weight_decay: float = option(0.01, "weight decay, for matrices only", group=STEP, at_least=0)
+    weight_decay: float = option(
+        0.01, "weight decay of parameters with two or more dimensions", group=STEP, at_least=0
+    )
     max_grad_norm: float = option(
         1.0, "maximum norm of the gradient; 0 for no clipping", group=STEP, at_least=0
     )
@@ -203,7 +205,7 @@ class RunConfig:
     )
     eval_batch_size: int = option(
         64,
-        "validation examples per process and micro-batch",
+        "maximum number of validation examples per process and micro-batch",
         "per_device_eval_batch_size",
         group=VALIDATION,
         at_least=1,
@@ -272,7 +274,8 @@ class RunConfig:
     )
     hub_strategy: str = option(
         "end",
-        "what to upload; end: final best/; every_save: each new best/; checkpoint: also each last/",
+        "what to upload; end: the final best/; every_save: also new best/ during the run; "
+        "checkpoint: also new last/",
         group=REPORT,
         choices=HUB_STRATEGIES,
         metavar="NAME",
@@ -308,15 +311,15 @@ class RunConfig:
         """Check each value against its rule.
 
         Raises:
-            RunError: A value is out of range, an argument requires or excludes another one, or a
-                package is missing.
+            RunError: A value is invalid, an argument requires or excludes another one, or a package
+                is missing.
         """
         check_ranges(vars(self))
         _ = self.valid_sources
         if (self.valid_fold + 0.5) * self.valid_size >= 1:
             raise RunError(
                 f"--valid_fold {self.valid_fold}: expected less than 1 / --valid_size "
-                f"{self.valid_size}, the number of parts"
+                f"{self.valid_size} (rounded), the number of parts"
             )
         self._check_lora()
         self._check_report()

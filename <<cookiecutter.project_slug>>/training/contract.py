@@ -63,7 +63,7 @@ class ExampleSet:
     Attributes:
         lengths, num_items, sort_keys: See `TaskDataset`; shape (n,).
         schema: Settings with which the data were read: see `TaskDataset`.
-        fingerprint: Integer that changes when the data change.
+        fingerprint: Integer by which changed data are detected: see `TaskDataset`.
         notes: Lines to print.
         is_divisible: Whether micro-batches may be made smaller than `--batch_size` to limit their
             number of tokens or their memory. False if the loss couples the examples of a
@@ -95,7 +95,7 @@ class ExampleSet:
         """Load and collate examples.
 
         Raises:
-            RunError: The examples cannot be stacked, or the batch is not a dict.
+            RunError: `default_collate` cannot stack the examples, or the batch is not a dict.
         """
         examples = self.fetch(indices)
         try:
@@ -220,6 +220,7 @@ class Task(TaskOptions):
 
         Raises:
             DataError: The source cannot be read.
+            RunError: An attribute of the data set has a wrong shape.
         """
         arguments = {"tokenizer": tokenizer, "max_len": max_len, **options}
         accepted = _accepted(self.generate_dataset, arguments)

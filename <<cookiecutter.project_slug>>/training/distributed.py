@@ -110,8 +110,8 @@ class RankGroup:
     def local_main_first(self) -> Iterator[None]:
         """Run the block first on one rank of each machine, then on the others.
 
-        The other ranks can use the files that the first rank caches. If the first rank fails, they
-        do not wait forever, as they would with `Accelerator.local_main_process_first`.
+        The other ranks can use the files that the first rank caches. With
+        `Accelerator.local_main_process_first`, they would wait forever if the first rank failed.
         """
         if not self.is_local_main:
             self.gather(None)

@@ -35,8 +35,9 @@ def training_flops(model: nn.Module) -> Flops | None:
 
     Returns:
         The operations, or None if the formula does not apply. It does not apply to an
-        encoder-decoder, where each token passes through only one of the two stacks, nor to a model
-        with parameters of more than two dimensions, such as convolutions and experts.
+        encoder-decoder, where each token passes through only one of the two stacks, to a model with
+        parameters of more than two dimensions, such as convolutions and experts, or to a model
+        without matrices.
     """
     config = getattr(model, "config", None)
     if getattr(config, "is_encoder_decoder", False):

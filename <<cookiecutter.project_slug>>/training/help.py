@@ -20,7 +20,7 @@ class OneOrMore(argparse.Action):
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
-    """Show the description and the default of each argument after its name."""
+    """Show the description of each argument, and its default if that is a number or a string."""
 
     def __init__(self, prog: str):
         super().__init__(prog, max_help_position=34, width=100)

@@ -84,7 +84,7 @@ def hold_out(
 
 
 def _uniform(checksums: np.ndarray, seed: int) -> np.ndarray:
-    """Map checksums to numbers in [0, 1) with the mixing function of SplitMix64 (Steele, 2014)."""
+    """Map checksums to [0, 1) with the mixing function of SplitMix64 (Steele et al., 2014)."""
     with np.errstate(over="ignore"):
         mixed = checksums.astype(np.uint64) + np.uint64(seed + 1) * np.uint64(0x9E3779B97F4A7C15)
         mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)

@@ -28,8 +28,8 @@ def start(project_dir: str | None = None, report_to: list[str] | None = None) ->
         report_to: Names of trackers.
 
     Raises:
-        RunError: Accelerate cannot start, or was configured for a feature that train.py does not
-            support or implements itself; or the number of processes is not the requested number.
+        RunError: Accelerate cannot start, or was configured for a feature that train.py implements
+            itself or does not support; or the number of processes is not the requested number.
     """
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
@@ -53,6 +53,9 @@ def run(main: Callable[[], None]) -> int:
         after a UserError, an out-of-memory error, a device-side assertion of CUDA, or a lost
         connection to another process. Local rank 0 of each machine prints the message. Another rank
         also prints its message if other ranks may not have the same error.
+
+    Raises:
+        Exception: `main` raises any other exception.
     """
     code = 0
     message = ""
@@ -105,7 +108,7 @@ def _sentence(error: Exception) -> str:
 
 
 def _is_common(error: Exception) -> bool:
-    """Return whether all ranks have the same error."""
+    """Return whether all ranks raise the same error."""
     is_own = isinstance(error, (RankError, torch.OutOfMemoryError))
     return isinstance(error, UserError) and not is_own
 

@@ -40,8 +40,9 @@ def hidden_matrices(model: nn.Module) -> set[nn.Parameter]:
 def distances_from_head(model: nn.Module) -> dict[nn.Parameter, int]:
     """Return the number of layers from the head to each parameter.
 
-    The number is 0 for the head and everything after the last layer, and 1 for the last layer. For
-    the embeddings, it is the number of layers in the longest stack, plus 1. The layers of encoder
+    The number is 1 for the last layer, and 0 for all parameters outside the layers and the
+    embeddings, such as those of the head. For the embeddings, including all parameters with "embed"
+    in their names, it is the number of layers in the longest stack, plus 1. The layers of encoder
     and decoder are counted separately.
     """
     distances = dict.fromkeys(model.parameters(), 0)

@@ -52,7 +52,10 @@ def load_tokenizer(model_id: str) -> PreTrainedTokenizerBase:
 
 
 def commit_of(model_id: str) -> str | None:
-    """Return the commit of a Hub id, from its config.json in the local cache; None for a folder."""
+    """Return the commit of a Hub id, from its config.json in the local cache.
+
+    Return None for a folder, or if the cache has no such file.
+    """
     model_id = os.path.expanduser(model_id)
     if Path(model_id).is_dir():
         return None
@@ -100,7 +103,7 @@ def build_model(
     """Build a new model, with the weights of its base model.
 
     Returns:
-        The model, and lines about new and unused weights.
+        The model; and lines about its weights, for example about new and unused ones.
 
     Raises:
         RunError: The weights cannot be read, or do not match the base model.
@@ -127,8 +130,8 @@ def load_model(
 ) -> PreTrainedModel:
     """Load a checkpoint to resume a run or to predict.
 
-    The weights are loaded in float32, the frozen weights of an adapter's base model in the dtype of
-    the training run.
+    The weights are loaded in float32. The frozen weights of an adapter's base model are loaded in
+    the dtype of the training run if the checkpoint has a training_state.json.
 
     Args:
         options: Arguments of `ModelConfig`, from the command line of train.py. They take precedence
@@ -138,7 +141,8 @@ def load_model(
         compares_base: Whether to compare the hash of an adapter's base model with the saved hash.
 
     Raises:
-        RunError: A file cannot be read, or the weights do not match `model_class`.
+        RunError: The checkpoint cannot be loaded, for example because a file is missing, the
+            weights do not match `model_class`, or the base model of an adapter has changed.
     """
     folder = os.path.expanduser(folder)
     _check_folder(folder)
@@ -165,7 +169,8 @@ def set_up(model: PreTrainedModel, config: RunConfig) -> None:
     """Set attention backend, activation checkpointing, TF32 and compilation.
 
     Raises:
-        RunError: The model or the device does not support one of these settings.
+        RunError: The model or the device does not support one of these settings, or a package is
+            missing.
     """
     device = str(torch.accelerator.current_accelerator() or "cpu")
     if (name := config.attn_implementation) == "flex_attention" and device in ("cpu", "mps"):
@@ -233,7 +238,7 @@ def _load(
 def _load_adapter(
     model_class: type[PreTrainedModel], folder: Path, options: dict, base_model_id: str | None
 ) -> PreTrainedModel:
-    """Load an adapter, and its base model in the dtype of the run.
+    """Load an adapter and its base model.
 
     Raises:
         RunError: PEFT is not installed, `model_class` does not support adapters, or the base model

@@ -19,7 +19,9 @@ LOCK_FILE = ".lock"
 
 @contextmanager
 def lock_folder(group: RankGroup, outdir: Path) -> Iterator[None]:
-    """Hold the lock of a folder. Create a missing folder; at the end, remove it if it is empty.
+    """Hold the lock of a folder.
+
+    Create the folder if it does not exist. At the end, remove the folder if it is empty.
 
     The operating system releases the lock when the process ends, even by `kill -9`.
 
