@@ -77,8 +77,9 @@ def check_train_arguments(args: argparse.Namespace, arguments: list[str]) -> str
     """Check the arguments of train.py; return the name of the score to compare.
 
     Raises:
-        RunError: An argument does not exist, is missing, is set or excluded by sweep.py, or is
-            given both after `--` and in `--search`.
+        RunError: An argument does not exist, is missing or repeated, is set or excluded by
+            sweep.py, or is given both after `--` and in `--search`; the values of a flag in
+            `--search` are not `true,false`; or the `--config` file is invalid.
     """
     parser = build_train_parser(TaskOptions())
     with_file = insert_yaml(parser, arguments)
