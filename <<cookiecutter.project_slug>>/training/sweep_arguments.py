@@ -30,7 +30,11 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--trials", type=int, help="number of trials; all combinations if omitted")
     parser.add_argument(
-        "--seeds", type=int, nargs="+", default=[], help="seeds; each trial has one run per seed"
+        "--seeds",
+        type=int,
+        nargs="+",
+        default=[],
+        help="seeds; each trial has one run per seed (and fold)",
     )
     parser.add_argument(
         "--folds", type=int, help="number of parts for cross-validation on --train_input"
