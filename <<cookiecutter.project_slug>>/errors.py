@@ -22,7 +22,7 @@ class RunError(UserError):
 
 
 class RankError(RunError):
-    """An error occurred on a single rank. That rank prints the error; its exit ends the others."""
+    """An error of a single rank. That rank prints the error and exits; then the others end, too."""
 
 
 class Stopped(Exception):

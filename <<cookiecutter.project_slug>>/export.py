@@ -30,7 +30,7 @@ from training.predictor_config import PREDICTOR_FILE, PredictorConfig
 
 ONNX_PACKAGES = ("onnx", "onnxruntime", "onnxscript")
 SAMPLES = ("Do you see it?", "No.")
-TOLERANCE = 1e-4  # relative to the largest logit
+TOLERANCE = 1e-4  # relative to the largest absolute value of a logit
 
 
 class Logits(nn.Module):
@@ -104,11 +104,15 @@ def merge(model: Any, inputs: dict[str, Tensor]) -> str:
     """
     expected = _logits(model, inputs)
     model.merge_lora()
-    difference = _difference(_logits(model, inputs), expected, "merged")
+    what = "the logits of the merged model differ from those with the adapter"
+    difference = _difference(_logits(model, inputs), expected, what)
     line = model.choose_form()
     if not model.saves_stock:
-        raise RunError(f"merged: {line}; expected the stock form of the base model")
-    return f"merged: the logits differ from the adapter's by at most {difference:.2g}"
+        raise RunError(
+            f"the merged model cannot be saved in stock form ({line}); expected a Model that "
+            "computes the same logits as its base model"
+        )
+    return f"{what} by at most {difference:.2g}"
 
 
 def check_merged(model: Any, inputs: dict[str, Tensor], output: Path) -> None:
@@ -122,7 +126,8 @@ def check_merged(model: Any, inputs: dict[str, Tensor], output: Path) -> None:
     """
     try:
         stock = model.auto_class.from_pretrained(output, dtype=torch.float32).eval()
-        _difference(_logits(stock, inputs), _logits(model.float(), inputs), str(output))
+        what = f"{output}: the logits differ from those of the merged model"
+        _difference(_logits(stock, inputs), _logits(model.float(), inputs), what)
     except Exception as error:
         shutil.rmtree(output)
         if isinstance(error, RunError):
@@ -167,14 +172,17 @@ def _logits(model: Any, inputs: dict[str, Tensor]) -> Tensor:
 def _difference(logits: Tensor, expected: Tensor, what: str) -> float:
     difference = (logits - expected).abs().max()
     if not difference <= TOLERANCE * expected.abs().max():
-        raise RunError(f"{what}: the logits differ from the adapter's by {difference:.2g}")
+        raise RunError(f"{what} by {difference:.2g}")
     return float(difference)
 
 
 def next_commands(model: Any, output: Path) -> Iterator[str]:
     """Yield lines to print, if any: how to load a custom checkpoint, or commands of other tools."""
     if not getattr(model, "saves_stock", False):
-        yield f"{output} contains its own code: load it with trust_remote_code=True"
+        yield (
+            f"{output} is not in stock form: load it with model/ or, if it contains .py files, "
+            "with trust_remote_code=True"
+        )
     elif model.can_generate() and model.config.is_encoder_decoder:
         yield f"ct2-transformers-converter --model {output} --output_dir {output}-ct2"
     elif model.can_generate():
@@ -188,7 +196,7 @@ def main(argv: list[str] | None = None) -> None:
     task = Task()
     output = Path(args.output).expanduser()
     if output.is_file() or (output.exists() and any(output.iterdir())):
-        raise RunError(f"--output {output}: is not an empty folder; expected a new folder")
+        raise RunError(f"--output {output}: is not an empty folder; expected a new or empty one")
     if args.onnx and args.dtype != "float32":
         raise RunError(
             f"--onnx: model.onnx is written in float32; expected no --dtype {args.dtype}"

@@ -68,7 +68,8 @@ def load_trained(task: Task, args: argparse.Namespace, accelerator: Accelerator)
     """Load a checkpoint.
 
     Raises:
-        RunError: `model/` has no Predictor, or the checkpoint cannot be loaded.
+        RunError: `model/` has no Predictor, the checkpoint cannot be loaded, or the model cannot
+            run a sequence of `--max_len` tokens.
     """
     if task.predictor_class is None:
         raise RunError("model/prediction.py: no class Predictor; expected one for predict.py")
@@ -89,7 +90,10 @@ def load_trained(task: Task, args: argparse.Namespace, accelerator: Accelerator)
 
 
 def _model_options(task: Task, checkpoint: str) -> dict[str, Any]:
-    """Return the arguments of `ModelConfig` in training_state.json; a stock config lacks them."""
+    """Return the arguments of `ModelConfig` in training_state.json.
+
+    The config.json of a checkpoint in stock form (see `model.base.Wrapper`) lacks them.
+    """
     if not (Path(checkpoint) / STATE_FILE).is_file():
         return {}
     args = SavedRun.read(Path(checkpoint)).args
@@ -148,7 +152,7 @@ def predict_file(
 
     Raises:
         RunError: The output cannot be written, is one of the input files, or is being written by
-            another process.
+            another process; or Predictor fails or expects another number of columns.
         DataError: The file cannot be read, or changes while it is read.
     """
     with group.in_agreement():

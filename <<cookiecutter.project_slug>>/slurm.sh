@@ -1,6 +1,7 @@
 #!/bin/bash
-# A run on a SLURM cluster, one process for each GPU. Before its time limit it saves, is requeued,
-# and resumes. Submit it from this folder; arguments are passed to train.py:
+# A run on a SLURM cluster, one process for each GPU. Before its time limit, the run saves a
+# checkpoint; the job is requeued, and the run resumes. Submit this script from this folder; its
+# arguments are passed to train.py:
 #
 #   sbatch --nodes 2 --ntasks-per-node 4 --gpus-per-node 4 slurm.sh --outdir run1
 #
@@ -25,11 +26,13 @@ export MASTER_ADDR MASTER_PORT=$((20000 + SLURM_JOB_ID % 10000)) WORLD_SIZE=$SLU
 # only the processes get a signal.
 cancelled=no
 trap 'cancelled=yes' TERM
-# Processes save a checkpoint and exit on these signals. This shell must survive them to requeue the job,
-# even if the whole job is signalled, as by scancel --full. The processes would inherit ''.
+# The processes save a checkpoint and exit on these signals. This shell must survive the signals to
+# requeue the job, even if the whole job is signalled, as by scancel --full. Use `trap :`, since the
+# processes would inherit `trap ''` and ignore the signals.
 trap : HUP USR1 USR2
 
-# If a process dies, the others end by themselves: killing them could interrupt a save.
+# If a process dies, the others end by themselves. srun waits 60 seconds before it kills them, since
+# killing them at once could interrupt a save.
 # shellcheck disable=SC2016 # each process expands the variables in single quotes
 srun --kill-on-bad-exit=0 --wait=60 \
     bash -c 'RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID exec python train.py "$@"' \

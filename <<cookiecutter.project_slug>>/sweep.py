@@ -48,7 +48,7 @@ class Sweep:
     direction: str
 
     def train(self, number: int, values: dict[str, Any], training: Training) -> float | None:
-        """Train all runs of a trial; return the mean of the best scores; None if a run failed.
+        """Train all runs of a trial; return the mean of the best scores, or None if a run failed.
 
         Raises:
             RunError: train.py rejects the arguments, or ends with another error of exit code 2.

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from .adapter import base_tensors, copy_adapter, has_adapter
 
-TOLERANCE = 1e-5  # relative to the largest logit
+TOLERANCE = 1e-5  # relative to the largest absolute value of a logit
 
 
 @contextmanager

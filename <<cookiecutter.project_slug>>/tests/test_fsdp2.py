@@ -93,4 +93,4 @@ def test_out_of_memory_halves_the_micro_batches_of_all_ranks(in_two_processes):
     """All ranks try the same batch, so that no rank waits for a rank that ran out of memory."""
     patch = partial(fsdp2, also=partial(seams.memory_for, 2, (0, 1)))
     output = in_two_processes("run", "--max_steps", "3", patch=patch)
-    assert "out of memory with --batch_size 4: micro-batches have 2 examples" in output
+    assert "out of memory with --batch_size 4: micro-batches have at most 2 examples" in output

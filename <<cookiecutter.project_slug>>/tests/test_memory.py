@@ -19,7 +19,8 @@ def test_smaller_micro_batches_give_the_same_losses(processes, rank, arguments, 
     train.main([*arguments, "--batch_size", "8", "--outdir", str(tmp_path / "whole")])
     patch = partial(seams.memory_for, 2, (rank,))
     output = Launch(arguments, tmp_path / "output", processes, patch).expect()
-    note = f"out of memory with --batch_size {8 // processes}: micro-batches have 2 examples"
+    size = 8 // processes
+    note = f"out of memory with --batch_size {size}: micro-batches have at most 2 examples"
     assert output.count(note) == 1
     result, expected = read_result(tmp_path / "run"), read_result(tmp_path / "whole")
     for part in ("train_log", "valid_log"):

@@ -13,8 +13,8 @@ from .batches import MicroBatch, Step
 from .config import LOSS
 from .contract import Task
 
-# Number of steps whose losses are read together. On an accelerator, reading a number waits for all
-# operations queued before it.
+# Number of calls of `LossMeter.update` whose losses are read together. On an accelerator, reading a
+# number waits for all operations queued before it.
 READ_EVERY = {"cpu": 1, "other": 16}
 
 
@@ -25,11 +25,12 @@ class LossMeter:
         sums: Sums of this rank so far, by name.
 
     Attributes:
-        latest: Latest losses read from the device, by name; empty at first. They are this rank's
-            losses, multiplied by the number of ranks to estimate the losses over all ranks.
-        latest_norm: Gradient norm, before clipping, of the latest step that was read.
-        first_bad_step: The first of the steps read so far whose loss is not finite, or None if all
-            losses are finite.
+        latest: Latest losses read from the device, by name; empty at first. They are the losses of
+            this rank in one call of `update`, multiplied by the number of ranks to estimate the
+            losses over all ranks.
+        latest_norm: Gradient norm, before clipping, of the latest step that was read; NaN at first.
+        first_bad_step: The first of the steps read so far whose loss is not finite, or None if the
+            losses of all these steps are finite.
     """
 
     def __init__(self, accelerator: Accelerator, sums: Mapping[str, float] | None = None):
@@ -42,11 +43,11 @@ class LossMeter:
         self.first_bad_step: Step | None = None
 
     def update(self, losses: dict[str, Tensor], step: Step, norm: Tensor | None = None) -> None:
-        """Add the losses of this rank in a step.
+        """Add the losses of this rank in a step, or in one of the micro-batches of a step.
 
         Args:
-            losses: Sums over this rank's target items, divided by `step.num_items`.
-            norm: Norm of the gradient of the step, over all ranks.
+            losses: Sums over the target items of this rank, divided by `step.num_items`.
+            norm: Norm of the gradient of the step, over all ranks; None in a validation.
         """
         self._pending.append(({name: loss.detach() for name, loss in losses.items()}, norm, step))
         interval = READ_EVERY.get(losses[LOSS].device.type, READ_EVERY["other"])

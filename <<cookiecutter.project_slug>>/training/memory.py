@@ -31,6 +31,7 @@ def largest_batch_size(
     Raises:
         RunError: Not even one example fits; or `asked` examples do not fit, and the batch size must
             not be reduced (see `ExampleSet.is_divisible`).
+        RankError: Loading the longest examples or running the model on them fails.
     """
     size = asked
     if accelerator.device.type in NOT_PROBED:

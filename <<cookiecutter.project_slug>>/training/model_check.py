@@ -15,8 +15,8 @@ from errors import RunError
 from .contract import ExampleSet, model_inputs
 from .user_code import user_code
 
-TOLERANCE = 1e-4  # relative to the largest logit
-ROWS = 2  # number of examples in the batch for the checks
+TOLERANCE = 1e-4  # relative to the largest absolute value of a logit
+ROWS = 2  # maximum number of examples in the batch for the checks
 
 
 def check_model(
@@ -31,10 +31,11 @@ def check_model(
     restored.
 
     Returns:
-        Lines about settings that were changed or chosen.
+        Lines to print, for example about settings that were changed or chosen.
 
     Raises:
-        RunError: Model, tokenizer and data do not match.
+        RunError: The model fails on the shortest examples or on a sequence of `max_len` tokens, or
+            model, tokenizer and data do not match.
     """
     notes: list[str] = []
     batch = sample_batch(examples)
@@ -139,16 +140,20 @@ def _check_vocabulary(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> N
 def _align_tokens(
     model: nn.Module, tokenizer: PreTrainedTokenizerBase, batch: dict[str, Any]
 ) -> list[str]:
-    """Set start, stop and padding tokens of generation to those of the tokenizer and the data.
+    """Set stop, padding and decoder start tokens of generation to match the tokenizer and the data.
 
-    `transformers.Trainer` does this as well.
+    For a model that does not generate text, only compare the padding tokens. `transformers.Trainer`
+    also sets the EOS, BOS and padding tokens of a model to those of the tokenizer.
     """
     settings = getattr(model, "generation_config", None)
     if not _can_generate(model) or settings is None:
         return _check_padding(model, tokenizer)
     end = tokenizer.sep_token_id if tokenizer.eos_token_id is None else tokenizer.eos_token_id
     if end is None:
-        raise RunError("the tokenizer has no EOS token (eos_token), so generation would not stop")
+        raise RunError(
+            "the tokenizer has neither eos_token nor sep_token, so generation would not stop; "
+            "expected one of them"
+        )
     notes: list[str] = []
     configs = [getattr(model, "base_model", model).config]
     ends = settings.eos_token_id
@@ -159,8 +164,8 @@ def _align_tokens(
         settings.eos_token_id = [end, *kept] if kept else end
         configs[0].eos_token_id = end
         notes.append(
-            f"generation stops at {tokenizer.convert_ids_to_tokens(end)!r} ({end}), the "
-            f"tokenizer's EOS token; the base model's was {ends[0]}"
+            f"generation stops at {tokenizer.convert_ids_to_tokens(end)!r} ({end}), the EOS "
+            f"or SEP token of the tokenizer; the EOS token of the base model was {ends[0]}"
         )
     if settings.pad_token_id is None:
         settings.pad_token_id = tokenizer.pad_token_id

@@ -53,7 +53,7 @@ from .user_code import user_code
 from .validation import ValidationSet
 
 SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED)
-PROBES = 4  # number of examples that are run to find parameters without a gradient
+PROBES = 4  # maximum number of examples that are run to find parameters without a gradient
 
 
 @contextmanager
@@ -84,7 +84,7 @@ def _build_strategy(accelerator: Accelerator, config: RunConfig) -> Strategy:
         return Strategy(accelerator)
     for name in ("lora_rank", "ema"):
         if value := getattr(config, name):
-            raise RunError(f"--{name} {value}: not supported with DeepSpeed; expected FSDP2")
+            raise RunError(f"--{name} {value}: not supported with DeepSpeed; expected DDP or FSDP2")
     from .zero import ZeroStrategy  # imports DeepSpeed, which is optional
 
     return ZeroStrategy(accelerator, config.max_grad_norm)
@@ -231,7 +231,7 @@ class _Opening:
         self.group.expect_equal(hashes)
 
     def _read(self, source: str | list[str], schema: dict[str, Any]) -> ExampleSet:
-        """Read a file with a schema. Arguments of the command line override those in the schema."""
+        """Read files with a schema. Arguments of the command line override those in the schema."""
         options = {**schema, **self.config.data_options}
         saved = f" with the settings in {self.config.restore_dir}" if self.config.resumed else ""
         with user_code(f"model/dataset.py: generate_dataset cannot read {source}{saved}"):
@@ -243,7 +243,8 @@ class _Opening:
         """Return for each score whether larger values are better.
 
         Raises:
-            RunError: `--metric_for_best_model` is not one of the scores.
+            RunError: `Scores.directions` fails, or `--metric_for_best_model` is not one of the
+                scores.
         """
         schema = self.train_data.examples.schema
         with user_code("model/metrics.py: Scores.directions fails"):
@@ -299,7 +300,7 @@ class _Opening:
             return self.task.build_scores(model, self.tokenizer, device, options)
 
     def check(self, model: Any, scores: Scorer, directions: dict[str, bool]) -> None:
-        """Run the model, `save_pretrained`, the scores and Predictor once, on a few examples."""
+        """Try the model, `save_pretrained`, the scores and Predictor on a few examples."""
         examples = self.train_data.examples
         check_inputs(model, examples)
         self.notes += check_model(model, self.tokenizer, examples, self.config.max_len)
@@ -326,7 +327,8 @@ class _Opening:
         """
         examples = self.train_data.examples
         short = examples.lengths.argsort(kind="stable")[: 1 + len(examples) // 2]
-        # An example may skip parts of the model, possibly at random. This matters only for DDP.
+        # For some examples, the model may skip some of its parts, possibly at random. This matters
+        # only for DDP.
         count = PROBES if self.group.size > 1 else 1
         chosen = short[:: max(1, len(short) // count)][:count]
         found: dict[str, None] = {}
@@ -411,7 +413,7 @@ class _Opening:
             self.notes.append(f"{reason}: the next validation counts as the best so far")
 
     def _changed_sets(self, before: dict[str, int], now: dict[str, int]) -> list[str]:
-        """Return the names of the changed validation sets that affect the score of best/."""
+        """Return the names of the changed validation sets that affect `--metric_for_best_model`."""
         name = self.config.metric_for_best_model.rpartition("/")[0]
         names = {name} if name and name in now else now.keys() | before.keys()
         return [name for name in sorted(names) if before.get(name) != now.get(name)]
@@ -486,8 +488,8 @@ class _Opening:
         if size < asked:
             self.config = replace(self.config, batch_size=size)
             self.notes.append(
-                f"out of memory with --batch_size {asked}: micro-batches have {size} examples; "
-                f"the global batch size stays {state.global_batch_size}"
+                f"out of memory with --batch_size {asked}: micro-batches have at most {size} "
+                f"examples; the global batch size stays {state.global_batch_size}"
             )
 
     def valid_sets(self, scores: Scorer, own_scores: dict[str, Scorer]) -> list[ValidationSet]:

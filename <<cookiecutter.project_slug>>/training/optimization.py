@@ -1,4 +1,4 @@
-"""Optimizer step, learning rate schedule, gradient clipping, check for non-finite gradients."""
+"""Optimizer step, learning rate schedule, gradient clipping, and the check for NaN and infinity."""
 
 import math
 import warnings
@@ -70,7 +70,8 @@ def build_scheduler(
     `cosine_warmup_with_min_lr` end at a tenth of the peak learning rate.
 
     Raises:
-        RunError: The schedule is undefined at a step, for example `polynomial` without decay steps.
+        RunError: The schedule is undefined at a step, for example `polynomial` without decay steps,
+            or transformers rejects an argument, for example a learning rate of 0 for `polynomial`.
     """
     lr = optimizer.param_groups[0]["lr"]  # the value before a schedule changes it
     options: dict[str, dict] = {
@@ -170,8 +171,9 @@ class GradientGuard:
         """Clip the gradients to the maximum norm.
 
         Returns:
-            The loss, or NaN after the first loss or gradient that is not finite (with a gradient
-            scaler: the first loss); and the gradient norm over all ranks, before clipping.
+            The loss, or NaN if this or an earlier loss or gradient was not finite (with a gradient
+            scaler: if this or an earlier loss was not finite); and the gradient norm over all
+            ranks, before clipping.
         """
         norm = self._clip()
         norm = norm.full_tensor() if isinstance(norm, DTensor) else norm

@@ -32,7 +32,7 @@ PEAKS = {
     "RTX 3090": Peak(71, 35.6, 35.6),
     "MI300X": Peak(1307.4, 653.7, 163.4),
 }
-# Devices whose names match a key of PEAKS, but whose rates are different. Their rates are unknown.
+# Devices whose names match a key of PEAKS, but whose rates are different and not listed here.
 OTHERS = ("RTX 4090 D", "RTX 4090 Laptop", "RTX 3090 Ti")
 
 

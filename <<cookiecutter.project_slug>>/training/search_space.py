@@ -22,8 +22,8 @@ def parse_space(texts: list[str]) -> dict[str, BaseDistribution]:
             are integers; `NAME=log:LOW..HIGH` for a range sampled on a log scale.
 
     Raises:
-        RunError: A text does not have one of these forms, a range is empty, a range on a log scale
-            includes 0 or negative numbers, or a name or a value is repeated.
+        RunError: A text does not have one of these forms, LOW is not less than HIGH, a range on a
+            log scale includes 0 or negative numbers, or a name or a value is repeated.
     """
     space: dict[str, BaseDistribution] = {}
     for text in texts:

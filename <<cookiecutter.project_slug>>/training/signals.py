@@ -35,8 +35,8 @@ class StopSignals:
         self._reason: str | None = None
         self._time = 0.0
         # `accelerate launch` with a single process exits after a signal, without forwarding the
-        # signal. Therefore the exit of the launcher also counts as a signal. It is detected by a
-        # change of the parent process.
+        # signal. Therefore the exit of the launcher also counts as a signal. A change of the parent
+        # process shows that the launcher has exited.
         self._launcher = os.getppid() if launcher_command() else None
         self._handlers: dict = {}
 
@@ -85,19 +85,19 @@ def _is_ignored_hangup(number: int) -> bool:
 
 @contextmanager
 def blocked_signals() -> Iterator[None]:
-    """Block `SIGNALS` in this process inside the `with` block.
+    """Block `SIGNALS` in this thread inside the `with` block.
 
     Child processes that are started inside the `with` block keep the signals blocked. Otherwise a
     Ctrl-C or a signal to the process group would end the loader processes, and thereby the run. A
-    signal that arrives inside the `with` block is delivered to this process at the end of the
-    `with` block.
+    signal that arrives inside the `with` block is delivered at the end of the `with` block, unless
+    another thread receives it before.
     """
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
-        resource_tracker.ensure_running()  # may unblock SIGINT and SIGTERM in this process
+        resource_tracker.ensure_running()  # may unblock SIGINT and SIGTERM in this thread
         signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         yield
     finally:
@@ -108,8 +108,8 @@ def blocked_signals() -> Iterator[None]:
 def ended_children() -> Iterator[None]:
     """Kill the child processes that were started inside the `with` block and still run at its end.
 
-    At exit, Python sends SIGTERM to its child processes and waits for them. Loader processes block
-    SIGTERM, so Python would wait forever.
+    At exit, `multiprocessing` sends SIGTERM to its daemonic child processes, such as loader
+    processes, and waits for them. Loader processes block SIGTERM, so Python would wait forever.
     """
     before = set(multiprocessing.active_children())
     try:

@@ -17,7 +17,7 @@ CONFIGS = ("config", "generation_config")
 
 
 def live_memory(model: torch.nn.Module, optimizer: Optimizer) -> set[int]:
-    """Return the storage addresses of all tensors that a training step changes."""
+    """Return the storage addresses of the parameters, the buffers and the optimizer state."""
     states = [*optimizer.state.values()]
     moments = [value for values in states for value in values.values() if isinstance(value, Tensor)]
     return {_address(tensor) for tensor in [*model.parameters(), *model.buffers(), *moments]}

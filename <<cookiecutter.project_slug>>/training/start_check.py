@@ -1,4 +1,4 @@
-"""Run the model, a save, the scores and Predictor once, to find errors before the first step."""
+"""Try the model, a save, the scores and Predictor, to find errors before the first step."""
 
 import copy
 import inspect
@@ -34,8 +34,9 @@ from .loading import load_model
 from .model_check import probing
 from .user_code import user_code
 
-SAMPLE = 2  # number of examples in a batch for the checks
-# Size in bytes. For larger models, skip the trial save and load, generation and prediction.
+SAMPLE = 2  # maximum number of examples in a batch for the checks
+# Size of all parameters in bytes. For larger models, skip the trial save and load, generation and
+# prediction.
 SMALL = 2**28
 
 
@@ -43,7 +44,7 @@ def check_inputs(model: torch.nn.Module, examples: ExampleSet) -> None:
     """Check that `forward` has a parameter for each tensor of a batch.
 
     Raises:
-        RunError: A parameter is missing.
+        RunError: A parameter is missing, or the first examples cannot be loaded.
     """
     with user_code("model/dataset.py: the first examples cannot be loaded"):
         inputs = model_inputs(examples.batch(list(range(min(SAMPLE, len(examples))))))
@@ -72,12 +73,13 @@ def check_contract(
         Lines to print if the loss may depend on how a global batch is split.
 
     Raises:
-        RunError: The loss is missing, not a scalar, or not divided by `num_items_in_batch`; or a
-            checkpoint of the model cannot be saved or loaded, or has other tensors than the model.
+        RunError: `save_pretrained` or `from_pretrained` is missing; `forward` fails; a loss is
+            missing, not a scalar, or not divided by `num_items_in_batch`; or a checkpoint of the
+            model cannot be saved or loaded, or does not restore all tensors.
     """
     if not hasattr(model, "save_pretrained") or not hasattr(type(model), "from_pretrained"):
         raise RunError(
-            "model/modeling.py: Model has no save_pretrained and from_pretrained; expected a "
+            "model/modeling.py: Model lacks save_pretrained or from_pretrained; expected a "
             "subclass of transformers.PreTrainedModel"
         )
     with probing(model):
@@ -103,7 +105,7 @@ def check_scores(
     Skip a large model if the scores generate text.
 
     Args:
-        names: Names of the scores that `Scores.compute` has to return.
+        names: Names of the scores that `Scores.compute` has to return; "loss" is ignored.
 
     Raises:
         RunError: Scores fails, lacks one of the names, uses the name of a loss, or returns a value
@@ -149,10 +151,12 @@ def check_prediction(
     schema: dict[str, Any],
     source: str | list[str],
 ) -> list[str]:
-    """Predict the first row of a file, as predict.py does.
+    """Predict the first row of a source, as predict.py does.
+
+    Skip a large model, and a task without a Predictor.
 
     Returns:
-        A line to print if the row cannot be read, for example because the file lacks a column.
+        A line to print if the row cannot be read, for example because a column is missing.
 
     Raises:
         RunError: Predictor fails, or does not return a prediction.
@@ -246,8 +250,8 @@ def _check_round_trip(task: Task, model: torch.nn.Module) -> None:
         if name in loaded and torch.equal(loaded[name].cpu(), own[name].cpu()):
             raise RunError(
                 f"model/modeling.py: save_pretrained saves the model's own {name}, not that of its "
-                "argument state_dict; expected the tensors of state_dict, or no parameter of this "
-                "name"
+                "argument state_dict; expected the tensors of state_dict, or no parameter named "
+                "state_dict"
             )
         raise RunError(
             f"model/modeling.py: {name} is not the same after save_pretrained and "

@@ -150,7 +150,7 @@ class TrainState:
 
         Args:
             metric: Name of the score by which `best/` is chosen.
-            speed: Rates from `Throughput`; like `seconds`, they differ between runs.
+            speed: Measurements of `Throughput`; like `seconds`, they differ between runs.
             epoch_size: Examples in the epoch.
 
         Returns:

@@ -105,7 +105,10 @@ class Strategy:
 
     @contextmanager
     def full_parameters(self, model: nn.Module, is_needed: bool) -> Iterator[None]:
-        """Gather all weights on each rank, so that ranks can generate independently."""
+        """Gather all weights on each rank, if `is_needed`.
+
+        The ranks can then generate independently of each other.
+        """
         shards = [m for m in model.modules() if isinstance(m, FSDPModule)] if is_needed else []
         for shard in shards:
             shard.set_reshard_after_forward(False, recurse=False)

@@ -64,7 +64,7 @@ class Study:
         self._count = count or len(combinations)
 
     def to_train(self) -> Iterator[tuple[int, dict[str, Any]]]:
-        """Yield number and values of each trial to train; an interrupted trial is the first."""
+        """Yield the number and values of each trial to train; an interrupted trial comes first."""
         for trial in self._with_state(self._states.RUNNING):
             yield trial.number, trial.params
         while (started := self._started()) < self._count:

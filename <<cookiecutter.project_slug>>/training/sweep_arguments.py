@@ -30,7 +30,11 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--trials", type=int, help="number of trials; all combinations if omitted")
     parser.add_argument(
-        "--seeds", type=int, nargs="+", default=[], help="seeds; each trial has one run per seed"
+        "--seeds",
+        type=int,
+        nargs="+",
+        default=[],
+        help="seeds; each trial has one run per seed (and fold)",
     )
     parser.add_argument(
         "--folds", type=int, help="number of parts for cross-validation on --train_input"
@@ -77,8 +81,9 @@ def check_train_arguments(args: argparse.Namespace, arguments: list[str]) -> str
     """Check the arguments of train.py; return the name of the score to compare.
 
     Raises:
-        RunError: An argument does not exist, is missing, is set or excluded by sweep.py, or is
-            given both after `--` and in `--search`.
+        RunError: An argument does not exist, is missing or repeated, is set or excluded by
+            sweep.py, or is given both after `--` and in `--search`; the values of a flag in
+            `--search` are not `true,false`; or the `--config` file is invalid.
     """
     parser = build_train_parser(TaskOptions())
     with_file = insert_yaml(parser, arguments)

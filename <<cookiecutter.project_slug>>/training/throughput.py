@@ -42,7 +42,8 @@ class Counts:
 class Throughput:
     """Measure training steps since the last call of `restart`, and since the last log entry.
 
-    Checkpoints do not include the counts: after a resume they start from zero.
+    Checkpoints do not include the counts: after a resume they start from zero. The peak memory is
+    measured since the last call of `restart` on CUDA, and since the start of the process otherwise.
 
     Args:
         tf32: Whether float32 matrix products use TF32.
@@ -64,7 +65,7 @@ class Throughput:
         self.restart()
 
     def restart(self) -> None:
-        """Start the periods since `restart` and since the last log entry; reset the peak memory."""
+        """Reset the counts of both periods; on CUDA, also reset the peak memory."""
         if self._device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self._device)
         self._since_restart = Counts()
@@ -88,11 +89,14 @@ class Throughput:
                 counts.flops += self._flops.of(lengths) if self._flops else 0.0
 
     def since_restart(self, group: RankGroup) -> dict[str, float]:
-        """Return the rates since the last call of `restart`; every rank has to call this method."""
+        """Return the measurements since the last call of `restart`.
+
+        Every rank has to call this method.
+        """
         return self._measure(self._since_restart, group)
 
     def since_log(self, group: RankGroup) -> dict[str, float]:
-        """Return the rates since the last call of `since_log` or `restart`.
+        """Return the measurements since the last call of `since_log` or `restart`.
 
         Every rank has to call this method.
         """
@@ -101,7 +105,7 @@ class Throughput:
         return self._measure(counts, group)
 
     def _measure(self, counts: Counts, group: RankGroup) -> dict[str, float]:
-        """Compute rates from the counts of all ranks and the time of the slowest rank."""
+        """Combine the counts and the memory of all ranks with the time of the slowest rank."""
         seconds = time.perf_counter() - counts.start
         gathered = group.gather((seconds, counts.positions, peak_memory(self._device)))
         if counts.steps == 0:

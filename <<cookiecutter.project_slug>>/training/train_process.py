@@ -35,7 +35,7 @@ class Training:
         self._is_stopped = False
 
     def run(self, arguments: list[str], output: Path) -> int:
-        """Run train.py; return its exit code.
+        """Run train.py with the launch command; return the exit code of this command.
 
         Args:
             output: File to which the output of train.py is appended.

@@ -29,13 +29,13 @@ def user_code(what: str) -> Iterator[None]:
 
 @contextmanager
 def at_place(place: str, examples: Sequence[int] = ()) -> Iterator[None]:
-    """Convert an exception in a step of training or validation to a RankError.
+    """Convert an exception in a step of training or validation, or in a prediction, to a RankError.
 
     Out-of-memory errors and lost connections to other processes are not converted.
 
     Args:
         place: Beginning of the message, such as epoch and step.
-        examples: Indices of the examples of the micro-batch, for the message.
+        examples: Indices of the examples of the batch, for the message.
     """
     try:
         yield

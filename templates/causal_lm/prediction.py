@@ -24,7 +24,7 @@ OPTIONS: dict[str, dict] = {
     "temperature": {"type": float, "help": "sampling temperature"},
     "top_p": {"type": float, "help": "cumulative probability for nucleus sampling"},
 }
-TOLERANCE = 1e-4  # relative to the largest logit
+TOLERANCE = 1e-4  # relative to the largest absolute value of a logit
 
 
 class Predictor:
