@@ -51,7 +51,7 @@ PAIR: dict[str, object] = {"prompt": "A?", "completion": "B."}
 BAD: dict[str, tuple[object, str]] = {
     "role": ([ASKED, turn("tool", "B.")], "a message has the role 'tool'; expected one of system"),
     "no_role": ([ASKED, {"content": "B."}], "a message has the role None; expected one of system"),
-    "no_answer": ([ASKED], "no message of the assistant; expected an answer"),
+    "no_answer": ([ASKED], "no answer to predict; expected a message of the assistant"),
     "empty": ([], "'messages' holds an empty list; expected messages"),
     "text": ("A?", "'messages' holds text; expected a list of messages"),
     "object": (ASKED, "'messages' holds an object; expected a list of messages"),

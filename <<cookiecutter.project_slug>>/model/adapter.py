@@ -70,7 +70,8 @@ def add_adapter(base: PreTrainedModel, new_weights: Iterable[str], **options: An
         options: Arguments of `peft.LoraConfig`.
 
     Raises:
-        ValueError: `target_modules` has a name that matches no module supported by LoRA.
+        ValueError: `target_modules` has a name that matches no module supported by LoRA; or the
+            base model does not generate text, and has no module named `base_model_prefix`.
     """
     peft = _peft()
     targets = options["target_modules"]
@@ -90,7 +91,7 @@ def load_adapter(base: PreTrainedModel, folder: Path) -> None:
     """Freeze a base model and add a saved adapter to it; the adapter can be trained further.
 
     Raises:
-        ValueError: The adapter is not a LoRA adapter, or its tensors do not match the model.
+        ValueError: The adapter is not a LoRA adapter, or has other tensor names than the model.
     """
     peft = _peft()
     config = peft.PeftConfig.from_pretrained(str(folder))

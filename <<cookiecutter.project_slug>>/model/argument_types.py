@@ -8,6 +8,7 @@ def fraction(text: str) -> float:
 
     Raises:
         ArgumentTypeError: The number is outside this range.
+        ValueError: `text` is not a number.
     """
     if not 0 <= (number := float(text)) < 1:
         raise ArgumentTypeError(f"{text}: expected at least 0 and less than 1")

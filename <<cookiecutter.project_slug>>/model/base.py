@@ -109,7 +109,7 @@ class WrapperConfig(PreTrainedConfig):
         return self.base_config.get_text_config(*args, **kwargs)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return all values except those that depend on this machine."""
+        """Return all values except those that may depend on this machine, such as paths."""
         values = super().to_dict()
         for name in ("base_model_id", "load_options", "_name_or_path"):
             values.pop(name, None)
@@ -131,9 +131,10 @@ class Wrapper(PreTrainedModel):
 
     Attributes:
         notes: Lines about how the weights of the base model were loaded.
-        loading_info: The loading info returned by `from_pretrained` of the base model; None if no
-            weights were loaded.
-        saves_stock: Whether `save_pretrained` writes the stock form; None until the form is chosen.
+        loading_info: The loading info returned by `from_pretrained` of the base model; None if that
+            method was not called.
+        saves_stock: Whether `save_pretrained` writes the stock form if there is no adapter; None
+            until the form is chosen, and after `merge_lora`.
     """
 
     auto_class: Any
@@ -296,7 +297,10 @@ class Wrapper(PreTrainedModel):
         state_dict: dict[str, Tensor] | None = None,
         **kwargs: Any,
     ) -> None:
-        """Save an adapter, if there is one; otherwise the form that `choose_form` has chosen."""
+        """Save the adapter if there is one, otherwise a checkpoint in the form of `choose_form`.
+
+        If no form has been chosen, call `choose_form` first.
+        """
         prefix = f"{self.base_model_prefix}."
         if has_adapter(self.base_model):
             if state_dict is not None:
@@ -328,9 +332,10 @@ class Wrapper(PreTrainedModel):
         file.write_text("\n".join([*lines, CODE_MARK + digest, ""]), encoding="utf-8")
 
     def choose_form(self, batch: dict[str, Tensor] | None = None) -> str:
-        """Choose the form of later saves: stock if the base model alone computes the same logits.
+        """Choose the form of later saves.
 
-        Call this method before the weights are sharded.
+        The form is stock if the base model alone has the same tensors and computes the same logits,
+        otherwise custom. Call this method before the weights are sharded.
 
         Args:
             batch: Batch of the data, for the comparison. Default: a few token ids.
@@ -372,8 +377,8 @@ class Wrapper(PreTrainedModel):
         ids = torch.tensor([[1, 2, 3, last]], device=self.device)
         return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": ids}
 
-    # transformers, PEFT and others call the methods below on a model. Each of them calls the method
-    # of the base model.
+    # Packages such as transformers and PEFT use the members below. Each member delegates to the
+    # member of the same name of the base model.
 
     @property
     def generation_config(self):

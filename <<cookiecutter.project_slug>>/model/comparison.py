@@ -75,7 +75,8 @@ def check_documents(lm: Any, option: str) -> None:
         option: Name of the command line option that requires the mask; shown in the error message.
 
     Raises:
-        ValueError: The model or its attention implementation does not apply this mask.
+        ValueError: The model does not accept `position_ids`, or the model or its attention
+            implementation does not apply this mask.
     """
     name = type(lm).__name__
     if "position_ids" not in inspect.signature(lm.forward).parameters:

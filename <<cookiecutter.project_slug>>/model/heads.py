@@ -69,7 +69,11 @@ def _load_body(
 
 
 def _label_dims(auto_class: Any, config: Any) -> dict[str, int]:
-    """Return, by parameter name, the dimension of the shape that depends on the label count."""
+    """Find the parameters with a dimension that depends on the number of labels.
+
+    Returns:
+        The index of this dimension, by parameter name.
+    """
     sizes = []
     for count in (config.num_labels, config.num_labels + 1):
         other = copy.deepcopy(config.base_config)

@@ -1,8 +1,8 @@
 """The interface through which train.py and predict.py use the files in this folder.
 
-Three things are required: `ModelConfig` in configuration.py; `Model(config)` in modeling.py, whose
-`forward` returns an `Output`; and `generate_dataset(path)` in dataset.py, which returns a
-`TaskDataset`. Everything else is optional, and `training/contract.py` supplies a default:
+Three things are required: `ModelConfig` in configuration.py; `Model(config)` in modeling.py, a
+`transformers.PreTrainedModel` whose `forward` returns an `Output`; and `generate_dataset(path)` in
+dataset.py, which returns a `TaskDataset`. Everything else is optional, and has a default:
 
 configuration.py
     BASE_MODEL: The base model if `--model_id` is not given. Default: "tiny".
@@ -31,7 +31,8 @@ optimization.py
     build_scheduler: see `SchedulerBuilder`. Default: `--lr_scheduler_type`.
 
 For `--help`, the modules that define BASE_MODEL and OPTIONS are not imported: only the statements
-on which these constants depend are executed.
+on which these constants depend are executed. If one of these statements fails, the module is
+imported.
 """
 
 from collections.abc import Callable
@@ -53,8 +54,8 @@ class Output(Protocol):
             `num_items_in_batch`, the number of target items in the global batch or, if the target
             items have weights, the sum of these weights. Otherwise: the mean over the micro-batch.
 
-    An optional attribute `losses` is a dict of further scalars, which are divided by the same
-    number as the loss and logged together with it.
+    An optional attribute `losses` is a dict of further scalars, which `forward` has to divide by
+    the same number as the loss. They are logged together with the loss.
     """
 
     loss: torch.Tensor
@@ -128,9 +129,9 @@ class Scorer(Protocol):
         """Write samples or pictures into `folder`, the output directory.
 
         Called on the main rank after a validation, at most every 10 seconds, and after the last
-        validation. If one of these calls fails, the error is printed and the run continues. Also
-        called in the check before the first step, with a temporary folder; if that call fails, the
-        run ends.
+        validation. If such a call fails, the run continues; only the first error is printed. The
+        check before the first step may also call this method, with a temporary folder; if that call
+        fails, the run ends.
         """
 
 
@@ -157,7 +158,7 @@ class TaskPredictor(Protocol):
         read(source): Returns the rows of a file, as dicts with values of any type. Default: the
             values in `columns` are read as text.
         start_conversation(): Returns a `Conversation` for lines typed in the terminal. Default:
-            each line is a separate row.
+            each line is a separate row; if there is a method `read`, predict.py requires `--input`.
     """
 
     columns: list[str]

@@ -1,1 +1,1 @@
-"""Read data files as text, and tokenize the text. Errors include the file and the line or row."""
+"""Read data files as text, and tokenize the text. Errors about a row include its place."""

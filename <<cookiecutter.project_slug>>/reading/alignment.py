@@ -41,7 +41,8 @@ def parse_row(cells: tuple, spans_column: str | None, has_prefixes: bool) -> Lab
         has_prefixes: Whether labels mark entities by prefixes, as in BIO.
 
     Raises:
-        DataError: The entities are malformed, or the numbers of words and labels differ.
+        DataError: The entities are invalid (see `parse_entities`), or the numbers of words and
+            labels differ.
     """
     if spans_column is not None:
         text, cell = cells
@@ -128,7 +129,7 @@ def label_tokens(row: Labelled, tokens: Tokens, has_prefixes: bool) -> TokenLabe
     """Label all tokens of a text or, if the row has words, the first token of each word.
 
     Raises:
-        DataError: Two entities share a token or a word.
+        DataError: Two entities share a token.
     """
     units = units_of(tokens, row.words)
     found = TokenLabels(dict.fromkeys((unit.token for unit in units), OUTSIDE))

@@ -37,7 +37,7 @@ class Encoded(NamedTuple):
 
 
 def use_template(tokenizer: PreTrainedTokenizerBase) -> list[str]:
-    """Give a tokenizer without a chat template `DEFAULT_TEMPLATE`; return lines to print.
+    """Set `DEFAULT_TEMPLATE` in a tokenizer that has no chat template; return lines to print.
 
     Raises:
         DataError: The tokenizer is not a fast one; has several templates, none of which is the
@@ -55,7 +55,9 @@ def use_template(tokenizer: PreTrainedTokenizerBase) -> list[str]:
         return []
     name = "eos_token" if tokenizer.eos_token else "sep_token"
     if not getattr(tokenizer, name):
-        raise DataError("the tokenizer has no chat_template and no eos_token; expected one of them")
+        raise DataError(
+            "the tokenizer has no chat_template, eos_token or sep_token; expected one of them"
+        )
     begins = tokenizer.bos_token_id in tokenizer("").input_ids[:1]
     template = ("{{- bos_token -}}\n" if begins else "") + DEFAULT_TEMPLATE.replace("END", name)
     tokenizer.chat_template = template
@@ -93,9 +95,9 @@ def find_answers(
     of the full text; the answer is the difference between the two texts.
 
     Raises:
-        DataError: The template has blocks, but not one for each message of the assistant; or it has
-            no blocks, and the first message is an answer, or a text is not a prefix of the full
-            text because the template changes earlier answers.
+        DataError: The template rejects the messages; has blocks, but not one for each message of
+            the assistant; or has no blocks, and the first message is an answer, or a text is not a
+            prefix of the full text because the template changes earlier messages.
     """
     if MARKS.search(tokenizer.get_chat_template()):
         return _marked_answers(tokenizer, messages, answers)

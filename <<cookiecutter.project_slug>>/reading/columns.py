@@ -27,13 +27,14 @@ def as_text(
     their ISO form. Values of columns in `nested` are returned as JSON.
 
     Raises:
-        DataError: A cell has no value, or a type that cannot be converted.
+        DataError: A cell or an item of a list has no value, a class id has no name, or a column has
+            a type that cannot be converted.
     """
     columns = {}
     for name in table.column_names:
         values = _combine(table.column(name))
         if (row := pc.index(pc.is_null(values, nan_is_null=True), True).as_py()) >= 0:
-            raise DataError(f"{place(row)}: no value for {name!r}; expected text")
+            raise DataError(f"{place(row)}: no value for {name!r}; expected one")
         feature = features[name]
         if _is_list(values.type) and name in lists:
             inner = getattr(feature, "feature", None)

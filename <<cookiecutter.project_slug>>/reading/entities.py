@@ -29,6 +29,8 @@ class Entity(NamedTuple):
 def uses_prefixes(names: Iterable[str]) -> bool:
     """Return whether labels mark entities by prefixes, as in BIO.
 
+    E- and L- count as prefixes only if another label begins with B-, I-, S- or U-.
+
     Raises:
         DataError: Some labels have a prefix, and others have none.
     """
@@ -84,7 +86,8 @@ def parse_entities(name: str, value: Any, text: str) -> list[Entity]:
         text: Text that contains the entities; `start` and `end` are indices of its characters.
 
     Raises:
-        DataError: The cell is malformed, an entity is outside the text, or two entities overlap.
+        DataError: The cell is malformed, an entity is empty or not inside the text, or two entities
+            overlap.
     """
     if not isinstance(value, list):
         raise DataError(f"{name!r} holds {_kind(value)}; expected a list of entities")

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-EXAMPLES = 3  # number of examples to show
+EXAMPLES = 3  # maximum number of examples to show
 WIDTH = 160  # maximum number of characters to show of an input or a target
 LABELS = 20  # maximum number of labels whose counts or weights are shown
 
@@ -27,7 +27,10 @@ def describe_examples(
 
 
 def describe_counts(counts: dict[str, int]) -> str:
-    """Return a line with the number of examples of each label."""
+    """Return a line with the count of each label.
+
+    If there are more than `LABELS` labels, show the first ones and the number of the others.
+    """
     parts = [f"{name} {count:,}" for name, count in list(counts.items())[:LABELS]]
     if len(counts) > LABELS:
         parts.append(f"and {len(counts) - LABELS:,} more labels")
@@ -35,7 +38,10 @@ def describe_counts(counts: dict[str, int]) -> str:
 
 
 def describe_weights(names: list[str], weights: Iterable[float]) -> str:
-    """Return a line with the weight of each label."""
+    """Return a line with the weight of each label.
+
+    If there are more than `LABELS` labels, show the first ones and the number of the others.
+    """
     pairs = list(zip(names, weights, strict=True))
     shown = ", ".join(f"{name} {weight:.4g}" for name, weight in pairs[:LABELS])
     more = f" and {len(pairs) - LABELS} more" if len(pairs) > LABELS else ""

@@ -24,7 +24,7 @@ class Rows:
 
     Attributes:
         source: Source of the rows.
-        texts: The columns of the source, as text.
+        texts: The columns of the source that `read_table` returned.
         tokens: The columns returned by `tokenize`.
         row_of: For each row of `tokens`, the index of its row in the source, shape (n,). Default:
             the same index.

@@ -70,6 +70,7 @@ def identify_file(file: str) -> str:
 
     Raises:
         DataError: There is no such remote file, or it cannot be reached.
+        OSError: There is no such local file, or it cannot be accessed.
     """
     if not is_remote(file):
         stat = Path(file).stat()

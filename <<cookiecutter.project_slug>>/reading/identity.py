@@ -33,7 +33,7 @@ def hash_values(*values: Any) -> str:
 def hash_source(file: str, package: str) -> str:
     """Hash the source of a file and of all project files that it imports, directly or indirectly.
 
-    For a function in a module, `datasets` would hash only the name, and miss changes of the code.
+    For a function in a module, `datasets` would hash only the name, and miss changes to the code.
 
     Args:
         package: The package of the file, from which its relative imports start.

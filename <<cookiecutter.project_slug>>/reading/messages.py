@@ -65,5 +65,5 @@ def as_conversation(row: dict[str, Any]) -> tuple[list[Message], list[int]]:
         messages += as_messages(*cell, ANSWERS)
     answers = [n for n in range(begin, len(messages)) if messages[n]["role"] == ANSWERS]
     if not answers:
-        raise DataError("no message of the assistant; expected an answer")
+        raise DataError("no answer to predict; expected a message of the assistant")
     return messages, answers

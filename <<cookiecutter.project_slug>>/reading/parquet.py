@@ -21,7 +21,8 @@ def read_parquet(
     """Yield the named columns as text; see `columns.as_text`.
 
     Raises:
-        DataError: The file or a column cannot be read.
+        DataError: The file cannot be read, or does not have exactly one column of each name; or
+            see `columns.as_text`.
     """
     with open_file(file) as stream:
         parquet = _open(file, stream)

@@ -42,7 +42,7 @@ DECODER = json.JSONDecoder(
     parse_constant=lambda _: None,
     object_pairs_hook=_as_object,
 )
-BLOCK = 2**20  # number of bytes of a JSON array read at a time
+BLOCK = 2**20  # minimum number of bytes of a JSON array read at a time
 PEEK = 4096  # number of bytes searched for the first character of a JSON file
 SPACE = re.compile(r"[ \t\r\n]*")
 SEPARATOR_LINE = re.compile(r'"?sep=([,;:|\t])"?\r?\n?')  # a first line that sets Excel's delimiter
@@ -62,7 +62,8 @@ def read_records(file: str, columns: Collection[str] = ()) -> Records:
         columns: Columns that the header of a CSV or TSV file must name exactly once.
 
     Raises:
-        DataError: The file cannot be read; the message includes the line.
+        DataError: The file cannot be read. If a line or a row is invalid, the message includes the
+            line number.
     """
     with open_file(file) as stream:
         yield from READERS[format_of(file)](file, stream, columns)
@@ -110,7 +111,7 @@ def _kind(text: str) -> str:
 
 
 def _read_json(file: str, stream: BufferedReader, columns: Collection[str]) -> Records:
-    """Read an array of objects, or lines of objects."""
+    """Read an array of objects, or one object per line."""
     head = stream.peek(PEEK)[:PEEK].removeprefix(codecs.BOM_UTF8).lstrip()
     if head.startswith(b"["):
         return _ArrayReader(file, stream).records()
@@ -214,10 +215,14 @@ def _read_tsv(file: str, stream: BufferedReader, columns: Collection[str]) -> Re
 
 
 class _Lines:
-    """Iterator of lines for `csv.reader`, with the lines of the current record as `record`.
+    """Iterable of lines for `csv.reader`.
 
     Args:
         number: Number of lines of the file before `lines`.
+
+    Attributes:
+        number: Number of lines of the file that have been read.
+        record: Lines of the current record. The caller empties this list before each record.
     """
 
     def __init__(self, lines: Iterator[str], number: int):

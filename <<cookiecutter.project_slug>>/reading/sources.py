@@ -25,7 +25,10 @@ SPLITS = {
 
 
 def parse_name(source: Source) -> re.Match | None:
-    """Match NAME:SPLIT; return None if the source is a path, a URL or several sources."""
+    """Match a source with `NAMED`.
+
+    Return None if there is no match, or if the source is an existing path, a URL or a sequence.
+    """
     if not isinstance(source, (str, Path)) or is_remote(str(source)):
         return None
     if expand_user(source).exists():
@@ -57,7 +60,7 @@ def list_files(source: Source) -> list[str]:
 
     Raises:
         DataError: A file does not exist, is empty or has an unknown format; the files differ in
-            format; or a folder has several splits.
+            format; a folder has several splits; or a remote pattern cannot be listed.
     """
     parts = [source] if isinstance(source, (str, Path)) else source
     files = [file for part in parts for file in _expand(str(part))]
@@ -104,8 +107,8 @@ def _files_in(folder: Path) -> list[str]:
 def files_of_split(folder: Path, split: str) -> list[str]:
     """List the files of a split in a folder: those whose paths contain a word for the split.
 
-    `SPLITS` lists the words for a split; the only word for any other split is its name. If no path
-    contains a word of `SPLITS`, all files belong to `train`.
+    `SPLITS` lists the words for some splits; the only word for any other split is its name. If no
+    path contains a word of `SPLITS`, all files belong to `train`.
 
     Raises:
         DataError: There are no files of the split; or see `list_files`.

@@ -51,7 +51,8 @@ def read_table(
 
     Raises:
         DataError: The file does not exist, is empty or broken, has an unknown format, or is not
-            UTF-8; a column is missing; or a row lacks a value.
+            UTF-8; a column is missing; a row lacks a value, or has a value that cannot be read as
+            text; or the cache cannot be written.
     """
     datasets.disable_progress_bars()
     datasets.logging.set_verbosity(logging.CRITICAL)
@@ -83,6 +84,8 @@ def column_names(source: Source) -> list[str]:
 
 def read_first_row(source: Source, columns: list[str], lists: Sequence[str] = ()) -> dict[str, Any]:
     """Return the first row as `read_table` would, without reading the full source.
+
+    For files in a folder, a slice of the split, such as `[10:]`, is ignored.
 
     Raises:
         DataError: See `read_table`.

@@ -26,7 +26,8 @@ def read_texts(
         nested: Columns that may hold any value; values are returned as JSON.
 
     Raises:
-        DataError: A value is missing or of an unexpected type; the message includes the line.
+        DataError: A value is missing, or cannot be read as text or JSON (the message includes the
+            line); or see `read_records`.
     """
     batch = _Batch(columns, lists, nested)
     for file in files:
@@ -149,6 +150,6 @@ def _kind(value: Any) -> str:
 
 def _missing(place: str, row: dict[str, Any], name: str, is_first: bool) -> DataError:
     if not is_first or name in row:
-        return DataError(f"{place}: no value for {name!r}; expected text")
+        return DataError(f"{place}: no value for {name!r}; expected one")
     found = ", ".join(map(repr, row)) or "none"
     return DataError(f"{place}: no column {name!r}; the file has {found}")

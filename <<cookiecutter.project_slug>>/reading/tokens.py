@@ -112,7 +112,7 @@ class _Column:
 
 
 class RaggedColumn(_Column):
-    """Zero-copy access to a list column of a memory-mapped table."""
+    """Access to a list column of a memory-mapped table."""
 
     def __init__(self, rows: datasets.Dataset, name: str):
         super().__init__(rows, name)

@@ -73,7 +73,7 @@ def tokenize_in_windows(
     """Tokenize texts, and divide those with more than `max_len` tokens into windows.
 
     Raises:
-        RunError: The tokenizer is not a fast one, or `max_len` is too small for any text.
+        RunError: The tokenizer is not a fast one, or `max_len` leaves no room for text.
     """
     if not tokenizer.is_fast:
         name = type(tokenizer).__name__

@@ -117,7 +117,7 @@ class Uploads:
         api = HfApi()
         repository = api.create_repo(self.repository, exist_ok=True).repo_id
         api.upload_folder(
-            folder_path=folder, repo_id=repository, commit_message="Upload the best checkpoint"
+            folder_path=folder, repo_id=repository, commit_message="Upload checkpoints"
         )
 
     def _copy(self) -> Path:

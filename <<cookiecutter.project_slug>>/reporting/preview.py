@@ -19,14 +19,15 @@ from training.throughput import count_positions, is_encoder_decoder, peak_memory
 from training.user_code import user_code
 
 FLOAT = 4  # bytes per element of the saved weights; the maximum for optimizer state
-SAMPLED = 100  # number of steps in which padding tokens are counted
+SAMPLED = 100  # maximum number of steps in which padding tokens are counted
 
 
 def preview(run: Run, train_step: Callable[[Run, Step], Any]) -> None:
     """Compute the gradient of one step, without an optimizer step; print the lines of `--dry_run`.
 
     Raises:
-        RunError: A step does not fit into memory, or the checkpoints do not fit on the disk.
+        RunError: A step does not fit into memory, the checkpoints do not fit on the disk, or
+            `describe` or `faults` of the data set fails.
     """
     batches = run.train_batches
     memory = _memory_of_a_step(run, train_step)

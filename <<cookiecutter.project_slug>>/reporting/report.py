@@ -125,8 +125,8 @@ class Report:
     def after_validation(self) -> None:
         """Log losses and scores to the trackers; write loss.png and the files of `Scores.save`.
 
-        If these files were last written (or, before the first time, the run was opened) less than
-        `SECONDS_BETWEEN_FILES` seconds ago, a later validation or `finish` writes them instead.
+        Write no files less than `SECONDS_BETWEEN_FILES` seconds after they were last written or, at
+        first, after this object was created. A later validation or `finish` then writes them.
         """
         log = list(self.state.log.values())[-1]["valid_log"]
         values = {f"valid/{name}": value for name, value in log.items()}
@@ -192,7 +192,7 @@ class Report:
             f"Best: {state.best['epoch']}, {reached}",
             f"  {outdir}/best       the model; python predict.py --checkpoint {outdir}/best",
             f"  {outdir}/last       resume with --restore_dir",
-            f"  {outdir}/loss.png   the curves of {outdir}/log.json",
+            f"  {outdir}/loss.png   curves; see also {outdir}/log.json",
             sep="\n",
         )
         if self.uploads is not None:
