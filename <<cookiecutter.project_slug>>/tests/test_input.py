@@ -1,7 +1,4 @@
-"""Each format gives the same examples. Invalid input is refused, and nothing is written.
-
-Most errors are one sentence: what is wrong, where, and what was expected.
-"""
+"""Each format gives the same examples. Invalid input is refused, and nothing is written."""
 
 import gzip
 import json
