@@ -1,4 +1,4 @@
-"""Fixtures: a few real examples, and the arguments of a short run on them."""
+"""Fixtures: a few rows of data/, arguments of a short run on them, and functions that train."""
 
 import json
 import math
@@ -26,7 +26,7 @@ def sample(tmp_path_factory) -> Path:
     for name, lines in (("train.jsonl", 42), ("valid.jsonl", 21)):
         with (ROOT / "data" / name).open(encoding="utf-8") as source:
             rows = [json.loads(line) for line in islice(source, lines)]
-        # Truncate values: some tasks have full chapters as texts, which would make tests slow.
+        # Truncate values: some tasks have long texts, which would make tests slow.
         rows = [{key: value[:300] for key, value in row.items()} for row in rows]
         text = "".join(json.dumps(row) + "\n" for row in rows)
         (folder / name).write_text(text, encoding="utf-8")
@@ -52,7 +52,10 @@ def steps(sample, tokenizer) -> int:
 
 @pytest.fixture
 def arguments(sample, tmp_path) -> list[str]:
-    """Arguments of a short run with dropout; the last batch of each epoch is smaller."""
+    """Arguments of a short run, with the dropout of `tiny`, if any.
+
+    In most tasks, the last batch of each epoch has fewer examples than the others.
+    """
     return [
         *("--train_input", str(sample / "train.jsonl")),
         *("--valid_input", str(sample / "valid.jsonl")),
@@ -65,7 +68,7 @@ def arguments(sample, tmp_path) -> list[str]:
 def uninterrupted(tmp_path_factory):
     """Return a function that trains without interruption, and returns the output directory.
 
-    Calls whose arguments differ at most in the output directory share one run.
+    Calls that differ at most in the output directory share one run.
     """
     outdirs: dict[tuple, Path] = {}
 

@@ -58,7 +58,7 @@ def test_help_and_errors_in_arguments_are_printed_before_torch_is_imported(comma
         *((name, "OPTIONS") for name in ("configuration", "dataset", "metrics", "prediction")),
     ],
 )
-def test_options_are_found_without_importing_the_module(name, constant):
+def test_evaluated_constants_equal_those_of_the_modules_of_model(name, constant):
     if importlib.util.find_spec(f"model.{name}") is None:
         pytest.skip(f"no model/{name}.py")
     module = importlib.import_module(f"model.{name}")
@@ -87,14 +87,14 @@ def test_options_are_found_without_importing_the_module(name, constant):
         "class Dataset:\n    OPTIONS = {'a': {}}",
     ],
 )
-def test_options_equal_those_of_the_imported_module(source, tmp_path):
+def test_options_are_evaluated_without_imports_that_they_do_not_need(source, tmp_path):
     (tmp_path / "dataset.py").write_text(f"import none_such\n{source}", encoding="utf-8")
     values: dict = {}
     exec(source, values)
     assert evaluate(tmp_path / "dataset.py", "OPTIONS", None) == values.get("OPTIONS")
 
 
-def test_choices_of_trackers_and_schedules_are_those_of_the_libraries():
+def test_choices_are_all_trackers_and_all_schedules_that_need_no_metric():
     assert sorted(map(str, LOGGER_TYPE_TO_CLASS)) == sorted(TRACKERS)
     others = {"reduce_lr_on_plateau", "greedy"}
     assert {schedule.value for schedule in SchedulerType} - others == {*SCHEDULERS}

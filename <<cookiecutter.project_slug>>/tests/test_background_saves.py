@@ -62,7 +62,7 @@ def test_kill_while_a_save_is_written_keeps_the_previous_save(
 
 
 @pytest.mark.parametrize("processes", [1, 2])
-def test_failed_write_ends_the_run_before_the_next_save(processes, arguments, tmp_path):
+def test_failed_write_ends_the_run_and_keeps_the_previous_save(processes, arguments, tmp_path):
     endless = [*arguments, "--max_steps", "1000000", "--save_steps", "500000", "--epochs", "1"]
     endless += ["--valid_steps", "2", "--batch_size", str(8 // processes)]
     patch = partial(seams.full_disk_at_save, 1)
@@ -73,7 +73,7 @@ def test_failed_write_ends_the_run_before_the_next_save(processes, arguments, tm
     assert read_state(tmp_path / "run" / "last")["log"] == {}
 
 
-def test_training_waits_for_the_save_if_there_is_no_memory_for_a_copy(
+def test_too_little_memory_for_a_copy_is_reported_and_changes_no_result(
     arguments, tmp_path, uninterrupted, monkeypatch, capsys
 ):
     monkeypatch.setattr(training.checkpoint, "free_memory", lambda: 1000)
@@ -82,7 +82,7 @@ def test_training_waits_for_the_save_if_there_is_no_memory_for_a_copy(
     assert_bit_identical(tmp_path / "run", uninterrupted(arguments))
 
 
-def test_kill_in_the_first_validation_loses_no_step(arguments, steps, tmp_path, uninterrupted):
+def test_kill_before_the_first_validation_loses_no_step(arguments, steps, tmp_path, uninterrupted):
     with pytest.raises(seams.Killed), seams.killed_before_validation():
         train.main(arguments)
     assert read_state(tmp_path / "run" / "last")["step"] == steps

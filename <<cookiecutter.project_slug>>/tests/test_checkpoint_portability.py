@@ -199,7 +199,9 @@ def test_unsaved_buffers_and_frozen_parameters_are_restored(rewritten, tmp_path)
     subprocess.run([sys.executable, "-c", code], cwd=checkpoint.parent, env=environment, check=True)
 
 
-def test_a_model_with_an_additional_parameter_is_saved_with_its_code(sample, tokenizer, tmp_path):
+def test_stock_form_is_not_chosen_for_a_model_with_an_additional_parameter(
+    sample, tokenizer, tmp_path
+):
     schema = generate_dataset(sample / "train.jsonl", tokenizer, 48).schema
     model = Model(ModelConfig(str(ROOT / "tiny"), **schema))
     model.register_parameter("scale", torch.nn.Parameter(torch.ones(1)))

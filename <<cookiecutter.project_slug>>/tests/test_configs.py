@@ -19,7 +19,7 @@ def test_accelerate_accepts_every_key(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_each_file_starts_with_a_comment_that_has_its_command(name):
+def test_each_file_has_its_command_in_a_comment(name):
     text = (CONFIGS / f"{name}.yaml").read_text(encoding="utf-8")
     comment = [line for line in text.splitlines() if line.startswith("#")]
     assert text.startswith("# ")

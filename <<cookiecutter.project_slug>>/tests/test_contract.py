@@ -1,6 +1,6 @@
 """Check that model/ follows model/interface.py, with the first rows of data/ and the base model.
 
-Tests of parts that the model does not have are skipped. The message of a failed test says what to
+Tests of parts that model/ does not have are skipped. The messages of most failed tests say what to
 change.
 """
 
@@ -45,7 +45,7 @@ def rows(tmp_path_factory) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def project(rows) -> SimpleNamespace:
-    """The parts of model/, built as train.py builds them without arguments, and a batch."""
+    """The parts of model/, built with the default arguments except `MAX_LEN`, and a batch."""
     task = Task()
     model_id = task.base_model
     tokenizer = load_tokenizer(model_id) if task.needs_tokenizer else None
@@ -69,7 +69,7 @@ def project(rows) -> SimpleNamespace:
 
 
 def loss_of(project: SimpleNamespace, indices: list[int], num_items: float) -> Tensor:
-    """Compute the share of some examples in the loss of a batch with `num_items` target items."""
+    """Compute what some examples add to the loss of a batch with `num_items` target items."""
     batch = project.examples.batch(indices)
     loss = project.task.forward(project.model, batch, num_items)[1]["loss"]
     if project.task.divides_by_items:

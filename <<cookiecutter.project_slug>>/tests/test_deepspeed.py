@@ -1,4 +1,4 @@
-"""ZeRO-2 and ZeRO-3 give the same results as one process. Runs resume with and without ZeRO."""
+"""Up to rounding, ZeRO gives the results of one process. Runs resume with and without ZeRO."""
 
 import importlib.util
 import os

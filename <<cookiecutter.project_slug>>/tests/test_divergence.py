@@ -1,4 +1,4 @@
-"""A loss or gradient that is not finite ends a run before the weights change."""
+"""Without float16, a loss or gradient that is not finite ends a run before the weights change."""
 
 import json
 from functools import partial
@@ -45,7 +45,7 @@ def test_nothing_is_saved_after_a_nonfinite_step(arguments, steps, tmp_path):
     assert read_state(tmp_path / "run" / "last")["step"] == steps + 2
 
 
-def test_bad_batch_reproduces_the_loss(arguments, tmp_path, monkeypatch, tokenizer):
+def test_bad_batch_reproduces_a_nan_loss(arguments, tmp_path, monkeypatch, tokenizer):
     dataset = generate_dataset(arguments[1], tokenizer, 48)
     victim = 17
     ids = dataset[victim]["input_ids"]
@@ -70,7 +70,7 @@ def test_bad_batch_reproduces_the_loss(arguments, tmp_path, monkeypatch, tokeniz
     assert model(**load_file(bad / "batch.safetensors")).loss.isnan()
 
 
-def test_diverged_run_keeps_finite_weights(arguments, tmp_path):
+def test_bad_batch_of_a_diverged_run_has_finite_weights(arguments, tmp_path):
     with pytest.raises(RunError, match="is not finite"):
         train.main([*arguments, "--lr", "1e30"])
     weights = read_weights(tmp_path / "run" / "bad_batch")

@@ -24,7 +24,7 @@ def test_dry_run_prints_data_schedule_and_memory_and_writes_nothing(arguments, t
 
 
 @pytest.mark.proof
-def test_dry_run_in_two_processes_prints_each_line_once(arguments, tmp_path):
+def test_dry_run_in_two_processes_prints_once_and_writes_nothing(arguments, tmp_path):
     arguments += ["--dry_run", "--report_to", "tensorboard"]
     output = Launch(arguments, tmp_path / "output", processes=2).expect()
     assert output.count("learning rate:") == 1

@@ -1,4 +1,7 @@
-"""The result does not depend on how a global batch is split into micro-batches and ranks."""
+"""Without dropout, gradients and losses do not depend on the split of a global batch.
+
+Also: the order of the examples, gradient clipping, and the learning rate schedule.
+"""
 
 import json
 from types import SimpleNamespace
@@ -27,7 +30,7 @@ SPLITS = [(1, 2, 1), (1, 1, 3), (1, 3, 8), *TWO_PROCESSES]
 
 @pytest.fixture(scope="module")
 def measured(sample, tmp_path_factory):
-    """Return a function that returns the gradients and losses of a split.
+    """Return a function that returns gradients, losses and scores, computed with a given split.
 
     Each split is measured only once.
     """
@@ -139,7 +142,7 @@ def test_every_example_is_used_once_in_the_same_steps(count, processes):
         assert sorted(seen) == sorted(order[12 * index : 12 * index + 12])
 
 
-def test_no_micro_batch_exceeds_the_token_limit():
+def test_no_micro_batch_of_several_examples_exceeds_the_token_limit():
     lengths = np.random.default_rng(0).integers(1, 5000, 200)
     for step in read_epoch(make_batches(lengths, 0, 1, 32, 32)):
         for micro in step:

@@ -104,7 +104,7 @@ def test_onnx_export_is_compared_with_the_model_or_refused(checkpoint, tmp_path,
 
 
 @pytest.mark.parametrize("content", [b"\x80\x04K.", b"[]", b'{"max_len": 48}'])
-def test_damaged_settings_of_predict_py_are_refused_in_one_sentence(content, tmp_path):
+def test_damaged_settings_of_predict_py_are_refused(content, tmp_path):
     (tmp_path / PREDICTOR_FILE).write_bytes(content)
     with pytest.raises(RunError, match=f"{PREDICTOR_FILE}: not the settings of predict.py"):
         PredictorConfig.read(str(tmp_path))

@@ -57,7 +57,7 @@ def failing_arguments(tmp_path):
 
 
 @pytest.mark.parametrize("label", list(SENTENCES))
-def test_error_after_the_first_step_contains_step_and_examples(label, failing_arguments, tmp_path):
+def test_error_after_the_first_step_contains_its_place(label, failing_arguments, tmp_path):
     with FAILING(), pytest.raises(RankError, match=SENTENCES[label]) as caught:
         train.main(failing_arguments(label, 1))
     assert "\n" not in str(caught.value)
@@ -107,7 +107,7 @@ def test_error_is_printed_by_the_rank_on_which_it_occurs(error, sentence, monkey
     assert sentence in capsys.readouterr().err
 
 
-def test_error_in_the_data_is_not_blamed_on_the_model():
+def test_error_in_the_data_does_not_mention_the_model():
     with (
         pytest.raises(RankError, match=r"epoch 0, step 3, examples 7 \(0-based\): row 7: no text$"),
         at_place("epoch 0, step 3", [7]),
@@ -115,7 +115,7 @@ def test_error_in_the_data_is_not_blamed_on_the_model():
         raise DataError("row 7: no text")
 
 
-def test_ctrl_c_before_training_ends_the_run_without_a_traceback(capsys):
+def test_unhandled_ctrl_c_gives_a_message_and_exit_code_130(capsys):
     def interrupted() -> None:
         raise KeyboardInterrupt
 

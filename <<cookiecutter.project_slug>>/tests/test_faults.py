@@ -27,7 +27,7 @@ def rows_of(tmp_path):
 
 
 def places(lines) -> list[str]:
-    """In each line, replace the path of a file at the end by the name of the file."""
+    """In each line, replace the path of the file at the end with the name of the file."""
     return [f"{line[: line.rindex(' ')]} {line.rpartition('/')[2]}".strip() for line in lines]
 
 
@@ -37,7 +37,7 @@ def test_empty_texts_are_found(rows_of):
     assert places(rows_of(["a"], [[1]]).empty("text")) == []
 
 
-def test_special_tokens_that_occur_twice_are_found(rows_of):
+def test_special_tokens_that_begin_or_end_a_sequence_twice_are_found(rows_of):
     names = {7: "<s>", 8: "</s>"}
     tokenizer = SimpleNamespace(
         bos_token_id=7,

@@ -61,8 +61,8 @@ def test_resumed_run_is_bit_identical_with_files_per_epoch(many, files_read, tmp
     many += ["--save_steps", "1"]
     train.main([*many, "--outdir", str(tmp_path / "whole")])
     whole = list(files_read)
-    in_second_epoch = 15
-    with seams.killed_before_micro_batch(in_second_epoch), pytest.raises(Killed):
+    in_later_epoch = 15
+    with seams.killed_before_micro_batch(in_later_epoch), pytest.raises(Killed):
         train.main(many)
     files_read.clear()
     train.main(["--restore_dir", str(tmp_path / "run" / "last")])
@@ -87,7 +87,7 @@ def test_missing_remote_file_is_reported(many, tmp_path):
         train.main([*many, "--train_input", f"file://{tmp_path}/many/part-9.jsonl"])
 
 
-def test_remote_files_are_downloaded_when_their_epoch_starts(many, files_read, tmp_path):
+def test_remote_files_are_used_in_the_same_epochs_as_local_files(many, files_read, tmp_path):
     train.main([*many, "--outdir", str(tmp_path / "local")])
     local = list(files_read)
     files_read.clear()

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.proof
 CONSTANT = ("--lr_scheduler_type", "constant", "--max_steps")
 
 
-def test_fsdp2_has_the_same_results_as_ddp(in_two_processes, tmp_path):
+def test_fsdp2_has_the_shapes_and_losses_of_ddp(in_two_processes, tmp_path):
     output = in_two_processes("sharded", patch=fsdp2)
     assert "SHARDED: 0" not in output and "SHARDED" in output
     in_two_processes("ddp")
@@ -46,7 +46,7 @@ def test_resumed_run_is_bit_identical_under_fsdp2(in_two_processes, steps, tmp_p
     assert_equal_tensors(result.moments, expected.moments)
 
 
-def test_checkpoint_resumes_under_every_strategy(
+def test_checkpoint_resumes_under_ddp_in_one_process_and_under_fsdp2(
     in_two_processes, arguments, sample, steps, tmp_path
 ):
     """Save under FSDP2, resume under DDP, then in one process, then under FSDP2 again."""

@@ -66,22 +66,21 @@ def test_failed_upload_keeps_best(failure, arguments, tmp_path, hub, monkeypatch
 IN_BACKGROUND = ["--push_to_hub", "mine", "--hub_strategy"]
 
 
-def test_each_new_best_is_uploaded_during_training(arguments, tmp_path, hub, monkeypatch):
-    """The first upload is delayed until `best/` has been replaced."""
+def test_new_best_is_uploaded_during_training(arguments, tmp_path, hub, monkeypatch):
+    """The first upload waits until the second new `best/` is about to be saved."""
     push = Uploads._push
     contents: list[dict] = []
-    is_replaced = threading.Event()
+    may_upload = threading.Event()
 
     def pushing(self: Uploads, folder: Path) -> None:
         if not contents:
-            assert is_replaced.wait(60)
+            assert may_upload.wait(60)
         contents.append({file.name: file.read_bytes() for file in folder.iterdir()})
         push(self, folder)
 
     def note(state) -> bool:
         if len(state.log) == 2:
-            # `note` is called before a save, after the preceding save is published.
-            is_replaced.set()
+            may_upload.set()
         return False
 
     monkeypatch.setattr(Uploads, "_push", pushing)
@@ -146,7 +145,7 @@ def test_repository_without_a_checkpoint_to_resume_from_is_refused(arguments, tm
         assert "\n" not in str(raised.value)
 
 
-def test_an_adapter_on_the_hub_is_refused_in_one_sentence(hub):
+def test_an_adapter_on_the_hub_is_refused(hub):
     hub.files = {"adapter_config.json": b"{}"}
     with pytest.raises(RunError, match="someone/mine: an adapter on the Hub; expected a folder"):
         load_model(Task().model_class, "someone/mine")

@@ -1,4 +1,4 @@
-"""Invalid input is refused in one sentence (what, where, what was expected); nothing is written."""
+"""Each format gives the same examples. Invalid input is refused, and nothing is written."""
 
 import gzip
 import json
@@ -103,7 +103,7 @@ def plain(example: dict) -> dict:
     return {k: v.tolist() if isinstance(v, torch.Tensor) else v for k, v in example.items()}
 
 
-def test_every_format_gives_the_same_examples(tokenizer, tmp_path):
+def test_each_format_with_columns_gives_the_same_examples(tokenizer, tmp_path):
     rows = [{column: f"{column} NA 1e5, {n}" for column in GOOD} for n in (1, 2)]
     header, cells = list(GOOD), [list(row.values()) for row in rows]
     (tmp_path / "a.jsonl").write_bytes(jsonl(*rows))
@@ -271,7 +271,9 @@ def test_error_in_one_of_several_files_contains_file_and_line(sample, tmp_path, 
         ("shards:test", "cannot be read"),
     ],
 )
-def test_missing_source_is_reported(source, words, sample, tmp_path, tokenizer, monkeypatch):
+def test_missing_source_and_mixed_formats_are_reported(
+    source, words, sample, tmp_path, tokenizer, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
     for name in ("folder", "shards"):
         (tmp_path / name).mkdir()

@@ -1,4 +1,4 @@
-"""A setting of Accelerate that train.py does not follow is refused with exit code 2."""
+"""Settings of Accelerate that train.py does not follow are refused."""
 
 import os
 import subprocess

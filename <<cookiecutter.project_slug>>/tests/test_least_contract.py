@@ -33,7 +33,7 @@ def least_arguments(tmp_path) -> list[str]:
     ]
 
 
-def test_least_contract_has_at_most_40_lines():
+def test_model_and_data_set_of_the_least_contract_have_at_most_40_lines():
     files = [TESTS / "least_contract" / name for name in ("modeling.py", "dataset.py")]
     lines = [line for file in files for line in file.read_text().splitlines() if line.strip()]
     assert len(lines) <= 40
@@ -68,7 +68,7 @@ def test_least_contract_resumes_bit_identically_after_sigkill(
 
 
 def test_save_pretrained_that_ignores_state_dict_is_refused(least_arguments, monkeypatch, tmp_path):
-    """Without `state_dict`, a thread would save the weights while training changes them."""
+    """Otherwise a thread would save the weights of the model while training changes them."""
     with LEAST():
         from model.modeling import Model
 

@@ -101,7 +101,7 @@ def base(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def lora(arguments, base) -> list[str]:
-    """Arguments of a short run with an adapter and dropout."""
+    """Arguments of a short run with an adapter, and with the dropout of `tiny`, if any."""
     options = ["--lora_rank", str(RANK), "--lr", "1e-2", "--lr_scheduler_type", "constant"]
     return [*arguments, "--model_id", str(base), *options]
 
@@ -137,7 +137,7 @@ def test_checkpoints_contain_only_the_trained_parameters(trained):
     assert 3 * size < files < 3 * size + 1000 * len(own)  # the rest is headers
 
 
-def test_head_of_a_classifier_is_fully_trained(trained):
+def test_only_a_classifier_saves_full_weights_beside_the_adapter(trained):
     names = [key for key in read_weights(trained / "last") if "lora_" not in key]
     assert bool(names) != GENERATES
     if names:

@@ -131,7 +131,7 @@ def test_tokenizer_with_other_tokens_than_its_file_is_rejected(tmp_path):
         loading._check_tokens(str(tmp_path / "base"), tokenizer)
 
 
-def test_loaded_tensors_are_aligned_in_memory_like_new_tensors(base):
+def test_loaded_parameters_are_aligned_to_64_bytes_and_require_gradients(base):
     model = load_model(Model, str(base))
     assert all(tensor.data_ptr() % 64 == 0 for tensor in model.parameters())
     assert all(parameter.requires_grad for parameter in model.parameters())
@@ -154,7 +154,7 @@ def test_model_with_a_part_that_is_not_saved_is_rejected(dataset, tokenizer, tmp
         load_model(Distilled, str(tmp_path))
 
 
-def test_error_about_an_argument_is_not_blamed_on_the_base_model():
+def test_error_about_an_argument_does_not_mention_the_base_model():
     class Refusing(Task):
         def build_config(self, *_):
             raise ValueError("--share 2.0: expected less than 1")

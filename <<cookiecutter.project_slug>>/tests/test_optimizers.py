@@ -49,7 +49,7 @@ SIZES |= {"hidden_size": 8, "num_hidden_layers": 3, "num_attention_heads": 2, "n
 SIZES |= {"intermediate_size": 8, "encoder_ffn_dim": 8, "decoder_ffn_dim": 8, "d_ff": 8}
 SIZES |= {"num_key_value_heads": 2, "num_decoder_layers": 2, "max_position_embeddings": 16}
 
-# Without adamw and sgd: many other tests resume runs with adamw, and a test below with sgd.
+# adamw and sgd are omitted: many other tests resume a run with adamw, and a test below with sgd.
 RUNS = [
     ["--optimizer", "muon", "--layer_decay", "0.8", "--ema", "0.5"],
     ["--optimizer", "schedule_free", "--num_warmup_steps", "2"],

@@ -79,13 +79,13 @@ def test_nonfinite_step_leaves_weights_unchanged_with_an_optimizer_that_is_not_f
     ],
 )
 @pytest.mark.filterwarnings("ignore:optimizer contains a parameter group with duplicate")
-def test_optimizer_that_does_not_have_each_parameter_once_is_refused(build, sentence):
+def test_invalid_return_value_of_build_optimizer_is_refused(build, sentence):
     model = torch.nn.Linear(2, 1)
     with pytest.raises(RunError, match=sentence):
         check_optimizer(build(model), model)
 
 
-def test_schedule_that_is_not_a_function_of_the_step_is_refused():
+def test_invalid_return_value_of_build_scheduler_is_refused():
     optimizer = SGD([torch.nn.Parameter(torch.ones(1))])
     check_scheduler(LambdaLR(optimizer, lambda step: 1.0))
     for other in (ReduceLROnPlateau(optimizer), lambda step: 1.0):

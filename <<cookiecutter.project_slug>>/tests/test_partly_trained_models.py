@@ -1,4 +1,4 @@
-"""Models with parameters that are frozen, or not used in some or all steps, can be trained."""
+"""Models with frozen parameters, and with parameters that some or all steps do not use."""
 
 import json
 import random

@@ -141,7 +141,7 @@ def test_each_line_of_the_terminal_gets_an_answer(checkpoint, monkeypatch, capsy
         assert all("prediction" in json.loads(answer) for answer in answers)
 
 
-def test_conversation_is_streamed_and_depends_on_earlier_messages(checkpoint):
+def test_answer_in_a_conversation_equals_the_prediction_for_all_its_messages(checkpoint):
     if not hasattr(Predictor, "start_conversation"):
         pytest.skip("Predictor has no start_conversation")
     model = load_model(Model, checkpoint).eval()

@@ -113,7 +113,7 @@ def test_unquoted_csv_cells_are_texts_or_missing_values(rows, tmp_path):
 
 @SETTINGS
 @given(rows=ROWS)
-def test_tsv_cells_are_read_unchanged(rows, tmp_path):
+def test_tsv_cells_are_read_unchanged_or_refused(rows, tmp_path):
     text = "".join("\t".join(row) + "\n" for row in [("a", "b"), *rows])
     (tmp_path / "t.tsv").write_text(text, encoding="utf-8", newline="")
     expected = [tuple(line.split("\t")) for line in text.split("\n")[1:-1]]
@@ -143,7 +143,7 @@ def test_json_numbers_are_read_as_written_in_the_file(tmp_path):
     assert read(tmp_path / "t.jsonl", "a") == [(word,) for word in expected]
 
 
-def test_numbers_and_booleans_are_the_same_text_in_every_format(tmp_path):
+def test_numbers_and_booleans_are_the_same_text_in_json_csv_and_parquet(tmp_path):
     rows = [{"a": 1, "b": 0.5, "c": True}, {"a": -(2**62), "b": 1.0, "c": False}]
     expected = [("1", "0.5", "true"), (str(-(2**62)), "1.0", "false")]
     (tmp_path / "t.jsonl").write_text(lines(*rows))
@@ -329,13 +329,13 @@ def test_file_replaced_by_one_of_equal_size_and_time_is_read_again(tmp_path):
 
 @pytest.fixture
 def rows(tmp_path) -> Path:
-    """A file with two examples that every task can read."""
+    """A file with two rows that every task can read."""
     path = tmp_path / "rows.jsonl"
     path.write_text(lines(*(dict.fromkeys(NAMES, word) for word in ("cold tea", "warm"))))
     return path
 
 
-def test_tokens_do_not_depend_on_earlier_calls_of_the_tokenizer(rows, cache, tmp_path):
+def test_saved_tokenizer_and_cached_tokens_do_not_depend_on_earlier_calls(rows, cache, tmp_path):
     saved = []
     cached: set[Path] = set()
     for number in range(3):

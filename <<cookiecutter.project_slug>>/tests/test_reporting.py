@@ -91,7 +91,7 @@ def test_pictures_samples_and_model_card_are_written(arguments, tmp_path, capsys
     expected = read_log(run)[state["best"]["epoch"]]["valid_log"]
     assert scores == {name: expected[name] for name in ("loss", *SCORES)}
     assert "| max_len | 48 |" in card.text
-    assert "loss.png" not in card.text, "best/ does not contain loss.png"
+    assert "loss.png" not in card.text, "the model card shows loss.png, which best/ lacks"
     shown = capsys.readouterr()
     for name in scores:
         assert f"{name} {expected[name]:.4g}" in shown.out
@@ -102,7 +102,7 @@ def test_pictures_samples_and_model_card_are_written(arguments, tmp_path, capsys
 
 @PROOF
 @pytest.mark.parametrize("seconds, calls", [(0, 4), (math.inf, 1)])
-def test_files_of_validations_in_quick_succession_are_written_once(
+def test_files_of_validations_within_the_interval_are_written_once(
     seconds, calls, arguments, steps, monkeypatch
 ):
     monkeypatch.setattr(report, "SECONDS_BETWEEN_FILES", seconds)

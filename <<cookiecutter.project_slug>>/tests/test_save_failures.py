@@ -59,9 +59,10 @@ def intact_epochs(run: Path) -> dict[str, int]:
 
 @pytest.fixture
 def at_second_save(arguments, tmp_path):
-    """Return a function that trains for two epochs.
+    """Return a function that trains two runs of two epochs, and checks that they are equal.
 
-    The function calls `attempt(save, run)` before the save at the end of the second epoch.
+    In one of the runs, `attempt(save, run)` is called before the save at the end of the second
+    epoch.
     """
 
     def during(attempt: Callable[[Save, Path], None]) -> None:
@@ -121,7 +122,7 @@ def test_previous_save_is_kept_if_a_file_cannot_be_written_completely(at_second_
     at_second_save(attempt)
 
 
-def test_links_refer_to_intact_checkpoints_at_every_instant(at_second_save):
+def test_links_refer_to_intact_checkpoints_before_each_file_operation(at_second_save):
     def attempt(save: Save, run: Path) -> None:
         seen: list[dict[str, int]] = []
         with watching(run, lambda *_: seen.append(intact_epochs(run))):

@@ -100,7 +100,7 @@ def test_interrupted_and_resumed_sweep_has_the_same_results(
 
 
 @pytest.mark.proof
-def test_folds_hold_out_each_example_once(
+def test_numbers_of_examples_held_out_by_the_folds_add_up(
     tmp_path, sample, tokenizer, train_arguments, forked_sweep
 ):
     position = train_arguments.index("--valid_input")
@@ -139,13 +139,13 @@ def test_invalid_argument_of_train_py_ends_the_sweep(tmp_path, forked_sweep):
         (("--seeds", "1", "--", "--output_dir", "x"), "--outdir: set or excluded by sweep.py"),
     ],
 )
-def test_bad_arguments_are_refused_in_one_sentence(tmp_path, arguments, sentence):
+def test_bad_arguments_are_refused(tmp_path, arguments, sentence):
     with pytest.raises(RunError, match=re.escape(sentence)):
         sweep.main(["--outdir", str(tmp_path / "sweep"), *arguments])
     assert not (tmp_path / "sweep" / "study.db").exists()
 
 
-def test_yaml_file_cannot_set_arguments_that_sweep_py_sets(tmp_path):
+def test_yaml_file_cannot_set_arguments_that_sweep_py_excludes(tmp_path):
     for text, name in (("valid_input: a.jsonl", "valid_input"), ("dry_run: true", "dry_run")):
         (tmp_path / "run.yaml").write_text(f"train_input: b.jsonl\n{text}\n", encoding="utf-8")
         arguments = ["--folds", "2", "--outdir", str(tmp_path / "sweep")]

@@ -97,7 +97,7 @@ def test_planted_file_creates_a_folder_when_it_is_unpickled(plant, tmp_path):
 
 
 @pytest.mark.parametrize("is_sealed", [False, True])
-def test_a_pickle_in_place_of_any_file_is_refused(is_sealed, run, plant, tmp_path):
+def test_a_pickle_in_place_of_any_file_is_not_unpickled(is_sealed, run, plant, tmp_path):
     for name in sorted({*READ, *(file.name for file in (run / "last").iterdir())}):
         last = copy_of(run, tmp_path)
         marker = plant(last / name)
@@ -114,7 +114,7 @@ def test_a_pickle_in_place_of_any_file_is_refused(is_sealed, run, plant, tmp_pat
         shutil.rmtree(tmp_path / "run")
 
 
-def test_additional_pickle_files_are_not_read(run, plant, tmp_path):
+def test_additional_pickle_files_are_not_unpickled(run, plant, tmp_path):
     last = copy_of(run, tmp_path)
     for name in ELSEWHERE:
         marker = plant(last / name)

@@ -1,4 +1,4 @@
-"""Compare the output of two runs, bit for bit."""
+"""Read and compare the output of runs."""
 
 import json
 from pathlib import Path
@@ -16,7 +16,10 @@ ADAPTER_FILE = "adapter_model.safetensors"
 
 
 class Result(NamedTuple):
-    """The contents of last/ and log.json, except times, speed, output directory and run id."""
+    """Weights, optimizer state and training state of last/, and the content of log.json.
+
+    Times, speed, output directory and run id are omitted.
+    """
 
     weights: dict[str, Tensor]
     moments: dict[str, Tensor]
@@ -60,7 +63,7 @@ def assert_equal_tensors(tensors: dict[str, Tensor], expected: dict[str, Tensor]
 
 
 def assert_bit_identical(outdir: Path, other: Path) -> None:
-    """Check that two runs have bit-identical weights, optimizer, log and training state."""
+    """Check that two runs have the same `Result`; the tensors have to be bit-identical."""
     result, expected = read_result(outdir), read_result(other)
     assert_equal_tensors(result.weights, expected.weights)
     assert_equal_tensors(result.moments, expected.moments)

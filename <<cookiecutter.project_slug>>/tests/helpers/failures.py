@@ -17,7 +17,7 @@ def _fail(*_: Any, **__: Any) -> None:
 
 @contextmanager
 def reporting_fails() -> Iterator[None]:
-    """Make curves, model card and trackers fail, and `Scores.save` from its second call on."""
+    """Make curves, model card and TensorBoard fail, and `Scores.save` from its second call on."""
     save = Scores.save
     calls = 0
 

@@ -1,4 +1,4 @@
-"""Call a function before each operation by which this process changes files in a folder."""
+"""Call a function before file operations by which Python code changes or flushes a folder."""
 
 import os
 import sys
@@ -40,10 +40,12 @@ _WATCH = _Watch()
 
 @contextmanager
 def watching(folder: Path, on_write: Action) -> Iterator[None]:
-    """Call `on_write(event, arguments)` before each operation that changes or flushes a folder.
+    """Call `on_write(event, arguments)` before operations that change or flush a folder.
 
-    Removals in all other folders are also reported, since the path of a removal may be relative. If
-    `on_write` raises an exception, the operation fails with this exception.
+    These are opening a file for writing and the events in `WRITING`, if the first argument of the
+    event contains the path of the folder. Removals in all other folders are also reported, since
+    the path of a removal may be relative. Code that is not Python, such as safetensors, is not
+    observed. If `on_write` raises an exception, the operation fails with this exception.
     """
 
     def fsync(descriptor: int) -> None:

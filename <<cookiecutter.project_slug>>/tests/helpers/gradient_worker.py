@@ -1,7 +1,7 @@
-"""Compute the gradients and the loss of one step, and the validation loss, on several processes.
+"""Compute the gradients and the loss of one step, and the losses and scores of one validation.
 
-Command line arguments of `main`: SAMPLE FOLDER, then one or more pairs BATCH_SIZE EVAL_BATCH_SIZE,
-then arguments of train.py.
+`main` can run in several processes. Its command line arguments are: SAMPLE FOLDER, then one or more
+pairs BATCH_SIZE EVAL_BATCH_SIZE, then arguments of train.py.
 """
 
 import json

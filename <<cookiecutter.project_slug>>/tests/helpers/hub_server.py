@@ -15,9 +15,9 @@ class Hub(BaseHTTPRequestHandler):
     Attributes:
         files: Content of the single repository, by file name.
         blobs: Content of uploaded large files, by checksum.
-        commits: Names of the files in each upload.
+        commits: Names of the files in each commit.
         refuses: Whether to reject uploads.
-        has_refused: Set after the first rejected upload.
+        has_refused: Event that is set when an upload is rejected.
     """
 
     files: dict[str, bytes] = {}

@@ -16,7 +16,7 @@ from itertools import count
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent.parent
-GRACE = 20.0  # seconds within which a run has to end after one of its processes was killed
+GRACE = 20.0  # seconds to wait for each process of a run, also after one of them was killed
 if __name__ == "__main__":
     os.environ.update(HF_HUB_OFFLINE="1", OMP_NUM_THREADS="1", ACCELERATE_USE_CPU="true")
     os.environ["PYTHONPATH"] = f"{ROOT}{os.pathsep}{ROOT / 'tests'}"
@@ -33,9 +33,10 @@ class Counts:
 
     Attributes:
         kills: Number of kills.
-        in_saves: Number of kills that left an incomplete save.
-        in_start: Number of kills before the process group existed. The other processes then wait
-            for the killed process, until this loop kills them as a launcher would.
+        in_saves: Number of times that a run ended and an incomplete save was on the disk.
+        in_start: Number of kills before the process group existed, in runs of several processes.
+            The other processes then wait for the killed process, until this loop kills them as a
+            launcher would.
         resumed: Number of resumes from `last/`.
         runs: Number of completed runs. Each is bit-identical to the uninterrupted run.
     """
@@ -63,7 +64,11 @@ def kill_and_resume(
         patch: See `Launch`. The uninterrupted run starts without the patch.
 
     Raises:
-        AssertionError: A file was damaged after a kill, or a result differs.
+        AssertionError: A link refers to a damaged checkpoint, a process hangs in training, the
+            uninterrupted run fails, or a result differs.
+        RunError: No version of a checkpoint is intact after a kill.
+        JSONDecodeError: log.json is damaged.
+        TimeoutError: The uninterrupted run hangs.
     """
     draw = random.Random(seed)
     counts = Counts()

@@ -33,7 +33,7 @@ class Launch:
         arguments: Command line arguments.
         output: Folder for the files with the output.
         processes: Number of processes, which form one process group.
-        patch: Importable function that returns a context manager. `main` runs in its context.
+        patch: Picklable function that returns a context manager. `main` runs in this context.
         module: Name of the module whose function `main` is called.
     """
 

@@ -1,4 +1,4 @@
-"""Patches for tests. They replace the functions and constants in the list below.
+"""Patches for tests. They, and some tests, replace the functions and constants in this list.
 
 If you rename one of them, or change how a function is called, update this file.
 
@@ -9,9 +9,9 @@ Strategy.prepare                    called once, with the bare model
 Task.forward                        called with each batch; the run uses the returned losses
 Checkpointer.save                   called once per save, with the state to save
 OutputFile.append                   called once per block of predictions
-training.checkpoint.publish         called in a thread, once per save; writes the folders
+training.checkpoint.publish         writes a save in a thread, or bad_batch/ in the main thread
 training.checkpoint.free_memory     called before the tensors of a save are copied
-atomic._seal                        called in a thread, once per folder, after its files are written
+atomic._seal                        called by `publish` for each folder whose files are written
 training.opening.start              creates the Accelerator
 training.opening.largest_batch_size called once, with the model on its device
 losses.READ_EVERY                   number of steps whose losses are read together, by device
@@ -50,7 +50,7 @@ LONG = 60.0  # maximum time that a blocked thread waits, in seconds
 
 
 class Killed(BaseException):
-    """Ends a run like SIGKILL: `except Exception` does not catch this exception."""
+    """Ends a run like SIGKILL, except that `finally` blocks and ends of `with` blocks still run."""
 
 
 @contextmanager
@@ -175,7 +175,7 @@ def signals_before_step(numbers: list[int], rank: int, step: int) -> Iterator[No
 
 @contextmanager
 def signal_in_first_validation(number: int, rank: int) -> Iterator[None]:
-    """Make one rank send itself a signal before it evaluates the first batch of a validation."""
+    """Make one rank send itself a signal before it evaluates the first batch of each validation."""
     forward = Task.forward
     validate = train.validate
     is_due = False
@@ -258,7 +258,7 @@ def first_best_written_after(step: int) -> Iterator[None]:
 
 @contextmanager
 def killed_while_writing(step: int) -> Iterator[None]:
-    """Kill the process before step `step`, while the second `last/` is written but not flushed."""
+    """Kill the process before step `step`, when the second `last/` is written but not flushed."""
     seal = atomic._seal
     is_written = threading.Event()
 

@@ -1,1 +1,1 @@
-"""In each folder, optimization.py has an optimizer whose state format differs from torch's."""
+"""In each folder, optimization.py has an optimizer with Python numbers that change in each step."""
