@@ -146,9 +146,9 @@ def test_other_package_with_the_name_of_a_template_folder_is_not_imported(
 
 @pytest.mark.parametrize("name", ["contextlib", "shlex"])
 def test_module_among_temporary_files_does_not_break_the_hooks(name: str, shell: Shell) -> None:
-    """Cookiecutter runs copies of the hooks in the folder for temporary files.
+    """Cookiecutter copies hooks into the folder for temporary files, and runs the copies.
 
-    Python would search this folder first.
+    Python would first look for modules in this folder.
     """
     (shell.home / f"{name}.py").write_text("raise SystemExit('wrong module')\n", encoding="utf-8")
     done = shell.run("--no-input", TMPDIR=str(shell.home))
