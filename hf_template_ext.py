@@ -46,7 +46,7 @@ HUB_ID = re.compile(rf"({HUB_NAME}/)?{HUB_NAME}")
 TEMPLATE_MARKS = ("<<", ">>", "{{", "}}", "{%", "%}", "{#", "#}")
 
 # Strings of the template that Cookiecutter renders without a file name. Any other such string with
-# marks comes from the user: it is an answer, or a path with such an answer or in such a folder.
+# marks is an answer of the user, or the path of a folder that the user has chosen.
 ROOT = Path(__file__).resolve().parent
 QUESTIONS = (ROOT / "cookiecutter.json").read_text(encoding="utf-8")
 HOOKS = [path.read_text(encoding="utf-8") for path in ROOT.glob("hooks/*_gen_project.py")]
@@ -180,7 +180,7 @@ def description_of(task: str) -> str:
 
 
 def usable_slug(slug: str) -> str:
-    """Return a slug that `check` accepts: `slug`, or else `project-` and `slug`, cut to MAX_SLUG."""
+    """Return a slug that `check` accepts: `slug` or `project-` and `slug`, cut to MAX_SLUG."""
     slug = slug[:MAX_SLUG].rstrip("-")
     return f"project-{slug}"[:MAX_SLUG].rstrip("-") if slug_problem(slug) else slug
 
