@@ -180,7 +180,7 @@ def description_of(task: str) -> str:
 
 
 def usable_slug(slug: str) -> str:
-    """Return a slug that `check` accepts: `slug` or `project-` and `slug`, cut to MAX_SLUG."""
+    """Return a slug that `check` accepts: `slug`, or `project-` plus `slug`, cut to MAX_SLUG."""
     slug = slug[:MAX_SLUG].rstrip("-")
     return f"project-{slug}"[:MAX_SLUG].rstrip("-") if slug_problem(slug) else slug
 
