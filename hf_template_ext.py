@@ -32,7 +32,7 @@ if "env" not in inspect.signature(find_template).parameters:
 if sys.version_info < (3, 10):  # noqa: UP036 - cookiecutter 2.6 also runs on older versions
     raise ImportError(
         "hf-template needs Python 3.10 or newer; cookiecutter is installed in Python "
-        f"{sys.version.split()[0]}: install cookiecutter in a newer one"
+        f"{sys.version.split()[0]}: install cookiecutter in a newer Python"
     )
 
 MAX_TEXT = 200
@@ -46,7 +46,7 @@ HUB_ID = re.compile(rf"({HUB_NAME}/)?{HUB_NAME}")
 TEMPLATE_MARKS = ("<<", ">>", "{{", "}}", "{%", "%}", "{#", "#}")
 
 # Strings of the template that Cookiecutter renders without a file name. Any other such string with
-# marks is an answer of the user.
+# marks is an answer of the user, or the path of a folder that the user has chosen.
 ROOT = Path(__file__).resolve().parent
 QUESTIONS = (ROOT / "cookiecutter.json").read_text(encoding="utf-8")
 HOOKS = [path.read_text(encoding="utf-8") for path in ROOT.glob("hooks/*_gen_project.py")]
@@ -180,7 +180,7 @@ def description_of(task: str) -> str:
 
 
 def usable_slug(slug: str) -> str:
-    """Return a slug that `check` accepts: `slug`, or else `project-` followed by `slug`."""
+    """Return a slug that `check` accepts: `slug`, or `project-` plus `slug`, cut to MAX_SLUG."""
     slug = slug[:MAX_SLUG].rstrip("-")
     return f"project-{slug}"[:MAX_SLUG].rstrip("-") if slug_problem(slug) else slug
 

@@ -3,7 +3,7 @@
 python bench/class_weight.py --model_id FOLDER --data FOLDER --markdown FILE
 
 The script makes classes rare: it trains on the first rows of each class, at most as many as --sizes
-has for this class. The folder given by --data must contain train.jsonl and valid.jsonl, with the
+gives for this class. The folder given by --data must contain train.jsonl and valid.jsonl, with the
 columns text and label.
 """
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))  # so that Cookiecutter finds hf_template_ext.py
+sys.path.insert(0, str(ROOT))  # so that hf_template_ext.py is found first
 
 from cookiecutter.main import cookiecutter  # noqa: E402
 

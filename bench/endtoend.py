@@ -3,8 +3,8 @@
 python bench/endtoend.py --base classification=FOLDER causal_lm=FOLDER [--rounds 3] [--write FOLDER]
 
 Each system trains one epoch (for causal LM: 16 steps) on the template's sample data, validates,
-and saves. Each run is a separate process, and the systems alternate. FOLDER is the folder of a
-pretrained model. Tasks without a FOLDER use random weights.
+and saves. Each run is a separate process, and the systems alternate. In --base, FOLDER is the
+folder of a pretrained model. Tasks without such a folder use random weights.
 """
 
 import argparse
@@ -67,7 +67,7 @@ def prepare(task: str, base: Path | None, folder: Path) -> dict[str, Any]:
 
 
 def run(system: str, spec: dict, folder: Path) -> dict[str, float]:
-    """Run once, without caches of earlier runs; return the seconds of each phase and the total."""
+    """Run once, without caches of earlier runs; return the total and the output of whole_run.py."""
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         path = Path(scratch) / "spec.json"
         path.write_text(json.dumps({**spec, "outdir": f"{scratch}/run"}), encoding="utf-8")
@@ -136,7 +136,7 @@ def markdown(
             rows.append(
                 [task, system, f"{r['total']:.1f}", ratio, f"{r['first step']:.1f}"] + phases
             )
-    columns = ["task", "system", "total, s", "× hf-template", "first step", *PHASES]
+    columns = ["task", "system", "total, s", "total relative to hf-template", "first step", *PHASES]
     bases = "; ".join(f"{task}: {path.name}" for task, path in args.base.items())
     return f"""# Whole runs
 
@@ -147,9 +147,9 @@ kept between runs.
 The data are the template's samples. Base models: {bases or "none"}; seq2seq: a 2 + 2-layer BART
 (width 256) with random weights. Each run trains one epoch with batches of 32 examples (causal LM:
 16 steps with 4 blocks of 256 tokens), validates (seq2seq: and generates at most 32 tokens per
-example), and saves. `first step` is the time from the command to the end of the first step. The
-columns after it add up to the total. The tuned Trainer has fused AdamW, `group_by_length`, one
-loader process and `predict_with_generate`.
+example), and saves. `first step` is the time from the command to the end of the first step. In
+each run, the columns after it add up to the total. The tuned Trainer has fused AdamW, one loader
+process, `group_by_length` (not for causal LM) and `predict_with_generate` (for seq2seq).
 
 {table(*columns, rows=rows)}
 FLOPs per second of hf-template in training, relative to those of a float32 matrix product on this
@@ -161,7 +161,9 @@ formula of `training/flops.py`, which does not cover encoder-decoder models.
 def named_folder(text: str) -> tuple[str, Path]:
     task, _, folder = text.partition("=")
     if task not in SPECS or not Path(folder).is_dir():
-        raise argparse.ArgumentTypeError(f"{text}: expected TASK=FOLDER")
+        raise argparse.ArgumentTypeError(
+            f"{text}: expected TASK=FOLDER, one of {', '.join(SPECS)} and an existing folder"
+        )
     return task, Path(folder)
 
 

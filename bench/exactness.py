@@ -113,7 +113,8 @@ def compare_valid_losses(systems: list[System], log: Path) -> Results:
 def compare_resumed(systems: list[System], folder: Path, log: Path) -> Results:
     """Compare killed and resumed runs with uninterrupted runs.
 
-    Each run saves in the middle of the last epoch, and is killed in the step after this save.
+    Each run saves in the middle of the last epoch. The run that is resumed later is killed in the
+    step after this save.
 
     Returns:
         The results of the comparison, for each system and number of processes.

@@ -73,8 +73,8 @@ def markdown(results: list[dict], args: argparse.Namespace) -> str:
 
 Written by `python bench/heads.py`. {"; ".join(f"{k} {v}" for k, v in environment().items())}.
 
-Base model: {args.model_id.name}. Training data: the first rows of each data set; their number is
-in the column "rows". Validation data: all rows. Arguments: `--max_len 64`; further arguments:
+Base model: {args.model_id.name}. Training data: the first rows of each data set, at most as many
+as in the column "rows". Validation data: all rows. Arguments: `--max_len 64`; further arguments:
 {further}. Each cell has the mean over the seeds, with the smallest and the largest value in
 brackets.
 

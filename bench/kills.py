@@ -1,4 +1,4 @@
-"""Kill runs at random moments, for every task, in one process and in two.
+"""Kill runs at random moments, for every task, with one process and with two.
 
 python bench/kills.py [--kills 35] [--markdown FILE]
 

@@ -2,7 +2,7 @@
 
 python bench/lora.py [--write FOLDER]
 
-The script renders a project and trains it once for each variant. It needs no network and no GPU.
+The script renders a project and trains once for each variant. It needs no network and no GPU.
 """
 
 import argparse
@@ -60,7 +60,7 @@ def markdown(count: int, rows: list[list[str]]) -> str:
     versions = environment()
     machine = versions.pop("machine")
     shown = ", ".join(f"{name} {version}" for name, version in versions.items())
-    columns = ["trained parameters", "peak memory, MiB", "relative"]
+    columns = ["trained parameters", "peak memory, MiB", "relative to the full model"]
     return f"""# Memory with an adapter
 
 Written by `python bench/lora.py` with {shown},

@@ -1,6 +1,6 @@
 """Train once with one system; measure its speed, its memory and the time to its first step.
 
-python one_run.py SYSTEM SPEC.json      (run by speed.py; prints one line of JSON)
+python one_run.py SYSTEM SPEC.json      (run by speed.py, scale.py and lora.py; prints JSON)
 """
 
 import json
@@ -156,7 +156,7 @@ def limit(spec: dict, meter: Meter) -> None:
 
 
 def trainer(spec: dict, meter: Meter, **options: Any) -> None:
-    """Run transformers.Trainer with its defaults."""
+    """Run transformers.Trainer with its defaults, but without saves."""
     import transformers as hf
     from stock import Stock
 
@@ -184,7 +184,7 @@ def trainer(spec: dict, meter: Meter, **options: Any) -> None:
 
 
 def tuned_trainer(spec: dict, meter: Meter) -> None:
-    """Run transformers.Trainer with fused AdamW, batches by length, and loader processes."""
+    """Run transformers.Trainer with fused AdamW, the sampling in `spec`, and loader processes."""
     trainer(
         spec,
         meter,

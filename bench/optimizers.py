@@ -104,8 +104,8 @@ of 16 examples, default values of all other arguments. The tables have the valid
 the last step. The runs are short and the model is tiny. They show that each optimizer trains, and
 with which learning rates, but nothing about other models.
 
-The best of the learning rates below; the loss is the mean of those of the seeds {SEEDS[0]} and
-{SEEDS[1]}, which are in brackets:
+Each optimizer with its best learning rate of those below. The loss is the mean over the seeds
+{SEEDS[0]} and {SEEDS[1]}; the losses of both seeds are in brackets:
 
 {table("optimizer", "arguments", "loss", rows=compared)}
 All learning rates, seed {SEEDS[0]}:

@@ -11,9 +11,9 @@ The table compares this project with
   batching by `generate_batch`
 
 All systems predict the same rows with the same weights alternately, in one process with one thread,
-by greedy search. The models are trained briefly before, so that the lengths of their outputs vary.
-The script measures CPU time, on which other processes have little influence, and compares the
-predictions with those of a batch size of 1. It needs no network.
+by greedy search. The models are trained briefly beforehand, so that the lengths of their outputs
+vary. The script measures CPU time, on which other processes have little influence, and compares
+the predictions with those of a batch size of 1. It needs no network.
 """
 
 import argparse
@@ -228,7 +228,7 @@ def text_generation(
         ids = [encode(tokenizer, value)["input_ids"] for value in inputs]
         settings = copy.deepcopy(generate.model.generation_config)
         settings.update(max_new_tokens=NEW_TOKENS, do_sample=False)
-        # With default sizes, the cache fills the memory of an accelerator.
+        # By default, the cache would be as large as the memory of an accelerator.
         sizes = ContinuousBatchingConfig(page_size=32, num_blocks=512, max_batch_tokens=256)
         found = generate.model.generate_batch(ids, settings, sizes)
         by_number = sorted(found, key=lambda name: int(name.rpartition("_")[2]))
@@ -378,7 +378,7 @@ def markdown(results: dict[str, Any], args: argparse.Namespace, about: dict[str,
         for name, (seconds, equal, share) in systems.items():
             row = [task, name, f"{args.rows / seconds:,.1f}", f"{seconds / ours:.2f}"]
             rows.append([*row, f"{equal:.1%}", f"{share:.0%}" if share else ""])
-    head = ["task", "system", "rows per CPU second", f"{OURS} is × as fast"]
+    head = ["task", "system", "rows per CPU second", f"speed of {OURS}, relative to this system"]
     head += ["equal predictions", "tokens of finished rows"]
     return f"""# Speed of prediction
 
@@ -407,7 +407,7 @@ def main() -> None:
     parser.add_argument(
         "--encoder", help="folder of an encoder for classification, such as all-MiniLM-L6-v2"
     )
-    parser.add_argument("--tasks", nargs="+", default=list(SYSTEMS), help="tasks")
+    parser.add_argument("--tasks", nargs="+", default=list(SYSTEMS), help="what to measure")
     parser.add_argument("--write", help="folder for prediction.md")
     parser.add_argument("--measure", nargs=2, help=argparse.SUPPRESS)
     parser.add_argument("--input", type=Path, help=argparse.SUPPRESS)

@@ -52,7 +52,7 @@ def run_in(processes: int, log: Path, function: Callable, *args: Any, killed: bo
     for child in children:
         child.kill()
         child.join()
-    # When one process is killed, another may fail with an error before its own kill.
+    # When one process is killed, another may fail with an error before it is killed, too.
     if None in codes or (-signal.SIGKILL not in codes if killed else any(codes)):
         raise RuntimeError(f"exit codes {codes}:\n{log.read_text()[-3000:]}")
     return result

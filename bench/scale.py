@@ -2,7 +2,7 @@
 
 python bench/scale.py [--examples 1000000] [--write FOLDER]
 
-The script renders projects and runs each in a separate process. It needs no network and no GPU.
+The script renders projects and measures them in separate processes. It needs no network and no GPU.
 """
 
 import argparse
@@ -224,7 +224,7 @@ PARTS = {
         "Additional time of a step of `train.py`, relative to bare loops: forward pass, backward "
         "pass and fused optimizer step on the same batches, which are prepared in advance. All "
         "loops run in the same process, alternately step by step. `train.py` clips gradients. One "
-        "bare loop clips gradients, the other does not.",
+        "bare loop clips gradients; the other does not.",
         [
             "BERT",
             "bare loop without clipping, ms per step",
@@ -265,8 +265,8 @@ Measured on {results[name]["machine"]}.
     about = "; ".join(f"{name} {version}" for name, version in environment().items())
     return f"""# Large data, two processes, and flags
 
-Written by `python bench/scale.py`. {about}. The first section uses a 2-layer BERT of width 128;
-the other sections use the models of [speed.md](speed.md), unless they name another model.
+Written by `python bench/scale.py`. {about}. "Numbers of examples" uses a 2-layer BERT of width
+128; the other sections use the models of [speed.md](speed.md), unless they name another model.
 
 {chr(10).join(sections)}"""
 

@@ -15,7 +15,7 @@ from transformers import AutoTokenizer, PreTrainedModel, set_seed
 
 SEED, LEARNING_RATE, MAX_LENGTH = 42, 1e-3, 48
 GLOBAL_BATCH_SIZE = 8  # examples in a step
-EPOCHS, STEPS_PER_EPOCH, SAVED_STEP, ACCUMULATION = 2, 6, 9, 2  # of the killed run
+EPOCHS, STEPS_PER_EPOCH, SAVED_STEP, ACCUMULATION = 2, 6, 9, 2  # of a run by `fit`
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ class System:
         return generate_dataset(self.sample / f"{part}.jsonl", tokenizer, MAX_LENGTH)
 
     def examples(self, part: str, count: int) -> Examples:
-        """Return examples, truncated to different lengths if all have the same length."""
+        """Return examples, truncated for causal_lm, where all examples have the same length."""
         return Examples(self.dataset(part), count, cut=self.task == "causal_lm")
 
     def model(self, dataset: Any, base: str = "tiny") -> PreTrainedModel:

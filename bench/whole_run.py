@@ -97,7 +97,7 @@ def score(spec: dict, peer: Any, predictions: Any, labels: Any) -> dict[str, flo
 
 
 def tuned_trainer(spec: dict, phases: Phases) -> None:
-    """Run transformers.Trainer with fused AdamW, batches by length, and a loader process."""
+    """Run transformers.Trainer with fused AdamW, the sampling in `spec`, and a loader process."""
     import transformers as hf
     from stock import Stock
 

@@ -3,8 +3,8 @@
 import os
 import sys
 
-# Cookiecutter runs a copy of this file in the folder for temporary files. Without this statement,
-# Python would first look for the modules below in that folder.
+# Cookiecutter copies this file into the folder for temporary files, and runs the copy. Without this
+# statement, Python would first look for the modules below in that folder.
 sys.path[:] = [folder for folder in sys.path if folder != os.path.dirname(__file__)]
 
 import contextlib  # noqa: E402

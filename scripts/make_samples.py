@@ -70,8 +70,8 @@ def novel(path: Path, title: str, size: int) -> Iterator[Row]:
 def addresses(file: Path) -> Iterator[Row]:
     """Yield each distinct address, with its parts as entities.
 
-    Omit addresses with the name of a recipient, and addresses that have a label with fewer than 20
-    entities in the data.
+    Omit addresses with the name of a recipient, with a line break, or with a label that has fewer
+    than 20 entities in the data.
     """
     rows = {row["text"]: row for row in map(address, ElementTree.parse(file).getroot())}
     counts = Counter(entity["label"] for row in rows.values() for entity in row["entities"])

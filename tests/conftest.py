@@ -1,4 +1,4 @@
-"""Fixtures that render projects, in this process or by `cookiecutter`, without user settings."""
+"""Fixtures and functions that render projects, without the settings in the user's home folder."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ TASKS: list[str] = json.loads((ROOT / "cookiecutter.json").read_text(encoding="u
 SCRIPTS = ROOT / "tests" / "scripts"  # scripts that tests run in a rendered project
 CACHES = {"__pycache__", ".mypy_cache", ".pytest_cache", ".ruff_cache"}
 
-# So that Cookiecutter and the tests find hf_template_ext.py.
+# So that the tests can import hf_template_ext.py.
 sys.path.insert(0, str(ROOT))
 
 from cookiecutter.main import cookiecutter  # noqa: E402
@@ -33,7 +33,7 @@ Render = Callable[..., Path]
 
 
 def bake(out: Path, answers: dict[str, str], hooks: bool = True) -> Path:
-    """Render a project into the folder `out`, without questions, and return the project."""
+    """Render a project into the folder `out`, without questions, and return its folder."""
     with tempfile.TemporaryDirectory() as private:
         project = cookiecutter(
             str(ROOT),
@@ -47,7 +47,7 @@ def bake(out: Path, answers: dict[str, str], hooks: bool = True) -> Path:
 
 
 def about(task: str) -> dict[str, Any]:
-    """Return the content of the task's task.json: description, model class and architectures."""
+    """Return the content of the task's file templates/TASK/task.json."""
     return json.loads((ROOT / "templates" / task / "task.json").read_text(encoding="utf-8"))
 
 
@@ -77,7 +77,7 @@ def wait_for(condition: Callable[[], bool]) -> None:
 
 @pytest.fixture(scope="session")
 def render(tmp_path_factory: pytest.TempPathFactory) -> Render:
-    """Return a function: render(task="seq2seq", ...) returns a project that all tests share."""
+    """Return a function: render(task="seq2seq", ...) returns a project that several tests share."""
     shared = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
         shared = shared.parent  # the parent folder is shared by the workers
@@ -146,7 +146,8 @@ def shell(tmp_path: Path) -> Shell:
     return Shell(tmp_path)
 
 
-# Parts of the names of tests that take half a minute or more, from the longest to the shortest.
+# Parts of the names of the tests that take half a minute or more, from the longest to the shortest.
+# The names of some shorter tests also contain these parts.
 LONGEST = ["own_tests_pass[classification", "own_tests_pass", "compiling", "on_two_hosts"]
 LONGEST += ["is_rendered", "time_limit"]
 

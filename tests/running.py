@@ -19,7 +19,7 @@ ENVIRONMENT = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_X
 ACCELERATE = Path(sys.executable).with_name("accelerate")
 TIMEOUT = 300.0  # in seconds; a program that runs longer is killed
 
-# The server imports these modules once. It skips modules that are not installed.
+# The fork server imports these modules once. It skips modules that are not installed.
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(
     [
@@ -42,10 +42,12 @@ def run(
     Args:
         folder: The working directory of the program.
         code: The expected exit code.
+        timeout: Time limit in seconds.
         variables: Environment variables that are added to `ENVIRONMENT`.
 
     Raises:
         AssertionError: The exit code is not `code`.
+        subprocess.TimeoutExpired: The program ran longer than `timeout`, and was killed.
     """
     done = subprocess.run(
         list(map(str, command)),
@@ -68,6 +70,10 @@ def run_python(folder: Path, *command: str | Path, code: int = 0, typed: str = "
 
     Args:
         typed: The text that the program reads from standard input.
+
+    Raises:
+        AssertionError: The exit code is not `code`.
+        TimeoutError: The program ran longer than `TIMEOUT`, and was killed.
     """
     words = list(map(str, command))
     with tempfile.TemporaryDirectory() as temporary:

@@ -286,7 +286,7 @@ GOOD_BASE_MODELS = [
 ]
 
 
-# Each answer creates the folder `ran` if it is rendered. Cookiecutter renders key=value answers.
+# Each answer creates the folder `ran` if it is rendered. Cookiecutter renders key=value arguments.
 RUNS_CODE = [
     "<< cycler.__init__.__globals__.os.mkdir('ran') >>",
     "<<% set made = lipsum.__globals__['os'].mkdir('ran') %>>",
@@ -379,7 +379,7 @@ def test_value_that_is_not_text_is_refused() -> None:
                 check(value, name)
 
 
-def test_names_of_files_in_the_project_are_refused_as_slugs(render: Render) -> None:
+def test_names_of_folders_and_modules_in_the_project_are_refused_as_slugs(render: Render) -> None:
     project = render()
     for path in project.iterdir():
         slug = path.stem.lower()

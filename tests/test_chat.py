@@ -37,7 +37,7 @@ def write(path: Path, rows: Sequence[Mapping[str, object]]) -> Path:
 
 
 def read_files(project: Path, folder: Path, files: Files, **options: object) -> list[str]:
-    """Read each file; return the error, without its path, or the number of examples."""
+    """Write and read each file; return its number of examples, or the error without the folder."""
     paths = [write(folder / f"{name}.jsonl", rows) for name, rows in files.items()]
     out = run_python(project, SCRIPTS / "chat_rows.py", json.dumps(options), *paths).stdout
     return out.replace(f"{folder}/", "").splitlines()
@@ -47,7 +47,7 @@ ASKED = turn("user", "A?")
 ANSWERED = turn("assistant", "B.")
 GOOD: dict[str, object] = {"messages": [ASKED, ANSWERED]}
 PAIR: dict[str, object] = {"prompt": "A?", "completion": "B."}
-# Refused messages, and the beginning of the error. Each is written as the second row of a file.
+# Refused messages, and the beginning of the error. They are written as the second row of a file.
 BAD: dict[str, tuple[object, str]] = {
     "role": ([ASKED, turn("tool", "B.")], "a message has the role 'tool'; expected one of system"),
     "no_role": ([ASKED, {"content": "B."}], "a message has the role None; expected one of system"),
@@ -68,7 +68,7 @@ BAD: dict[str, tuple[object, str]] = {
 }
 
 
-def test_malformed_row_is_refused_in_one_sentence(project: Path, tmp_path: Path) -> None:
+def test_malformed_row_is_refused_in_one_line(project: Path, tmp_path: Path) -> None:
     files: Files = {name: [GOOD, {"messages": messages}] for name, (messages, _) in BAD.items()}
     found = read_files(project, tmp_path, files)
     assert len(found) == len(BAD)

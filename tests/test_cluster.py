@@ -71,7 +71,7 @@ def processes_of(job: subprocess.Popen) -> list[psutil.Process]:
 
 
 @pytest.mark.parametrize("task", ["classification"])
-def test_job_at_its_time_limit_is_requeued_and_resumes_bit_identically(
+def test_job_signalled_before_its_time_limit_is_requeued_and_ends_with_the_same_weights(
     project: Path, cluster: dict[str, str]
 ) -> None:
     short = ["--max_steps", "40"]
@@ -145,7 +145,7 @@ PYTHONPATH=. python "$1" small/run
 
 @pytest.mark.skipif(not can_mount(), reason="needs unshare and user namespaces to mount a tmpfs")
 @pytest.mark.parametrize("task", ["classification"])
-def test_last_save_is_intact_on_full_and_read_only_file_systems(
+def test_checkpoints_stay_intact_on_full_and_read_only_file_systems(
     project: Path, cluster: dict[str, str]
 ) -> None:
     done = subprocess.run(

@@ -1,4 +1,4 @@
-"""Links, test names and shown output of documents are valid.
+"""Relative links, test names and shown output of documents are valid.
 
 README.md and README.ja.md have the same code.
 """
@@ -29,7 +29,7 @@ def read(file: Path) -> str:
 
 
 def documents() -> list[Path]:
-    """Return the documents of the template itself, without the documents of projects."""
+    """Return the documents in the root of the template and in docs/."""
     return [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")]
 
 
@@ -65,11 +65,11 @@ def test_drawing_matches_the_code(render: Render) -> None:
     assert drawn == read(PICTURE), "run: python scripts/draw_design.py"
 
 
-def test_links_of_the_template_are_valid() -> None:
+def test_relative_links_of_the_template_are_valid() -> None:
     assert [link for file in documents() for link in broken_links(file)] == []
 
 
-def test_links_of_a_project_are_valid(task: str, render: Render) -> None:
+def test_relative_links_of_a_project_are_valid(task: str, render: Render) -> None:
     project = render(task=task)
     files = [project / name for name in files_of(project) if name.endswith(".md")]
     assert [link for file in files for link in broken_links(file)] == []

@@ -134,7 +134,7 @@ WORDS = {"words": ["It", "rains"], "labels": ["O", "O"]}
         ([{**TEXT, **WORDS}], " has the columns 'words' and 'text'; expected one of them, or"),
     ],
 )
-def test_invalid_rows_are_refused_with_their_line(
+def test_invalid_rows_are_refused(
     rows: list[dict], sentence: str, refusals: dict[str, str]
 ) -> None:
     key = json.dumps(rows)
@@ -150,7 +150,7 @@ def refusals(
     All files are read by one process, which is faster.
     """
     folder = tmp_path_factory.mktemp("refused")
-    marks = test_invalid_rows_are_refused_with_their_line.pytestmark
+    marks = test_invalid_rows_are_refused.pytestmark
     (mark,) = [m for m in marks if m.name == "parametrize"]
     found = {}
     for number, (rows, _) in enumerate(mark.args[1]):

@@ -137,7 +137,7 @@ def test_unknown_label_is_refused_with_its_line(
 
 
 def test_label_numbers_of_the_hub_are_read_as_names(render: Render, tmp_path: Path) -> None:
-    """Data sets on the Hub store label numbers, and the names of the labels as a feature."""
+    """Data sets of the Hub with a `ClassLabel` feature store numbers; the feature has the names."""
     project = render(task="classification")
     done = run_python(project, SCRIPTS / "class_labels.py", tmp_path)
     single, several = done.stdout.splitlines()

@@ -17,7 +17,7 @@ from conftest import some, wait_for
 ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
 ACCELERATE = Path(sys.executable).with_name("accelerate")
 TWO_PROCESSES: list[str | Path] = [ACCELERATE, "launch", "--config_file", "configs/cpus.yaml"]
-FOR_SIGNALS = {  # as in docs/interruption.md of a project
+FOR_SIGNALS = {  # as in docs/interruption.md of a project, but with a shorter timeout
     "PET_SIGNALS_TO_HANDLE": "SIGTERM,SIGINT,SIGUSR1",
     "TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "60",
     "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
@@ -102,7 +102,7 @@ def test_launch_that_formed_no_process_group_is_refused(flag: str, project: Path
     assert not (project / "outputs").exists()
 
 
-def test_launcher_of_one_process_passes_on_results_and_errors(project: Path) -> None:
+def test_launcher_of_one_process_succeeds_and_passes_on_errors(project: Path) -> None:
     done = run(project, ACCELERATE, "launch", "train.py", "--max_steps", "2")
     assert done.returncode == 0, done.stderr
     missing = ["--valid_input", "data/none.csv", "--outdir", "other"]

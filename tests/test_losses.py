@@ -27,7 +27,7 @@ REFUSED = [
 
 
 def write_rows(path: Path, several: bool = False) -> Path:
-    """Write texts with imbalanced labels: one label per text, or several."""
+    """Write texts with imbalanced labels: one label per text, or one or two if `several`."""
     draw = random.Random(0)
     rows = []
     for label, size in SIZES.items():
@@ -101,7 +101,7 @@ def test_losses_of_tokens_are_smoothed_only_in_training(
     run_python(render(task=task), SCRIPTS / "smoothed_loss.py", shift)
 
 
-def test_results_do_not_depend_on_the_split(render: Render, tmp_path: Path) -> None:
+def test_results_do_not_depend_on_the_split_of_a_batch(render: Render, tmp_path: Path) -> None:
     """Compare gradients, losses, scores and thresholds, with one process and with two."""
     for folder in (tmp_path / "single", tmp_path / "several"):
         folder.mkdir()

@@ -25,7 +25,7 @@ SMALL = {
 GPT2 = {"vocab_size": 1088, "n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 80}
 DECODER = {**SMALL, "num_key_value_heads": 1}
 
-# Small values for all names that configurations use for sizes.
+# Values for small models: sizes, under all names that the configurations use, and token ids.
 SIZES = {
     **dict.fromkeys(("hidden_size", "d_model", "n_embd", "embedding_size", "emb_dim"), 32),
     **dict.fromkeys(("num_hidden_layers", "n_layer", "n_layers", "num_layers"), 2),
@@ -129,7 +129,7 @@ def test_base_model_that_is_not_causal_is_rejected(render: Render, tmp_path: Pat
 
 @pytest.mark.skipif("TEST_ALL" not in os.environ, reason="takes minutes")
 @pytest.mark.parametrize("task", TASKS)
-def test_any_architecture_works_or_is_rejected_in_one_sentence(
+def test_architectures_of_the_sweep_are_trained_or_rejected(
     task: str, render: Render, tmp_path: Path
 ) -> None:
     kinds = about(task)["sweep"]
@@ -139,8 +139,8 @@ def test_any_architecture_works_or_is_rejected_in_one_sentence(
     assert found.keys() == set(kinds)
 
 
-# Functions that replace those of SCRIPT. They save a base model with weights, without the head of
-# a classifier, and an adapter of this model with random weights.
+# This `try_one` replaces that of SCRIPT. It saves a base model with weights, without the head of a
+# classifier, and an adapter of this model with random weights; it loads and merges the adapter.
 ADAPTERS = """
 import peft
 from safetensors.torch import load_file, save_file

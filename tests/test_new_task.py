@@ -77,13 +77,13 @@ def project(template: Path) -> Path:
     return template.parent / SLUG
 
 
-def test_tests_of_the_template_pass(template: Path) -> None:
+def test_some_tests_of_the_template_pass(template: Path) -> None:
     command = ["-m", "pytest", "-q", "-p", "no:cacheprovider", *OF_THE_TEMPLATE]
     done = run(template, *command, "-k", OF_EVERY_TASK)
     assert done.returncode == 0, done.stdout[-5000:]
 
 
-def test_the_projects_own_tests_pass(project: Path) -> None:
+def test_some_of_the_projects_own_tests_pass(project: Path) -> None:
     names = [f"tests/{name}" for name in OF_THE_PROJECT]
     done = run(project, "-m", "pytest", "-q", "-m", "", "-p", "no:cacheprovider", *names)
     assert done.returncode == 0, done.stdout[-5000:]

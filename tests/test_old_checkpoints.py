@@ -57,7 +57,7 @@ def test_old_checkpoint_resumes_and_predicts_like_a_stock_checkpoint(old: Path) 
 
 
 @pytest.mark.parametrize("task", ["classification"])
-def test_old_checkpoint_of_a_changed_model_is_refused_in_one_sentence(old: Path) -> None:
+def test_old_checkpoint_of_a_changed_model_is_refused_without_a_traceback(old: Path) -> None:
     for command in (
         ["train.py", "--restore_dir", "old/last"],
         ["train.py", "--model_id", "old/last", "--outdir", "new", *DATA],

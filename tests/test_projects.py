@@ -90,7 +90,7 @@ def test_blocks_samples_and_losses_of_causal_lm_are_correct(script: str, project
 
 @pytest.mark.parametrize("task", ["seq2seq", "causal_lm"])
 @pytest.mark.parametrize("pad_token", ["", "</s>"])
-def test_eos_is_a_target_with_any_padding_token(pad_token: str, project: Path) -> None:
+def test_eos_is_a_target_if_there_is_no_other_padding_token(pad_token: str, project: Path) -> None:
     run_script(project, "end_marks.py", pad_token)
 
 

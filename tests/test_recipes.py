@@ -110,7 +110,7 @@ def lines_of(recipe: str) -> int:
     return sum(bool(line.strip()) for f in files for line in f.read_text("utf-8").splitlines())
 
 
-def test_recipe_least_has_at_most_40_lines() -> None:
+def test_recipe_least_has_at_most_40_nonblank_lines() -> None:
     assert lines_of("least") <= 40
 
 
@@ -174,7 +174,7 @@ def test_contrastive_gradient_does_not_depend_on_chunks_or_processes(
     ("recipe", "file", "before", "after", "sentence"),
     MISTAKES if "TEST_ALL" in os.environ else MISTAKES[:2],
 )
-def test_mistake_in_model_is_reported_before_the_first_step(
+def test_mistake_in_model_is_reported_before_the_first_save(
     recipe: str, file: str, before: str, after: str, sentence: str, rewritten: Path
 ) -> None:
     path = rewritten / "model" / file

@@ -131,7 +131,7 @@ def test_transformers_js_computes_the_same_scores(onnx: Callable[[], Path], tmp_
     node = shutil.which("node")
     package = "require.resolve('@huggingface/transformers')"
     if not node or subprocess.run([node, "-e", package], capture_output=True).returncode:
-        pytest.skip("not installed: @huggingface/transformers for node, with NODE_PATH")
+        pytest.skip("not installed: node, or @huggingface/transformers in NODE_PATH")
     expected = run(tmp_path, sys.executable, "-c", SCORES, onnx(), *TEXTS).stdout.splitlines()[-1]
     assert len(json.loads(expected)) == len(TEXTS)
     run(tmp_path, node, TOOLS / "with_transformers_js.cjs", onnx(), expected)

@@ -1,4 +1,4 @@
-"""All ways to render a project, with old and new versions of cookiecutter, write the same bytes."""
+"""Ways to render a project, and older versions of cookiecutter, give the same bytes."""
 
 from __future__ import annotations
 
@@ -105,7 +105,9 @@ def test_template_from_git_that_writes_crlf_gives_the_same_project(
     assert contents(shell.here / MADE) == expected
 
 
-def test_git_that_writes_crlf_keeps_the_files_of_a_project(project: Path, shell: Shell) -> None:
+def test_git_that_writes_crlf_changes_the_files_of_a_project_only_to_lf(
+    project: Path, shell: Shell
+) -> None:
     """Code gets LF line endings; data, models and images keep every byte."""
     for name in ("data/windows.csv", "tiny/vocabulary.txt"):
         (project / name).write_bytes(b"text,label\r\na,b\n")
@@ -129,11 +131,11 @@ def test_git_that_writes_crlf_keeps_the_files_of_a_project(project: Path, shell:
     assert contents(project / "a") == {**before, "mine.py": b"x = 1\n"}
 
 
-@pytest.mark.parametrize("name", ["hooks", "templates", "tests", "hf_ext"])
-def test_other_package_with_a_name_of_the_template_is_not_imported(
+@pytest.mark.parametrize("name", ["hooks", "scripts", "templates", "tests"])
+def test_other_package_with_the_name_of_a_template_folder_is_not_imported(
     name: str, shell: Shell, expected: dict[str, bytes]
 ) -> None:
-    """The template is the last entry of sys.path, so another package could be found first."""
+    """The template's folder is the last entry of sys.path, so another package is found first."""
     package = shell.home / name
     package.mkdir()
     (package / "__init__.py").write_text("raise SystemExit('wrong package')\n", encoding="utf-8")
@@ -144,7 +146,10 @@ def test_other_package_with_a_name_of_the_template_is_not_imported(
 
 @pytest.mark.parametrize("name", ["contextlib", "shlex"])
 def test_module_among_temporary_files_does_not_break_the_hooks(name: str, shell: Shell) -> None:
-    """Hooks run as copies in the folder for temporary files, where Python would search first."""
+    """Cookiecutter copies hooks into the folder for temporary files, and runs the copies.
+
+    Python would first look for modules in this folder.
+    """
     (shell.home / f"{name}.py").write_text("raise SystemExit('wrong module')\n", encoding="utf-8")
     done = shell.run("--no-input", TMPDIR=str(shell.home))
     assert done.returncode == 0 and f"{SLUG} (classification) is ready" in done.stderr, done.stderr

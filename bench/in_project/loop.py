@@ -3,7 +3,7 @@
 python loop.py ARGUMENTS OF train.py      (run by scale.py, in the folder of a project)
 
 A bare loop consists of the forward pass, the backward pass and the optimizer step, on batches that
-are already loaded. One bare loop also clips gradients, the other does not. The three loops run in
+are already loaded. One bare loop also clips gradients; the other does not. The three loops run in
 the same process and compute each step one after another, in an order that changes from step to
 step, so that other load on the machine and the state of the memory allocator affect all of them
 equally.

@@ -1,4 +1,4 @@
-"""Measure how long a save blocks the training loop, if the loop continues and if it waits.
+"""Measure how long saves block the training loop: those of a thread, and those it waits for.
 
 python saving.py ARGUMENTS OF train.py      (run by bench/saving.py, in the folder of a project)
 """

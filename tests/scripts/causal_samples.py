@@ -16,7 +16,7 @@ batch = dataset.collate([dataset[0], dataset[len(dataset) - 1], dataset[1]])
 scores.update(None, batch)
 scores.compute(1.0)
 lengths = (batch["labels"] != -100).sum(1).tolist()
-assert lengths[1] < lengths[0] == lengths[2] < 64  # the last block is smaller
+assert lengths[1] < lengths[0] == lengths[2] < 64  # the last block is shorter
 for ids, sample in zip(batch["input_ids"][[0, 2]], scores.samples, strict=True):
     ids = ids[None, : lengths[0] // 2]
     whole = model.generate(ids, max_new_tokens=8, do_sample=False)

@@ -21,7 +21,7 @@ from model.modeling import Model
 
 STYLES = Path(sys.argv[1])
 # For each role: the text before a message, the text after its end-of-turn token, and the
-# end-of-turn token. The end-of-turn token of an answer is a target, the text after it is not.
+# end-of-turn token. The end-of-turn token of an answer is a target; the text after it is not.
 CHATML = {
     role: (f"<|im_start|>{role}\n", "\n", "<|im_end|>") for role in ("system", "user", "assistant")
 }
@@ -125,7 +125,7 @@ def compare(rows: list[list[dict[str, str]]], style: str, targets: str = "all") 
     first = next(n for n in reversed(range(len(labels))) if labels[n] != -100)
     while labels[first - 1] != -100:
         first -= 1
-    assert dataset[0]["input_ids"][:first].tolist() == prompt  # the prompt in predict.py
+    assert dataset[0]["input_ids"][:first].tolist() == prompt  # the prompt that predict.py uses
 
 
 def refused(rows: list[list[dict[str, str]]], style: str, words: str) -> None:

@@ -1,7 +1,7 @@
 """Check the loss of the task classification, with weights and smoothing, against that of torch.
 
 python class_losses.py FOLDER    prints, as JSON, the weights of the labels in FOLDER/rows.jsonl,
-                                 and then the error of each refused command
+                                 and then the error for each refused option
 """
 
 import contextlib

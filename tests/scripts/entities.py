@@ -63,7 +63,7 @@ def entities_by_characters_label_all_tokens() -> None:
     assert not dataset.notes
 
 
-def other_labels_are_converted_or_widened_with_a_line() -> None:
+def labels_are_converted_and_entities_widened_with_a_note() -> None:
     assert to_bio(["I-A", "I-A", "O", "I-B", "B-B"]) == ["B-A", "I-A", "O", "B-B", "B-B"]
     bilou, bio = "B-A L-A U-B S-A I-A E-A", "B-A I-A B-B B-A I-A I-A"
     assert to_bio(bilou.split()) == bio.split()
@@ -122,6 +122,6 @@ def scores_are_those_of_seqeval() -> None:
 if __name__ == "__main__":
     first_tokens_have_the_labels_of_words()
     entities_by_characters_label_all_tokens()
-    other_labels_are_converted_or_widened_with_a_line()
+    labels_are_converted_and_entities_widened_with_a_note()
     windows_label_each_token_once()
     scores_are_those_of_seqeval()

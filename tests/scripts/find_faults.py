@@ -1,4 +1,4 @@
-"""Print how best/ and last/ are damaged; None for an intact checkpoint.
+"""Print the first fault of best/ and of last/; None for an intact checkpoint.
 
 python find_faults.py OUTDIR
 """

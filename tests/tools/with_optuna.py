@@ -1,4 +1,4 @@
-"""Run three Optuna trials in one process; check that a separate run has the same loss as a trial.
+"""Run three Optuna trials; check that a further run repeats the loss of the last trial.
 
 Run this script in the folder of a project.
 """

@@ -1,4 +1,4 @@
-"""Check that `transformers serve` and `generate` continue a text with the same greedy tokens."""
+"""Check that `transformers serve` and `generate` give the same greedy continuation of a text."""
 
 import json
 import shlex
