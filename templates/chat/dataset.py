@@ -84,8 +84,8 @@ class Schema:
         """Return the columns to read: the messages, or prompt and completion.
 
         Raises:
-            DataError: `messages_column` is None, and the file cannot be read, or has both kinds of
-                columns or neither kind.
+            DataError: The file cannot be read, or has both kinds of columns or neither kind. Not
+                raised if `messages_column` is given.
         """
         if self.messages_column is not None:
             return [self.messages_column]
@@ -275,7 +275,7 @@ def encode_rows(
 
     `fault` is the error of the row ("" if none). `ends` has the last token id of each answer.
     `length` and `num_items` count the tokens and the target tokens after truncation to `max_len`
-    tokens; `is_cut` is whether the row was truncated.
+    tokens; `is_cut` is True if the row was truncated.
     """
     texts, spans, faults = zip(*(render_row(row, tokenizer, targets) for row in rows), strict=True)
     options = {"add_special_tokens": False, "return_offsets_mapping": True, "verbose": False}
@@ -384,7 +384,7 @@ def _end_ids(
 
     Raises:
         DataError: `known` lacks an end-of-turn token of the file, so generation would not stop at
-            this token; not raised if `known` is empty.
+            this token. Not raised if `known` is empty.
     """
     ends = pc.list_flatten(rows.data.column("ends"))
     found = pc.unique(ends).to_pylist()
