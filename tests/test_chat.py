@@ -103,7 +103,7 @@ def test_conversations_without_a_target_after_truncation_are_refused_or_omitted(
     long: dict[str, object] = {"messages": [turn("user", "word " * 60), ANSWERED]}
     empty: dict[str, object] = {"messages": [turn("user", " "), ANSWERED]}
     files: Files = {"some": [GOOD, long, GOOD, long], "all": [long]}
-    words = "--max_len 40 truncates all targets of 2 of 4 conversations, the first at some.jsonl:2"
+    words = "--max_len 40 removes all targets of 2 of 4 conversations, the first at some.jsonl:2"
     expected = "expected a larger --max_len"
     assert read_files(project, tmp_path, files, max_len=40) == [
         f"some.jsonl: {words}; {expected}, or --drop_without_target",

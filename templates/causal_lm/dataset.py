@@ -150,8 +150,8 @@ def generate_dataset(
             document is then not a target.
 
     Raises:
-        DataError: The file cannot be read or has fewer than two tokens, or the file is not plain
-            text and the tokenizer has neither an EOS token nor a separator.
+        DataError: The file cannot be read or has no token to predict, or the file is not plain text
+            and the tokenizer has neither an EOS token nor a separator.
     """
     tokenizer = tokenizer or AutoTokenizer.from_pretrained(BASE_MODEL)
     end = tokenizer.sep_token_id if tokenizer.eos_token_id is None else tokenizer.eos_token_id
@@ -170,5 +170,5 @@ def generate_dataset(
     schema = {"text_column": text_column, "separate_documents": separate_documents}
     dataset = Dataset(Rows(path, table, rows), schema, tokenizer, max_len)
     if dataset.num_items.sum() == 0:
-        raise DataError(f"{path}: fewer than two tokens; expected text")
+        raise DataError(f"{path}: no token to predict; expected a text of at least two tokens")
     return dataset

@@ -84,7 +84,8 @@ class Schema:
         """Return the columns to read: the messages, or prompt and completion.
 
         Raises:
-            DataError: The file has both kinds of columns, or neither kind.
+            DataError: The file cannot be read, or has both kinds of columns or neither kind. Not
+                raised if `messages_column` is given.
         """
         if self.messages_column is not None:
             return [self.messages_column]
@@ -274,7 +275,7 @@ def encode_rows(
 
     `fault` is the error of the row ("" if none). `ends` has the last token id of each answer.
     `length` and `num_items` count the tokens and the target tokens after truncation to `max_len`
-    tokens; `is_cut` says whether the row was truncated.
+    tokens; `is_cut` is True if the row was truncated.
     """
     texts, spans, faults = zip(*(render_row(row, tokenizer, targets) for row in rows), strict=True)
     options = {"add_special_tokens": False, "return_offsets_mapping": True, "verbose": False}
@@ -317,10 +318,11 @@ def generate_dataset(
         schema: Attributes of `Schema`.
 
     Raises:
-        DataError: The file cannot be read, a row is malformed, the chat template rejects or changes
-            the messages, truncation removes all targets of a conversation (unless
-            `drop_without_target` is set) or of all conversations, or an answer ends with a token
-            that is not one of `end_ids`.
+        DataError: The file cannot be read, or has both messages and prompts with completions, or
+            neither; a row is malformed; the tokenizer or its chat template cannot be used: see
+            `use_template`, `render_conversation` and `label_answers`; truncation removes all
+            targets of a conversation (unless `drop_without_target` is set) or of all conversations;
+            or an answer ends with a token that is not one of the given `end_ids`.
     """
     tokenizer = tokenizer or AutoTokenizer.from_pretrained(BASE_MODEL)
     notes = use_template(tokenizer)
@@ -359,7 +361,7 @@ def _check_targets(
     if len(empty) == 0:
         return
     found = (
-        f"--max_len {max_len} truncates all targets of {len(empty):,} of {len(rows):,} "
+        f"--max_len {max_len} removes all targets of {len(empty):,} of {len(rows):,} "
         f"conversations, the first at {locate_row(path, int(empty[0]))}"
     )
     if len(empty) == len(rows):
@@ -381,7 +383,8 @@ def _end_ids(
         known: `end_ids` of the training data; empty when the training data are read.
 
     Raises:
-        DataError: An end-of-turn token is missing from `known`, so generation would not stop at it.
+        DataError: `known` lacks an end-of-turn token of the file, so generation would not stop at
+            this token. Not raised if `known` is empty.
     """
     ends = pc.list_flatten(rows.data.column("ends"))
     found = pc.unique(ends).to_pylist()

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-LOGITS_AT_ONCE = 2**25  # maximum number of logits computed at a time: 128 MiB in float32
+# Approximate maximum number of logits computed at a time; in float32, they need 128 MiB.
+LOGITS_AT_ONCE = 2**25
 
 
 def num_targets(labels: Tensor) -> Tensor:
@@ -77,11 +78,11 @@ class LinearHead(nn.Linear):
 
 
 class _LinearLoss(torch.autograd.Function):
-    """Compute the sum of the losses and its gradient from the logits of a few tokens at a time.
+    """Compute the sum of the losses and its gradient from the logits of some tokens at a time.
 
-    The logits are overwritten with their gradient. This is the fused linear cross entropy of Hsu et
-    al., "Liger Kernel" (2024). Unlike gradient checkpointing of the head, this method computes the
-    logits only once.
+    The log probabilities are overwritten with the gradient of the logits. This is the fused linear
+    cross entropy of Hsu et al., "Liger Kernel" (2024). Unlike gradient checkpointing of the head,
+    this method computes the logits only once.
     """
 
     @staticmethod

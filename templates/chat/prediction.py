@@ -51,6 +51,7 @@ class Predictor:
 
     Raises:
         RunError: `max_new_tokens` is at least the number of positions of the model.
+        DataError: See `use_template`.
     """
 
     def __init__(
@@ -128,7 +129,10 @@ class Predictor:
         return Conversation(self)
 
     def answer(self, messages: list[Message], show: Callable[[str], object]) -> str:
-        """Generate and return an answer; stream its text to `show`."""
+        """Generate and return an answer, and pass its text to `show`.
+
+        Without beam search, the text is passed in pieces during generation.
+        """
         prompt, left_out = self._prompt(messages)
         if left_out:
             show(f"({left_out} messages no longer fit and are omitted) ")
@@ -222,7 +226,10 @@ class Conversation:
         self.messages: list[Message] = []
 
     def answer(self, line: str, show: Callable[[str], object]) -> None:
-        """Add a line to the conversation, and stream the answer to `show`."""
+        """Answer a line, pass the answer to `show`, and add both to the conversation.
+
+        If the line cannot be answered, pass the error to `show`, and add nothing.
+        """
         asked = [*self.messages, {"role": "user", "content": line}]
         try:
             answer = self.predictor.answer(asked, show)
@@ -247,7 +254,7 @@ def to_answer(name: str, value: Any) -> list[Message]:
 
 
 class _Streamer(BaseStreamer):
-    """Pass generated text to `show`, holding back incomplete characters."""
+    """Pass generated text to `show`; pass a character of several tokens when it is complete."""
 
     def __init__(self, decode: Callable[[torch.Tensor], list[str]], show: Callable[[str], object]):
         self.decode = decode

@@ -181,9 +181,10 @@ class Schema:
     Attributes:
         text_column: Column of the texts.
         pair_column: Column of the second text of a pair.
-        label_column: Column of the labels: texts or numbers, or lists of them. Numbers
-            with fractions are values to predict.
-        labels: The label names in the order of their ids. Default: those in the file, sorted.
+        label_column: Column of the labels: texts or numbers, or lists of them. If numbers have
+            fractions, they are values to predict (regression).
+        labels: The label names in the order of their ids. Default: those in the file, sorted; in
+            regression, the name of the column.
         problem_type: The type of labels. Default: inferred from the file; see
             `infer_problem_type`.
         class_weight: "balanced" to weight the loss of each example by its label.
@@ -200,11 +201,11 @@ class Schema:
     class_weights: list[float] = dataclasses.field(default_factory=list)
 
     def complete(self, path: Source, table: datasets.Dataset) -> "Schema":
-        """Infer the missing attributes from the table; check the labels of the table.
+        """Infer `labels` and `problem_type` from the table if they are missing; check its labels.
 
         Raises:
-            DataError: A label is unknown, there are fewer than two labels, or `class_weight` is
-                given for examples that do not have exactly one label.
+            DataError: A label is unknown; there are fewer than two labels, except in regression; or
+                `class_weight` is given for lists of labels or for regression.
         """
         found, is_list = distinct(table, self.label_column)
         kind = self.problem_type or infer_problem_type(found, is_list)
@@ -266,8 +267,9 @@ def generate_dataset(
         schema: Attributes of `Schema`.
 
     Raises:
-        DataError: The file cannot be read, or has a label that is not one of `labels`, fewer than
-            two labels, labels that cannot be weighted, or a text without tokens.
+        DataError: The file cannot be read, or has a label that is not one of `labels` (in
+            regression: not a number), fewer than two labels (except in regression), labels that
+            cannot be weighted, or a text without tokens.
     """
     tokenizer = tokenizer or AutoTokenizer.from_pretrained(BASE_MODEL)
     given = Schema(**schema)

@@ -217,7 +217,7 @@ class Scores:
         return {"threshold": self.chosen} if self.chosen else {}
 
     def save(self, folder: Path) -> None:
-        """Draw confusion_matrix.png, with true labels as rows and predictions as columns."""
+        """Draw the confusion matrix, if there is one: labels as rows, predictions as columns."""
         if self.confusion is None:
             return
         from matplotlib.figure import Figure  # imported here because it takes a second

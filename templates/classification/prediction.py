@@ -29,12 +29,13 @@ class Predictor:
             labels: one number for all labels, or a dict from label names to numbers. Default: 0.5.
 
     Attributes:
-        columns: Names of the columns of the text, or of the pair of texts, in the training data.
+        columns: Name of the column of the texts in the training data, or names of the two columns
+            of the pairs of texts.
         notes: A line with the thresholds, if `threshold` is a dict.
 
     Raises:
-        RunError: `threshold` is not between 0 and 1, or `threshold` is given for a model that does
-            not predict several labels per example.
+        RunError: `threshold` is a number that is not between 0 and 1, or is given for a model that
+            does not predict several labels per example.
     """
 
     def __init__(

@@ -134,9 +134,9 @@ def end_token_id(tokenizer: PreTrainedTokenizerBase) -> int | None:
 def boustrophedon_keys(sources: np.ndarray, targets: np.ndarray) -> np.ndarray:
     """Return keys that order pairs by source length and, among similar sources, by target length.
 
-    Sources whose lengths differ by at most about 10 % form a group. Target lengths are sorted in
-    ascending order in one group and in descending order in the next group, so that neighbours are
-    similar at the border of two groups.
+    Sources are divided by length into groups, in which lengths differ by at most about 10 %. Target
+    lengths are sorted in ascending order in one group and in descending order in the next group, so
+    that neighbours are similar at the border of two groups.
     """
     group = np.floor(np.log(sources + 1) / np.log(1.1)).astype(np.int64)
     return 2**32 * group + np.where(group % 2, -targets, targets)

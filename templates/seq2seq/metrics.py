@@ -22,7 +22,7 @@ OPTIONS: dict[str, dict] = {
         "help": "maximum number of tokens to generate in validation; 0 for none",
     },
 }
-SAMPLES = 10  # maximum number of texts in samples.txt
+SAMPLES = 10  # maximum number of examples in samples.txt
 # By type of device: the minimum number of examples for which targets are generated together
 # (default: 1). On a CPU, micro-batches of long examples are small, but generation is faster in
 # large batches.
@@ -109,7 +109,7 @@ class Scores:
         return scores
 
     def save(self, folder: Path) -> None:
-        """Write sources, their targets and the generated texts to samples.txt."""
+        """Write some sources, their targets and the generated texts to samples.txt."""
         some = self.texts[:: max(1, len(self.texts) // SAMPLES)][:SAMPLES]
         lines = [f"source:    {s}\ntarget:    {t}\ngenerated: {g}\n" for s, t, g in some]
         (folder / "samples.txt").write_text("\n".join(lines), encoding="utf-8")

@@ -85,10 +85,11 @@ class Schema:
         return [self.words_column, self.labels_column]
 
     def with_columns_of(self, path: Source) -> "Schema":
-        """Set `text_column` and `spans_column` if the file has texts instead of words.
+        """Set both `text_column` and `spans_column` if one is given or the file has such columns.
 
         Raises:
-            DataError: The file has both words and texts with entities.
+            DataError: The file cannot be read; or neither column is given, and the file has both
+                words and texts with entities.
         """
         names = column_names(path)
         text = self.text_column or TEXT
@@ -112,7 +113,8 @@ class Schema:
             rows: The results of `check_row`, in the columns `names` and `fault`.
 
         Raises:
-            DataError: A row is malformed, or has a label that is not one of `labels`.
+            DataError: A row is malformed, or has a label that is not one of `labels`; or see
+                `labels_from`.
         """
         faults = rows.data.column("fault")
         if (row := pc.index(pc.not_equal(faults, ""), True).as_py()) >= 0:
@@ -245,9 +247,10 @@ class Dataset(torch.utils.data.Dataset):
         return [{"input_ids": ids, "labels": labels} for ids, labels in rows]
 
     def collate(self, examples: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-        """Pad to the longest window; return three tensors of shape (batch, length).
+        """Pad to the longest window.
 
-        `class_weights`, shape (labels,), are the same in each batch.
+        `input_ids`, `attention_mask` and `labels` have the shape (batch, length). `class_weights`,
+        if the labels have weights, have the shape (labels,) and are the same in each batch.
         """
         pad_id = self.tokenizer.pad_token_id or 0  # any id, since padding is masked
         input_ids, attention_mask = pad(examples, "input_ids", pad_id)
@@ -334,12 +337,14 @@ def generate_dataset(
     Args:
         path: A JSON, CSV, TSV or Parquet file, or another source: see `read_table`.
         tokenizer: Default: the tokenizer of the default base model.
-        max_len: Texts with more tokens are divided into overlapping windows of this length. Each
-            token is labelled in one window only.
+        max_len: Texts with more tokens are divided into overlapping windows of at most this length.
+            Each token is labelled in one window only.
         schema: Attributes of `Schema`.
 
     Raises:
-        DataError: The file cannot be read, a row is malformed, or a label is not one of `labels`.
+        DataError: The file cannot be read, has both words and texts with entities, or has no words
+            or no label other than O; a row is malformed; or a label is not one of `labels`.
+        RunError: See `tokenize_in_windows`.
     """
     tokenizer = tokenizer or AutoTokenizer.from_pretrained(BASE_MODEL)
     given = Schema(**schema).with_columns_of(path)
@@ -401,7 +406,7 @@ def encode_rows(
 
     `fault` is the error of a row ("" if none). `window` is the number of a window in its row, from
     0. Window 0 has the counts of `CHANGES` for the row, except `divided`, which is 1 in each window
-    whose first token to label is inside an entity.
+    whose first token to label continues an entity.
     """
     has_prefixes = uses_prefixes(labels)
     rows = [parse_row(row, spans_column, has_prefixes) for row in cells]

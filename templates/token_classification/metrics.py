@@ -18,8 +18,8 @@ Counts = Counter[tuple[str, str]]  # number of labels or entities, by name of th
 class Scores:
     """Precision, recall and F1 of entities as in seqeval, and accuracy of the labels.
 
-    An entity is correct if its type and all of its tokens are correct. Scores are computed from
-    counts over all types and all processes.
+    A predicted entity is correct if its type and its first and last token are correct. Scores are
+    computed from counts over all types and all processes.
     """
 
     def __init__(

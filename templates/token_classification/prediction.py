@@ -19,7 +19,7 @@ class Predictor:
     """Find entities in texts, or predict the labels of words.
 
     Args:
-        max_len: Longer texts are divided into overlapping windows of this number of tokens.
+        max_len: Longer texts are divided into overlapping windows of at most this number of tokens.
         schema: Settings with which the training data were read.
 
     Attributes:
