@@ -187,22 +187,23 @@ def markdown(results: dict[str, Any], args: argparse.Namespace, about: dict[str,
                     f"{r['first_step_seconds']:.1f}",
                 ]
             )
-    columns = ["task", "system", "real tokens/s", "hf-template is × as fast", "padding"]
-    columns += ["peak memory, MiB", "start to first step, s"]
+    columns = ["task", "system", "real tokens/s", "speed of hf-template, relative to the system"]
+    columns += ["padding", "peak memory, MiB", "start to first step, s"]
     return f"""# Speed of training
 
 Written by `python bench/speed.py`. {"; ".join(f"{k} {v}" for k, v in about.items())}. Device:
 {args.device}; medians of {args.rounds} rounds. Each round runs the systems one after another. For
 classification and seq2seq, Trainer and Accelerate's example run in the first round only.
 
-The texts are random words; their lengths have a log-normal distribution (median {MEDIAN}, sigma
-{SIGMA}). On a CPU, the models are a 4-layer BERT and a 2 + 2-layer BART (width 256, vocabulary
-8,000, batches of 32 texts), and a 4-layer GPT-2 (vocabulary 50,000, batches of 8 blocks of 256
-tokens); on a GPU, they are BERT-base, BART-base and GPT-2 124M. Real tokens do not include
+The texts are random words; the number of words in a text has a log-normal distribution (median
+{MEDIAN}, sigma {SIGMA}). On a CPU, the models are a 4-layer BERT and a 2 + 2-layer BART (width 256,
+vocabulary 8,000, batches of 32 texts), and a 4-layer GPT-2 (vocabulary 50,000, batches of 8 blocks
+of 256 tokens); on a GPU, they are BERT-base, BART-base and GPT-2 124M. Real tokens do not include
 padding. The time to the first step of hf-template and "limit" is that of a start with cached
 tokens; the other systems tokenize the texts in each run. "limit" is a bare loop (forward,
 backward, fused optimizer step) on the template's batches, which are prepared in advance. The tuned
-Trainer has fused AdamW, `group_by_length` and {args.workers} loader process(es).
+Trainer has fused AdamW, {args.workers} loader process(es) and, except for causal_lm,
+`group_by_length`.
 
 {table(*columns, rows=rows)}"""
 
