@@ -136,7 +136,7 @@ def markdown(
             rows.append(
                 [task, system, f"{r['total']:.1f}", ratio, f"{r['first step']:.1f}"] + phases
             )
-    columns = ["task", "system", "total, s", "total relative to hf-template", "first step", *PHASES]
+    columns = ["task", "system", "total, s", "relative to hf-template", "first step", *PHASES]
     bases = "; ".join(f"{task}: {path.name}" for task, path in args.base.items())
     return f"""# Whole runs
 
@@ -147,9 +147,9 @@ kept between runs.
 The data are the template's samples. Base models: {bases or "none"}; seq2seq: a 2 + 2-layer BART
 (width 256) with random weights. Each run trains one epoch with batches of 32 examples (causal LM:
 16 steps with 4 blocks of 256 tokens), validates (seq2seq: and generates at most 32 tokens per
-example), and saves. `first step` is the time from the command to the end of the first step. In
-each run, the columns after it add up to the total. The tuned Trainer has fused AdamW, one loader
-process, `group_by_length` (not for causal LM) and `predict_with_generate` (for seq2seq).
+example), and saves. `first step` is the time from the command to the end of the first step. The
+columns after it add up to the total. The tuned Trainer has fused AdamW, one loader process and,
+except for causal LM, `group_by_length`; for seq2seq, it also has `predict_with_generate`.
 
 {table(*columns, rows=rows)}
 FLOPs per second of hf-template in training, relative to those of a float32 matrix product on this

@@ -209,9 +209,10 @@ Written by `python bench/exactness.py`. {"; ".join(f"{k} {v}" for k, v in about.
 "Trainer" is `transformers.Trainer` with its defaults. "Accelerate's recipe" is the training loop
 of Accelerate's guide to gradient accumulation and of its `complete_nlp_example.py`, with
 `accumulate`, `save_state`, `load_state` and `skip_first_batches`. (Another section of the guide,
-on samples of variable size, normalises the loss by hand; this is not measured here.) Both train
-the stock model with the configuration of the template's tiny base model. In the last column,
-Trainer trains the template's Model instead.
+on samples of variable size, normalises the loss by hand; this is not measured here.) The
+validation loss of "Accelerate's recipe" is computed as in `run_clm_no_trainer.py` of transformers.
+Both train the stock model with the configuration of the template's tiny base model. In the last
+column, Trainer trains the template's Model instead.
 
 ## The gradient of one step on the same {GLOBAL_BATCH_SIZE} examples
 

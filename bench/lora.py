@@ -67,8 +67,7 @@ Written by `python bench/lora.py` with {shown},
 on {machine}.
 
 The table has the peak memory of runs with {SIZE["max_steps"]} steps, including checks, validation
-and
-saves. The model is a Llama with {count / 1e6:,.0f} million parameters; a step has one block of \
+and saves. The model is a Llama with {count / 1e6:,.0f} million parameters; a step has one block of
 {SIZE["max_len"]} tokens. Python and its libraries take about 500 MiB of the memory.
 
 {table(*columns, rows=rows)}"""

@@ -99,13 +99,13 @@ def markdown(bench: Bench) -> str:
 
 Written by `python bench/optimizers.py`. {"; ".join(f"{k} {v}" for k, v in versions.items())}.
 
-Task: causal_lm with its sample data and the base model `tiny` from random weights, {STEPS} steps
+Task: causal_lm with its sample data and the base model `tiny` with random weights, {STEPS} steps
 of 16 examples, default values of all other arguments. The tables have the validation loss after
 the last step. The runs are short and the model is tiny. They show that each optimizer trains, and
 with which learning rates, but nothing about other models.
 
-Each optimizer with its best learning rate of those below. The loss is the mean over the seeds
-{SEEDS[0]} and {SEEDS[1]}; the losses of both seeds are in brackets:
+The best of the learning rates below, chosen with seed {SEEDS[0]}. The loss is the mean of the
+losses with the seeds {SEEDS[0]} and {SEEDS[1]}, which are in brackets:
 
 {table("optimizer", "arguments", "loss", rows=compared)}
 All learning rates, seed {SEEDS[0]}:

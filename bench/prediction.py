@@ -378,19 +378,20 @@ def markdown(results: dict[str, Any], args: argparse.Namespace, about: dict[str,
         for name, (seconds, equal, share) in systems.items():
             row = [task, name, f"{args.rows / seconds:,.1f}", f"{seconds / ours:.2f}"]
             rows.append([*row, f"{equal:.1%}", f"{share:.0%}" if share else ""])
-    head = ["task", "system", "rows per CPU second", f"speed of {OURS}, relative to this system"]
+    head = ["task", "system", "rows per CPU second", f"speed of {OURS}, relative to the system"]
     head += ["equal predictions", "tokens of finished rows"]
     return f"""# Speed of prediction
 
 Written by `python bench/prediction.py`. {"; ".join(f"{k} {v}" for k, v in about.items())}.
 {args.rows} rows, medians of {args.rounds} rounds (batch size 1: one run), one thread. Texts are
 joined rows of the project's data; the number of joined rows has a log-normal distribution (median
-{MEDIAN:.0f}, sigma {SIGMA}). Prompts of causal_lm have {PROMPT} words in the median; chat answers
-the conversations of the data. The model for classification is `--encoder` (default: `tiny`); the
-others are `tiny` after {args.steps} training steps (causal_lm: {STEPS["causal_lm"]}), and generate
-at most {NEW_TOKENS} tokens by greedy search. validation: loss, generation and scores of seq2seq.
-Equal predictions: compared with those of a batch size of 1. Tokens of finished rows: the share of
-tokens that are computed for rows that have ended, while others in their batch have not.
+{MEDIAN:.0f}, sigma {SIGMA}). Prompts of causal_lm have {PROMPT} words in the median; those of
+chat are conversations of the data, without the last answer. The model for classification is the
+encoder given by `--encoder` (default: `tiny`); the others are `tiny` after {args.steps} training
+steps (causal_lm: {STEPS["causal_lm"]}), and generate at most {NEW_TOKENS} tokens by greedy search.
+validation: loss, generation and scores of seq2seq. Equal predictions: compared with those of a
+batch size of 1. Tokens of finished rows: the share of generated tokens that are computed for rows
+that have already ended, while other rows of their batch have not.
 transformers 5 has no text-to-text pipeline.
 
 {table(*head, rows=rows)}"""

@@ -187,14 +187,8 @@ def markdown(results: dict[str, Any], args: argparse.Namespace, about: dict[str,
                     f"{r['first_step_seconds']:.1f}",
                 ]
             )
-    columns = [
-        "task",
-        "system",
-        "real tokens/s",
-        "speed of hf-template, relative to this system",
-        "padding",
-    ]
-    columns += ["peak memory, MiB", "start to first step, s"]
+    columns = ["task", "system", "real tokens/s", "speed of hf-template, relative to the system"]
+    columns += ["padding", "peak memory, MiB", "start to first step, s"]
     return f"""# Speed of training
 
 Written by `python bench/speed.py`. {"; ".join(f"{k} {v}" for k, v in about.items())}. Device:
@@ -208,8 +202,8 @@ of 256 tokens); on a GPU, they are BERT-base, BART-base and GPT-2 124M. Real tok
 padding. The time to the first step of hf-template and "limit" is that of a start with cached
 tokens; the other systems tokenize the texts in each run. "limit" is a bare loop (forward,
 backward, fused optimizer step) on the template's batches, which are prepared in advance. The tuned
-Trainer has fused AdamW, {args.workers} loader process(es) and `group_by_length` (not for causal
-LM).
+Trainer has fused AdamW, {args.workers} loader process(es) and, except for causal_lm,
+`group_by_length`.
 
 {table(*columns, rows=rows)}"""
 

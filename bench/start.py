@@ -122,8 +122,8 @@ def markdown(results: dict[str, Any], rounds: int, about: dict[str, str]) -> str
     return f"""# Time to the first step
 
 Written by `python bench/start.py`. {"; ".join(f"{k} {v}" for k, v in about.items())}. Medians of
-{rounds} rounds, one thread, base model `tiny`. The times of train.py
-and of the plain script end after the first optimizer step.
+{rounds} rounds, one thread, base model `tiny`. The times of train.py and of the plain script end
+after the first optimizer step.
 
 {table(*head, rows=rows)}"""
 

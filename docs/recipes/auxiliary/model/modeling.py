@@ -37,8 +37,9 @@ class Model(Wrapper):
         """Classify a batch of texts.
 
         Returns:
-            `loss`, and its parts in `losses`, which are also logged. All of them are sums
-            over the examples, divided by `num_items_in_batch`.
+            With `labels`: `loss`, its parts in `losses`, which are also logged, and `logits`. The
+            losses are sums over the examples, divided by `num_items_in_batch`. Otherwise: the
+            output of the base model, without a loss.
         """
         inputs = {"input_ids": input_ids, "attention_mask": attention_mask, **kwargs}
         outputs = self.classifier(**inputs)

@@ -14,7 +14,8 @@ class ModelConfig(WrapperConfig):
 
     Args:
         scale: Factor of the similarities: an inverse temperature.
-        chunk_size: Number of texts to embed at once. It affects the memory use, not the result.
+        chunk_size: Number of texts to embed at once. It affects the memory use, and the result only
+            by rounding and dropout masks.
     """
 
     model_type = "contrastive"

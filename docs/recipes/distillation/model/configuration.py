@@ -7,7 +7,7 @@ from .base import WrapperConfig
 BASE_MODEL = "tiny"
 OPTIONS: dict[str, dict] = {
     "teacher_id": {"default": "teacher", "help": "trained classifier: Hub id or folder"},
-    "softness": {"type": float, "default": 2.0, "help": "temperature of both outputs"},
+    "softness": {"type": float, "default": 2.0, "help": "temperature of teacher and student"},
 }
 
 

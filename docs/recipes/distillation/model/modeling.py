@@ -44,7 +44,8 @@ class Model(Wrapper):
     ) -> ModelOutput:
         """Compute the mean of KL(teacher || student) with the temperature `softness`.
 
-        The mean is multiplied by `softness` ** 2, so that its gradient keeps its scale.
+        The mean is multiplied by `softness` ** 2, so that the scale of the gradient hardly depends
+        on `softness`.
         """
         inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
         logits = self.student(**inputs).logits

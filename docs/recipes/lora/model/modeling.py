@@ -1,4 +1,4 @@
-"""A classifier with a frozen base model: only the head and the LoRA matrices are trained."""
+"""A classifier with a frozen body: only the head and the LoRA matrices are trained."""
 
 import math
 

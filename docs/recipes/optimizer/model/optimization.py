@@ -15,7 +15,8 @@ LAYER = re.compile(r"\.(?:layer|layers|h|block)\.(\d+)\.")
 def build_optimizer(model: nn.Module, lr: float, weight_decay: float) -> Optimizer:
     """Build Adafactor, given `--lr` and `--weight_decay`.
 
-    The head has the learning rate `lr`; the embeddings have the smallest rate.
+    Parameters with "embeddings" in their names have the smallest learning rate. The head, and all
+    other parameters outside the layers, have the learning rate `lr`.
     """
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     numbers = [int(found[1]) for name, _ in named if (found := LAYER.search(name))]

@@ -7,7 +7,10 @@ from transformers import PreTrainedTokenizerBase
 
 
 class Predictor:
-    """Predict the tags of sentences, which are lists of words or texts."""
+    """Predict the tags of the words in sentences.
+
+    A sentence is a list of words, or a text whose words are separated by spaces.
+    """
 
     columns = ["words"]
     takes_lists = True
