@@ -80,16 +80,18 @@ def export_onnx(model: Any, tokenizer: PreTrainedTokenizerBase, file: Path) -> N
             raise RunError(f"{file}: the logits differ from the model's by {difference:.2g}")
 
 
-def check_onnx(model: Any) -> None:
+def check_onnx(model: Any, tokenizer: PreTrainedTokenizerBase | None) -> None:
     """Check that a model can be exported as ONNX.
 
     Raises:
-        RunError: A package is missing, or the model generates text.
+        RunError: A package is missing, the model generates text, or the task has no tokenizer.
     """
     for package in ONNX_PACKAGES:
         require(package, "onnx", "--onnx")
     if model.can_generate():
         raise RunError("--onnx: the model generates text; expected a classifier")
+    if tokenizer is None:
+        raise RunError("--onnx: the task has no tokenizer; expected a classifier of texts")
 
 
 def merge(model: Any, inputs: dict[str, Tensor]) -> str:
@@ -207,7 +209,7 @@ def main(argv: list[str] | None = None) -> None:
     settings = PredictorConfig.read(args.checkpoint)
     model = load_model(task.model_class, args.checkpoint).eval()
     if args.onnx:
-        check_onnx(model)
+        check_onnx(model, tokenizer)
     merged = ""
     if holds_adapter(model):
         inputs = sample_inputs(model.float(), tokenizer)

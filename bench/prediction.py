@@ -403,12 +403,14 @@ def main() -> None:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("--rows", type=int, default=200, help="rows to predict")
-    parser.add_argument("--rounds", type=int, default=2, help="runs of each system")
+    parser.add_argument("--rounds", type=int, default=2, help="number of rounds")
     parser.add_argument("--steps", type=int, default=300, help="training steps of seq2seq and chat")
     parser.add_argument(
         "--encoder", help="folder of an encoder for classification, such as all-MiniLM-L6-v2"
     )
-    parser.add_argument("--tasks", nargs="+", default=list(SYSTEMS), help="what to measure")
+    parser.add_argument(
+        "--tasks", nargs="+", choices=list(SYSTEMS), default=list(SYSTEMS), help="what to measure"
+    )
     parser.add_argument("--write", help="folder for prediction.md")
     parser.add_argument("--measure", nargs=2, help=argparse.SUPPRESS)
     parser.add_argument("--input", type=Path, help=argparse.SUPPRESS)

@@ -9,6 +9,7 @@ import argparse
 import json
 import os
 import shutil
+import socket
 import statistics
 import subprocess
 import sys
@@ -130,7 +131,10 @@ def launched(spec: dict, folder: Path, processes: int) -> list[dict[str, float]]
     script = Path(__file__).with_name("one_run.py")
     variables = {"HF_HUB_OFFLINE": "1", "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
     if processes > 1:
-        variables |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29511"}
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = str(free.getsockname()[1])
+        variables |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
         variables["WORLD_SIZE"] = str(processes)
     children = []
     for rank in range(processes):

@@ -235,7 +235,7 @@ def draw(results: dict[str, Any], path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--rounds", type=int, default=3, help="runs of each system")
+    parser.add_argument("--rounds", type=int, default=3, help="number of rounds")
     parser.add_argument("--task", choices=list(CPU), action="append", help="measure only this task")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="device")
     parser.add_argument(

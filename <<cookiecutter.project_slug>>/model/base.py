@@ -46,7 +46,7 @@ DELEGATED = (
     "decoder_start_token_id",
 )
 HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
-LOSS_INPUTS = ("labels", "class_weights")  # arguments of `forward` that affect only the loss
+LOSS_INPUTS = ("labels", "class_weights")  # arguments of `forward` for the loss
 CODE_MARK = "# sha256 of the code beside this file: "
 
 

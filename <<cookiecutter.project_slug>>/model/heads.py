@@ -36,7 +36,10 @@ def load_classifier(
         model.notes.append(f"new head: the base model is a {architectures[0]}")
         return _load_body(model, config, saved, place, hub)
     if not fits(saved, names, config):
-        model.notes.append(f"new head: the base model has other labels ({', '.join(names[:8])})")
+        model.notes.append(
+            "new head: the base model has other labels or another problem_type "
+            f"({', '.join(names[:8])})"
+        )
         return _load_body(model, config, saved, place, hub)
     base = model.load_base(config)
     if names != config.labels and len(names) > 1:

@@ -64,8 +64,8 @@ class Output(Protocol):
 class TaskDataset(Protocol):
     """Return type of `generate_dataset`: a `torch.utils.data.Dataset` of dicts.
 
-    The values of these dicts are tensors, nested dicts of tensors, or strings that only the metrics
-    read.
+    The values in a batch are tensors, nested dicts of tensors, or values that only the metrics
+    read, such as strings. With a method `collate`, the values in an example may be of any type.
 
     Optional attributes and methods:
         lengths: Number of tokens of each example, shape (n,). Examples of similar length are

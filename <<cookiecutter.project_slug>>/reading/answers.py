@@ -97,7 +97,8 @@ def find_answers(
     Raises:
         DataError: The template rejects the messages; has blocks, but not one for each message of
             the assistant; or has no blocks, and the first message is an answer, or a text is not a
-            prefix of the full text because the template changes earlier messages.
+            prefix of the full text because the template renders a message differently when it is
+            generated or when other messages follow.
     """
     if MARKS.search(tokenizer.get_chat_template()):
         return _marked_answers(tokenizer, messages, answers)
@@ -110,8 +111,9 @@ def find_answers(
         until = render(tokenizer, messages[: answer + 1])
         if not text.startswith(before) or not text.startswith(until):
             raise DataError(
-                f"the chat template renders message {answer + 1} differently when other messages "
-                "follow; expected --targets last, or a template with {% generation %} blocks"
+                f"the chat template renders message {answer + 1} differently when it is generated "
+                "or when other messages follow; expected a template with {% generation %} blocks "
+                "or, if other messages follow, --targets last"
             )
         spans.append((len(before), len(until)))
     return text, spans

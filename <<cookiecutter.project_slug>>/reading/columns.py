@@ -83,7 +83,7 @@ def _list_as_text(values: pa.Array, feature: Any, name: str, place: Place) -> pa
 
 def _scalars_as_text(values: pa.Array, feature: Any, name: str, place: Place) -> pa.Array:
     if isinstance(feature, datasets.ClassLabel) and pa.types.is_integer(values.type):
-        return _class_names(values, feature, place)
+        return _class_names(values, feature, name, place)
     if pa.types.is_floating(values.type):
         # numpy formats floats like Python, JSON and CSV writers; Arrow would write 1.0 as 1.
         return pa.array(values.to_numpy(zero_copy_only=False).astype(str).tolist(), pa.string())
@@ -93,8 +93,13 @@ def _scalars_as_text(values: pa.Array, feature: Any, name: str, place: Place) ->
         raise DataError(f"{place(0)}: {name!r} holds {values.type}; expected text") from None
 
 
-def _class_names(values: pa.Array, feature: datasets.ClassLabel, place: Place) -> pa.Array:
+def _class_names(
+    values: pa.Array, feature: datasets.ClassLabel, name: str, place: Place
+) -> pa.Array:
     outside = pc.or_(pc.less(values, 0), pc.greater_equal(values, len(feature.names)))
     if (row := pc.index(outside, True).as_py()) >= 0:
-        raise DataError(f"{place(row)}: no label; expected one of {feature.names}")
+        raise DataError(
+            f"{place(row)}: {name!r} is the class id {values[row].as_py()}; expected an id from 0 "
+            f"to {len(feature.names) - 1}, for {feature.names}"
+        )
     return pa.array(feature.names, pa.string()).take(values)

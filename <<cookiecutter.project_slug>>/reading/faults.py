@@ -99,11 +99,11 @@ class Rows:
         """Find rows that have the tokens of an earlier row, but other labels.
 
         Args:
-            checksums: Checksum of the tokens and labels of each row of `tokens`, shape (n,).
+            checksums: Checksum of at least the labels of each row of `tokens`, shape (n,).
         """
         earlier: dict[bytes, int] = {}
         found = []
-        for row, tokens in enumerate(_values(self.tokens, column)):
+        for row, tokens in enumerate(values_of(self.tokens, column)):
             key = hashlib.blake2b(tokens.tobytes(), digest_size=16).digest()
             if earlier.setdefault(key, checksums[row]) != checksums[row]:
                 found.append(row)
@@ -130,8 +130,8 @@ class Rows:
         return locate_row(self.source, row if self.row_of is None else int(self.row_of[row]))
 
     def _in_source(self, found: np.ndarray) -> np.ndarray:
-        """Convert indices of rows of `tokens` to indices of rows of the source."""
-        return found if self.row_of is None else self.row_of[found]
+        """Convert indices of rows of `tokens` to indices of rows of the source, each once."""
+        return found if self.row_of is None else np.unique(self.row_of[found])
 
 
 def repeats(checksums: np.ndarray) -> np.ndarray:
@@ -140,7 +140,7 @@ def repeats(checksums: np.ndarray) -> np.ndarray:
     return np.setdiff1d(np.arange(len(checksums)), firsts, assume_unique=True)
 
 
-def _values(rows: datasets.Dataset, name: str) -> Iterator[np.ndarray]:
+def values_of(rows: datasets.Dataset, name: str) -> Iterator[np.ndarray]:
     """Yield the list in the column `name` of each row, as an array."""
     for chunk in rows.data.column(name).chunks:
         values = chunk.values.to_numpy()

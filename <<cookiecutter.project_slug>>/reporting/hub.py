@@ -82,8 +82,9 @@ class Uploads:
             thread.join()
         if self._newest is not None and self._newest == self._uploaded:
             return
-        folder = self._copy()
+        folder: Path | None = None
         try:
+            folder = self._copy()
             self._push(folder)
         except Exception as error:  # errors of many types: of the network, the client, the Hub
             raise RunError(
@@ -91,7 +92,8 @@ class Uploads:
                 f"model is in {self.outdir}/best"
             ) from None
         finally:
-            shutil.rmtree(folder, ignore_errors=True)
+            if folder is not None:
+                shutil.rmtree(folder, ignore_errors=True)
 
     def _upload_queued(self) -> None:
         while True:

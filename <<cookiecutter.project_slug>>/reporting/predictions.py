@@ -65,11 +65,13 @@ def open_rows(source: str | list[str], columns: list[str] | None, predictor: Tas
 def _read_by(read: Callable, source: str | list[str], columns: list[str]) -> Iterator[Row]:
     try:
         for row in read(source):
+            if missing := [name for name in columns if name not in row]:
+                raise DataError(
+                    f"{source}: a row has no {missing[0]!r}; expected the columns {columns}"
+                )
             yield {name: row[name] for name in columns}
     except OSError as error:
         raise DataError(f"{source}: cannot be read ({error})") from None
-    except KeyError as error:
-        raise DataError(f"{source}: a row has no {error}; expected the columns {columns}") from None
 
 
 def _read_portions(table: Any) -> Iterator[Row]:

@@ -136,11 +136,12 @@ def _replace_by_copy(name: Path, version: Path) -> None:
     """Replace the folder `name` with a copy of the folder `version`.
 
     This takes two renames. Between them the name is missing, but `.checkpoints/` has the version.
-    The copy is not flushed to the disk, unlike the version.
     """
     copy = version.parent / f"{name.name}.copy.tmp"
     shutil.rmtree(copy, ignore_errors=True)
     shutil.copytree(version, copy)
+    for path in [*copy.rglob("*"), copy]:
+        flush(path)
     if name.exists():
         old = version.parent / f"{name.name}.old.tmp"
         shutil.rmtree(old, ignore_errors=True)
@@ -181,10 +182,10 @@ def clean(outdir: Path) -> None:
     """
     store = outdir / STORE
     for leftover in [*store.glob("*.tmp"), *store.glob("*.link")]:
-        if leftover.is_symlink():
-            leftover.unlink()
-        else:
+        if leftover.is_dir() and not leftover.is_symlink():
             shutil.rmtree(leftover)
+        else:
+            leftover.unlink()
     for name in {path.stem for path in store.glob("*.*")}:
         if (outdir / name).exists():
             continue
@@ -220,8 +221,9 @@ def find_intact(folder: Path) -> tuple[Path, str | None]:
 
 def find_fault(folder: Path) -> str | None:
     """Compare a checkpoint with its manifest; return the first fault, or None if it is intact."""
+    file = folder / MANIFEST
     try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        manifest = json.loads(file.read_text(encoding="utf-8"))
         for name, expected in manifest.items():
             file = folder / name
             if not file.is_file():
@@ -230,8 +232,10 @@ def find_fault(folder: Path) -> str | None:
                 return f"{name} has {file.stat().st_size} bytes, expected {expected['size']}"
             if _sha256(file) != expected["sha256"]:
                 return f"{name} does not match its checksum"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        return f"{MANIFEST} cannot be read"
+    except OSError as error:
+        return f"{file.name} cannot be read ({error.strerror})"
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return f"{MANIFEST} is not a manifest of a checkpoint"
     return None
 
 

@@ -224,7 +224,7 @@ class RunConfig:
     )
     lora_alpha: int | None = option(
         None,
-        "the adapter is scaled by LORA_ALPHA / LORA_RANK (default: 2 * LORA_RANK)",
+        "scale the adapter by LORA_ALPHA / LORA_RANK; without this argument, by 2",
         group=LORA,
         at_least=1,
     )

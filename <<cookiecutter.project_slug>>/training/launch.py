@@ -38,7 +38,7 @@ def start(project_dir: str | None = None, report_to: list[str] | None = None) ->
         accelerator = Accelerator(log_with=report_to or None, project_dir=project_dir)
     except (ImportError, RuntimeError, ValueError) as error:
         raise RunError(f"Accelerate cannot start: {_first_line(error)}") from None
-    # With ZeRO-3, transformers would build sharded models, into which no weights can be loaded.
+    # With ZeRO-3, transformers would build sharded models, which training/loading.py cannot load.
     unset_hf_deepspeed_config()
     _check_processes(accelerator)
     _check_settings(accelerator)
@@ -91,13 +91,13 @@ def _sentence(error: Exception) -> str:
         return str(error)
     if isinstance(error, torch.OutOfMemoryError):
         return (
-            f"{_first_line(error)}; resume with a lower --batch_size, which does not change the "
-            "global batch size"
+            f"{_first_line(error)}; expected a lower --batch_size (a run that is resumed with "
+            "another --batch_size keeps its global batch size)"
         )
     if "device-side assert" in str(error):  # CUDA raises this in a later operation
         return (
-            f"{_first_line(error)}: a label, a token id or another index is out of range; set "
-            "CUDA_LAUNCH_BLOCKING=1 for a message that names the step and its examples"
+            f"{_first_line(error)}: usually, a label, a token id or another index is out of range; "
+            "set CUDA_LAUNCH_BLOCKING=1 for a message that names the step and its examples"
         )
     if is_lost_connection(error):
         return (

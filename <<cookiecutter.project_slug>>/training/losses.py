@@ -39,6 +39,7 @@ class LossMeter:
         self._pending: deque[tuple[dict[str, Tensor], Tensor | None, Step]] = deque()
         self._norms: list[float] = []
         self.latest: dict[str, float] = {}
+        self._latest_step: tuple[int, int] | None = None
         self.latest_norm = math.nan
         self.first_bad_step: Step | None = None
 
@@ -82,8 +83,13 @@ class LossMeter:
     def _add(self, values: dict[str, float], step: Step) -> None:
         for name, value in values.items():
             self._sums[name] = self._sums.get(name, 0.0) + value * step.num_items
-        first = {LOSS: values[LOSS], **values}  # the progress bar shows the loss first
-        self.latest = {name: value * self._num_ranks for name, value in first.items()}
+        index = (step.epoch, step.index)
+        before = self.latest if index == self._latest_step else {}
+        self._latest_step = index
+        self.latest = {
+            name: before.get(name, 0.0) + value * self._num_ranks
+            for name, value in {LOSS: values[LOSS], **values}.items()  # the bar shows LOSS first
+        }
         if self.first_bad_step is None and not math.isfinite(values[LOSS]):
             self.first_bad_step = replace(step, micro_batches=())
 

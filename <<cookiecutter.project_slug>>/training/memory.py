@@ -39,8 +39,9 @@ def largest_batch_size(
     longest = np.argsort(-examples.lengths, kind="stable")
     while not all(group.gather(_fits(task, accelerator, model, examples, longest[:size].tolist()))):
         if size == 1 or not examples.is_divisible:
+            lower = "--max_len" if examples.is_divisible else "--batch_size or --max_len"
             raise RunError(
-                f"out of memory with {size} of the longest examples; expected a lower --max_len"
+                f"out of memory with {size} of the longest examples; expected a lower {lower}"
             )
         size //= 2
     return size

@@ -28,7 +28,15 @@ from .contract import ExampleSet, Task
 from .data import TrainData
 from .distributed import RankGroup
 from .launch import start
-from .loading import build_config, build_model, commit_of, load_model, load_tokenizer, set_up
+from .loading import (
+    build_config,
+    build_model,
+    commit_of,
+    hash_model,
+    load_model,
+    load_tokenizer,
+    set_up,
+)
 from .lock import lock_folder
 from .losses import LOSS, LossMeter
 from .memory import largest_batch_size
@@ -156,6 +164,7 @@ class _Opening:
             named = self.valid_examples if len(self.valid_examples) > 1 else {}
             own_scores = {name: self.build_scores(model) for name in named}
             self.check(model, scores, directions)
+        self.group.expect_equal({"checksum of the model": hash_model(model)})
         state = self.open_state()
         optimizer = self.build_optimizer(model)
         strategy = _build_strategy(self.accelerator, self.config)
@@ -217,6 +226,8 @@ class _Opening:
         for name, examples in self.valid_examples.items():
             if examples.num_items.sum() == 0:  # the mean loss would be 0: always the best
                 label = f"--valid_input {name}".strip()
+                if config.valid_input is None:
+                    label = "the examples held out from --train_input"
                 raise RunError(
                     f"{label}: no target items with a positive weight; expected at least one"
                 )

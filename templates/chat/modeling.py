@@ -106,7 +106,7 @@ class Model(Wrapper, WrapperGenerationMixin):
         self.lm.set_submodule(name, linear.train(head.training))
 
     def _has_linear_head(self) -> bool:
-        """Return whether the logits equal head(last_hidden_state), without a soft cap or scale."""
+        """Return whether the logits equal head(last_hidden_state), and there is no router loss."""
         head = self.lm.get_output_embeddings()
         if type(head) is not nn.Linear or getattr(self.lm.config, "output_router_logits", False):
             return False

@@ -46,7 +46,7 @@ def compute_loss(
 
 def count_items(labels: Tensor, class_weights: Tensor | None = None) -> Tensor | int:
     """Return the number of labelled examples, or the sum of the weights of their labels."""
-    if labels.ndim > 1:
+    if labels.ndim > 1 or labels.is_floating_point():
         return len(labels)
     is_target = labels != -100
     return is_target.sum() if class_weights is None else class_weights[labels[is_target]].sum()

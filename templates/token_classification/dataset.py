@@ -17,7 +17,7 @@ from errors import DataError
 from reading.alignment import TokenLabels, items, label_tokens, parse_row
 from reading.entities import OUTSIDE, PREFIXED, entities_of, uses_prefixes
 from reading.examples import describe_counts, describe_examples, describe_weights
-from reading.faults import Rows
+from reading.faults import Rows, values_of
 from reading.locate import locate_row
 from reading.sources import Source
 from reading.tables import column_names, read_table
@@ -290,7 +290,8 @@ class Dataset(torch.utils.data.Dataset):
         yield from self.origin.doubled("input_ids", self.tokenizer)
         others = None if train is None else train.own_checksums
         yield from self.origin.repeated(self.own_checksums, others)
-        yield from self.origin.contradictory("input_ids", self.own_checksums)
+        checksums = [zlib.crc32(labels.tobytes()) for labels in values_of(self.rows, "labels")]
+        yield from self.origin.contradictory("input_ids", np.array(checksums))
         if train is None:
             rows = np.repeat(self.origin.row_of, self.lengths)
             labels = label_ids(self.rows)

@@ -31,7 +31,9 @@ class _Watch:
                 return
         elif event not in WRITING:
             return
-        if str(self.folder) in str(arguments[0]) or event in ("os.remove", "os.rmdir"):
+        # The target of a symbolic link may be relative; its own path is the second argument.
+        path = arguments[1] if event == "os.symlink" else arguments[0]
+        if str(self.folder) in str(path) or event in ("os.remove", "os.rmdir"):
             self.on_write(event, arguments)
 
 
@@ -42,10 +44,10 @@ _WATCH = _Watch()
 def watching(folder: Path, on_write: Action) -> Iterator[None]:
     """Call `on_write(event, arguments)` before operations that change or flush a folder.
 
-    These are opening a file for writing and the events in `WRITING`, if the first argument of the
-    event contains the path of the folder. Removals in all other folders are also reported, since
-    the path of a removal may be relative. Code that is not Python, such as safetensors, is not
-    observed. If `on_write` raises an exception, the operation fails with this exception.
+    These are opening a file for writing and the events in `WRITING`, if the path that is changed
+    (for a renamed file, its old path) contains the path of the folder. Removals in all other
+    folders are also reported, since the path of a removal may be relative. Code that is not Python,
+    such as safetensors, is not observed. If `on_write` raises an exception, the operation fails with this exception.
     """
 
     def fsync(descriptor: int) -> None:

@@ -64,8 +64,8 @@ def kill_and_resume(
         patch: See `Launch`. The uninterrupted run starts without the patch.
 
     Raises:
-        AssertionError: A link refers to a damaged checkpoint, a process hangs in training, the
-            uninterrupted run fails, or a result differs.
+        AssertionError: A link refers to a damaged checkpoint, a process hangs in training, a run
+            fails without a kill, or a result differs.
         RunError: No version of a checkpoint is intact after a kill.
         JSONDecodeError: log.json is damaged.
         TimeoutError: The uninterrupted run hangs.
@@ -84,18 +84,26 @@ def kill_and_resume(
         is_over = False
         while not is_over:
             counts.resumed += (outdir / "last").exists()
+            leftovers = unfinished(outdir)
             run = Launch(resumable, next(outputs), processes, patch)
             victim = draw.choice(run.processes)
             victim.join(draw.uniform(0, seconds))
-            if victim.exitcode is None:
+            is_killed = victim.exitcode is None
+            if is_killed:
                 victim.kill()
                 counts.kills += 1
             is_over = has_succeeded(run, counts)
-            counts.in_saves += any((outdir / STORE).glob("*.tmp"))
+            assert is_over or is_killed, run.output()[-4000:]
+            counts.in_saves += bool(unfinished(outdir) - leftovers)
             assert_intact(outdir)
         counts.runs += 1
         assert_bit_identical(outdir, folder / "whole")
     return counts
+
+
+def unfinished(outdir: Path) -> set[Path]:
+    """Return the folders of incomplete saves."""
+    return set((outdir / STORE).glob("*.tmp"))
 
 
 def has_succeeded(run: Launch, counts: Counts) -> bool:

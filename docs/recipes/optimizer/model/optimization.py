@@ -15,16 +15,18 @@ LAYER = re.compile(r"\.(?:layer|layers|h|block)\.(\d+)\.")
 def build_optimizer(model: nn.Module, lr: float, weight_decay: float) -> Optimizer:
     """Build Adafactor, given `--lr` and `--weight_decay`.
 
-    Parameters with "embeddings" in their names have the smallest learning rate. The head, and all
-    other parameters outside the layers, have the learning rate `lr`.
+    Embeddings, and other parameters with "embed" in their names, have the smallest learning rate.
+    The head, and all other parameters outside the layers, have the learning rate `lr`.
     """
+    embeddings = {m.weight for m in model.modules() if isinstance(m, nn.Embedding)}
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     numbers = [int(found[1]) for name, _ in named if (found := LAYER.search(name))]
     top = max(numbers, default=-1) + 1
     groups: dict[tuple[int, bool], list[nn.Parameter]] = defaultdict(list)
     for name, parameter in named:
         found = LAYER.search(name)
-        depth = top - int(found[1]) if found else (top + 1) * ("embeddings" in name)
+        is_embedding = parameter in embeddings or "embed" in name
+        depth = top - int(found[1]) if found else (top + 1) * is_embedding
         groups[depth, parameter.ndim >= 2].append(parameter)
     return Adafactor(
         [
