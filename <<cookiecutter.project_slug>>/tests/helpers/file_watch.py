@@ -47,8 +47,8 @@ def watching(folder: Path, on_write: Action) -> Iterator[None]:
     These are opening a file for writing and the events in `WRITING`, if the path that is changed
     (for a renamed file, its old path) contains the path of the folder. Removals in all other
     folders are also reported, since the path of a removal may be relative. Code that is not Python,
-    such as safetensors, is not observed. If
-    `on_write` raises an exception, the operation fails with this exception.
+    such as safetensors, is not observed. If `on_write` raises an exception, the operation fails
+    with this exception.
     """
 
     def fsync(descriptor: int) -> None:
