@@ -53,7 +53,7 @@ HOOKS = [path.read_text(encoding="utf-8") for path in ROOT.glob("hooks/*_gen_pro
 OWN_TEXTS = {*HOOKS, *(path.name for path in ROOT.glob("*cookiecutter.project_slug*"))}
 
 # Characters that Python, TOML, YAML or JSON misreads, or that change the appearance of a line:
-# DEL and C1, text direction, line and paragraph separators, byte order marks.
+# DEL and C1, marks of text direction, line and paragraph separators, byte order marks, and U+FFFF.
 UNSAFE = re.compile(r"[\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ufffe\uffff]")
 
 PACKAGES = """

@@ -194,7 +194,7 @@ class Lines:
 
 
 def start_conversation(predictor: TaskPredictor) -> Conversation:
-    """Start a conversation, or predict lines separately if the predictor has no conversations.
+    """Return a conversation; without `Predictor.start_conversation`, one that predicts each line.
 
     Raises:
         RunError: The predictor has `read` but no `start_conversation`: it accepts only files.

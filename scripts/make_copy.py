@@ -108,7 +108,8 @@ def main() -> None:
     ours = {path.parts[0] for path in copies.values()}
     if found and not {"cookiecutter.json"} <= found <= ours:
         parser.error(
-            f"{out} contains files that are not a copy; expected a new or empty folder or a copy"
+            f"{out} contains files that this script did not write; expected a new or empty folder, "
+            "or an earlier copy of the template"
         )
     for path in earlier:
         shutil.rmtree(path) if path.is_dir() else path.unlink()

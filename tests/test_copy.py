@@ -205,7 +205,7 @@ def test_folder_that_is_not_a_copy_is_not_changed(copy: Path, tmp_path: Path) ->
     (tmp_path / "templates" / "mine").touch()
     command = [sys.executable, str(ROOT / "scripts" / "make_copy.py"), str(tmp_path)]
     done = run(*command, cwd=tmp_path)
-    assert done.returncode == 2 and "contains files that are not a copy" in done.stderr
+    assert done.returncode == 2 and "contains files that this script did not write" in done.stderr
     assert files_of(tmp_path) == ["templates/mine"]
 
 

@@ -1,4 +1,4 @@
-"""Ways to render a project, and older versions of cookiecutter, give the same bytes."""
+"""All ways to render a project, with all supported versions of cookiecutter, give the same bytes."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ class Checkpointer:
     `last/` has the raw weights (not averaged), which must be in the model when `save` is called.
     `best/` has the average of the weights if the run computes one, otherwise the raw weights.
 
-    A thread writes each save while training continues. On exit, the context manager waits for the
+    A thread writes each save while training continues, except as described in `save`. On exit, the context manager waits for the
     latest save, even if the run fails.
 
     Attributes:

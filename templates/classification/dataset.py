@@ -215,8 +215,8 @@ class Schema:
             raise DataError(f"{path}: {what}; expected at least 2")
         if self.class_weight is not None and kind != "single_label_classification":
             raise DataError(
-                f"{path}: {self.label_column!r} holds labels of {kind}; --class_weight "
-                f"{self.class_weight} expects a single label per example"
+                f"{path}: {self.label_column!r} is for {kind}; --class_weight {self.class_weight} "
+                "expects single_label_classification"
             )
         encode_label = label_encoder(kind, labels)
         for name in found:
