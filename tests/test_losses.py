@@ -17,7 +17,7 @@ from running import run_python
 
 SIZES = {"common": 40, "rare": 12, "rarest": 4}
 REFUSED = [
-    "--class_weight balanced expects a single label per example",
+    "--class_weight balanced expects single_label_classification",
     "is for regression; --class_weight balanced expects single_label_classification",
     "--label_smoothing 0.1: expected a single label per example",
     "1.5: expected at least 0 and less than 1",

@@ -40,8 +40,8 @@ class Checkpointer:
     `last/` has the raw weights (not averaged), which must be in the model when `save` is called.
     `best/` has the average of the weights if the run computes one, otherwise the raw weights.
 
-    A thread writes each save while training continues, except as described in `save`. On exit, the context manager waits for the
-    latest save, even if the run fails.
+    A thread writes each save while training continues, except as described in `save`. On exit, the
+    context manager waits for the latest save, even if the run fails.
 
     Attributes:
         on_published: Function that the thread calls after each save, with the names of the
