@@ -37,7 +37,10 @@ def write(path: Path, rows: Sequence[Mapping[str, object]]) -> Path:
 
 
 def read_files(project: Path, folder: Path, files: Files, **options: object) -> list[str]:
-    """Write and read each file; return its number of examples, or the error without the folder."""
+    """Write and read files; return for each its number of examples, or the error.
+
+    The path of the folder is removed from the errors.
+    """
     paths = [write(folder / f"{name}.jsonl", rows) for name, rows in files.items()]
     out = run_python(project, SCRIPTS / "chat_rows.py", json.dumps(options), *paths).stdout
     return out.replace(f"{folder}/", "").splitlines()

@@ -50,7 +50,7 @@ def hash_source(file: str, package: str) -> str:
     return hash_values(sorted((Path(path).name, source) for path, source in sources.items()))
 
 
-@cache  # the same files are hashed for each input
+@cache  # called with the same sources for each data file
 def _imported_names(source: str, package: str) -> list[str]:
     names: list[str] = []
     for node in ast.walk(ast.parse(source)):

@@ -234,7 +234,7 @@ def test_arguments_and_methods_that_other_libraries_use_are_supported(run, token
     as_tuple = model(input_ids=ids, return_dict=False, **_decoder(model, ids))
     assert torch.equal(as_tuple[0], outputs.logits)
     embeds = model.get_input_embeddings()(ids)
-    if not model.config.is_encoder_decoder:  # BART scales its embeddings in forward
+    if not model.config.is_encoder_decoder:  # BART derives decoder inputs from input_ids
         by_embeds = model(inputs_embeds=embeds, attention_mask=torch.ones_like(ids)).logits
         torch.testing.assert_close(by_embeds, model(input_ids=ids).logits)
 

@@ -101,9 +101,9 @@ def epoch_order(keys: np.ndarray, global_batch_size: int, seed: int, epoch: int)
         keys: Sort keys, such as lengths, shape (n,); similar keys are batched together.
 
     Returns:
-        A permutation of the n indices, in which each global batch is a block of consecutive
-        indices. If `global_batch_size` does not divide n, the last batch is smaller: a random
-        sample of examples of any length.
+        A permutation of the n indices; each global batch is a block of consecutive entries of
+        this permutation. If `global_batch_size` does not divide n, the last batch is smaller: a
+        random sample of examples of any length.
     """
     rng = np.random.default_rng([seed, epoch])
     order = rng.permutation(len(keys))

@@ -1,4 +1,4 @@
-"""Measure how long saves block the training loop: those of a thread, and those it waits for.
+"""Measure how long a save blocks the training loop, with a thread that writes it and without.
 
 python saving.py ARGUMENTS OF train.py      (run by bench/saving.py, in the folder of a project)
 """

@@ -49,7 +49,7 @@ assert dataset.schema == train.schema
 assert dataset.fingerprint == generate_dataset(VALID, max_len=12, **train.schema).fingerprint
 assert dataset.fingerprint != generate_dataset(VALID, max_len=12).fingerprint
 
-# The loss of all windows is the mean over their tokens, with smoothing in training mode only.
+# The loss of all windows is the weighted mean over their tokens, with smoothing in training only.
 model = Model(ModelConfig(labels=dataset.schema["labels"], label_smoothing=SMOOTHING))
 for module in model.modules():
     if isinstance(module, torch.nn.Dropout):
