@@ -107,7 +107,7 @@ class System:
         return generate_dataset(self.sample / f"{part}.jsonl", tokenizer, MAX_LENGTH)
 
     def examples(self, part: str, count: int) -> Examples:
-        """Return examples, truncated for causal_lm, where all examples have the same length."""
+        """Return the first examples. Those of causal_lm are truncated to different lengths."""
         return Examples(self.dataset(part), count, cut=self.task == "causal_lm")
 
     def model(self, dataset: Any, base: str = "tiny") -> PreTrainedModel:

@@ -118,12 +118,10 @@ def box(x: int, y: int, width: int, height: int, fill: str) -> str:
     return f'<rect {place} rx="6" fill="{fill}" stroke="#888"/>'
 
 
-def line(points: list[tuple[int, int]], color: str = "#555", is_arrow: bool = True) -> str:
+def line(points: list[tuple[int, int]], color: str = "#555") -> str:
     """Draw a line through points, with an arrowhead at its end."""
     path = " ".join(f"{x},{y}" for x, y in points)
     drawn = f'<polyline points="{path}" fill="none" stroke="{color}" stroke-width="1.5"/>'
-    if not is_arrow:
-        return drawn
     (before_x, before_y), (x, y) = points[-2:]
     dx = (x > before_x) - (x < before_x)
     dy = (y > before_y) - (y < before_y)

@@ -1,6 +1,7 @@
-"""Projects for each combination of task and kind of base model are rendered, trained and used.
+"""Projects for combinations of task and kind of base model are rendered, trained and used.
 
-test_projects.py runs the projects' own tests; test_rendering.py checks types.
+`make test` does this for one combination, `make test-all` for all of them. test_projects.py runs
+the projects' own tests; test_rendering.py checks types.
 """
 
 from __future__ import annotations

@@ -71,7 +71,8 @@ def add_adapter(base: PreTrainedModel, new_weights: Iterable[str], **options: An
 
     Raises:
         ValueError: `target_modules` has a name that matches no module supported by LoRA; or the
-            base model does not generate text, and has no module named `base_model_prefix`.
+            base model does not generate text, and has no module with the name in
+            its attribute `base_model_prefix`.
     """
     peft = _peft()
     targets = options["target_modules"]

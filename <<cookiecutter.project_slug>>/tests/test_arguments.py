@@ -58,7 +58,7 @@ def test_help_and_errors_in_arguments_are_printed_before_torch_is_imported(comma
         *((name, "OPTIONS") for name in ("configuration", "dataset", "metrics", "prediction")),
     ],
 )
-def test_evaluated_constants_equal_those_of_the_modules_of_model(name, constant):
+def test_constants_read_without_an_import_equal_those_of_the_imported_module(name, constant):
     if importlib.util.find_spec(f"model.{name}") is None:
         pytest.skip(f"no model/{name}.py")
     module = importlib.import_module(f"model.{name}")

@@ -164,7 +164,10 @@ class GradientGuard:
 
     @property
     def found_nonfinite(self) -> bool:
-        """Whether a loss or gradient was not finite. Reading this waits for the device."""
+        """Whether a loss or gradient (with a gradient scaler: a loss) was not finite.
+
+        Reading this waits for the device.
+        """
         return bool(self._found_inf)
 
     def clip_gradients(self, loss: Tensor) -> tuple[Tensor, Tensor]:
