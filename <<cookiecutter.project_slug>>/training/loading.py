@@ -193,16 +193,16 @@ def set_up(model: PreTrainedModel, config: RunConfig) -> None:
 
 
 def hash_model(model: PreTrainedModel) -> int:
-    """Return a checksum of a model's configuration and of the first row of each of its tensors.
+    """Return a checksum of a model's configuration and of the first row of each of its parameters.
 
-    All values of a large model would take seconds to hash. Models that differ, for example by
-    further training, differ in most tensors.
+    Hashing all values of a large model would take seconds. Models with different weights, for
+    example after further training, differ in most parameters.
     """
     checksum = zlib.crc32(repr(model.config.to_dict()).encode())
-    for name, tensor in model.state_dict().items():
-        checksum = zlib.crc32(f"{name} {tuple(tensor.shape)}".encode(), checksum)
-        if tensor.numel():
-            row = tensor[(0,) * (tensor.ndim - 1)]
+    for name, parameter in model.named_parameters():
+        checksum = zlib.crc32(f"{name} {tuple(parameter.shape)}".encode(), checksum)
+        if parameter.numel():
+            row = parameter.detach()[(0,) * (parameter.ndim - 1)]
             checksum = zlib.crc32(row.double().cpu().numpy().tobytes(), checksum)
     return checksum
 
