@@ -84,7 +84,8 @@ def check_form(model: Any, line: str, config: RunConfig) -> None:
         line: Return value of `model.choose_form`, which has compared the logits.
 
     Raises:
-        RunError: The logits of `Model` and of its base model differ or cannot be compared.
+        RunError: The tensors or logits of `Model` and of its base model differ, or cannot be
+            compared.
     """
     if not model.saves_stock:
         raise RunError(

@@ -37,9 +37,9 @@ def read_config(
 
     Raises:
         RunError: The YAML file or a value is invalid; a value must not change in a resumed run; an
-            argument requires or excludes another one; a package is missing; `restore_dir` has no
-            intact checkpoint with an optimizer state; or `outdir` contains another run, or cannot
-            be derived from `restore_dir`.
+            argument requires or excludes another one; a package is missing; `restore_dir` cannot
+            be downloaded, or has no intact checkpoint with an optimizer state; or `outdir` contains
+            another run, or cannot be derived from `restore_dir`.
         SystemExit: argparse rejects an argument, or has printed the help.
     """
     parser = build_parser(task)
@@ -239,7 +239,7 @@ def _check_hold_out_is_used(values: dict[str, Any], given: dict[str, Any]) -> No
         given: Arguments of the command line.
 
     Raises:
-        RunError: An argument about held-out examples is given, but the run has validation data.
+        RunError: An argument about held-out examples is given, but `valid_input` is not None.
     """
     if values["valid_input"] is None:
         return

@@ -174,7 +174,7 @@ def _seal(folder: Path) -> None:
 
 
 def clean(outdir: Path) -> None:
-    """Remove what a killed save left in `.checkpoints/`, and restore missing names.
+    """Remove temporary paths of killed saves from `.checkpoints/`, and restore missing names.
 
     A name is missing if the output directory was copied without its links, or if the process was
     killed just before the name was linked or the copy was renamed. A name without an intact version

@@ -2,8 +2,9 @@
 
 For the same data, the order depends only on (seed, epoch, global batch size). The split of a global
 batch into micro-batches depends on the batch size, the number of ranks and the type of device.
-Apart from dropout and rounding, the gradient of a step does not depend on the split, since each
-loss is divided by the number of target items of the full step.
+Apart from dropout and rounding, and unless `Model.loss_couples_examples` is true, the gradient of a
+step does not depend on the split, since each loss is divided by the number of target items of the
+full step.
 """
 
 import math

@@ -70,7 +70,7 @@ FILES: dict[str, Any] = {"nargs": "+", "action": OneOrMore, "metavar": "FILE"}
 
 @dataclass(frozen=True)
 class RunConfig:
-    """Arguments of train.py. A resumed run keeps the saved values of arguments that are not given.
+    """Arguments of train.py; in a resumed run, combined with the saved ones (see `read_config`).
 
     Attributes:
         data_options, model_options, score_options: Values of the arguments that `OPTIONS` of

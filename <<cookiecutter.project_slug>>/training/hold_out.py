@@ -31,9 +31,9 @@ class Part(torch.utils.data.Dataset):
     def faults(self, train: Any = None) -> Iterator[str]:
         """Yield lines about the full data set if this is the training part.
 
-        If this is the validation part, yield nothing. The lines about the full data set include the
-        examples of the validation part, and none of these examples is in the training part, because
-        equal examples are in the same part.
+        If this is the validation part, yield nothing. The lines about the full data set also cover
+        the examples of the validation part, and none of these examples is in the training part,
+        because equal examples are in the same part.
 
         Args:
             train: The training part, if this is the validation part; otherwise None.
@@ -56,7 +56,7 @@ def hold_out(
 ) -> tuple[ExampleSet, ExampleSet]:
     """Split examples into a training part and a validation part.
 
-    The part of an example depends on a hash of the content of the example and on the seed. The
+    The part to which an example is assigned depends on a hash of its content and on the seed. The
     split is the same on every machine and after a resume. Equal examples are in the same part.
 
     Args:

@@ -108,7 +108,7 @@ def _sentence(error: Exception) -> str:
 
 
 def _is_common(error: Exception) -> bool:
-    """Return whether all ranks raise the same error."""
+    """Return whether all ranks raise this error, or an error that quotes it."""
     is_own = isinstance(error, (RankError, torch.OutOfMemoryError))
     return isinstance(error, UserError) and not is_own
 

@@ -41,9 +41,9 @@ def distances_from_head(model: nn.Module) -> dict[nn.Parameter, int]:
     """Return the number of layers from the head to each parameter.
 
     The number is 1 for the last layer, and 0 for all parameters outside the layers and the
-    embeddings, such as those of the head. For the embeddings, including all parameters with "embed"
-    in their names, it is the number of layers in the longest stack, plus 1. The layers of encoder
-    and decoder are counted separately.
+    embeddings, such as those of the head. For embeddings outside the layers, including all other
+    parameters there with "embed" in their names, the number is that of the layers in the longest
+    stack, plus 1. The layers of encoder and decoder are counted separately.
     """
     distances = dict.fromkeys(model.parameters(), 0)
     stacks = layer_stacks(model)

@@ -364,8 +364,8 @@ def _check_weights(model: PreTrainedModel, info: dict, model_id: str) -> list[st
 def _may_have_config(task: Task, model_id: str) -> bool:
     """Return whether to read the config.json of `model_id`.
 
-    Do not read it if a folder has none, or if `model_id` is `BASE_MODEL` and not a folder: a custom
-    Model may need no base model.
+    Do not read it if `model_id` is a folder without a config.json, or if `model_id` is `BASE_MODEL`
+    and not a folder: a custom Model may need no base model.
     """
     if (folder := Path(model_id)).is_dir():
         return (folder / "config.json").exists()

@@ -25,9 +25,9 @@ class LossMeter:
         sums: Sums of this rank so far, by name.
 
     Attributes:
-        latest: Latest losses read from the device, by name; empty at first. They are the losses of
-            this rank in one call of `update`, multiplied by the number of ranks to estimate the
-            losses over all ranks.
+        latest: Losses of the latest step that was read from the device, by name; empty at first.
+            They are this rank's sums over the calls of `update` for this step that have been read,
+            multiplied by the number of ranks to estimate the losses over all ranks.
         latest_norm: Gradient norm, before clipping, of the latest step that was read; NaN at first.
         first_bad_step: The first of the steps read so far whose loss is not finite, or None if the
             losses of all these steps are finite.
