@@ -157,7 +157,10 @@ def _finite_tensors(model: Any) -> set[str]:
 
 
 def sample_inputs(model: Any, tokenizer: PreTrainedTokenizerBase | None) -> dict[str, Tensor]:
-    """Return inputs for comparing logits: sample texts or, without a tokenizer, token ids."""
+    """Return inputs for comparing logits.
+
+    The inputs are the tokens of sample texts or, without a tokenizer, consecutive token ids.
+    """
     if tokenizer is None:
         ids = torch.arange(3, 35).remainder(model.config.vocab_size).view(2, 16)
         batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}

@@ -45,7 +45,7 @@ from training.predictor_config import PREDICTOR_FILE, PredictorConfig
 from training.state import STATE_FILE, SavedRun
 from training.user_code import at_place
 
-MAX_LEN = 128  # default of --max_len for a checkpoint without predictor_config.json
+MAX_LEN = 128  # default of --max_len for a checkpoint without saved settings
 PLACES = ("input", "output", "checkpoint")  # predictions do not depend on these paths
 
 
@@ -152,7 +152,8 @@ def predict_file(
 
     Raises:
         RunError: The output cannot be written, is one of the input files, or is being written by
-            another process; or Predictor fails or expects another number of columns.
+            another process; Predictor fails or expects another number of columns; or the input
+            differs between ranks.
         DataError: The file cannot be read, or changes while it is read.
     """
     with group.in_agreement():

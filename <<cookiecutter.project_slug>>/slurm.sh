@@ -16,7 +16,7 @@
 #SBATCH --output=%x-%j.out
 
 set -uo pipefail
-: "${SLURM_JOB_ID:?is not set; submit this script by sbatch}"
+: "${SLURM_JOB_ID:?is not set; submit this script with sbatch}"
 export PATH="$PWD/.venv/bin:$PATH" # the environment created by make or, without one, that of sbatch
 MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1} # srun does not inherit it from sbatch

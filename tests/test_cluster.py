@@ -118,7 +118,7 @@ def test_cancelled_job_saves_and_is_not_requeued(project: Path, cluster: dict[st
 def test_slurm_sh_outside_of_a_job_ends_with_one_sentence(project: Path) -> None:
     done = subprocess.run(["bash", "slurm.sh"], cwd=project, capture_output=True, text=True)
     assert done.returncode != 0
-    assert done.stderr.endswith("SLURM_JOB_ID: is not set; submit this script by sbatch\n")
+    assert done.stderr.endswith("SLURM_JOB_ID: is not set; submit this script with sbatch\n")
     assert done.stderr.count("\n") == 1
 
 

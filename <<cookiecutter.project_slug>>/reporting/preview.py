@@ -1,4 +1,4 @@
-"""`--dry_run`: print data, schedule, memory and disk space before the first optimizer step."""
+"""`--dry_run`: print data, schedule, memory and disk space, without an optimizer step."""
 
 import shutil
 from collections.abc import Callable, Iterator
@@ -26,8 +26,8 @@ def preview(run: Run, train_step: Callable[[Run, Step], Any]) -> None:
     """Compute the gradient of one step, without an optimizer step; print the lines of `--dry_run`.
 
     Raises:
-        RunError: A step does not fit into memory, the checkpoints do not fit on the disk, or
-            `describe` or `faults` of the data set fails.
+        RunError: The step fails or does not fit into memory, the checkpoints do not fit on the
+            disk, or `describe` or `faults` of the data set fails.
     """
     batches = run.train_batches
     memory = _memory_of_a_step(run, train_step)

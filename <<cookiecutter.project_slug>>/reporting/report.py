@@ -125,8 +125,8 @@ class Report:
     def after_validation(self) -> None:
         """Log losses and scores to the trackers; write loss.png and the files of `Scores.save`.
 
-        Write no files less than `SECONDS_BETWEEN_FILES` seconds after they were last written or, at
-        first, after this object was created. A later validation or `finish` then writes them.
+        Write the files at most every `SECONDS_BETWEEN_FILES` seconds, counted from the creation of
+        this object. Files that are not written now are written by a later call or by `finish`.
         """
         log = list(self.state.log.values())[-1]["valid_log"]
         values = {f"valid/{name}": value for name, value in log.items()}

@@ -23,7 +23,9 @@ def largest_batch_size(
     examples: ExampleSet,
     asked: int,
 ) -> int:
-    """Halve a batch size until the longest examples fit in a forward and a backward pass.
+    """Halve a batch size until a batch of the longest examples fits into memory.
+
+    A batch fits if a forward and a backward pass on it succeed. On a CPU, return `asked`.
 
     Args:
         asked: The batch size to start with.

@@ -34,8 +34,11 @@ def check_model(
         Lines to print, for example about settings that were changed or chosen.
 
     Raises:
-        RunError: The model fails on the shortest examples or on a sequence of `max_len` tokens, or
-            model, tokenizer and data do not match.
+        RunError: The shortest examples cannot be loaded; the model fails on them or on a sequence
+            of `max_len` tokens; the tokenizer has more tokens than the model has embeddings, or
+            lacks a token that generation needs; in a causal language model, the predictions depend
+            on later tokens or on other documents; or the model lacks the router loss of its
+            configuration.
     """
     notes: list[str] = []
     batch = sample_batch(examples)
@@ -101,7 +104,7 @@ def unused_parameters(model: nn.Module, batch: dict[str, Any], seed: int = 0) ->
 
 
 def sample_batch(examples: ExampleSet) -> dict[str, Any]:
-    """Collate the two shortest examples of a data set."""
+    """Collate the shortest examples of a data set, at most `ROWS`."""
     shortest = examples.lengths.argsort(kind="stable")[:ROWS].tolist()
     with user_code("model/dataset.py: the shortest examples cannot be loaded"):
         return examples.batch(shortest)

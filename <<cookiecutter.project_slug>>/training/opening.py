@@ -450,7 +450,8 @@ class _Opening:
         """Call `build_optimizer` of model/optimization.py; if there is none, use `--optimizer`.
 
         Raises:
-            RunError: An argument does not apply to the optimizer or to the model, or
+            RunError: No parameter requires a gradient; an argument does not apply to the optimizer
+                or to the model; the installed torch does not have the optimizer; or
                 `build_optimizer` of model/optimization.py fails or returns an invalid optimizer.
         """
         lr = self.config.peak_lr
@@ -501,7 +502,7 @@ class _Opening:
             self.config = replace(self.config, batch_size=size)
             self.notes.append(
                 f"out of memory with --batch_size {asked}: micro-batches have at most {size} "
-                f"examples; the global batch size stays {state.global_batch_size}"
+                f"examples per process; the global batch size stays {state.global_batch_size}"
             )
 
     def valid_sets(self, scores: Scorer, own_scores: dict[str, Scorer]) -> list[ValidationSet]:

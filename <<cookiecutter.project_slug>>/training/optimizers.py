@@ -14,7 +14,7 @@ from .layers import hidden_matrices, layer_stacks, learning_rate_factors
 from .optimizer_options import OPTIMIZERS, OptimizerOptions
 
 Groups = list[dict[str, Any]]
-LR_FACTOR = "lr_factor"  # entry of a parameter group: its learning rate divided by `--lr`
+LR_FACTOR = "lr_factor"  # entry of a parameter group: its peak learning rate divided by `--lr`
 
 
 class Combined(Optimizer):
@@ -115,7 +115,8 @@ def _build_combined(
     """Combine the chosen optimizer, for the matrices of hidden layers, with AdamW for the rest.
 
     Raises:
-        RunError: No matrix of a hidden layer requires a gradient.
+        RunError: No matrix of a hidden layer requires a gradient, or the installed torch does not
+            have the optimizer.
     """
     trained = [p for p in model.parameters() if p.requires_grad]
     matrices = hidden_matrices(model)

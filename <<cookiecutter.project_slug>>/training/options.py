@@ -15,8 +15,8 @@ DEFINITIONS = (ast.FunctionDef, ast.ClassDef)
 class TaskOptions:
     """`BASE_MODEL` and `OPTIONS` of the modules of `model/`.
 
-    Importing these modules would import torch and transformers, which takes seconds. Therefore, of
-    a module that is not imported yet, only the statements on which these constants depend are
+    Importing these modules would import torch and transformers, which takes seconds. Therefore, if
+    a module has not been imported yet, only the statements on which these constants depend are
     executed.
 
     Attributes:

@@ -9,7 +9,7 @@ def require(package: str, extra: str, what: str) -> None:
     """Check that a package is installed.
 
     Args:
-        what: What needs the package, such as an option or a script; the message begins with it.
+        what: Beginning of the message: what needs the package, such as an option or a script.
 
     Raises:
         RunError: The package is not installed.

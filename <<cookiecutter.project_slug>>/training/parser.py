@@ -95,8 +95,9 @@ def insert_yaml(parser: argparse.ArgumentParser, argv: list[str]) -> list[str]:
     """Insert the values in the `--config` file before `argv`, so that `argv` takes precedence.
 
     Raises:
-        RunError: The file cannot be read, a key is not an argument, an argument is repeated, or the
-            value of a flag is neither true nor false.
+        RunError: The file cannot be read or does not contain a mapping, a key is not an argument or
+            is `config` or `help`, an argument is repeated, or the value of a flag is neither true
+            nor false.
     """
     finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     finder.add_argument("--config")

@@ -73,9 +73,10 @@ def check_contract(
         Lines to print if the loss may depend on how a global batch is split.
 
     Raises:
-        RunError: `save_pretrained` or `from_pretrained` is missing; `forward` fails; a loss is
-            missing, not a scalar, or not divided by `num_items_in_batch`; or a checkpoint of the
-            model cannot be saved or loaded, or does not restore all tensors.
+        RunError: `save_pretrained` or `from_pretrained` is missing; the first examples cannot be
+            loaded; `forward` fails; a loss is missing, not a scalar, or not divided by
+            `num_items_in_batch`; or a checkpoint of the model cannot be saved or loaded, or does
+            not restore all tensors.
     """
     if not hasattr(model, "save_pretrained") or not hasattr(type(model), "from_pretrained"):
         raise RunError(
@@ -100,7 +101,7 @@ def check_scores(
     names: Iterable[str],
     is_main: bool,
 ) -> None:
-    """Compute the scores of the first validation examples, and call `Scores.save`.
+    """Compute the scores of the first validation examples; on the main rank, call `Scores.save`.
 
     Skip a large model if the scores generate text.
 
@@ -108,8 +109,8 @@ def check_scores(
         names: Names of the scores that `Scores.compute` has to return; "loss" is ignored.
 
     Raises:
-        RunError: Scores fails, lacks one of the names, uses the name of a loss, or returns a value
-            that is not a number.
+        RunError: The examples cannot be loaded; the model fails; or Scores fails, lacks one of the
+            names, uses the name of a loss, or returns a value that is not a number.
     """
     if getattr(scores, "generates", False) and not _is_small(model):
         return

@@ -132,7 +132,7 @@ def is_encoder_decoder(model: torch.nn.Module) -> bool:
 
 
 def count_positions(batch: dict[str, Any], has_decoder: bool) -> int:
-    """Count the tokens of `input_ids` in a batch, including padding; 0 without `input_ids`.
+    """Count the tokens of `input_ids` in a batch, if any, including padding.
 
     Args:
         has_decoder: Whether the labels are a separate sequence, processed by a decoder. If so, the
