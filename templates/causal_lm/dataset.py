@@ -27,7 +27,7 @@ class Dataset(torch.utils.data.Dataset):
     """Blocks of tokens.
 
     A block begins with the last token of the previous block, so that every token is predicted
-    exactly once, except the first token of the file or, with `separate_documents`, of each
+    exactly once, except the first token of the data or, with `separate_documents`, of each
     document. The last block may be shorter.
 
     Attributes:
@@ -81,7 +81,7 @@ class Dataset(torch.utils.data.Dataset):
         first, last = np.searchsorted(self.documents, [begin + 1, begin + length])
         starts = np.concatenate([[0], self.documents[first:last] - begin])
         labels[starts] = -100
-        # If positions restart at 0 for each part, transformers masks attention between parts.
+        # If positions restart at 0 at each of `starts`, transformers masks attention across them.
         positions = np.arange(length)
         positions -= np.repeat(starts, np.diff(starts, append=length))
         return {"input_ids": ids, "labels": labels, "position_ids": torch.from_numpy(positions)}
@@ -138,13 +138,14 @@ def generate_dataset(
 ) -> Dataset:
     """Read a file of texts, join their tokens, and cut these into blocks.
 
-    Each text ends with the end-of-sequence token, except plain text.
+    Each text except plain text ends with the EOS token or, if the tokenizer has none, with the
+    separator.
 
     Args:
         path: A source that `read_table` reads, with one document per row; or plain text, which is
             a single document without an end-of-sequence token.
         tokenizer: Default: the tokenizer of the default base model.
-        max_len: Number of tokens in a block, at least 2.
+        max_len: Maximum number of tokens in a block; at least 2.
         text_column: Column of the texts.
         separate_documents: Whether attention is masked across documents. The first token of each
             document is then not a target.

@@ -273,9 +273,9 @@ def encode_rows(
 ) -> Iterator[dict[str, Any]]:
     """Tokenize rows of the file, and yield a dict for each row.
 
-    `fault` is the error of the row ("" if none). `ends` has the last token id of each answer.
-    `length` and `num_items` count the tokens and the target tokens after truncation to `max_len`
-    tokens; `is_cut` is True if the row was truncated.
+    `fault` is the error of the row ("" if none). `ends` has the last token id of each target
+    answer. `length` and `num_items` count the tokens and the target tokens after truncation to
+    `max_len` tokens; `is_cut` is True if the row was truncated.
     """
     texts, spans, faults = zip(*(render_row(row, tokenizer, targets) for row in rows), strict=True)
     options = {"add_special_tokens": False, "return_offsets_mapping": True, "verbose": False}

@@ -17,7 +17,7 @@ OPTIONS: dict[str, dict] = {
     "max_new_tokens": {
         "type": int,
         "default": 64,
-        "help": "maximum number of tokens of each answer in samples.txt; 0 for none",
+        "help": "maximum number of tokens to generate for each answer in samples.txt; 0 for none",
     },
 }
 SAMPLES = 4  # maximum number of conversations in samples.txt

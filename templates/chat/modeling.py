@@ -51,8 +51,8 @@ class Model(Wrapper, WrapperGenerationMixin):
         Returns:
             `loss`, a scalar (None without `labels`); `logits`, shape (batch, length, vocabulary);
             and the other outputs of the base model. If `labels` are given, `return_logits` is False
-            and the head is linear, only `loss`, `hidden_states` and `attentions` are returned: the
-            logits of all tokens might not fit in memory.
+            and the head is a `LinearHead`, only `loss`, `hidden_states` and `attentions` are
+            returned: the logits of all tokens might not fit in memory.
         """
         kwargs.update(input_ids=input_ids, attention_mask=attention_mask)
         if labels is None:

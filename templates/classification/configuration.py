@@ -107,7 +107,7 @@ def label_encoder(problem_type: str, labels: list[str]) -> Callable[[Any], int |
     """Return a function that converts the label or labels of an example to a target of the loss.
 
     The target is a label id; for a list of labels, 1.0 or 0.0 for each label; in regression, a
-    number. The returned function raises KeyError if a name is not in `labels` and, in regression,
+    number. The returned function raises KeyError if a name is not in `labels` or, in regression,
     ValueError if a value is not a finite number.
     """
     ids = {name: index for index, name in enumerate(labels)}

@@ -95,7 +95,8 @@ class Dataset(torch.utils.data.Dataset):
         """Pad the tokens to the longest example, and stack the labels.
 
         Tokens have the shape (batch, length); labels have the shape (batch,) or, for lists of
-        labels, (batch, labels). `class_weights`, shape (labels,), are the same in each batch.
+        labels, (batch, labels). `class_weights`, if the labels have weights, have the shape
+        (labels,) and are the same in each batch.
         """
         batch = {"labels": torch.stack([example["labels"] for example in examples])}
         if self.class_weights is not None:

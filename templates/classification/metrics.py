@@ -31,7 +31,7 @@ THRESHOLDS = torch.arange(1, 100) / 100  # candidate thresholds, for several lab
 
 
 def build_metrics(problem_type: str, count: int):
-    """Return a `MetricCollection` of the scores in `DIRECTIONS` that torchmetrics implements.
+    """Return a `MetricCollection` of the scores in `DIRECTIONS` except `ece` and `tuned_macro_f1`.
 
     For a single label per example, the collection also has `counts` (see `MulticlassStatScores`)
     and, for at most `DRAWN` labels, the `confusion` matrix.
@@ -208,12 +208,13 @@ class Scores:
     def table(self) -> dict[str, dict[str, float]]:
         """Return precision, recall, F1 and number of examples (support) of each label.
 
-        With several labels per example, also return the threshold of each label.
+        With several labels per example, also return the threshold of each label. In regression,
+        return an empty dict.
         """
         return self.rows
 
     def predict_options(self) -> dict[str, Any]:
-        """Return the chosen thresholds, as an argument of `Predictor`."""
+        """Return the thresholds, if any were chosen, as an argument of `Predictor`."""
         return {"threshold": self.chosen} if self.chosen else {}
 
     def save(self, folder: Path) -> None:

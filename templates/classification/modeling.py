@@ -71,7 +71,10 @@ class Model(Wrapper):
 
 
 def fits(saved: PreTrainedConfig, names: list[str], config: ModelConfig) -> bool:
-    """Return whether a head was trained for the labels of `config`."""
+    """Return whether a head was trained for the problem type and the labels of `config`.
+
+    In regression, the label names are not compared.
+    """
     one_value = "regression" if saved.num_labels == 1 else "single_label_classification"
     if (saved.problem_type or one_value) != config.problem_type:
         return False

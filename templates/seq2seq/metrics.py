@@ -19,7 +19,7 @@ OPTIONS: dict[str, dict] = {
     "max_new_tokens": {
         "type": int,
         "default": 64,
-        "help": "maximum number of tokens to generate in validation; 0 for none",
+        "help": "maximum number of tokens to generate for each validation example; 0 for none",
     },
 }
 SAMPLES = 10  # maximum number of examples in samples.txt

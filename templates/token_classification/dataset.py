@@ -59,10 +59,10 @@ class Schema:
         words_column: Column of the words: a list, or a text with spaces between the words.
         labels_column: Column of the labels of the words: a list, or a text with spaces between the
             labels.
-        text_column: Column of the texts, if entities are given as character offsets. None if the
-            file has words.
+        text_column: Column of the texts, if entities are given as character offsets; None if words
+            are read. Default: see `with_columns_of`.
         spans_column: Column of the entities of a text: a list of objects with `start`, `end`
-            (exclusive) and `label`.
+            (exclusive) and `label`, or of lists of these values; None if words are read.
         labels: The label names in the order of their ids. Default: see `labels_from`.
         class_weight: "balanced" to weight the loss of each token by its label.
         class_weights: The weight of each label. Default: computed from the file by `weigh`, if
@@ -318,7 +318,7 @@ class Dataset(torch.utils.data.Dataset):
         ids = example["input_ids"].tolist()
         labels = example["labels"].tolist()
         kept = [index for index, label in enumerate(labels) if label >= 0]
-        # An entity ends where the next label begins, so that all tokens of a word are included.
+        # An entity ends at the next labelled token, so that all tokens of its words are included.
         ends = [*kept[1:], max(kept, default=0) + 1]
         found = [
             f"{self.tokenizer.decode(ids[kept[start] : ends[end - 1]]).strip()} ({label})"
@@ -344,7 +344,8 @@ def generate_dataset(
 
     Raises:
         DataError: The file cannot be read, has both words and texts with entities, or has no words
-            or no label other than O; a row is malformed; or a label is not one of `labels`.
+            or no label other than O; only some labels have a prefix; a row is malformed, or has two
+            entities that share a token; or a label is not one of `labels`.
         RunError: See `tokenize_in_windows`.
     """
     tokenizer = tokenizer or AutoTokenizer.from_pretrained(BASE_MODEL)
