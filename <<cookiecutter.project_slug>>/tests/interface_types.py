@@ -1,7 +1,7 @@
 """Assignments with which mypy checks that model/ has the types of model/interface.py.
 
 No test imports this file. mypy does not check parts that model/ does not have, functions without
-annotations, and functions with a decorator of torch, such as `torch.no_grad()`.
+annotations, or functions with a decorator of torch, such as `torch.no_grad()`.
 """
 # mypy: disable-error-code="attr-defined, import-not-found"
 

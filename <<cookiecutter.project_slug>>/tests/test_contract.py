@@ -1,7 +1,7 @@
 """Check that model/ follows model/interface.py, with the first rows of data/ and the base model.
 
-Tests of parts that model/ does not have are skipped. The messages of most failed tests say what to
-change.
+Tests of parts that model/ does not have are skipped or pass. The messages of most failed tests say
+what to change.
 """
 
 import warnings
@@ -89,7 +89,7 @@ def test_loading_examples_twice_gives_the_same_values(project):
         seed_all(0)  # as before each micro-batch: a data set may draw random numbers
         batches.append(project.examples.batch(project.indices))
     assert same(*batches), (
-        "model/dataset.py: __getitem__ returns different values after the same seed; expected "
+        "model/dataset.py: the same examples have different values after the same seed; expected "
         "random numbers only from torch, numpy or random"
     )
 

@@ -38,7 +38,7 @@ def test_nonfinite_step_leaves_weights_unchanged(
         assert read_state(tmp_path / "run" / folder)["step"] == steps
 
 
-def test_nothing_is_saved_after_a_nonfinite_step(arguments, steps, tmp_path):
+def test_last_is_not_saved_after_a_nonfinite_step(arguments, steps, tmp_path):
     arguments += ["--save_steps", "1"]
     patch = partial(seams.nonfinite_step, "gradient", 0, steps + 2, is_read_late=True)
     Launch(arguments, tmp_path / "output", patch=patch).expect(2)

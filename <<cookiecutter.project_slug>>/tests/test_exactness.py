@@ -199,7 +199,7 @@ def test_gradients_are_clipped_as_by_torch(max_norm, fused):
 
 @pytest.mark.parametrize("done", [0, 1, 5, 7, 10])
 def test_schedule_follows_its_formula_from_any_step(done):
-    """With 4 of 10 steps of warm-up: lr * step / 4, then lr * (10 - step) / 6."""
+    """Of 10 steps, 4 are warm-up. The rate is lr * step / 4, then lr * (10 - step) / 6."""
     parameter = torch.nn.Parameter(torch.zeros(2))
     optimizer = torch.optim.AdamW([parameter], lr=6e-3)
     scheduler = build_scheduler(optimizer, "linear", 4, 10)

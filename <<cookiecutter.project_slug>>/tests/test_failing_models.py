@@ -90,7 +90,7 @@ def test_error_on_one_rank_also_ends_the_other_rank(label, failing_arguments, tm
 @pytest.mark.parametrize(
     ("error", "sentence"),
     [
-        (torch.OutOfMemoryError("CUDA out of memory."), "resume with a lower --batch_size"),
+        (torch.OutOfMemoryError("CUDA out of memory."), "expected a lower --batch_size"),
         (RuntimeError("CUDA error: device-side assert triggered"), "index is out of range"),
         (RuntimeError("third_party/gloo: Connection closed"), "connection to another process"),
         (RankError("epoch 1, step 2: KeyError"), "rank 1: epoch 1, step 2: KeyError"),

@@ -14,7 +14,7 @@ from training.contract import ExampleSet
 
 @pytest.fixture
 def rows_of(tmp_path):
-    """Return a function that returns `Rows` of a file with the given texts and tokens."""
+    """Return a function that writes texts to a file, and returns its `Rows` with given tokens."""
 
     def make(texts: list[str], tokens: list[list[int]]) -> Rows:
         source = tmp_path / "rows.jsonl"

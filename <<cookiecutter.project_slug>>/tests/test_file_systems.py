@@ -24,7 +24,7 @@ pytestmark = pytest.mark.proof
 
 @contextmanager
 def without_links(code: int = errno.EPERM) -> Iterator[None]:
-    """Make symbolic links fail, as exFAT and many network mounts do."""
+    """Make the creation of symbolic links fail, as on exFAT and on some network mounts."""
     with mock.patch.object(os, "symlink", side_effect=OSError(code, os.strerror(code))):
         yield
 

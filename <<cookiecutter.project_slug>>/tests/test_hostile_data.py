@@ -23,7 +23,7 @@ NAMES = [
 ]
 HEADER = ",".join(NAMES).encode() + b"\n"
 MANY = "x" * 10**6
-# If the task has `drop_without_target`, omit rows whose input leaves no room for a target.
+# If the task has `drop_without_target`, omit rows without a target after truncation.
 LENIENT: dict[str, Any] = {name: True for name in OPTIONS if name == "drop_without_target"}
 
 ANY_TEXT = st.text() | st.text(alphabet='a,"\t\n\r\0 \ufeff\u2028😀é')

@@ -298,7 +298,8 @@ def test_export_merges_the_adapter_into_a_stock_checkpoint(
 def assert_merged(best: Path, output: Path, tokenizer) -> None:
     """Compare the exported model, loaded by transformers, with the model that has the adapter.
 
-    The greedy tokens have to be equal, and the logits equal up to rounding.
+    The logits have to be equal up to rounding. If the model generates text, the tokens of greedy
+    search have to be equal.
     """
     adapted = load_model(Model, str(best)).float()
     merged = Model.auto_class.from_pretrained(output, dtype=torch.float32)

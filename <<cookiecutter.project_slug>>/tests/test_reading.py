@@ -100,7 +100,7 @@ def test_csv_texts_equal_those_of_the_csv_module(rows, tmp_path):
 
 @SETTINGS
 @given(rows=ROWS)
-def test_unquoted_csv_cells_are_texts_or_missing_values(rows, tmp_path):
+def test_csv_cells_quoted_only_where_needed_are_texts_or_missing_values(rows, tmp_path):
     rows = [tuple(cell.replace("\0", "") for cell in row) for row in rows]
     with (tmp_path / "t.csv").open("w", encoding="utf-8", newline="") as file:
         csv.writer(file).writerows([("a", "b"), *rows])
@@ -440,7 +440,7 @@ def test_text_without_tokens_gets_one_special_token(text, tmp_path):
     assert dataset[len(dataset) - 1]["input_ids"][-1] == 1
 
 
-def test_pickled_data_set_for_a_worker_has_the_same_examples(rows):
+def test_pickled_data_set_for_a_worker_has_the_same_first_example(rows):
     dataset = generate_dataset(rows, AutoTokenizer.from_pretrained(str(ROOT / "tiny")), 16)
     copy = pickle.loads(pickle.dumps(dataset))
     batch, expected = (part.collate([part[0]]) for part in (copy, dataset))

@@ -126,7 +126,7 @@ def test_extended_run_keeps_the_validation_at_its_former_end(own_arguments, tmp_
     assert read_state(tmp_path / "run" / "last")["best"]["epoch"] == "Epoch 0, step 2"
 
 
-def test_resumed_run_does_not_hold_out_examples_that_it_was_trained_on(own_arguments, tmp_path):
+def test_resumed_run_does_not_hold_out_examples_that_it_has_trained_on(own_arguments, tmp_path):
     while "--valid_input" in own_arguments:
         position = own_arguments.index("--valid_input")
         del own_arguments[position : position + 2]

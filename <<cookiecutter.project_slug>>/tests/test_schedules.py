@@ -33,7 +33,7 @@ def test_schedule_is_finite_at_every_step_or_refused(name):
                     assert 0 <= rate <= lr * 1.0001, (total, warmup, lr, step)
                     optimizer.step()
                     scheduler.step()
-    assert accepted > 20  # the polynomial schedule refuses rates below its final rate
+    assert accepted > 20  # the polynomial schedule refuses rates up to its final rate
 
 
 @pytest.mark.proof

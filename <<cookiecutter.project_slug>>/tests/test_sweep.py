@@ -100,7 +100,7 @@ def test_interrupted_and_resumed_sweep_has_the_same_results(
 
 
 @pytest.mark.proof
-def test_numbers_of_examples_held_out_by_the_folds_add_up(
+def test_numbers_of_training_examples_of_two_folds_add_up(
     tmp_path, sample, tokenizer, train_arguments, forked_sweep
 ):
     position = train_arguments.index("--valid_input")

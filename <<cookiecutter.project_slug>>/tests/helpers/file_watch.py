@@ -31,7 +31,7 @@ class _Watch:
                 return
         elif event not in WRITING:
             return
-        # The target of a symbolic link may be relative; its own path is the second argument.
+        # For a symbolic link, the first argument is its target; the second one is its own path.
         path = arguments[1] if event == "os.symlink" else arguments[0]
         if str(self.folder) in str(path) or event in ("os.remove", "os.rmdir"):
             self.on_write(event, arguments)

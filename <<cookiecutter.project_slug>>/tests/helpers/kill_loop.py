@@ -33,7 +33,7 @@ class Counts:
 
     Attributes:
         kills: Number of kills.
-        in_saves: Number of times that a run ended and an incomplete save was on the disk.
+        in_saves: Number of times that a run ended and left an incomplete save at a new path.
         in_start: Number of kills before the process group existed, in runs of several processes.
             The other processes then wait for the killed process, until this loop kills them as a
             launcher would.

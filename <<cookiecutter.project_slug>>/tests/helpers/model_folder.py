@@ -9,7 +9,8 @@ from pathlib import Path
 import model
 
 TESTS = Path(__file__).parent.parent
-KEPT = "model.interface"  # not replaced, because training/ has already imported it
+# Not replaced: the folders do not contain this module, and modules outside model/ import it.
+KEPT = "model.interface"
 
 
 @contextmanager

@@ -11,11 +11,11 @@ Checkpointer.save                   called once per save, with the state to save
 OutputFile.append                   called once per block of predictions
 training.checkpoint.publish         writes a save in a thread, or bad_batch/ in the main thread
 training.checkpoint.free_memory     called before the tensors of a save are copied
-atomic._seal                        called by `publish` for each folder whose files are written
+atomic._seal                        called by `publish` for each folder after its files are written
 training.opening.start              creates the Accelerator
 training.opening.largest_batch_size called once, with the model on its device
-losses.READ_EVERY                   number of steps whose losses are read together, by device
-memory.NOT_PROBED                   devices on which batch sizes are not tested
+losses.READ_EVERY                   number of `LossMeter.update` calls per read, by device type
+memory.NOT_PROBED                   device types on which batch sizes are not tested
 signals.SAME_KEYSTROKE              seconds within which two signals count as one Ctrl-C
 
 Each function of this file returns a context manager. To use it in another process, pass it to
