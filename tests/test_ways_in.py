@@ -1,4 +1,4 @@
-"""All ways to render a project, with all supported versions of cookiecutter, give equal files."""
+"""Different ways to render a project, and older versions of cookiecutter, give equal files."""
 
 from __future__ import annotations
 
