@@ -1,4 +1,4 @@
-"""Different ways to render a project, and older versions of cookiecutter, give equal files."""
+"""Different ways to render, and older supported versions of cookiecutter, give equal projects."""
 
 from __future__ import annotations
 
