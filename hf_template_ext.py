@@ -1,4 +1,4 @@
-"""Jinja filters of this template: `check` refuses invalid answers, `lit` quotes valid ones.
+"""Jinja filters of this template, which check and quote answers and compute default answers.
 
 Cookiecutter imports this module as a local extension, before the first question and also with
 --accept-hooks no. Cookiecutter appends the template's folder to sys.path, so any other module of
@@ -174,7 +174,7 @@ def lit(value: str) -> str:
 
 
 def description_of(task: str) -> str:
-    """Return the default description of a project for the task, from the task's own folder."""
+    """Return the beginning of a project's default description, from task.json of the task."""
     about = ROOT / "templates" / str(check(task, "task")) / "task.json"
     return json.loads(about.read_text(encoding="utf-8"))["description"]
 

@@ -27,7 +27,7 @@ PACKAGES = {
     "training": "steps, checkpoints, resume",
     "model": "yours",
     "reading": "from a file to tokens",
-    "errors": "errors that end a program in one sentence",
+    "errors": "errors that end a program with one sentence",
 }
 # The data flow: functions, their files, and their results.
 FLOW = [
@@ -64,7 +64,7 @@ def render(folder: Path) -> Path:
 
 
 def modules_of(project: Path) -> dict[str, list[Path]]:
-    """Return the files of each package, without tests."""
+    """Return the files of each package, without tests and __init__.py files."""
     packages: dict[str, list[Path]] = {name: [] for name in PACKAGES}
     for file in sorted(project.rglob("*.py")):
         top = file.relative_to(project).parts[0]
@@ -98,6 +98,7 @@ def check_flow(project: Path) -> None:
     """Check that each function of `FLOW` is in the file that `FLOW` gives.
 
     Raises:
+        FileNotFoundError: A file does not exist.
         LookupError: A function does not exist.
     """
     for name, file, _ in FLOW:

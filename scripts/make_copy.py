@@ -74,7 +74,8 @@ def sources() -> Iterator[Path]:
 def is_rendered(path: Path) -> bool:
     """Return whether Cookiecutter renders a file, given its path relative to ROOT."""
     place, *inside = path.parts
-    if place != TEMPLATE:  # not rendered: hf_template_ext.py, and task.json, which it reads
+    if place != TEMPLATE:
+        # Not rendered: files in ROOT itself, and task.json, which hf_template_ext.py reads.
         is_included = place == "templates" and path.name != "task.json"
         return is_included or path.stem in ("pre_gen_project", "post_gen_project")
     above = ("/".join(inside[:depth]) for depth in range(1, len(inside) + 1))

@@ -29,7 +29,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-MARK = "<<"  # the start of all delimiters of this template: Jinja reads the generated files
+MARK = "<<"  # the start of opening delimiters of this template: Jinja reads the generated files
 MAX_LENGTH = 512
 TOKENS = ("pad", "bos", "eos")
 HEAD_SIZE = 32  # the smallest head size that vLLM supports on a CPU
@@ -113,7 +113,9 @@ def train_tokenizer(
     special: dict[str, str],
     splits: Sequence[pre_tokenizers.PreTokenizer] = (),
 ) -> PreTrainedTokenizerFast:
-    """Train a byte-level BPE tokenizer. It never returns UNK, as CTranslate2 requires.
+    """Train a byte-level BPE tokenizer.
+
+    The tokenizer has an UNK token, because CTranslate2 requires one, but never returns this token.
 
     Args:
         template: Special tokens around a text `$A`.

@@ -3,9 +3,9 @@
     python scripts/make_shown.py [TASK ...]
 
 For each task, the script writes templates/<task>/shown.md: the lines that the run prints, the names
-of the files in outputs/, and the first entry of log.json. For seq2seq, the script also writes
-docs/loss.png. Times are omitted, and the numbers of log.json are rounded, because they depend on
-the machine.
+of the files and folders in outputs/, and the first entry of log.json. For seq2seq, the script also
+writes docs/loss.png. Times and speeds are omitted, and the numbers of log.json are rounded, because
+they depend on the machine.
 """
 
 import argparse

@@ -1,7 +1,7 @@
 """Checkpoints of earlier versions resume and predict like stock checkpoints, or are refused.
 
 These checkpoints contain code, which is not executed, and their tensor names have a prefix. A
-checkpoint is refused if the model of the project has changed since then.
+checkpoint is refused if the model of the project has changed since the version that saved it.
 """
 
 from __future__ import annotations

@@ -32,7 +32,8 @@ class Terminal:
             dimensions=(24, 80),
             encoding="utf-8",
             timeout=60,
-            # Handle SIGINT: tests in the background ignore it, and child processes inherit this.
+            # Reset SIGINT to its default action: if the tests run in the background, SIGINT is
+            # ignored, and child processes inherit this setting.
             preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
         )
         self.screen = ""

@@ -165,7 +165,7 @@ def test_mypy_accepts_every_project_and_reports_wrong_types(render: Render, tmp_
 
 
 @pytest.mark.parametrize("extra", ["dependencies", "dev"])
-def test_dev_extra_of_the_template_has_the_dependencies_of_projects(
+def test_dev_extra_of_the_template_has_the_dependencies_of_a_project(
     render: Render, extra: str
 ) -> None:
     ours = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -174,7 +174,7 @@ def test_dev_extra_of_the_template_has_the_dependencies_of_projects(
     assert set(needed) <= set(ours["optional-dependencies"]["dev"])
 
 
-def test_ruff_settings_of_projects_and_of_the_template_are_equal() -> None:
+def test_ruff_rules_and_line_length_of_projects_and_of_the_template_are_equal() -> None:
     """Ruff checks the code of a project by the same rules before and after rendering."""
     lines = (TEMPLATE / "pyproject.toml").read_text(encoding="utf-8").splitlines()
     unrendered = "\n".join(line for line in lines if not line.startswith("<<%"))

@@ -11,7 +11,7 @@ import sacrebleu
 from conftest import Render
 from running import run_python
 
-# After six steps, some targets are generated correctly, and others are not.
+# After six steps, the generated texts match the targets only in part.
 SOURCES = ("h o u s e", "s p e a k", "{x}", "Ünïcode  two spaces", "a b", " lead")
 TARGETS = ("HH AW S", "S P IY K", "{A: A}", "Ü ñ  two", "AE B", " L IY D")
 

@@ -57,7 +57,7 @@ ENVIRONMENT = {
 FOR_HOSTS = {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1", "GLOO_SOCKET_IFNAME": "eth0"}
 ACCELERATE = str(Path(sys.executable).with_name("accelerate"))
 TWO_PROCESSES = [ACCELERATE, "launch", "--multi_gpu", "--num_processes", "2"]
-# The command of configs/nodes.yaml, but for two processes in total and without GPUs.
+# The command of configs/nodes.yaml, changed to two processes in total, without GPUs.
 NODES = [ACCELERATE, "launch", "--config_file", "configs/nodes.yaml", "--rdzv_backend", "c10d"]
 NODES += ["--main_process_ip", "host1", "--max_restarts", "3"]
 NODES += ["--num_processes", "2", "--mixed_precision", "no"]

@@ -1,4 +1,4 @@
-"""All ways to render a project, with all supported versions of cookiecutter, give equal files."""
+"""Different ways to render, and older supported versions of cookiecutter, give equal projects."""
 
 from __future__ import annotations
 

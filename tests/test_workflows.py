@@ -1,4 +1,4 @@
-"""GitHub workflows are valid, their commands exist, and they use the supported Python versions."""
+"""GitHub workflows are valid, their commands exist, and they use the lowest supported Python."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Check that the task chat reads the same conversations, with unchanged texts, from all formats."""
+"""Check that chat reads the same, unchanged texts from JSON, Parquet and saved data sets."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Print the labels of a model that is built for the labels in a file.
+"""Print the labels of a `ModelConfig` that is built for the labels in a file.
 
 python label_order.py FILE
 """

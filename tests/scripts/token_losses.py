@@ -36,7 +36,7 @@ def mean(batch: dict, logits: torch.Tensor, smoothing: float) -> torch.Tensor:
 
 
 def loss_of(some: range) -> torch.Tensor:
-    """Return the sum of the losses of some windows, divided by the weight of all windows."""
+    """Return the sum of the losses of some windows, divided by the sum of all `num_items`."""
     batch = dataset.collate([dataset[index] for index in some])
     return model(**batch, num_items_in_batch=dataset.num_items.sum()).loss
 

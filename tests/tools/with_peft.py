@@ -23,7 +23,7 @@ inputs = {"input_ids": torch.tensor([[1, 5, 6, 7]])}
 if config.get("is_encoder_decoder"):
     inputs["decoder_input_ids"] = inputs["input_ids"]
 
-# Load the model twice: the classes of two models with custom code must not be mixed.
+# Load the model twice: loading two models with custom code must not mix their classes.
 auto.from_pretrained(checkpoint, **trust)
 model = auto.from_pretrained(checkpoint, **trust).eval()
 before = model(**inputs).logits
