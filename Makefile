@@ -12,7 +12,7 @@ STAMP := $(VENV)/.made-by-make
 help:
 	@echo "make demo      render a project into demo/ and train it; TASK=... selects another task than classification"
 	@echo "make test      run the tests; the tests of shared code run for one task only"
-	@echo "make test-all  run all tests for every task, also with more old versions of cookiecutter"
+	@echo "make test-all  run all tests for every task, also with further old versions of cookiecutter"
 	@echo "make bench     compare exactness, speed and memory with other trainers; write bench/results/ (over an hour)"
 	@echo "make lint      check style, format and types"
 	@echo "make clean     remove the environment and the caches, but not demo/"

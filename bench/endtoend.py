@@ -162,7 +162,7 @@ def named_folder(text: str) -> tuple[str, Path]:
     task, _, folder = text.partition("=")
     if task not in SPECS or not Path(folder).is_dir():
         raise argparse.ArgumentTypeError(
-            f"{text}: expected TASK=FOLDER, one of {', '.join(SPECS)} and an existing folder"
+            f"{text}: expected TASK=FOLDER, with an existing FOLDER and one of {', '.join(SPECS)}"
         )
     return task, Path(folder)
 

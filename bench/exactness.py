@@ -211,8 +211,8 @@ of Accelerate's guide to gradient accumulation and of its `complete_nlp_example.
 `accumulate`, `save_state`, `load_state` and `skip_first_batches`. (Another section of the guide,
 on samples of variable size, normalises the loss by hand; this is not measured here.) The
 validation loss of "Accelerate's recipe" is computed as in `run_clm_no_trainer.py` of transformers.
-Both train the stock model with the configuration of the template's tiny base model. In the
-column "our Model in Trainer", Trainer trains the template's Model instead.
+"Trainer" and "Accelerate's recipe" train the stock model with the configuration of the template's
+tiny base model. In the column "our Model in Trainer", Trainer trains the template's Model instead.
 
 ## The gradient of one step on the same {GLOBAL_BATCH_SIZE} examples
 

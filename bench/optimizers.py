@@ -104,8 +104,8 @@ of 16 examples, default values of all other arguments. The tables have the valid
 the last step. The runs are short and the model is tiny. They show that each optimizer trains, and
 with which learning rates, but nothing about other models.
 
-The best of the learning rates below, chosen with seed {SEEDS[0]}. The loss is the mean of the
-losses with the seeds {SEEDS[0]} and {SEEDS[1]}, which are in brackets:
+Each optimizer has the best of its learning rates below, chosen with seed {SEEDS[0]}. The loss is
+the mean over the seeds {SEEDS[0]} and {SEEDS[1]}, with the loss of each seed in brackets:
 
 {table("optimizer", "arguments", "loss", rows=compared)}
 All learning rates, seed {SEEDS[0]}:

@@ -17,7 +17,7 @@ TIMEOUT = 120  # seconds
 
 
 def run_in(processes: int, log: Path, function: Callable, *args: Any, killed: bool = False) -> Any:
-    """Call a function in several processes, with the environment variables that a launcher sets.
+    """Call a function in new processes. Several processes get the variables that a launcher sets.
 
     Args:
         log: File for the output of all processes.

@@ -208,7 +208,7 @@ def accelerate_example(spec: dict, phases: Phases) -> None:
 
 
 def evaluate_by_hand(spec: dict, peer: Any, accelerator: Any, model: Any, loader: Any) -> None:
-    """Compute loss and scores batch by batch, as the `no_trainer` examples of transformers do."""
+    """Evaluate in batches, as transformers' `no_trainer` examples do; print loss and scores."""
     import torch
 
     losses, predictions, labels = [], [], []

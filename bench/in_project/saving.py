@@ -1,4 +1,4 @@
-"""Measure how long a save blocks the training loop, with a thread that writes it and without.
+"""Measure how long a save blocks the training loop, if the loop waits for the writing and if not.
 
 python saving.py ARGUMENTS OF train.py      (run by bench/saving.py, in the folder of a project)
 """
@@ -22,7 +22,7 @@ SECONDS: dict[str, list[float]] = {
 
 
 def save(self: Checkpointer, *args: Any, **named: Any) -> None:
-    """Save, and let the loop continue or, every other time, wait as with too little memory."""
+    """Save; in every other save, report 0 bytes of free memory, so that the loop waits."""
     self.join()  # wait for the preceding save, which would be complete in a real run
     is_waiting = len(SECONDS["background"]) > len(SECONDS["waiting"])
     training.checkpoint.free_memory = (lambda: 0) if is_waiting else free_memory
