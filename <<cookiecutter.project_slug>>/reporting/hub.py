@@ -59,6 +59,7 @@ class Uploads:
         try:
             folder = self._copy()
         except Exception as error:
+            self._newest = None  # so that `finish` uploads the newest checkpoint
             return self.report(f"{self.outdir}: cannot be copied for the upload ({_reason(error)})")
         with self._lock:
             outdated = self._queued

@@ -57,15 +57,15 @@ def parse_predict_args(argv: list[str]) -> argparse.Namespace:
     """Parse and check the arguments.
 
     Raises:
-        RunError: A number is not positive, the folder of `--output` does not exist, `--output`
-            exists and is not a regular file, or `--output` or `--column` is given without
-            `--input`.
+        RunError: `--batch_size` or `--max_len` is not positive, the folder of `--output` does not
+            exist, `--output` exists and is not a regular file, or `--output` or `--column` is given
+            without `--input`.
     """
     task = TaskOptions()
     args = build_predict_parser(task).parse_args(argv)
-    for name in ("batch_size", "max_len", *task.predict_options):
+    for name in ("batch_size", "max_len"):
         value = getattr(args, name)
-        if isinstance(value, (int, float)) and value <= 0:
+        if value is not None and value <= 0:
             raise RunError(f"--{name} {value}: expected more than 0")
     args.checkpoint = str(Path(args.checkpoint).expanduser())
     output = Path(args.output or OUTPUT).expanduser()

@@ -412,7 +412,8 @@ def check_ranges(values: dict[str, Any]) -> None:
         least = spec.metadata["at_least"]
         is_number = isinstance(value, (int, float)) and least is not None
         if is_number and not (value >= least and math.isfinite(value)):
-            raise RunError(f"--{spec.name} {value}: expected at least {least}")
+            finite = "" if math.isfinite(value) else "a finite number of "
+            raise RunError(f"--{spec.name} {value}: expected {finite}at least {least}")
 
 
 def default_of(spec: Any) -> Any:

@@ -93,8 +93,8 @@ class OutputFile:
         """
         try:
             found = json.loads(self._position.read_text(encoding="utf-8"))
-            is_whole = self.partial.stat().st_size >= found["bytes"]
-        except (FileNotFoundError, ValueError, KeyError):
+            is_whole = self.partial.stat().st_size >= found["bytes"] and "lines" in found
+        except (FileNotFoundError, ValueError, KeyError, TypeError):
             return {}
         return found if is_whole else {}
 

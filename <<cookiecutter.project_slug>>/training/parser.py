@@ -110,7 +110,7 @@ def insert_yaml(parser: argparse.ArgumentParser, argv: list[str]) -> list[str]:
     names: dict[str, str] = {}  # for each argument, its name or alias in the file
     for name, value in values:
         if name not in known or name in ("config", "help"):
-            near = difflib.get_close_matches(name, known, n=1)
+            near = difflib.get_close_matches(name, known.keys() - {"config", "help"}, n=1)
             hint = f"; did you mean {near[0]}?" if near else ""
             raise RunError(f"--config {path}: no argument {name}{hint}")
         if (other := names.get(known[name].dest)) is not None:

@@ -97,7 +97,7 @@ def check_train_arguments(args: argparse.Namespace, arguments: list[str]) -> str
             if name in chosen | varied:
                 raise RunError(
                     f"--{name}: set or excluded by sweep.py; expected it neither after `--` nor in "
-                    "--search"
+                    "--search or the --config file"
                 )
     for name in sorted(given & varied):
         raise RunError(f"--{name}: given both after `--` and in --search; expected one of them")

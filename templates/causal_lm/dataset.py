@@ -57,7 +57,10 @@ class Dataset(torch.utils.data.Dataset):
         self.lengths = np.minimum(self.begins + max_len, tokens) - self.begins
         self.num_items = self.lengths - 1
         self.documents = np.empty(0, dtype=np.int64)  # starts of documents, if they are separate
-        if schema["separate_documents"]:
+        self.notes = []
+        if schema["separate_documents"] and is_plain_text(origin.source):
+            self.notes.append(f"{origin.source} is one text: --separate_documents has no effect")
+        elif schema["separate_documents"]:
             lengths = [chunk.value_lengths().to_numpy() for chunk in chunks]
             self.documents = np.cumsum(np.concatenate([[0], *lengths]))[:-1]
             # Blocks in which the first token of a document would be a target.

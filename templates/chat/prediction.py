@@ -17,21 +17,26 @@ from reading.messages import ANSWERS, Message, as_messages
 from reading.sources import Source
 from reading.tables import read_table
 
+from .argument_types import positive_float, positive_int
 from .dataset import MESSAGES, Schema
 
 # Arguments of Predictor that predict.py offers on its command line. Generation settings that have
 # neither a value on the command line nor a default here come from the checkpoint's
 # generation_config.json.
 OPTIONS: dict[str, dict] = {
-    "max_new_tokens": {"type": int, "default": 64, "help": "maximum number of tokens to generate"},
-    "num_beams": {"type": int, "help": "number of beams"},
+    "max_new_tokens": {
+        "type": positive_int,
+        "default": 64,
+        "help": "maximum number of tokens to generate",
+    },
+    "num_beams": {"type": positive_int, "help": "number of beams"},
     "do_sample": {
         "action": "store_const",
         "const": True,
         "help": "use sampling instead of greedy decoding",
     },
-    "temperature": {"type": float, "help": "sampling temperature"},
-    "top_p": {"type": float, "help": "cumulative probability for nucleus sampling"},
+    "temperature": {"type": positive_float, "help": "sampling temperature"},
+    "top_p": {"type": positive_float, "help": "cumulative probability for nucleus sampling"},
 }
 TOLERANCE = 1e-4  # relative to the largest absolute value of a logit
 
@@ -135,7 +140,7 @@ class Predictor:
         """
         prompt, left_out = self._prompt(messages)
         if left_out:
-            show(f"({left_out} messages no longer fit and are omitted) ")
+            show(f"(messages that no longer fit and are omitted: {left_out}) ")
         beams = self.options.get("num_beams", self.model.generation_config.num_beams) or 1
         streamer = _Streamer(self._decode, show)
         outputs = self._generate(

@@ -8,12 +8,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from errors import RunError
 from reading.tokens import fill_empty
 
+from .argument_types import positive_float
 from .dataset import OPTIONS as DATA_OPTIONS
 
 # Arguments of Predictor that predict.py offers on its command line.
 OPTIONS: dict[str, dict] = {
     "threshold": {
-        "type": float,
+        "type": positive_float,
         "help": "probability above which a label is predicted, if examples have several labels",
     },
 }

@@ -6,21 +6,26 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from reading.decoding import Decoder
 from reading.tokens import fill_empty, pad
 
+from .argument_types import positive_float, positive_int
 from .dataset import OPTIONS as DATA_OPTIONS
 
 # Arguments of Predictor that predict.py offers on its command line. Generation settings that have
 # neither a value on the command line nor a default here come from the checkpoint's
 # generation_config.json.
 OPTIONS: dict[str, dict] = {
-    "max_new_tokens": {"type": int, "default": 64, "help": "maximum number of tokens to generate"},
-    "num_beams": {"type": int, "help": "number of beams"},
+    "max_new_tokens": {
+        "type": positive_int,
+        "default": 64,
+        "help": "maximum number of tokens to generate",
+    },
+    "num_beams": {"type": positive_int, "help": "number of beams"},
     "do_sample": {
         "action": "store_const",
         "const": True,
         "help": "use sampling instead of greedy decoding",
     },
-    "temperature": {"type": float, "help": "sampling temperature"},
-    "top_p": {"type": float, "help": "cumulative probability for nucleus sampling"},
+    "temperature": {"type": positive_float, "help": "sampling temperature"},
+    "top_p": {"type": positive_float, "help": "cumulative probability for nucleus sampling"},
 }
 
 

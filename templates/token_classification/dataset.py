@@ -47,7 +47,7 @@ CHANGES = {
     "converted": "rows whose labels are converted to BIO from another scheme",
     "widened": "entities that begin or end inside a token, and are widened to whole tokens",
     "lost": "entities without a token, which are ignored",
-    "divided": "entities that are longer than the overlap of two windows, and are divided",
+    "divided": "divisions of entities that are longer than the overlap of two windows",
 }
 
 
