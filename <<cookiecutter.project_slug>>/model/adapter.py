@@ -202,8 +202,8 @@ def hash_base(base: nn.Module) -> str:
 def _peft() -> Any:
     """Import PEFT, which only adapters need.
 
-    If this file had the statement `import peft`, transformers would require PEFT to load any
-    checkpoint that contains this file.
+    If this file had the statement `import peft`, transformers could load checkpoints that contain
+    this file only if PEFT is installed.
     """
     return importlib.import_module("peft")
 

@@ -32,7 +32,8 @@ from .adapter import (
 from .comparison import difference_to_base, evaluating
 from .revision import join_revision, split_revision
 
-# Names of weight files of all formats. If a folder contains one, its model has pretrained weights.
+# Name patterns of weight files of all formats. If a folder contains such a file, its model has
+# pretrained weights.
 WEIGHT_FILES = (
     *("*.safetensors", "*.bin", "*.pt", "*.pth", "*.ckpt*", "*.h5", "*.msgpack"),
     *("*.gguf", "*.npz", "*.onnx", "*.index.json"),
@@ -297,7 +298,7 @@ class Wrapper(PreTrainedModel):
         state_dict: dict[str, Tensor] | None = None,
         **kwargs: Any,
     ) -> None:
-        """Save the adapter if there is one, otherwise a checkpoint in the form of `choose_form`.
+        """Save the adapter if there is one, otherwise a checkpoint in the chosen form.
 
         If no form has been chosen, call `choose_form` first.
         """

@@ -11,8 +11,8 @@ configuration.py
 modeling.py
     `num_items_in_batch` as a parameter of `Model.forward`: see `Output.loss`.
     Model.loss_couples_examples: True if the loss of an example depends on the other examples in the
-        micro-batch. The number of tokens then does not limit the number of examples in a
-        micro-batch, as it otherwise does on a CPU. Default: False.
+        micro-batch. Micro-batches of `--batch_size` examples are then not split further to limit
+        their number of tokens (on a CPU) or their memory. Default: False.
     Model.leaves_parameters_unused: True if some steps leave trained parameters without a gradient.
         Needed only with several processes, and only if the check before the first step does not
         find such parameters. If it is needed but False, the first step that leaves such a parameter

@@ -113,8 +113,8 @@ class TokenLabels:
 
     Attributes:
         names: The label of each labelled token, by the index of the token.
-        inside: Indices of the tokens of entities, except the first token of each entity. If
-            possible, no range of `Tokens.bounds` begins at one of these tokens.
+        inside: For each entity, the indices of the tokens after its first token, up to its last
+            labelled token. If possible, no range of `Tokens.bounds` begins at one of these tokens.
         widened: Number of entities that begin or end inside a token.
         lost: Number of entities without a token.
     """

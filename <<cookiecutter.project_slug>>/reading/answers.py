@@ -211,8 +211,8 @@ def label_answers(
 def _check_texts(messages: list[Message], answers: list[int], text: str, parts: list[str]) -> None:
     """Check that the text contains each message. White space is ignored.
 
-    Answers that are not targets may be shortened: some templates remove the reasoning of earlier
-    answers.
+    Answers that are not targets are not checked, since some templates remove the reasoning of
+    earlier answers.
     """
     targets = dict(zip(answers, parts, strict=True))
     whole = "".join(text.split())

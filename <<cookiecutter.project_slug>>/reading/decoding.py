@@ -5,10 +5,12 @@ from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 
 class Decoder:
-    """Decode token ids without BOS, EOS, PAD, UNK, CLS, SEP, MASK and language tokens.
+    """Decode token ids without BOS, EOS, PAD, UNK, CLS, SEP and MASK tokens.
 
-    Unlike with `skip_special_tokens=True`, other special tokens are kept: those that a user added
-    to the tokenizer are part of the texts.
+    Special tokens that the tokenizer adds to every text, or with which generation starts or ends,
+    are also omitted: for example the language tokens of mBART. Unlike with
+    `skip_special_tokens=True`, other special tokens are kept: those that a user added to the
+    tokenizer are part of the texts.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, settings: GenerationConfig | None):

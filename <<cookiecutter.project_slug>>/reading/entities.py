@@ -59,10 +59,11 @@ def to_bio(names: Sequence[str]) -> list[str]:
 
 
 def entities_of(names: Sequence[str]) -> list[Entity]:
-    """Return the entities of a sequence of labels, as seqeval does by default.
+    """Return the entities of a sequence of labels.
 
-    A label with the prefix I- begins an entity unless it continues an entity of the same type. A
-    label without a prefix, other than O, is an entity by itself.
+    As in seqeval by default, a label with the prefix I- begins an entity unless it continues an
+    entity of the same type. A label without the prefix B- or I-, other than O, is an entity by
+    itself.
     """
     found: list[Entity] = []
     for index, name in enumerate(names):
@@ -118,7 +119,9 @@ def _parse_entity(name: str, item: Any) -> Entity:
         if isinstance(place, bool) or not isinstance(place, (int, float)) or place % 1:
             raise DataError(f"the {key} of an entity is {place!r}; expected a whole number")
     if not isinstance(label, str) or label in ("", OUTSIDE):
-        raise DataError(f"the label of an entity is {label!r}; expected a name")
+        raise DataError(
+            f"the label of an entity is {label!r}; expected a name other than {OUTSIDE}"
+        )
     return Entity(int(start), int(end), label)
 
 

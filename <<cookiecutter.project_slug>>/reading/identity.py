@@ -79,8 +79,8 @@ def _project_files(name: str) -> Iterator[tuple[Path, str]]:
 def hash_function(function: Callable, tokenizer: PreTrainedTokenizerBase) -> str:
     """Hash everything on which the result of a function depends, except its arguments.
 
-    This includes the source code of the function and of the project files that it imports, the
-    values that it closes over, its default arguments, and the tokenizer.
+    This includes the source code of the function's module and of the project files that the module
+    imports, the values that the function closes over, its default arguments, and the tokenizer.
     """
     module = sys.modules[function.__module__]
     if file := getattr(module, "__file__", None):

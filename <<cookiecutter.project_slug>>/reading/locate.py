@@ -1,4 +1,4 @@
-"""Locate rows in data files, for error messages."""
+"""Locate rows in data files, for error messages and notes."""
 
 from collections.abc import Iterator
 from itertools import islice

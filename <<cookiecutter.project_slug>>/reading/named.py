@@ -44,7 +44,7 @@ def resolve(source: Source) -> Resolved:
     """Find the files or the table of a source.
 
     Raises:
-        DataError: The source is a folder of `save_to_disk` with several splits, or `datasets`
+        DataError: The source is the folder of a saved `DatasetDict`, without a split; or `datasets`
             cannot read the source; or see `list_files` and `files_of_split`.
     """
     if isinstance(source, (str, Path)) and (kind := saved_by(folder := expand_user(source))):

@@ -59,8 +59,9 @@ def list_files(source: Source) -> list[str]:
     underscore are ignored. An existing path is never treated as a pattern.
 
     Raises:
-        DataError: A file does not exist, is empty or has an unknown format; the files differ in
-            format; a folder has several splits; or a remote pattern cannot be listed.
+        DataError: A file does not exist, is empty or has an unknown format; a folder or a pattern
+            has no files; the files differ in format; a folder has several splits; or a remote
+            pattern cannot be listed.
     """
     parts = [source] if isinstance(source, (str, Path)) else source
     files = [file for part in parts for file in _expand(str(part))]

@@ -44,15 +44,15 @@ def read_table(
         source: A file, a folder of files, a pattern such as `part-*.jsonl`, or several of these;
             a URL such as `hf://datasets/...`; a data set with its split, on the Hub or in a folder,
             such as `stanfordnlp/imdb:train` or `nyu-mll/glue:sst2:train`; or a folder written by
-            `save_to_disk`, with a split if it has several.
+            `save_to_disk`, with a split if a `DatasetDict` was saved.
         lists: Columns that may hold lists of texts.
         nested: Columns that may hold any value, such as a list of objects. Values are returned as
             JSON, so that the text `a` becomes `"a"`.
 
     Raises:
-        DataError: The file does not exist, is empty or broken, has an unknown format, or is not
-            UTF-8; a column is missing; a row lacks a value, or has a value that cannot be read as
-            text; or the cache cannot be written.
+        DataError: See `resolve`; or a file is broken or not UTF-8; there are no rows; a column is
+            missing, occurs twice, or holds lists in some files only; a row lacks a value, or has a
+            value that cannot be read as text; or the cache cannot be written.
     """
     datasets.disable_progress_bars()
     datasets.logging.set_verbosity(logging.CRITICAL)

@@ -27,7 +27,7 @@ def read_texts(
 
     Raises:
         DataError: A value is missing, or cannot be read as text or JSON (the message includes the
-            line); or see `read_records`.
+            line number); or see `read_records`.
     """
     batch = _Batch(columns, lists, nested)
     for file in files:

@@ -27,10 +27,11 @@ def tokenize(
     """Apply `encode` to batches of rows; keep the columns it returns, with a checksum of each row.
 
     The result is stored in the cache of `datasets`, which other runs and processes share, and is
-    memory-mapped. The cache key depends on the table, the source code of `encode` and of all
-    project modules that it imports, the values that it closes over, and the tokenizer. `encode`
-    must have no side effects, since it is not called if the result is in the cache. Afterwards, the
-    tokenizer has its previous state, except that truncation and padding are reset.
+    memory-mapped. The cache key depends on the table, the source code of the module of `encode` and
+    of all project modules that this module imports, the values that `encode` closes over, and the
+    tokenizer. `encode` must have no side effects, since it is not called if the result is in the
+    cache. Afterwards, the tokenizer has its previous state, except that truncation and padding are
+    reset.
     """
     key = hash_values(table._fingerprint, hash_function(encode, tokenizer))
     path = Path(datasets.config.HF_DATASETS_CACHE, "tokens", f"{key}.arrow")

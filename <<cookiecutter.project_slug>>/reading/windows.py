@@ -53,7 +53,8 @@ class Tokens:
 
         A range ends in the middle of the overlap of its window with the next window, where the next
         range begins. If `inside` contains the token in the middle, the range ends before the
-        nearest token of the overlap that is not in `inside`, if there is one.
+        nearest token that is not in `inside`: a token of the overlap, or the first token after it.
+        If all of these tokens are in `inside`, the range ends in the middle.
         """
         begin = 0
         for window, following in zip(self.windows, [*self.windows[1:], None], strict=True):

@@ -14,8 +14,8 @@ class ModelConfig(WrapperConfig):
 
     Args:
         scale: Factor of the similarities: an inverse temperature.
-        chunk_size: Number of texts to embed at once. It affects the memory use, and the result only
-            by rounding and dropout masks.
+        chunk_size: Number of texts to embed at once. It affects the memory use. It changes the
+            result only through rounding and dropout masks.
     """
 
     model_type = "contrastive"

@@ -45,7 +45,8 @@ def generate_dataset(
     """Read sentences with `words` and `tags`; truncate each sentence to `max_len` tokens.
 
     Raises:
-        DataError: The numbers of words and tags of a row differ, or a tag is not in `tags`.
+        DataError: The file cannot be read, the numbers of words and tags of a row differ, or a tag
+            is not in `tags`.
     """
     table = read_table(path, ["words", "tags"], lists=["words", "tags"])
     tags = tags or [KEEP, *sorted({tag for row in table["tags"] for tag in row} - {KEEP})]

@@ -38,8 +38,8 @@ class Model(Wrapper):
             num_items_in_batch: Number of words in the global batch.
 
         Returns:
-            `loss`, its parts in `losses`, and logits of shape (batch, length, 2) and
-            (batch, length, tags).
+            Logits of shape (batch, length, 2) and (batch, length, tags). With `labels`, also
+            `loss`, and its parts in `losses`.
         """
         hidden = self.encoder(input_ids=input_ids, attention_mask=attention_mask)[0]
         outputs = ModelOutput(detect_logits=self.detect(hidden), tag_logits=self.tag(hidden))
