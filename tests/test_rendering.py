@@ -164,12 +164,15 @@ def test_mypy_accepts_every_project_and_reports_wrong_types(render: Render, tmp_
         assert re.search(rf"interface_types.*{interface}", done.stdout), done.stdout
 
 
+@pytest.mark.parametrize("task", TASKS)
 @pytest.mark.parametrize("extra", ["dependencies", "dev"])
-def test_dev_extra_of_the_template_has_the_dependencies_of_a_project(
-    render: Render, extra: str
+def test_dev_extra_of_the_template_has_the_dependencies_of_projects(
+    render: Render, extra: str, task: str
 ) -> None:
     ours = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    theirs = tomllib.loads((render() / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    theirs = tomllib.loads((render(task=task) / "pyproject.toml").read_text(encoding="utf-8"))[
+        "project"
+    ]
     needed = {**theirs, **theirs["optional-dependencies"]}[extra]
     assert set(needed) <= set(ours["optional-dependencies"]["dev"])
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import datasets
 
-from errors import DataError
+from errors import DataError, describe
 
 from .files import identify_file
 from .sources import Source, expand_user, files_of_split, list_files, parse_name, saved_by
@@ -36,8 +36,19 @@ class Resolved:
         return [self.table._fingerprint, *map(identify_file, files)]
 
     def select(self, rows: datasets.Dataset) -> datasets.Dataset:
-        """Select the rows of the split."""
-        return rows if self.split is None else _select(rows, self.split)
+        """Select the rows of the split.
+
+        Raises:
+            DataError: The slice of the split is invalid.
+        """
+        if self.split is None:
+            return rows
+        try:
+            return _select(rows, self.split)
+        except ValueError as error:
+            raise DataError(
+                f"{self.split}: {describe(error)}; expected a split such as train[10:]"
+            ) from None
 
 
 def resolve(source: Source) -> Resolved:

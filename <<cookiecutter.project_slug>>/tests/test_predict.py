@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import tracemalloc
 from functools import partial
 from pathlib import Path
@@ -177,11 +178,17 @@ def test_invalid_arguments_are_refused_before_predicting(checkpoint, sample, tmp
         (["--output", str(tmp_path / "none" / "out.jsonl")], "there is no folder"),
         (["--batch_size", "0"], "expected more than 0"),
         (["--max_len", "-3"], "expected more than 0"),
-        *((["--" + name, "0"], "expected more than 0") for name in OPTIONS if name != "do_sample"),
     ):
         with pytest.raises((RunError, DataError), match=words):
             predict.main(["--checkpoint", checkpoint, *arguments])
     assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("name", [name for name in OPTIONS if name != "do_sample"])
+def test_options_of_the_predictor_must_be_positive(name, capsys):
+    with pytest.raises(SystemExit):
+        predict.main([f"--{name}", "0"])
+    assert re.search(rf"argument --{name}: 0: expected .* (1|above 0)\n$", capsys.readouterr().err)
 
 
 def test_prediction_does_not_depend_on_other_texts_of_its_batch(checkpoint):

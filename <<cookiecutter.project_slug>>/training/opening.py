@@ -157,15 +157,14 @@ class _Opening:
         self.read_data()
         directions = self.directions()
         seed_all(self.config.seed)
+        with self.group.in_agreement(), user_code("model/modeling.py: Model cannot be built"):
+            model = self.build_model()
+        self.group.expect_equal({"checksum of the model": hash_model(model)})
         with self.group.in_agreement():
-            with user_code("model/modeling.py: Model cannot be built"):
-                model = self.build_model()
-                checksum = hash_model(model)
             scores = self.build_scores(model)
             named = self.valid_examples if len(self.valid_examples) > 1 else {}
             own_scores = {name: self.build_scores(model) for name in named}
             self.check(model, scores, directions)
-        self.group.expect_equal({"checksum of the model": checksum})
         state = self.open_state()
         optimizer = self.build_optimizer(model)
         strategy = _build_strategy(self.accelerator, self.config)
