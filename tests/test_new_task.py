@@ -31,7 +31,7 @@ OF_EVERY_TASK = (
 OF_THE_PROJECT = [
     "test_contract.py",
     "test_exactness.py",
-    "test_checkpoint_portability.py::test_stock_checkpoint_opens_in_an_empty_folder[best]",
+    "test_checkpoint_portability.py::test_stock_checkpoint_opens_in_an_empty_folder",
     "test_signals.py::test_signal_to_one_process_stops_all[SIGTERM-1-0]",
     "test_runs.py::test_resumed_run_is_bit_identical[9]",
 ]

@@ -63,17 +63,20 @@ def _imported_names(source: str, package: str) -> list[str]:
     return names
 
 
-def _project_files(name: str) -> Iterator[tuple[Path, str]]:
-    """Yield the files that an import of this name executes, each with its package."""
+@cache
+def _project_files(name: str) -> list[tuple[Path, str]]:
+    """Return the files that an import of this name executes, each with its package."""
+    files: list[tuple[Path, str]] = []
     folder = ROOT
     package = ""
     for part in name.split("."):
         if (module := folder / f"{part}.py").is_file():
-            yield module, package
+            files.append((module, package))
         folder /= part
         package = f"{package}.{part}".strip(".")
         if (module := folder / "__init__.py").is_file():
-            yield module, package
+            files.append((module, package))
+    return files
 
 
 def hash_function(function: Callable, tokenizer: PreTrainedTokenizerBase) -> str:

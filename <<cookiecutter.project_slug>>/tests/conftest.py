@@ -1,5 +1,6 @@
 """Fixtures: a few rows of data/, arguments of a short run on them, and functions that train."""
 
+import gc
 import json
 import math
 import os
@@ -17,6 +18,10 @@ os.environ["PYTHONPATH"] = f"{ROOT}{os.pathsep}{ROOT / 'tests'}"  # for processe
 from helpers.processes import Launch  # noqa: E402
 from model.dataset import generate_dataset  # noqa: E402
 from training.loading import load_tokenizer  # noqa: E402
+
+# Exclude the imported modules from garbage collection, which would take a third of the time of a
+# short run. train.py also does this when it is started as a script.
+gc.freeze()
 
 
 @pytest.fixture(scope="session")

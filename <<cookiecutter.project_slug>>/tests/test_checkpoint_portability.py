@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from conftest import ROOT
+from helpers.model_folder import files_of_model_in
 from helpers.processes import Launch
 from model.configuration import ModelConfig
 from model.dataset import generate_dataset
@@ -18,27 +19,30 @@ from training.loading import load_model
 
 pytestmark = pytest.mark.proof
 
+AUTO_CLASS = Model._auto_class
 BASE_TYPE = json.loads((ROOT / "tiny" / "config.json").read_text("utf-8"))["model_type"]
 OPEN = """
 import json, sys
 import torch, transformers
-path, name, trust, text = sys.argv[1], sys.argv[2], sys.argv[3] == "code", "Do you see it?"
+name, trust, text = sys.argv[1], sys.argv[2] == "code", "Do you see it?"
 auto = getattr(transformers, name)
-model = auto.from_pretrained(path, trust_remote_code=trust).eval()
-tokenizer = transformers.AutoTokenizer.from_pretrained(path, trust_remote_code=False)
-inputs = tokenizer(text, return_tensors="pt")
-inputs = {key: inputs[key] for key in ("input_ids", "attention_mask")}
-if model.config.is_encoder_decoder and model.can_generate():
-    inputs["decoder_input_ids"] = inputs["input_ids"]
-torch.save(model(**inputs).logits.detach(), "logits.pt")
-half = auto.from_pretrained(path, trust_remote_code=trust, dtype=torch.bfloat16)
-dtypes = sorted({str(p.dtype) for p in half.parameters()})
-found = {"module": type(model).__module__, "dtypes": dtypes}
-body = transformers.AutoModel.from_pretrained(path, trust_remote_code=trust)
-found["embeddings"] = body.get_input_embeddings().num_embeddings
-if model.can_generate():
-    found["new"] = model.generate(inputs["input_ids"], max_new_tokens=5, min_new_tokens=5).shape[1]
-print(json.dumps(found))
+for number, path in enumerate(sys.argv[3:]):
+    model = auto.from_pretrained(path, trust_remote_code=trust).eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+    inputs = tokenizer(text, return_tensors="pt")
+    inputs = {key: inputs[key] for key in ("input_ids", "attention_mask")}
+    if model.config.is_encoder_decoder and model.can_generate():
+        inputs["decoder_input_ids"] = inputs["input_ids"]
+    torch.save(model(**inputs).logits.detach(), f"logits{number}.pt")
+    half = auto.from_pretrained(path, trust_remote_code=trust, dtype=torch.bfloat16)
+    dtypes = sorted({str(p.dtype) for p in half.parameters()})
+    found = {"module": type(model).__module__, "dtypes": dtypes}
+    body = transformers.AutoModel.from_pretrained(path, trust_remote_code=trust)
+    found["embeddings"] = body.get_input_embeddings().num_embeddings
+    if model.can_generate():
+        settings = {"max_new_tokens": 5, "min_new_tokens": 5}
+        found["new"] = model.generate(inputs["input_ids"], **settings).shape[1]
+    print(json.dumps(found))
 """
 # A rewritten model: it divides the logits by a buffer that is not saved, and freezes a parameter.
 HALVED = """
@@ -113,44 +117,38 @@ def rewritten(sample, tokenizer, tmp_path):
         (project / "model").mkdir(parents=True)
         for file in (ROOT / "model").glob("*.py"):
             (project / "model" / file.name).write_bytes(file.read_bytes())
-        for name in ("errors.py", "reading"):
-            (project / name).symlink_to(ROOT / name)
-        more = HALVED.replace("DIVISOR", str(divisor)).replace("AUTO", repr(Model._auto_class))
+        more = HALVED.replace("DIVISOR", str(divisor)).replace("AUTO", repr(AUTO_CLASS))
         with (project / "model" / "modeling.py").open("a", encoding="utf-8") as file:
             file.write(more)
         schema = generate_dataset(sample / "train.jsonl", tokenizer, 48).schema
-        code = (
-            "import torch; from model.configuration import ModelConfig; "
-            "from model.modeling import Model; torch.manual_seed(0); "
-            f"model = Model(ModelConfig({str(ROOT / 'tiny')!r}, **{schema!r})); "
-            f"model.save_pretrained({str(project / 'best')!r})"
-        )
-        environment = {**os.environ, "PYTHONPATH": str(project)}
-        subprocess.run([sys.executable, "-c", code], cwd=project, env=environment, check=True)
+        with files_of_model_in(str(project / "model")):
+            from model.modeling import Model
+
+            torch.manual_seed(0)
+            model = Model(Model.config_class(str(ROOT / "tiny"), **schema))
+            model.save_pretrained(project / "best")
         tokenizer.save_pretrained(project / "best")
         return project / "best"
 
     return save
 
 
-@pytest.mark.parametrize("name", ["best", "last"])
-def test_stock_checkpoint_opens_in_an_empty_folder(name, run, tokenizer, tmp_path):
-    checkpoint = run / name
-    config = (checkpoint / "config.json").read_text(encoding="utf-8")
-    assert "auto_map" not in json.loads(config)
-    assert (
-        json.loads(config)["model_type"]
-        == Model(ModelConfig(str(ROOT / "tiny"))).config.base_config.model_type
-    )
-    assert not list(checkpoint.glob("*.py"))
-    assert str(ROOT) not in config + (checkpoint / "tokenizer_config.json").read_text()
-    out = in_empty_folder(tmp_path / "empty", OPEN, str(checkpoint), name_of(checkpoint), "stock")
-    found = json.loads(out.splitlines()[-1])
-    assert found["module"].startswith("transformers.models.")
-    assert found["dtypes"] == ["torch.bfloat16"]
-    assert found.get("new", 5) >= 5
-    here = logits_of(Model.from_pretrained(checkpoint), tokenizer)
-    assert torch.equal(torch.load(tmp_path / "empty" / "logits.pt"), here)
+def test_stock_checkpoint_opens_in_an_empty_folder(run, tokenizer, tmp_path):
+    checkpoints = [run / "best", run / "last"]
+    auto = name_of(checkpoints[0])
+    out = in_empty_folder(tmp_path / "empty", OPEN, auto, "stock", *map(str, checkpoints))
+    for number, (checkpoint, line) in enumerate(zip(checkpoints, out.splitlines(), strict=True)):
+        config = (checkpoint / "config.json").read_text(encoding="utf-8")
+        assert "auto_map" not in json.loads(config)
+        assert json.loads(config)["model_type"] == BASE_TYPE
+        assert not list(checkpoint.glob("*.py"))
+        assert str(ROOT) not in config + (checkpoint / "tokenizer_config.json").read_text()
+        found = json.loads(line)
+        assert found["module"].startswith("transformers.models.")
+        assert found["dtypes"] == ["torch.bfloat16"]
+        assert found.get("new", 5) >= 5
+        logits = torch.load(tmp_path / "empty" / f"logits{number}.pt")
+        assert torch.equal(logits, logits_of(Model.from_pretrained(checkpoint), tokenizer))
 
 
 def test_two_rewritten_models_run_their_own_code_in_one_process(rewritten, tokenizer, tmp_path):
@@ -179,7 +177,7 @@ def test_a_rewritten_model_is_saved_with_its_code(rewritten, tmp_path):
     config = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
     assert {"AutoConfig", "AutoModel", Model._auto_class} == config["auto_map"].keys()
     assert str(ROOT) not in json.dumps(config)
-    out = in_empty_folder(tmp_path / "empty", OPEN, str(checkpoint), name_of(checkpoint), "code")
+    out = in_empty_folder(tmp_path / "empty", OPEN, name_of(checkpoint), "code", str(checkpoint))
     found = json.loads(out.splitlines()[-1])
     assert "transformers_modules" in found["module"]
     assert found["dtypes"] == ["torch.bfloat16"]
@@ -188,15 +186,14 @@ def test_a_rewritten_model_is_saved_with_its_code(rewritten, tmp_path):
 
 def test_unsaved_buffers_and_frozen_parameters_are_restored(rewritten, tmp_path):
     checkpoint = rewritten(4)
-    code = (
-        "from model.modeling import Model; from training.loading import load_model; "
-        f"model = load_model(Model, {str(checkpoint)!r}); assert model.divisor == 4; "
-        "assert Model.from_pretrained(" + repr(str(checkpoint)) + ").divisor == 4; "
-        "assert not next(model.parameters()).requires_grad; "
-        "assert all(p.requires_grad for p in list(model.parameters())[1:])"
-    )
-    environment = {**os.environ, "PYTHONPATH": f"{checkpoint.parent}{os.pathsep}{ROOT}"}
-    subprocess.run([sys.executable, "-c", code], cwd=checkpoint.parent, env=environment, check=True)
+    with files_of_model_in(str(checkpoint.parent / "model")):
+        from model.modeling import Model
+
+        model = load_model(Model, str(checkpoint))
+        assert model.divisor == 4
+        assert Model.from_pretrained(checkpoint).divisor == 4
+    trained = [parameter.requires_grad for parameter in model.parameters()]
+    assert trained == [False, *[True] * (len(trained) - 1)]
 
 
 def test_stock_form_is_not_chosen_for_a_model_with_an_additional_parameter(

@@ -90,7 +90,8 @@ def test_signal_to_all_processes_and_loader_workers_stops_and_saves(
     psutil.wait_procs(workers, timeout=30)
     assert not any(worker.is_running() for worker in workers)
     step = read_state(tmp_path / "run" / "last")["step"]
-    resume([*arguments, "--max_steps", str(step + 2)], tmp_path, processes)
+    more = ["--max_steps", str(step + 2), "--num_workers", "0"]  # workers take seconds to start
+    resume([*arguments, *more], tmp_path, processes)
     assert read_state(tmp_path / "run" / "last")["step"] == step + 2
 
 

@@ -57,6 +57,9 @@ def run(main: Callable[[], None]) -> int:
     Raises:
         Exception: `main` raises any other exception.
     """
+    # Exclude the objects of all imported modules from garbage collection: each full collection
+    # would take half a second.
+    gc.freeze()
     code = 0
     message = ""
     is_printed = os.environ.get("LOCAL_RANK", "0") == "0"

@@ -22,7 +22,7 @@ Patch = Callable[[], AbstractContextManager]
 # Do not use the start method "fork", because the process of the tests has threads.
 FORKS = multiprocessing.get_context("forkserver")
 LATE = ["datasets", "matplotlib.figure", "matplotlib.backends.backend_agg", "torchmetrics"]
-LATE += ["sacrebleu", "peft", "torch.distributed.fsdp"]
+LATE += ["sacrebleu", "peft", "torch.distributed.fsdp", "helpers.warm"]
 FORKS.set_forkserver_preload(["train", *LATE])  # a package that is not installed is skipped
 
 
