@@ -35,6 +35,7 @@ case $1 in
     requeue) echo "$2" >>requeued ;;
 esac
 """
+ONE_TASK = {"SLURM_NTASKS": "1"}
 WEIGHTS = Path("last") / "model.safetensors"
 
 
@@ -93,7 +94,7 @@ def test_job_is_requeued_if_its_shell_and_srun_also_get_the_signal(
     name: str, project: Path, cluster: dict[str, str]
 ) -> None:
     """`scancel --full` signals the shell and srun, too. So does submitit, with SIGUSR2."""
-    job = submit(project, cluster, "--epochs", "999")
+    job = submit(project, cluster | ONE_TASK, "--epochs", "999")
     wait_for(lambda: (project / "outputs" / "last").exists())
     (srun,) = psutil.Process(job.pid).children()
     for process in [*processes_of(job), srun, job]:
@@ -105,7 +106,7 @@ def test_job_is_requeued_if_its_shell_and_srun_also_get_the_signal(
 
 @pytest.mark.parametrize("task", ["classification"])
 def test_cancelled_job_saves_and_is_not_requeued(project: Path, cluster: dict[str, str]) -> None:
-    job = submit(project, cluster, "--epochs", "999")
+    job = submit(project, cluster | ONE_TASK, "--epochs", "999")
     wait_for(lambda: (project / "outputs" / "last").exists())
     for process in [*processes_of(job), job]:
         process.send_signal(signal.SIGTERM)

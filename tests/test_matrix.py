@@ -7,7 +7,6 @@ the projects' own tests; test_rendering.py checks types.
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -16,27 +15,9 @@ from pathlib import Path
 import pytest
 
 from conftest import ROOT, SCRIPTS, TASKS, about, bake, some, wait_for
+from running import ENVIRONMENT, run, run_python
 
-ENVIRONMENT = {
-    **os.environ,
-    "HF_HUB_OFFLINE": "1",
-    "OMP_NUM_THREADS": "1",
-    "ACCELERATE_USE_CPU": "true",
-}
 SHORT = ["--max_steps", "40", "--batch_size", "8", "--save_steps", "2"]
-
-
-def run(project: Path, *command: str) -> str:
-    done = subprocess.run(
-        [sys.executable, *command],
-        cwd=project,
-        env=ENVIRONMENT,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
 
 
 @pytest.mark.parametrize("task", some(TASKS))
@@ -46,14 +27,14 @@ def test_project_is_rendered_trained_killed_and_used(task: str, base: str, tmp_p
     if base == "folder":
         tiny = ROOT / "templates" / task / "tiny"
         answers["base_model"] = str(tmp_path / "base")
-        save_base = [str(SCRIPTS / "save_random_base.py"), about(task)["auto_class"]]
-        run(tmp_path, *save_base, str(tiny), answers["base_model"])
+        save_base = [SCRIPTS / "save_random_base.py", about(task)["auto_class"]]
+        run_python(tmp_path, *save_base, tiny, answers["base_model"])
     project = bake(tmp_path / "out", answers)
-    run(project, "-m", "ruff", "check", "--no-cache", ".")
-    run(project, "-m", "ruff", "format", "--no-cache", "--check", ".")
+    run(project, sys.executable, "-m", "ruff", "check", "--no-cache", ".")
+    run(project, sys.executable, "-m", "ruff", "format", "--no-cache", "--check", ".")
 
-    whole = run(project, "train.py", *SHORT, "--outdir", "whole")
-    assert f"parameters from {answers.get('base_model', base)}" in whole
+    whole = run_python(project, "train.py", *SHORT, "--outdir", "whole")
+    assert f"parameters from {answers.get('base_model', base)}" in whole.stdout
     killed = subprocess.Popen(
         [sys.executable, "train.py", *SHORT],
         cwd=project,
@@ -64,14 +45,14 @@ def test_project_is_rendered_trained_killed_and_used(task: str, base: str, tmp_p
     wait_for(lambda: (project / "outputs" / "last").exists())
     killed.send_signal(signal.SIGKILL)
     assert killed.wait() == -signal.SIGKILL
-    run(project, "train.py", "--restore_dir", "auto")
+    run_python(project, "train.py", "--restore_dir", "auto")
     for name in ("best/model", "last/model", "last/optimizer"):
         files = [project / folder / f"{name}.safetensors" for folder in ("outputs", "whole")]
         assert files[0].read_bytes() == files[1].read_bytes(), name
 
     lines = (project / "data" / "valid.jsonl").read_text(encoding="utf-8").splitlines()[:8]
     (project / "new.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    run(project, "predict.py", "--input", "new.jsonl", "--output", "predicted.jsonl")
+    run_python(project, "predict.py", "--input", "new.jsonl", "--output", "predicted.jsonl")
     predicted = (project / "predicted.jsonl").read_text(encoding="utf-8").splitlines()
     assert len(predicted) == len(lines)
     assert all("prediction" in json.loads(line) for line in predicted)

@@ -26,6 +26,7 @@ from running import run, run_python
 
 TOOLS = Path(__file__).parent / "tools"
 SHORT = ["--max_steps", "20", "--valid_steps", "20", "--batch_size", "8"]
+FORKED = ("peft", "ctranslate2", "onnxruntime")  # the others may start processes of their own
 TEXTS = ["See you at lunch", "FREE entry! Text WIN to claim your prize"]
 SCORES = """
 import json, sys
@@ -43,10 +44,14 @@ def needs(*modules: str) -> pytest.MarkDecorator:
 
 
 def try_tool(folder: Path, name: str, *arguments: str | Path) -> None:
-    """Run a script of tests/tools/ in an empty folder."""
+    """Run a script of tests/tools/ in an empty folder, without the modules of a project."""
     empty = folder / "empty"
     empty.mkdir()
-    run(empty, sys.executable, TOOLS / f"with_{name}.py", *arguments)
+    command = (TOOLS / f"with_{name}.py", *arguments)
+    if name in FORKED:
+        run_python(empty, *command)
+    else:
+        run(empty, sys.executable, *command)
 
 
 def command_of(project: Path, tool: str) -> str:
