@@ -25,7 +25,11 @@ from pathlib import Path
 
 from common import ROOT, environment, render, table
 
-RECIPES = {"stock": None, "stock, faster head": "head", "mean pooling": "pooling"}
+RECIPES = {
+    "stock": None,
+    "stock, higher learning rate for the head": "head",
+    "mean pooling": "pooling",
+}
 ENVIRONMENT = {
     **os.environ,
     "HF_HUB_OFFLINE": "1",

@@ -20,7 +20,7 @@ COLUMNS = {
     "kills": "kills",
     "in_saves": "during a save",
     "in_start": "before the process group existed",
-    "resumed": "resumed",
+    "resumed": "resumes from `last/`",
     "runs": "completed runs, bit-identical",
 }
 
@@ -40,9 +40,9 @@ def markdown(results: list[dict]) -> str:
 
 Written by `python bench/kills.py`. {"; ".join(f"{k} {v}" for k, v in environment().items())}.
 
-A random process of a run is killed by SIGKILL at a random moment. The run is resumed with
-`--restore_dir auto` and killed again, until it is complete. Runs save after every step. After
-each kill, the script checks that `last/`, `best/` and `log.json` are intact. At the end of a run,
+A random process of a run is killed by SIGKILL at a random moment. The run is started again with
+`--restore_dir auto`, which resumes it if it has saved a checkpoint, and is killed again, until it is
+complete. Runs save after every step. After each kill, the script checks that `last/`, `best/` and `log.json` are intact. At the end of a run,
 it checks that weights, optimizer state and log are bit-identical to those of an uninterrupted
 run.
 

@@ -156,7 +156,7 @@ def limit(spec: dict, meter: Meter) -> None:
 
 
 def trainer(spec: dict, meter: Meter, **options: Any) -> None:
-    """Run transformers.Trainer with its defaults, but without saves."""
+    """Run transformers.Trainer without saves; `options` override its other arguments."""
     import transformers as hf
     from stock import Stock
 

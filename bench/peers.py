@@ -82,7 +82,7 @@ class KeepGradient(TrainerCallback):
 
 
 class TrainerPeer(Peer):
-    """transformers.Trainer with its defaults."""
+    """transformers.Trainer with its defaults, except for the learning rate and clipping."""
 
     name = "Trainer"
 

@@ -170,7 +170,7 @@ def module_of(name: str) -> str:
 
 
 def imported(node: ast.AST, importer: str, is_package: bool) -> list[tuple[str, str]]:
-    """Return the (module, name) pairs that a statement imports; name is "" for a module."""
+    """Return the (module, name) pairs that a statement imports; name is "" for `import x`."""
     if isinstance(node, ast.Import):
         return [(alias.name, "") for alias in node.names]
     if not isinstance(node, ast.ImportFrom):

@@ -85,7 +85,7 @@ def add_adapter(base: PreTrainedModel, new_weights: Iterable[str], **options: An
     for target in targets:
         is_found = any(f".{name}".endswith(f".{target}") for name in adapted)
         if target != ALL_LINEAR and not is_found:
-            raise ValueError(f"{type(base).__name__} has no module {target} that supports LoRA")
+            raise ValueError(f"{type(base).__name__} has no module {target!r} that supports LoRA")
 
 
 def load_adapter(base: PreTrainedModel, folder: Path) -> None:

@@ -178,7 +178,10 @@ class _ArrayReader:
 
     def _element(self) -> tuple[int, dict[str, Any]]:
         if (found := self._next()) != "{":
-            raise self._error(f"{found!r} in the list" if found else "the file ends early")
+            if not found:
+                raise self._error("the file ends early")
+            place = f"{self._file}:{self._line}"
+            raise DataError(f"{place}: {found!r} in the list; expected a list of objects")
         while True:
             try:
                 row, end = DECODER.raw_decode(self._text, self._position)

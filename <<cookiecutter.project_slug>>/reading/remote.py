@@ -30,7 +30,7 @@ def list_remote(pattern: str) -> list[str]:
     except Exception as error:  # each protocol has its own errors
         raise DataError(f"{pattern}: cannot be read ({error})") from None
     if not files:
-        raise DataError(f"{pattern}: no such files")
+        raise DataError(f"{pattern}: no file matches; expected at least one")
     return files
 
 

@@ -85,12 +85,14 @@ def _expand(part: str) -> list[str]:
     path = expand_user(part)
     if path.is_dir():
         found = _files_in(path)
+        what = "the folder contains no data file"
     elif glob.has_magic(part) and not path.exists():
         found = sorted(glob.glob(str(path), recursive=True))
+        what = "no file matches"
     else:
         return [str(path)]
     if not found:
-        raise DataError(f"{part}: no such files; {EXPECTED}")
+        raise DataError(f"{part}: {what}; {EXPECTED}")
     return found
 
 

@@ -137,7 +137,7 @@ def test_checkpoints_contain_only_the_trained_parameters(trained):
     assert 3 * size < files < 3 * size + 1000 * len(own)  # the rest is headers
 
 
-def test_only_a_classifier_saves_full_weights_beside_the_adapter(trained):
+def test_only_the_adapter_of_a_classifier_contains_fully_trained_modules(trained):
     names = [key for key in read_weights(trained / "last") if "lora_" not in key]
     assert bool(names) != GENERATES
     if names:
@@ -381,8 +381,8 @@ def test_invalid_adapter_arguments_are_refused_before_training(more, sentence, l
 def test_unknown_module_among_the_targets_is_refused(lora, base):
     model = Model.from_pretrained(base)
     linear = next(n for n, m in model.base_model.named_modules() if isinstance(m, nn.Linear))
-    with pytest.raises(RunError, match="has no module nothing that supports LoRA"):
-        train.main([*lora, "--lora_targets", linear.rpartition(".")[2], "nothing"])
+    with pytest.raises(RunError, match="has no module 'no_such_layer' that supports LoRA"):
+        train.main([*lora, "--lora_targets", linear.rpartition(".")[2], "no_such_layer"])
 
 
 @pytest.mark.parametrize(
