@@ -207,12 +207,14 @@ def markdown(results: Results, about: dict[str, str]) -> str:
 Written by `python bench/exactness.py`. {"; ".join(f"{k} {v}" for k, v in about.items())}.
 
 "Trainer" is `transformers.Trainer` with its defaults, except for the learning rate and, where
-gradients are compared, without clipping. "Accelerate's recipe" is the training loop of Accelerate's guide to gradient accumulation and of its `complete_nlp_example.py`, with
+gradients are compared, without clipping. "Accelerate's recipe" is the training loop of
+Accelerate's guide to gradient accumulation and of its `complete_nlp_example.py`, with
 `accumulate`, `save_state`, `load_state` and `skip_first_batches`. (Another section of the guide,
 on samples of variable size, normalises the loss by hand; this is not measured here.) The
-validation loss of "Accelerate's recipe" is computed as in `run_clm_no_trainer.py` of transformers.
-"Trainer" and "Accelerate's recipe" train the stock model with the configuration of the template's
-tiny base model. In the column "our Model in Trainer", Trainer trains the template's Model instead.
+validation loss of "Accelerate's recipe" is computed as in `run_clm_no_trainer.py` of
+transformers. "Trainer" and "Accelerate's recipe" train the stock model with the configuration of
+the template's tiny base model. In the column "our Model in Trainer", Trainer trains the
+template's Model instead.
 
 ## The gradient of one step on the same {GLOBAL_BATCH_SIZE} examples
 

@@ -41,10 +41,10 @@ def markdown(results: list[dict]) -> str:
 Written by `python bench/kills.py`. {"; ".join(f"{k} {v}" for k, v in environment().items())}.
 
 A random process of a run is killed by SIGKILL at a random moment. The run is started again with
-`--restore_dir auto`, which resumes it if it has saved a checkpoint, and is killed again, until it is
-complete. Runs save after every step. After each kill, the script checks that `last/`, `best/` and `log.json` are intact. At the end of a run,
-it checks that weights, optimizer state and log are bit-identical to those of an uninterrupted
-run.
+`--restore_dir auto`, which resumes it if it has saved a checkpoint, and is killed again, until it
+is complete. Runs save after every step. After each kill, the script checks that `last/`, `best/`
+and `log.json` are intact. At the end of a run, it checks that weights, optimizer state and log
+are bit-identical to those of an uninterrupted run.
 
 {table("task", "processes", *COLUMNS.values(), rows=rows)}"""
 
