@@ -156,7 +156,7 @@ def test_second_process_uses_the_token_cache_of_the_first(sample):
         (["--batch_size", "0"], "--batch_size 0: expected at least 1"),
         (["--max_len", "1"], "--max_len 1: expected at least 2"),
         (["--max_grad_norm", "-1"], "--max_grad_norm -1.0: expected at least 0"),
-        (["--lr", "nan"], "--lr nan: expected at least 0"),
+        (["--lr", "nan"], "--lr nan: expected a finite number of at least 0"),
         (["--seed", "-1"], "--seed -1: expected at least 0"),
         (["--attn_implementation", "none"], "none"),
     ],
