@@ -7,11 +7,13 @@ import gc
 import multiprocessing
 import os
 import runpy
+import socket
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 from unittest import mock
 
 SETTINGS = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
@@ -62,44 +64,81 @@ def run(
     return _checked(done, code)
 
 
-def run_python(folder: Path, *command: str | Path, code: int = 0, typed: str = "") -> Done:
-    """Run `python COMMAND...` like `run`, but in a process that is forked from a server.
+def run_python(
+    folder: Path, *command: str | Path, code: int = 0, typed: str = "", ranks: int = 1
+) -> Done:
+    """Run `python COMMAND...` like `run`, but in processes that are forked from a server.
 
     The server has already imported the modules passed to `set_forkserver_preload`, which saves
-    several seconds. The PYTHONPATH of the forked process consists of the folder and the folder's
+    several seconds. The PYTHONPATH of a forked process consists of the folder and the folder's
     subfolder tests/.
 
     Args:
         typed: The text that the program reads from standard input.
+        ranks: Number of processes. Several processes form a process group, as with a launcher; the
+            returned output is that of all of them.
 
     Raises:
-        AssertionError: The exit code is not `code`.
-        TimeoutError: The program ran longer than `TIMEOUT`, and was killed.
+        AssertionError: The exit code of a process is not `code`.
+        TimeoutError: A process ran longer than `TIMEOUT`. All processes were killed.
     """
     words = list(map(str, command))
     with tempfile.TemporaryDirectory() as temporary:
-        files = [Path(temporary, name) for name in ("input", "output", "error")]
-        for file, text in zip(files, (typed, "", ""), strict=True):
-            file.write_text(text, encoding="utf-8")
-        process = FORKS.Process(target=_execute, args=(words, folder, files))
-        # The first call also starts the server, which inherits these variables.
-        with mock.patch.dict(os.environ, SETTINGS):
-            process.start()
-        process.join(TIMEOUT)
-        texts = [file.read_text(encoding="utf-8", errors="replace") for file in files[1:]]
-    if process.exitcode is None:
-        process.kill()
+        started = [
+            _start(words, folder, variables, typed, Path(temporary, str(rank)))
+            for rank, variables in enumerate(_variables(ranks))
+        ]
+        for process, _ in started:
+            process.join(TIMEOUT)
+        texts = [
+            "".join(file.read_text(encoding="utf-8", errors="replace") for file in files)
+            for files in zip(*(files[1:] for _, files in started), strict=True)
+        ]
+    codes = [process.exitcode for process, _ in started]
+    if None in codes:
+        for process, _ in started:
+            process.kill()
         raise TimeoutError(f"{words}\n{texts}")
-    return _checked(subprocess.CompletedProcess(words, process.exitcode, *texts), code)
+    wrong = next((found for found in codes if found != code), code)
+    return _checked(subprocess.CompletedProcess(words, wrong, *texts), code)
 
 
-def _execute(command: list[str], folder: Path, files: list[Path]) -> None:
+def _variables(ranks: int) -> list[dict[str, str]]:
+    """Return, for each process, the environment variables that a launcher would set."""
+    if ranks == 1:
+        return [{}]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    common = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    common |= {"WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks)}
+    return [{**common, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(ranks)]
+
+
+def _start(
+    words: list[str], folder: Path, variables: dict[str, str], typed: str, private: Path
+) -> tuple[Any, list[Path]]:
+    """Start a process; return it, and the files of its standard input, output and error."""
+    private.mkdir()
+    files = [private / name for name in ("input", "output", "error")]
+    for file, text in zip(files, (typed, "", ""), strict=True):
+        file.write_text(text, encoding="utf-8")
+    process = FORKS.Process(target=_execute, args=(words, folder, variables, files))
+    # The first call also starts the server, which inherits these variables.
+    with mock.patch.dict(os.environ, SETTINGS):
+        process.start()
+    return process, files
+
+
+def _execute(
+    command: list[str], folder: Path, variables: dict[str, str], files: list[Path]
+) -> None:
     """Execute `python COMMAND...` in this process."""
     gc.freeze()  # exclude the modules of the server: a collection would take half a second
     os.chdir(folder)
     os.environ.clear()
     added = [str(folder), str(folder / "tests")]
-    os.environ.update(ENVIRONMENT, PYTHONPATH=os.pathsep.join(added))
+    os.environ.update(ENVIRONMENT | variables, PYTHONPATH=os.pathsep.join(added))
     for descriptor, file in enumerate(files):
         flags = os.O_RDONLY if descriptor == 0 else os.O_WRONLY
         os.dup2(os.open(file, flags), descriptor)

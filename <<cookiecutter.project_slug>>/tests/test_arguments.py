@@ -163,7 +163,9 @@ def test_argument_names_of_transformers_are_accepted(alias, name, value, tmp_pat
 )
 def test_value_out_of_range_is_refused(argument, tmp_path):
     name, _, value = argument.partition("=")
-    with pytest.raises(RunError, match=f"{name} {value}.*: expected (a finite number of )?at least "):
+    with pytest.raises(
+        RunError, match=f"{name} {value}.*: expected (a finite number of )?at least "
+    ):
         read_config(Task(), ["--outdir", str(tmp_path / "run"), argument])
 
 
