@@ -23,6 +23,7 @@ ANSWERS = {
 }
 PAIRS = [f"{name}={value}" for name, value in ANSWERS.items()]
 MADE = "zlut-mo-xing"
+PIP = [sys.executable, "-m", "pip"]
 OTHER_EXTENSION = """
 from jinja2.ext import Extension
 
@@ -231,11 +232,11 @@ def with_cookiecutter(version: str, folder: Path) -> Path:
     """Return the Python interpreter of a new environment with this version of cookiecutter."""
     if version not in ("2.5.0", "2.6.0") and "TEST_ALL" not in os.environ:
         pytest.skip("run by make test-all only")
-    venv.create(folder, with_pip=True)
+    venv.create(folder)
     python = folder / "bin" / "python"
     quick = ["--quiet", "--retries", "0", "--timeout", "20", "--disable-pip-version-check"]
     done = subprocess.run(
-        [python, "-m", "pip", "install", *quick, f"cookiecutter=={version}"],
+        [*PIP, "--python", python, "install", *quick, f"cookiecutter=={version}"],
         capture_output=True,
         text=True,
         timeout=300,
