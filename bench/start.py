@@ -34,7 +34,7 @@ def stop(*arguments):
     sys.stdout.flush()
     os._exit(0)
 train.optimizer_step = stop
-train.main(["--outdir", sys.argv[1], "--max_steps", "1"])
+train.exit_code_of(lambda: train.main(["--outdir", sys.argv[1], "--max_steps", "1"]))
 """
 PLAIN = f"""
 import json, os, sys, time

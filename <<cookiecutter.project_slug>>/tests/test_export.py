@@ -65,7 +65,9 @@ def test_nonempty_output_folder_and_onnx_in_another_precision_are_refused(checkp
 
 def test_weights_too_large_for_a_dtype_are_refused(checkpoint, tmp_path):
     large = shutil.copytree(checkpoint, tmp_path / "large")
-    weights = load_file(large / "model.safetensors")
+    # Clone the tensors, which may be views of the file that is overwritten below.
+    loaded = load_file(large / "model.safetensors")
+    weights = {key: tensor.clone() for key, tensor in loaded.items()}
     next(iter(weights.values())).view(-1)[0] = 1e5
     save_file(weights, large / "model.safetensors", {"format": "pt"})
     arguments = ["--checkpoint", str(large), "--output", str(tmp_path / "exported")]

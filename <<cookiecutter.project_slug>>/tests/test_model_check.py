@@ -84,7 +84,8 @@ def test_generation_config_gets_the_end_token_of_the_tokenizer(model, tokenizer,
 
 def test_weights_with_other_names_are_rejected(base, dataset, tokenizer):
     weights = load_file(base / "model.safetensors")
-    prefixed = {f"_orig_mod.{name}": tensor for name, tensor in weights.items()}
+    # Clone the tensors, which may be views of the file that is overwritten below.
+    prefixed = {f"_orig_mod.{name}": tensor.clone() for name, tensor in weights.items()}
     save_file(prefixed, base / "model.safetensors", {"format": "pt"})
     with pytest.raises(RunError, match=r"are missing, such as .*_orig_mod"):
         built(base, dataset, tokenizer)

@@ -149,7 +149,9 @@ def test_code_of_a_base_model_is_not_executed(arguments, tmp_path):
 
 def test_weights_of_another_model_are_refused(run, tmp_path):
     last = copy_of(run, tmp_path)
-    weights = load_file(last / "model.safetensors")
+    # Clone the tensors, which may be views of the file that is overwritten below.
+    loaded = load_file(last / "model.safetensors")
+    weights = {key: tensor.clone() for key, tensor in loaded.items()}
     name = max(weights)
     others = {key: tensor for key, tensor in weights.items() if key != name}
     save_file(others, last / "model.safetensors", {"format": "pt"})
