@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
+from packaging.version import Version
 from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoConfig, AutoModel
@@ -152,8 +154,10 @@ def test_other_tools_compute_the_same_logits(trained, tokenizer, tmp_path):
     environment.pop("PYTHONPATH")
     command = [sys.executable, "-c", OPEN, str(trained / "best"), Model.auto_class.__name__, labels]
     subprocess.run(command, cwd=tmp_path, env=environment, check=True, capture_output=True)
-    for number in range(2):
-        assert torch.equal(torch.load(tmp_path / f"logits{number}.pt"), expected)
+    assert torch.equal(torch.load(tmp_path / "logits0.pt"), expected)  # loaded by PEFT
+    # Before version 5.18, transformers does not load the trained head of a classifier.
+    if GENERATES or Version(transformers.__version__) >= Version("5.18"):
+        assert torch.equal(torch.load(tmp_path / "logits1.pt"), expected)
     bare = Model.from_pretrained(trained / "best")
     for name, parameter in bare.named_parameters():
         if "lora_B" in name:
