@@ -26,6 +26,8 @@ TIMES = (
 # Only the time to the first step is measured, so the process ends after this step.
 OURS = f"""
 import json, os, sys, time
+from training.command_line import check_early
+check_early(lambda arguments: None)  # as when train.py is started as a script
 import train
 step = train.optimizer_step
 def stop(*arguments):
@@ -137,6 +139,8 @@ def main() -> None:
     parser.add_argument("--tasks", nargs="+", default=TASKS, help="tasks")
     parser.add_argument("--write", help="folder for start.md")
     args = parser.parse_args()
+    if args.write and not Path(args.write).is_dir():
+        parser.error(f"--write {args.write}: no such folder")
     with tempfile.TemporaryDirectory() as name:
         results = {task: measure(task, args.rounds, Path(name)) for task in args.tasks}
     text = markdown(results, args.rounds, environment())

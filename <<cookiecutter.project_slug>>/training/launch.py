@@ -60,6 +60,7 @@ def run(main: Callable[[], None]) -> int:
     # Exclude the objects of all imported modules from garbage collection: each full collection
     # would take half a second.
     gc.freeze()
+    gc.enable()
     code = 0
     message = ""
     is_printed = os.environ.get("LOCAL_RANK", "0") == "0"
