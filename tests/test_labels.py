@@ -140,6 +140,7 @@ def test_label_numbers_of_the_hub_are_read_as_names(render: Render, tmp_path: Pa
     """Data sets of the Hub with a `ClassLabel` feature store numbers; the feature has the names."""
     project = render(task="classification")
     done = run_python(project, SCRIPTS / "class_labels.py", tmp_path)
-    single, several = done.stdout.splitlines()
+    single, several, error = done.stdout.splitlines()
     assert single == "['cold', 'glad', 'sad'] [0, 2, 1]"
     assert several == "['cold', 'glad', 'sad'] [[1.0, 1.0, 0.0], [0.0, 0.0, 0.0], [0.0, 0.0, 1.0]]"
+    assert "row 2" in error and "'label' is the class id -1; expected an id from 0 to 1" in error

@@ -182,7 +182,7 @@ class Report:
             patience = self.config.patience
             self.print(f"Early stopping: no better {metric} in {patience} validations")
         if metric not in state.best:
-            self.print(f"No best/ was saved: no validation since the start had a finite {metric}")
+            self.print(f"No best/ was saved: no validation in this process had a finite {metric}")
             return
         scores = state.best_scores
         reached = ", ".join(f"{name} {value:.4g}" for name, value in scores.items())

@@ -63,6 +63,16 @@ def test_nonempty_output_folder_and_onnx_in_another_precision_are_refused(checkp
         export.main([*arguments, "--onnx", "--dtype", "bfloat16"])
 
 
+@pytest.mark.skipif(Model.can_generate(), reason="ONNX is refused for models that generate text")
+def test_onnx_export_without_a_tokenizer_is_refused(checkpoint, monkeypatch, tmp_path):
+    monkeypatch.setattr(export, "require", lambda *_: None)  # the ONNX packages are optional
+    monkeypatch.setattr(Task, "needs_tokenizer", False)
+    arguments = ["--checkpoint", str(checkpoint), "--output", str(tmp_path / "exported"), "--onnx"]
+    with pytest.raises(RunError, match="--onnx: the task has no tokenizer"):
+        export.main(arguments)
+    assert not (tmp_path / "exported").exists()
+
+
 def test_weights_too_large_for_a_dtype_are_refused(checkpoint, tmp_path):
     large = shutil.copytree(checkpoint, tmp_path / "large")
     # Clone the tensors, which may be views of the file that is overwritten below.

@@ -1,6 +1,7 @@
 """`--dry_run` counts rows that may be wrong, and prints the line number of the first one."""
 
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import datasets
@@ -79,6 +80,13 @@ def test_equal_texts_with_other_labels_are_found(rows_of):
     what = "equal to an earlier row after tokenization, but with other labels"
     assert places(lines) == [f"{what}: 1, first rows.jsonl:5"]
     assert places(rows.contradictory("ids", np.array([5, 6, 5, 8, 5]))) == []
+
+
+def test_row_with_several_sequences_is_counted_once(rows_of):
+    rows = replace(rows_of(["a"] * 3, [[1]] * 6), row_of=np.array([0, 0, 1, 1, 2, 2]))
+    what = "equal to an earlier row after tokenization"
+    lines = rows.repeated(np.array([5, 6, 5, 6, 7, 8]), None)
+    assert places(lines) == [f"{what}: 1, first rows.jsonl:3"]
 
 
 def test_repeats_returns_all_occurrences_but_the_first():

@@ -127,6 +127,14 @@ def test_copies_are_replaced_by_links_if_links_are_supported_later(arguments, tm
     assert not list((tmp_path / "run" / atomic.STORE).glob("*.tmp"))
 
 
+def test_file_among_the_temporary_folders_is_removed(arguments, tmp_path):
+    train.main([*arguments, "--epochs", "1"])
+    leftover = tmp_path / "run" / atomic.STORE / "last.9.tmp"
+    leftover.write_text("")
+    train.main(["--restore_dir", str(tmp_path / "run" / "last"), "--epochs", "2"])
+    assert not leftover.exists()
+
+
 def test_run_works_on_a_disk_that_cannot_flush_folders(arguments, tmp_path, uninterrupted):
     Launch(arguments, tmp_path / "output", 1, without_folder_flush).expect()
     assert_bit_identical(tmp_path / "run", uninterrupted(arguments))

@@ -114,6 +114,28 @@ def test_failed_upload_during_training_is_reported_and_retried(arguments, hub, m
     assert capsys.readouterr().out.count("--push_to_hub mine: not uploaded (") == 1
 
 
+def test_checkpoint_that_could_not_be_copied_is_uploaded_at_the_end(
+    arguments, tmp_path, hub, monkeypatch, capsys
+):
+    copy = Uploads._copy
+    calls = 0
+
+    def failing_once(self: Uploads) -> Path:
+        nonlocal calls
+        calls += 1
+        if calls == 2:
+            raise OSError("no space")
+        return copy(self)
+
+    monkeypatch.setattr(Uploads, "_copy", failing_once)
+    improving = [{"loss": 1.0}, {"loss": 0.5}]
+    with seams.scores_replaced_by(improving):
+        train.main([*arguments, *IN_BACKGROUND, "every_save"])
+    assert "cannot be copied for the upload" in capsys.readouterr().out
+    for name in ("README.md", "model.safetensors"):
+        assert hub.files[name] == (tmp_path / "run" / "best" / name).read_bytes()
+
+
 def test_run_resumes_from_the_hub(arguments, steps, tmp_path, hub, uninterrupted):
     with seams.killed_before_micro_batch(steps + 3), pytest.raises(seams.Killed):
         train.main([*arguments, "--save_steps", "1", *IN_BACKGROUND, "checkpoint"])

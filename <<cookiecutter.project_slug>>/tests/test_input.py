@@ -269,14 +269,16 @@ def test_error_in_one_of_several_files_contains_file_and_line(sample, tmp_path, 
         ("folder", "the folder contains no data file"),
         ("nobody/nothing:train", "cannot be read"),
         ("shards:test", "cannot be read"),
+        ("one:train[x]", r"train\[x\]: .*; expected a split such as train\[10:\]"),
     ],
 )
 def test_missing_source_and_mixed_formats_are_reported(
     source, words, sample, tmp_path, tokenizer, monkeypatch
 ):
     monkeypatch.chdir(tmp_path)
-    for name in ("folder", "shards"):
+    for name in ("folder", "shards", "one"):
         (tmp_path / name).mkdir()
+    shutil.copy(sample / "train.jsonl", tmp_path / "one")
     split_in_two(sample, tmp_path / "shards")
     for name in ("a.jsonl", "b.csv"):
         (tmp_path / name).write_text("{}")

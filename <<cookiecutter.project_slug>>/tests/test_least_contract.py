@@ -1,12 +1,16 @@
 """A model/ with only the required parts can be trained, and its runs resume bit-identically."""
 
+import importlib
 import json
 import random
 import signal
 import time
 from functools import partial
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+from torch import nn
 
 import train
 from errors import REFUSED, RunError
@@ -77,6 +81,22 @@ def test_save_pretrained_that_ignores_state_dict_is_refused(least_arguments, mon
             Model, "save_pretrained", lambda self, folder, state_dict=None: save(self, folder)
         )
         with pytest.raises(RunError, match="saves the model's own .*, not that of its argument"):
+            train.main(least_arguments)
+    assert not (tmp_path / "run").exists()
+
+
+def test_model_that_is_not_a_pretrained_model_is_refused(least_arguments, monkeypatch, tmp_path):
+    class Plain(nn.Module):
+        def __init__(self, config: Any):
+            super().__init__()
+            self.head = nn.Linear(3, 1)
+
+        def forward(self, inputs: Any, labels: Any) -> Any:
+            return SimpleNamespace(loss=(self.head(inputs)[:, 0] - labels).square().mean())
+
+    with LEAST():
+        monkeypatch.setattr(importlib.import_module("model.modeling"), "Model", Plain)
+        with pytest.raises(RunError, match="expected a subclass of transformers.PreTrainedModel"):
             train.main(least_arguments)
     assert not (tmp_path / "run").exists()
 

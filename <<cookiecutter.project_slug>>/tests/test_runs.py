@@ -8,6 +8,7 @@ from unittest import mock
 import datasets
 import pytest
 import torch
+from accelerate import Accelerator
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 import train
@@ -25,7 +26,10 @@ from helpers.assertions import (
 from helpers.processes import Launch
 from helpers.seams import Killed
 from model.modeling import Model
+from training import losses
+from training.batches import Step
 from training.contract import Task
+from training.losses import LossMeter
 from training.state import TrainState
 
 
@@ -117,6 +121,17 @@ def test_run_with_loader_workers_has_bit_identical_weights(arguments, tmp_path, 
     Launch([*arguments, "--num_workers", "2"], tmp_path / "output").expect()
     expected = read_result(uninterrupted(arguments))
     assert_equal_tensors(read_result(tmp_path / "run").weights, expected.weights)
+
+
+def test_latest_loss_is_that_of_all_micro_batches_of_a_step(monkeypatch):
+    monkeypatch.setitem(losses.READ_EVERY, "cpu", 1)
+    meter = LossMeter(Accelerator())
+    for index, parts in enumerate(([1.0, 2.0, 4.0], [8.0, 16.0])):
+        step = Step(0, index, [0], num_items=1, is_training=False)
+        for part in parts:
+            meter.update({"loss": torch.tensor(part)}, step)
+        assert meter.latest == {"loss": sum(parts)}
+    assert meter.sums() == {"loss": 31.0}
 
 
 def rates(output: str) -> list[tuple[int, int, float]]:

@@ -48,6 +48,11 @@ for weights in (None, some):
             (found,) = torch.autograd.grad(loss, logits)
             torch.testing.assert_close(found.double(), gradient, rtol=1e-5, atol=1e-8)
 
+# In regression, no value marks a row without a label.
+values = torch.tensor([-100.0, 3.0])
+loss = compute_loss("regression", torch.zeros(2, 1), values, None)
+torch.testing.assert_close(loss, values.square().mean())
+
 # The model uses the weights of the data set, and label smoothing in training mode only.
 dataset = generate_dataset(ROWS, class_weight="balanced")
 arguments = {name: dataset.schema[name] for name in ("labels", "problem_type")}

@@ -37,3 +37,11 @@ assert len(blocks) > 3
 targets = [int((blocks[index]["labels"] != -100).sum()) for index in range(len(blocks))]
 assert targets == blocks.num_items.tolist()
 assert sum(targets) == together.num_items[0]
+
+# A .txt file is one document, so its lines are not separated.
+with open("lines.txt", "w") as file:
+    file.write("\n".join(TEXTS))
+plain = generate_dataset("lines.txt", max_len=100, separate_documents=True)
+assert plain.num_items[0] == plain.lengths[0] - 1
+assert plain.notes == ["lines.txt is one text: --separate_documents has no effect"]
+assert plain[0]["position_ids"].tolist() == list(range(plain.lengths[0]))
