@@ -93,7 +93,7 @@ def test_different_base_models_are_reported_on_both_machines(machines):
     path = machines / "machine1" / "base" / "config.json"
     config = json.loads(path.read_text(encoding="utf-8"))
     path.write_text(json.dumps({**config, "layer_norm_eps": 0.5}), encoding="utf-8")
-    assert_both_end(launch(machines), "checksum of the model: ")
+    assert_both_end(launch(machines), "checksum of configuration and weights: ")
 
 
 def test_missing_checkpoint_is_reported_on_both_machines(machines):

@@ -159,7 +159,7 @@ class _Opening:
         seed_all(self.config.seed)
         with self.group.in_agreement(), user_code("model/modeling.py: Model cannot be built"):
             model = self.build_model()
-        self.group.expect_equal({"checksum of the model": hash_model(model)})
+        self.group.expect_equal({"checksum of configuration and weights": hash_model(model)})
         with self.group.in_agreement():
             scores = self.build_scores(model)
             named = self.valid_examples if len(self.valid_examples) > 1 else {}
