@@ -6,7 +6,7 @@ from typing import Any
 
 import datasets
 
-from errors import DataError, describe
+from errors import DataError
 
 from .files import identify_file
 from .sources import Source, expand_user, files_of_split, list_files, parse_name, saved_by
@@ -35,20 +35,13 @@ class Resolved:
         files = [file["filename"] for file in self.table.cache_files]
         return [self.table._fingerprint, *map(identify_file, files)]
 
-    def select(self, rows: datasets.Dataset) -> datasets.Dataset:
+    def select(self, source: Source, rows: datasets.Dataset) -> datasets.Dataset:
         """Select the rows of the split.
 
         Raises:
             DataError: The slice of the split is invalid.
         """
-        if self.split is None:
-            return rows
-        try:
-            return _select(rows, self.split)
-        except ValueError as error:
-            raise DataError(
-                f"{self.split}: {describe(error)}; expected a split such as train[10:]"
-            ) from None
+        return rows if self.split is None else _attempt(source, _select, rows, self.split)
 
 
 def resolve(source: Source) -> Resolved:

@@ -61,7 +61,7 @@ def read_table(
     resolved = resolve(source)
     batches = _read_batches(source, resolved, columns, lists, nested)
     key = hash_values(hash_source(__file__, "reading"), resolved.identify(), columns, lists, nested)
-    table = resolved.select(_cached(source, key, batches))
+    table = resolved.select(source, _cached(source, key, batches))
     if len(table) == 0:
         raise DataError(f"{source}: no rows; expected at least one example")
     return table
